@@ -374,7 +374,7 @@ mod tests {
     }
 
     #[test]
-    fn dependents_follow_in_every_way_that_a_delete_can_ask_for() {
+    fn dependents_follow_every_propagation_policy() {
         for (how, left) in [
             (Propagation::Background, vec!["other"]),
             (Propagation::Foreground, vec!["other"]),
@@ -444,7 +444,7 @@ mod tests {
     }
 
     #[test]
-    fn what_belongs_to_no_namespace_stays_without_its_owner() {
+    fn cluster_scoped_dependents_of_namespaced_owners_stay() {
         let owner = json!([{"apiVersion": "v1", "kind": "ConfigMap", "name": "other", "uid": "c"}]);
         let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n", "uid": "n", "ownerReferences": owner}});
         let mut cluster = family();

@@ -30,7 +30,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn parts_are_rounded_as_asked_and_bounded() {
+    fn parts_are_rounded_as_requested_and_bounded() {
         let text = |text: &str| IntOrString::String(text.into());
         for (of, total, up, down) in [
             (IntOrString::Int(3), 10, 3, 3),

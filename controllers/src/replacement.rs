@@ -164,7 +164,7 @@ mod tests {
 
     /// A minute with pods that are evicted at once: the burst, and one a second.
     #[test]
-    fn what_is_lost_at_once_is_replaced_once_a_second() {
+    fn early_losses_are_replaced_once_a_second() {
         for wanted in [1, 10, 500] {
             let mut play = Play::new();
             let mut made = 0;
@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn growth_and_what_lived_are_never_held_back() {
+    fn growth_and_old_pods_are_never_delayed() {
         let mut play = Play::new();
         assert_eq!(play.pass(500, 500), ReplacementBudget { pods: 500, next_in: None }, "there was nothing before");
         play.lose(500, EARLY);
@@ -213,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_owner_gave_up_itself_is_no_loss() {
+    fn pods_deleted_by_their_owner_are_no_losses() {
         let mut play = Play::new();
         for _ in 0..100 {
             let memory = play.memory.take();
@@ -233,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn a_plan_gives_up_what_is_young_and_active() {
+    fn young_active_deletions_of_a_plan_are_counted() {
         let now = "2026-01-01T00:00:00Z".parse().unwrap();
         let pod = |name: &str, phase: &str| {
             json!({"apiVersion": "v1", "kind": "Pod",

@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn it_adopts_releases_and_makes_pods_and_says_so_in_its_own_name() {
+    fn it_adopts_releases_and_creates_pods_with_its_own_events() {
         let objects = [controller(), pod("orphan", "web", None), pod("strange", "other", Some("rc"))];
         let mut simulation = crate::simulation(start(), objects);
         let key = ObjectKey::new("a", "web");

@@ -221,7 +221,7 @@ spec: {activeDeadlineSeconds: 9, containers: [{name: c, resources: {requests: {c
     }
 
     #[test]
-    fn what_is_there_is_counted() {
+    fn existing_objects_are_counted() {
         let mut simulation = crate::simulation(start(), objects(NAMESPACE.trim()));
         count_all(&mut simulation);
         assert_eq!(used(&simulation, "q"), "count/configmaps=1,pods=2,requests.cpu=400m,services=1");
@@ -229,7 +229,7 @@ spec: {activeDeadlineSeconds: 9, containers: [{name: c, resources: {requests: {c
     }
 
     #[test]
-    fn what_was_charged_stays_until_the_view_is_surely_of_then() {
+    fn charges_stay_until_the_cache_is_current() {
         let mut simulation = crate::simulation(start(), objects(NAMESPACE.trim()));
         count_all(&mut simulation);
         let kind = Kind::of::<ResourceQuota>();
@@ -249,7 +249,7 @@ spec: {activeDeadlineSeconds: 9, containers: [{name: c, resources: {requests: {c
     }
 
     #[test]
-    fn only_what_frees_something_makes_it_count() {
+    fn only_releases_trigger_a_recount() {
         let simulation = crate::simulation(start(), objects(NAMESPACE.trim()));
         let concerned = |old: Option<Value>, new: Option<Value>| {
             let read = |value: Value| -> std::sync::Arc<dyn machinery_client::Object> {

@@ -229,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn a_scale_is_read_whatever_it_says() {
+    fn any_scale_is_parsed() {
         let scale = Scale::read(&json!({"spec": {"replicas": 1e300}, "status": {"replicas": i64::MIN, "selector": 5}}));
         assert_eq!((scale.wanted, scale.existing, &*scale.selector), (0, i32::MIN, ""));
         assert_eq!(scale.with_replicas(3)["spec"], json!({"replicas": 3}));

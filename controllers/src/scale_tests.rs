@@ -77,7 +77,7 @@ fn woken(simulation: &mut Simulation, name: &str) -> BTreeSet<(&'static str, Obj
 }
 
 #[test]
-fn one_pods_change_among_ten_thousand_objects_costs_what_it_changes() {
+fn one_pods_change_costs_independently_of_ten_thousand_objects() {
     let mut simulation = crate::simulation(start(), cluster());
     let woken = woken(&mut simulation, "s7-3");
     assert!(woken.iter().any(|(name, _)| *name == "replicaset-controller"), "{woken:?}");
@@ -117,7 +117,7 @@ fn claims() -> Vec<Value> {
 }
 
 #[test]
-fn thousands_of_claims_cost_what_each_of_them_costs() {
+fn the_cost_of_thousands_of_claims_is_linear() {
     let mut simulation = crate::simulation(start(), claims());
     let names = ["persistentvolume-binder-controller", "local-volume-provisioner"];
     #[expect(clippy::disallowed_methods, reason = "a measurement of real time")]

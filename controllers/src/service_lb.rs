@@ -341,7 +341,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pool_runs_out_and_wishes_are_kept_or_refused() {
+    fn an_exhausted_pool_and_requested_addresses() {
         let wish = |ip: &str| {
             let mut spec = balancer();
             spec["loadBalancerIP"] = json!(ip);
@@ -372,7 +372,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_that_somebody_wrote_into_a_status_is_not_the_services() {
+    fn an_address_in_a_status_alone_is_not_allocated() {
         let mut thief = service("thief", &balancer());
         thief["status"] = json!({"loadBalancer": {"ingress": [{"ip": "10.0.0.1", "ipMode": "VIP"}]}});
         let mut play = Play::new("10.0.0.1", vec![service("one", &balancer()), thief]);
@@ -399,7 +399,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_somebody_elses_is_left_alone() {
+    fn foreign_addresses_are_unchanged() {
         let mut of_class = balancer();
         of_class["loadBalancerClass"] = json!("example.com/cloud");
         let mut other = service("other", &of_class);
@@ -418,7 +418,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_service_left_behind_goes() {
+    fn leftover_addresses_of_a_service_are_released() {
         let gone: Service = serde_json::from_value(service("gone", &balancer())).unwrap();
         let mut left = json!(object("10.0.0.1".parse().unwrap(), &gone));
         left["apiVersion"] = json!("networking.k8s.io/v1");

@@ -211,7 +211,7 @@ metadata: {name: tin, deletionTimestamp: "2025-12-31T23:00:00Z", finalizers: [ku
 "#;
 
     #[test]
-    fn what_nobody_uses_goes() {
+    fn unused_objects_are_released() {
         let mut simulation = crate::simulation(start(), objects(GOING.trim()));
         answer(&mut simulation, Ok(json!({"items": []})));
         let lets_go = |controller: &str, key: ObjectKey| {

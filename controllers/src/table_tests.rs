@@ -412,7 +412,7 @@ fn state(simulation: &Simulation) -> String {
 }
 
 #[test]
-fn names_are_unique_and_every_controller_looks_at_something() {
+fn names_are_unique_and_every_controller_has_inputs() {
     let names: BTreeSet<&str> = CONTROLLERS.iter().map(|c| c.name).collect();
     assert_eq!(names.len(), CONTROLLERS.len());
     assert!(CONTROLLERS.iter().all(|c| !c.inputs.is_empty() && c.workers > 0));

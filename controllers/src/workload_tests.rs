@@ -196,7 +196,7 @@ fn reconcile_service(simulation: &mut Simulation) -> Plan {
 }
 
 #[test]
-fn endpoints_fill_slices_of_a_hundred_and_stay_where_they_are() {
+fn endpoints_fill_slices_of_a_hundred_and_stay_in_place() {
     let pods = (0..150).map(|n| served(&format!("p{n:03}"), &format!("10.0.0.{n}")));
     let mut simulation = crate::simulation(start(), pods.chain([node("m1"), service(&json!({}))]));
     reconcile_service(&mut simulation);
@@ -298,7 +298,7 @@ fn a_namespace_waits_for_its_pods_and_then_for_finalizers() {
 }
 
 #[test]
-fn a_namespace_that_was_only_told_about_waits_for_its_back_off() {
+fn an_event_alone_does_not_end_a_namespaces_back_off() {
     let namespace = |finalizers: Value, message: &str| {
         json!({"apiVersion": "v1", "kind": "Namespace",
             "metadata": {"name": "gone", "deletionTimestamp": "2025-12-31T23:00:00Z"},

@@ -337,7 +337,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_may_not_wait_any_more_is_woken() {
+    async fn requests_that_may_no_longer_wait_are_woken() {
         let waiting = ActivationQueues::default();
         waiting.set_scalable_services([key("web"), key("other")].into());
         let (web, other) = (waiting.enqueue(&key("web")).unwrap(), waiting.enqueue(&key("other")).unwrap());
@@ -349,7 +349,7 @@ mod tests {
     }
 
     #[test]
-    fn it_is_said_at_once_again_and_when_it_is_over() {
+    fn the_condition_is_written_at_once_refreshed_and_cleared() {
         let s = Duration::from_secs;
         let last = |at: u64, has_queued| WrittenCondition {
             at: s(at),
@@ -373,7 +373,7 @@ mod tests {
     }
 
     #[test]
-    fn no_more_is_said_in_a_second() {
+    fn condition_writes_per_second_are_bounded() {
         let mut rate = WriteRate::default();
         assert_eq!(rate.remaining(Duration::ZERO), CONDITION_WRITES_PER_SECOND_MAX);
         rate.count += CONDITION_WRITES_PER_SECOND_MAX;

@@ -287,7 +287,7 @@ pub(crate) mod tests {
     }
 
     #[tokio::test]
-    async fn a_name_server_that_never_answers_stalls_nobody_else() {
+    async fn a_silent_name_server_delays_only_its_clients() {
         let names = Arc::new(tarpit().await);
         let mut stuck = tokio::task::JoinSet::new();
         for n in 0..200 {
@@ -307,7 +307,7 @@ pub(crate) mod tests {
     }
 
     #[tokio::test]
-    async fn a_pod_asks_its_own_name_servers_and_never_those_of_the_host() {
+    async fn a_pod_queries_its_own_name_servers_only() {
         let (socket, port) = served().await;
         let mut names = tarpit().await;
         let of = |policy, server: &str| Caller {

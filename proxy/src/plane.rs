@@ -372,7 +372,7 @@ pub(crate) mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_not_there_is_refused_precisely() {
+    async fn missing_targets_are_rejected_precisely() {
         let plane = plane();
         add_service(&plane, "catalog", json!({"clusterIP": "127.64.0.10", "ports": [{"port": 80}]}), "127.66.0.2");
         let error = async |uri: &str| plane.http(&caller(), get(uri)).await.map(|_| ()).unwrap_err();
@@ -446,7 +446,7 @@ pub(crate) mod tests {
     }
 
     #[tokio::test]
-    async fn a_pod_knows_who_calls_it_and_through_what() {
+    async fn a_call_carries_its_caller_and_service() {
         let plane = plane();
         add_service(&plane, "catalog", json!({"clusterIP": "127.64.0.10", "ports": [{"port": 80}]}), "127.66.0.2");
         let _pod = attach(&plane, "127.66.0.2", "three boats");
@@ -479,7 +479,7 @@ pub(crate) mod tests {
     }
 
     #[tokio::test]
-    async fn names_resolve_to_what_calls_reach() {
+    async fn look_ups_and_calls_agree() {
         let plane = plane();
         add_service(&plane, "catalog", json!({"clusterIP": "127.64.0.10", "ports": [{"port": 80}]}), "127.66.0.2");
         add_service(&plane, "crew", json!({"clusterIP": "None", "ports": [{"port": 80}]}), "127.66.0.3");
@@ -529,7 +529,7 @@ pub(crate) mod tests {
     }
 
     #[tokio::test]
-    async fn listeners_that_nobody_calls_hold_no_connection() {
+    async fn idle_listeners_hold_no_connection() {
         let plane = plane();
         let permits = plane.state.connections.available_permits();
         let stop = CancellationToken::new();
@@ -556,7 +556,7 @@ pub(crate) mod tests {
     }
 
     #[tokio::test]
-    async fn a_taken_port_is_told_once() {
+    async fn a_port_in_use_is_reported_once() {
         let plane = plane();
         let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let port = taken.local_addr().unwrap().port();

@@ -206,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn names_mean_what_dns_says() {
+    fn names_resolve_as_cluster_dns() {
         let catalog = Target::Service(ObjectKey::new("shop", "catalog"));
         for name in [
             "catalog",

@@ -93,7 +93,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_change_is_seen_and_readers_keep_what_they_hold() {
+    fn readers_see_a_change_and_keep_their_snapshot() {
         let snapshot = RouteSnapshot::default();
         let key = |n: usize| ObjectKey::new("shop", format!("s{n}"));
         let ip = |n: u8| IpAddr::from([127, 64, 0, n]);

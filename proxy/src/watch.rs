@@ -204,7 +204,7 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn what_a_new_state_does_not_name_is_gone() {
+    fn objects_missing_in_a_new_list_are_removed() {
         let service = |name: &str| -> Arc<dyn Object> {
             let service = json!({"metadata": {"name": name, "namespace": "shop", "resourceVersion": "1"}});
             Arc::new(serde_json::from_value::<Service>(service).unwrap())

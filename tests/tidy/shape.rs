@@ -32,7 +32,7 @@ const WIDE_FUNCTIONS: &[(&str, &str, &str)] = &[
         "one evaluation: policy, binding, parameters and request",
     ),
     ("apiserver/server/src/http/watch.rs", "stream", "one watch: its cache, its options and its connection"),
-    ("apiserver/storage/src/store/record/tests.rs", "what_is_made_is_read", "arguments of a property test"),
+    ("apiserver/storage/src/store/record/tests.rs", "built_records_are_read", "arguments of a property test"),
     ("controllers/src/job/tally.rs", "end", "the parts of one decision about a Job"),
     ("machinery/api/src/patch/mod.rs", "decode_patched", "a patch, its type and the object's schema"),
     ("machinery/api/src/schema/protobuf.rs", "put", "a field of a message with its type and its place"),

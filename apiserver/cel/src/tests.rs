@@ -109,7 +109,7 @@ fn expressions_fail_as_they_fail_upstream() {
 }
 
 #[test]
-fn what_makes_no_sense_is_not_compiled() {
+fn invalid_expressions_do_not_compile() {
     for (text, error) in [
         ("x", "ERROR: <input>:1:1: undeclared reference to 'x' (in container '')\n | x\n | ^"),
         (
@@ -184,7 +184,7 @@ fn a_schema_types_self() {
 }
 
 #[test]
-fn what_costs_too_much_is_ended() {
+fn expensive_expressions_are_aborted() {
     let program =
         Env::new().variable("l", Type::list(Type::Int)).compile("l.all(a, l.all(b, l.all(c, a + b + c > 0)))");
     let program = program.expect("compiles");
@@ -199,7 +199,7 @@ fn what_costs_too_much_is_ended() {
 }
 
 #[test]
-fn what_grows_is_bounded() {
+fn growing_values_are_bounded() {
     let mut text = "[1, 2, 3, 4]".to_owned();
     for at in 0..40 {
         text = format!("optional.of({text}).optMap(x{at}, x{at} + x{at}).value()");
@@ -224,7 +224,7 @@ fn the_deepest_expression_fits_a_stack() {
 }
 
 #[test]
-fn variables_are_evaluated_when_asked_for() {
+fn variables_are_evaluated_on_first_use() {
     let env = Env::new().variable("object", Type::Dyn).variable("variables", Type::map(Type::String, Type::Dyn));
     let (a, b) = (env.compile("object.x + 1").expect("a"), env.compile("variables.a * 2").expect("b"));
     let bad = env.compile("object.nothing").expect("bad");

@@ -75,7 +75,7 @@ mod tests {
     }
 
     #[test]
-    fn requests_go_when_they_are_done_with() {
+    fn finished_requests_are_deleted() {
         let told = |kind: &str| json!([{"type": kind, "status": "True", "lastUpdateTime": "2026-01-01T05:00:00Z"}]);
         assert_eq!(due_of(json!([]), "").as_deref(), Some("2026-01-02T00:00:00Z"));
         assert_eq!(due_of(told("Approved"), "").as_deref(), Some("2026-01-02T05:00:00Z"));

@@ -104,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn each_signer_takes_what_upstreams_takes() {
+    fn each_signer_accepts_upstreams_usages() {
         let client = [SIGNATURE, CLIENT];
         assert_eq!(said(KUBELET_CLIENT_SIGNER, &node(), &client), "taken");
         assert_eq!(said(KUBELET_CLIENT_SIGNER, &node(), &[ENCIPHERMENT, SIGNATURE, CLIENT]), "taken");

@@ -84,7 +84,7 @@ fn node(name: &str, ready: &str) -> Value {
 }
 
 #[test]
-fn a_node_takes_what_is_known_of_it_and_loses_its_taint() {
+fn a_node_gets_its_inventory_data_and_loses_its_taint() {
     let mut play = Play::new(FILE, vec![node("n1", "True"), node("n2", "True"), node("n3", "True")]);
     assert_eq!(play.work("node", "n1"), ["Synced: Node synced successfully"]);
     let n1 = play.node("n1").unwrap();
@@ -113,7 +113,7 @@ fn a_node_takes_what_is_known_of_it_and_loses_its_taint() {
 }
 
 #[test]
-fn addresses_follow_and_late_nodes_are_found_by_the_look_at_all() {
+fn addresses_follow_and_a_full_pass_finds_late_nodes() {
     let mut play = Play::new(
         "nodes: [{name: n1, addresses: [{type: InternalIP, address: 10.0.0.1}]}]",
         vec![node("n1", "True"), node("n2", "True")],
@@ -134,7 +134,7 @@ fn addresses_follow_and_late_nodes_are_found_by_the_look_at_all() {
 }
 
 #[test]
-fn an_address_that_a_kubelet_was_told_has_to_be_known() {
+fn a_provided_node_ip_has_to_be_in_the_inventory() {
     let mut play = Play::new(FILE, vec![node("n1", "True")]);
     play.change("n1", "/metadata/annotations", json!({"alpha.kubernetes.io/provided-node-ip": "10.0.0.7"}));
     let why = "failed to get node address from cloud provider that matches ip: 10.0.0.7";
@@ -184,7 +184,7 @@ impl Instances for Silent {
 }
 
 #[test]
-fn who_does_not_know_has_nothing_done() {
+fn an_unknowing_provider_changes_nothing() {
     let mut play = Play::new(FILE, vec![node("n1", "Unknown")]);
     play.settings.instances = Some(Arc::new(Silent));
     for controller in ["node", "node-lifecycle"] {

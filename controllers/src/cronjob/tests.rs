@@ -138,7 +138,7 @@ fn a_status_that_was_not_written_is_made_up_for() {
 }
 
 #[test]
-fn policies_decide_what_a_job_still_running_means() {
+fn concurrency_policies_handle_a_running_job() {
     for (policy, told, left, running) in [
         ("Allow", vec!["SuccessfulCreate"], vec![5, 10], 2),
         ("Forbid", vec!["JobAlreadyActive"], vec![5], 1),
@@ -210,7 +210,7 @@ fn the_oldest_ended_jobs_go_beyond_the_limits() {
 }
 
 #[test]
-fn jobs_that_others_make_or_delete_are_told() {
+fn foreign_job_changes_are_reported() {
     let mut cluster = cluster("00:05:01", &json!({}));
     settle(&mut cluster, "00:05:01");
     cluster.view.remove(&Kind::of::<Job>(), &job(5), 1_000_000);

@@ -219,7 +219,7 @@ fn a_surge_makes_the_new_pod_first() {
 }
 
 #[test]
-fn on_delete_waits_for_who_deletes() {
+fn on_delete_waits_for_deletions() {
     let mut cluster = cluster(&json!({"updateStrategy": {"type": "OnDelete"}}), &["n1", "n2"]);
     roll(&mut cluster);
     images(&mut cluster, "2");
@@ -232,7 +232,7 @@ fn on_delete_waits_for_who_deletes() {
 }
 
 #[test]
-fn what_ended_is_replaced_and_what_fails_again_waits_twice_as_long_each_time() {
+fn ended_pods_are_replaced_with_doubling_back_off() {
     let mut cluster = cluster(&json!({}), &["n1"]);
     settle(&mut cluster);
     let pod = |cluster: &Simulation| machinery_client::key_of(&cluster.view.all::<Pod>().next().unwrap().metadata);

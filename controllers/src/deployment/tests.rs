@@ -228,7 +228,7 @@ fn the_oldest_sets_beyond_the_limit_are_deleted() {
 
 /// Status writes with progress alone may be delayed; condition changes and completion are not.
 #[test]
-fn progress_may_wait_and_what_others_act_on_does_not() {
+fn only_progress_may_wait() {
     let strategy = json!({"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 1}});
     let mut simulation = crate::simulation(start(), [deployment(5, &strategy)]);
     for _ in 0..3 {

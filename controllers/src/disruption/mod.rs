@@ -288,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn what_may_go_is_what_is_healthy_beyond_what_is_wanted() {
+    fn allowed_disruptions_are_healthy_pods_beyond_the_minimum() {
         let two = || {
             vec![
                 workload("Deployment", "web", 4, None),

@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn a_kind_of_somebody_is_as_large_as_its_scale_says() {
+    fn the_size_of_a_custom_kind_is_its_scale() {
         let list = json!({"resources": [{"name": "games", "kind": "Game"}, {"name": "games/scale", "kind": "Scale",
             "group": "autoscaling", "version": "v1"}, {"name": "plays", "kind": "Play"}]});
         let scale = |uid: &str, size: i32| json!({"metadata": {"uid": uid}, "spec": {"replicas": size}});

@@ -383,7 +383,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_too_much_or_no_address_is_told() {
+    fn excess_and_invalid_addresses_are_reported() {
         let many: Vec<Value> = (0..1005).map(|n| json!({"ip": format!("10.0.{}.{}", n / 250, n % 250)})).collect();
         let subsets = json!([{"addresses": many, "ports": [{"port": 80}]}, {"addresses": [{"ip": "x"}], "ports": [{"port": 81}]}]);
         let mut simulation = crate::simulation(start(), [service(json!(null)), endpoints(subsets)]);

@@ -292,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn a_headless_service_without_ports_has_addresses_and_says_so() {
+    fn a_headless_service_without_ports_has_addresses_and_a_label() {
         let headless = json!({"clusterIP": "None", "ports": [], "publishNotReadyAddresses": true});
         let mut going = pod("p1", "10.0.0.1", "False");
         going["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
@@ -304,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn more_than_a_thousand_are_cut_and_told() {
+    fn more_than_a_thousand_are_truncated_with_an_annotation() {
         let pods = (0..1010).map(|n| pod(&format!("p{n}"), &format!("10.0.{}.{}", n / 250, n % 250), "True"));
         let (_, endpoints) = made([service(json!({})), node()].into_iter().chain(pods).collect());
         let endpoints = endpoints.unwrap();
@@ -313,7 +313,7 @@ mod tests {
     }
 
     #[test]
-    fn they_go_with_their_service_and_no_others_do() {
+    fn endpoints_are_deleted_with_their_service_only() {
         let (mut simulation, _) = made(vec![service(json!({})), node(), pod("p1", "10.0.0.1", "True")]);
         let named = |name: &str, annotations: Value| json!({"apiVersion": "v1", "kind": "Endpoints", "metadata": {"name": name, "namespace": "a", "annotations": annotations}});
         for object in [named("hand-made", json!({})), named("lock", json!({LEADER: "{}"}))] {

@@ -257,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn what_would_be_huge_stays_as_it_is() {
+    fn huge_subsets_stay_split() {
         let many: Vec<Value> = (0..1000).map(|n| address(&format!("10.0.{}.{}", n / 250, n % 250))).collect();
         let ports: Vec<Value> = (1..=200).map(|n| json!({"name": format!("p{n}"), "port": n})).collect();
         let mut given = vec![json!({"addresses": many, "ports": ports})];
@@ -271,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_too_much_is_cut_of_the_unready_first() {
+    fn excess_unready_addresses_are_dropped_first() {
         let some = |n: usize, from: usize| -> Vec<Value> {
             (0..n).map(|at| address(&format!("10.{from}.{}.{}", at / 250, at % 250))).collect()
         };

@@ -158,7 +158,7 @@ mod tests {
     proptest::proptest! {
         /// Every operation against a set of single indexes.
         #[test]
-        fn intervals_are_the_sets_that_they_stand_for(
+        fn intervals_equal_their_sets(
             ones in proptest::collection::vec((0..40i32, 0..6i32), 0..16),
             others in proptest::collection::btree_set(0..40i32, 0..40),
             below in 0..45i32,

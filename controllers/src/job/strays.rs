@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_orphaned_goes_beside_a_job_of_the_name() {
+    fn orphaned_pods_are_deleted_beside_a_new_job_of_the_name() {
         let mut cluster = cluster([job("second"), pod("p", json!([]))]);
         settle(&mut cluster, &[]);
         assert!(names(&cluster).is_empty());
@@ -172,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_job_does_not_choose_any_more_goes_with_it() {
+    fn unselected_pods_of_a_job_are_deleted_with_it() {
         let mut going = job("first");
         going["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
         going["metadata"]["finalizers"] = json!(["foregroundDeletion"]);
@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_still_to_be_counted_or_is_not_a_jobs_stays() {
+    fn uncounted_or_foreign_pods_stay() {
         let there = pod("there", owned("Job", "first"));
         let others = pod("others", owned("ReplicaSet", "r"));
         let cluster = cluster([job("first"), there, others]);
@@ -220,7 +220,7 @@ mod tests {
 
     /// The view of Jobs may lag behind that of pods, so the server decides.
     #[test]
-    fn the_server_says_whether_a_job_is_gone() {
+    fn a_read_of_the_server_confirms_a_deleted_job() {
         let cluster = cluster([pod("p", owned("Job", "first"))]);
         let plan = release_all(&cluster.view, "a");
         let [Action::ExpectGone { key, uid, .. }, Action::Concurrent(untracked)] = plan.actions.as_slice() else {

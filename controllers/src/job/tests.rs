@@ -320,7 +320,7 @@ fn nothing_to_complete_is_complete_at_once() {
 }
 
 #[test]
-fn what_is_stopped_with_the_job_is_no_failed_index() {
+fn indexes_stopped_with_the_job_have_not_failed() {
     let mut play = Play::of(
         json!({"completions": 3, "parallelism": 3, "completionMode": "Indexed", "backoffLimitPerIndex": 0, "maxFailedIndexes": 0, "backoffLimit": 2_147_483_647}),
     );
@@ -364,7 +364,7 @@ fn pods_that_a_suspended_job_gives_up_fail_no_index() {
 }
 
 #[test]
-fn what_a_success_stops_is_no_failed_index() {
+fn indexes_stopped_by_a_success_have_not_failed() {
     let policy = json!({"rules": [{"succeededIndexes": "0"}]});
     let mut play = Play::of(json!({"completions": 3, "parallelism": 3, "completionMode": "Indexed",
         "backoffLimitPerIndex": 0, "successPolicy": policy}));
@@ -376,7 +376,7 @@ fn what_a_success_stops_is_no_failed_index() {
 }
 
 #[test]
-fn what_a_failure_stops_has_failed_also_where_only_failed_pods_are_replaced() {
+fn pods_stopped_by_a_failure_count_as_failed() {
     let mut play =
         Play::of(json!({"completions": 3, "parallelism": 3, "podReplacementPolicy": "Failed", "backoffLimit": 0}));
     play.end(None, "Failed", 1);
@@ -386,7 +386,7 @@ fn what_a_failure_stops_has_failed_also_where_only_failed_pods_are_replaced() {
 
 /// Ten characters mean 2^31 indexes, in each text that a Job's author, or the author of its status, may write.
 #[test]
-fn a_job_of_2147483647_indexes_costs_what_its_texts_are_long() {
+fn a_job_of_2147483647_indexes_costs_by_its_text_length() {
     let spec = |more: Value| {
         let mut spec = json!({"completions": i32::MAX, "parallelism": 2, "completionMode": "Indexed"});
         spec.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());

@@ -167,7 +167,7 @@ fn pods_are_marked_at_the_version_that_was_read() {
 }
 
 #[test]
-fn where_no_node_is_ready_nobody_is_evicted() {
+fn without_ready_nodes_no_pod_is_evicted() {
     let mut cluster = crate::simulation(at(0), [node("one"), node("two")]);
     cluster.now = at(600);
     settle(&mut cluster);
@@ -307,7 +307,7 @@ fn an_excluded_node_says_nothing_about_its_zone() {
 
 /// Upstream swaps the taints at once, whatever the rate.
 #[test]
-fn a_node_that_speaks_again_to_say_that_it_is_not_ready_stays_given_up() {
+fn a_node_that_returns_unready_stays_lost() {
     let mut cluster = crate::simulation(at(0), of_zone("z", 3));
     pass(&mut cluster, 45, |name| name != "z-00", &settings());
     assert_eq!(state(&cluster, "z-00").1, ["unreachable:NoSchedule", "unreachable:NoExecute"]);
@@ -319,7 +319,7 @@ fn a_node_that_speaks_again_to_say_that_it_is_not_ready_stays_given_up() {
 }
 
 #[test]
-fn what_a_node_that_is_not_ready_says_of_a_pod_later_holds() {
+fn a_later_report_of_an_unready_node_stays() {
     let ready_since = |second| {
         let mut pod = running_pod("one");
         pod["status"]["conditions"][1]["lastTransitionTime"] = json!(at(second));
@@ -385,7 +385,7 @@ fn with_fast_failover_a_short_lease_counts_by_its_own() {
 
 /// A node may be ready before it has a Lease: the check that is planned for the usual grace period is then too late.
 #[test]
-fn a_lease_of_another_length_is_looked_at_at_once() {
+fn a_lease_of_another_length_is_evaluated_at_once() {
     let lasting = |seconds: i64| {
         let mut lease = lease("one", "2026-01-01T00:00:00.000000Z");
         lease["spec"]["leaseDurationSeconds"] = json!(seconds);

@@ -231,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_there_is_said_as_upstream_says_it() {
+    fn missing_values_have_upstreams_messages() {
         let gone = Err((404, "404 page not found\n"));
         let missing = "the server could not find the requested resource";
         for (ask, wanted) in [
@@ -272,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn values_are_added_up_to_what_can_be_counted() {
+    fn sums_of_values_saturate() {
         let list =
             |values: &[&str]| json!({"items": values.iter().map(|value| json!({"value": value})).collect::<Vec<_>>()});
         let sum = |values: &[&str]| asked(|pass| external(pass, "a", &metric("q")), Ok(list(values))).unwrap();

@@ -356,7 +356,7 @@ fn server(effect: &Effect, size: i64, milli: i64) -> Result<Value, (u16, &'stati
 }
 
 #[test]
-fn a_pass_looks_decides_writes_and_tells() {
+fn a_pass_measures_decides_writes_and_records_events() {
     let answer = |effect: &Effect| server(effect, 2, 90);
     let mut play = Play::new(vec![autoscaler("web", &json!({"metrics": cpu(50)})), pod("p0"), pod("p1")], &answer);
     assert_eq!(
@@ -388,7 +388,7 @@ fn a_pass_looks_decides_writes_and_tells() {
 }
 
 #[test]
-fn what_is_missing_is_told_in_upstreams_words() {
+fn missing_metrics_have_upstreams_messages() {
     let metric = json!([{"type": "External", "external": {"metric": {"name": "queue"}, "target": {"type": "Value", "value": "5"}}}]);
     let answer = |effect: &Effect| server(effect, 2, 90);
     let mut play = Play::new(vec![autoscaler("web", &json!({"metrics": metric})), pod("p0")], &answer);
@@ -430,7 +430,7 @@ fn two_autoscalers_of_the_same_pods_scale_nothing() {
 }
 
 #[test]
-fn a_conflict_is_tried_again_and_a_refusal_told() {
+fn conflicts_are_retried_and_rejections_reported() {
     let tries = std::cell::Cell::new(0);
     let answer = |effect: &Effect| match effect {
         Effect::Put(..) if tries.replace(tries.get() + 1) == 0 => Err((409, "it was changed")),
@@ -451,7 +451,7 @@ fn a_conflict_is_tried_again_and_a_refusal_told() {
 }
 
 #[test]
-fn a_workload_goes_to_zero_and_comes_back_for_who_waits() {
+fn a_workload_scales_to_zero_and_back_for_waiting_requests() {
     let (size, rate) = (std::cell::Cell::new(1_i64), std::cell::Cell::new("0"));
     let answer = |effect: &Effect| match effect {
         Effect::Put(_, scale) => {

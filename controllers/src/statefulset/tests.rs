@@ -190,7 +190,7 @@ fn a_pod_has_its_identity() {
 }
 
 #[test]
-fn a_parallel_set_waits_for_nobody() {
+fn a_parallel_set_does_not_wait_for_pods() {
     let mut cluster = cluster([set(3, &json!({"podManagementPolicy": "Parallel"}))]);
     assert_eq!(settle(&mut cluster), ["db-0@1", "db-1@1", "db-2@1"]);
     set_status(&mut cluster, "db-0", json!({"phase": "Failed"}));
@@ -314,7 +314,7 @@ fn without_the_gate_one_is_missing_at_a_time() {
 }
 
 #[test]
-fn on_delete_waits_for_who_deletes() {
+fn on_delete_waits_for_deletions() {
     let mut cluster = cluster([set(2, &json!({"updateStrategy": {"type": "OnDelete"}}))]);
     roll(&mut cluster);
     images(&mut cluster, "2");
@@ -339,7 +339,7 @@ fn a_pod_that_is_ready_for_too_short_a_time_is_waited_for() {
 }
 
 #[test]
-fn claims_are_owned_as_the_policy_says() {
+fn claims_are_owned_by_the_retention_policy() {
     let claims = json!([{"metadata": {"name": "data"}, "spec": {"accessModes": ["ReadWriteOnce"]}}]);
     for (scaled, deleted, in_range, beyond) in [
         ("Retain", "Retain", vec![], vec![]),

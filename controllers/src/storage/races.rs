@@ -154,7 +154,7 @@ fn free(world: &mut Simulation, name: &str) {
 }
 
 #[test]
-fn no_claim_is_bound_twice_whatever_binders_know_and_wherever_they_die() {
+fn no_claim_is_bound_twice_despite_stale_caches_and_crashes() {
     let mut bindings = 0;
     for seed in 0..SEEDS {
         bindings += race(seed).unwrap_or_else(|why| panic!("seed {seed}: {why}"));

@@ -93,7 +93,7 @@ fn each_claim_gets_one_volume_and_each_volume_one_claim() {
 }
 
 #[test]
-fn what_cannot_be_bound_says_why() {
+fn unbound_claims_have_a_reason() {
     let asks = |name: &str| claim(name, json!({"storageClassName": "", "volumeName": format!("v-{name}")}));
     let taken = json!({"claimRef": {"name": "x", "namespace": "a", "uid": "x"}});
     let simulation = settled([

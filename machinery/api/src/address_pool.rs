@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_pool_is_said() {
+    fn invalid_pools_are_errors() {
         for (text, why) in [
             ("10.0.0.5/24", "begins elsewhere"),
             (",", "names no address"),

@@ -151,7 +151,7 @@ mod tests {
     const ANN: &str = include_str!("testdata/certificate-request.pem");
 
     #[test]
-    fn a_request_says_who_it_is_for() {
+    fn a_request_names_its_subject() {
         let request = CertificateRequest::verified(ANN.as_bytes()).unwrap();
         assert_eq!((request.common_name.as_str(), request.organizations.as_slice()), ("ann", &["team".to_owned()][..]));
         assert!(request.dns_names.is_empty() && request.ip_addresses.is_empty());
@@ -167,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_request_is_told() {
+    fn invalid_requests_are_errors() {
         let wrong = Err("PEM block type must be CERTIFICATE REQUEST".to_owned());
         assert_eq!(CertificateRequest::parse(b""), wrong);
         assert_eq!(CertificateRequest::parse(&[0, 1, 2]), wrong);

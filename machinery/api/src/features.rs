@@ -224,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_refused_with_upstreams_words() {
+    fn errors_have_upstreams_messages() {
         for (given, why) in [
             ("MaxUnavailableStatefulSet", "missing bool value for MaxUnavailableStatefulSet"),
             (" ", "missing bool value for "),

@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_like_others_takes_little() {
+    fn similar_texts_compress_well() {
         let mut packer = Packer::default();
         let mut packed = Vec::new();
         for n in 0..100 {
@@ -238,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn what_gains_nothing_stays_as_it_is() {
+    fn incompressible_texts_stay_uncompressed() {
         let mut packer = Packer::default();
         assert!(packer.pack(b"short").is_none() && packer.pack(&[b'x'; TEXT_BYTES_MAX + 1]).is_none());
         let mut state = 7u64;
@@ -253,7 +253,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_packed_is_read_again(
+        fn compressed_texts_are_read_back(
             texts in proptest::collection::vec((0..4usize, 0..3usize, proptest::collection::vec(any::<u8>(), 0..300)), 1..40),
             at in any::<proptest::sample::Index>(), piece in proptest::collection::vec(any::<u8>(), 0..50),
         ) {

@@ -359,7 +359,7 @@ mod tests {
 
     /// With the results of robfig/cron v3.0.1.
     #[test]
-    fn what_upstream_takes_is_taken_and_what_not_is_told_in_its_words() {
+    fn schedules_are_accepted_or_rejected_as_upstream() {
         for good in [
             "* * * * *",
             "? ? * * ?",
@@ -434,7 +434,7 @@ mod tests {
     }
 
     #[test]
-    fn what_never_comes_is_none() {
+    fn impossible_schedules_have_no_time() {
         for never in ["0 0 31 2 *", ", * * * *", "* , * * *", "0 0 * , *"] {
             let schedule = Schedule::parse(never).unwrap();
             assert_eq!(schedule.next(at("2026-01-01T00:00:00Z"), &TimeZone::UTC), None, "{never}");
@@ -470,7 +470,7 @@ mod tests {
     }
 
     #[test]
-    fn any_text_is_taken_or_told() {
+    fn any_text_parses_or_yields_an_error() {
         let (start, zone) = (at("2026-10-24T22:30:00Z"), time_zone("Europe/Berlin").unwrap());
         bolero::check!().with_type::<String>().for_each(|text| {
             for text in [text.clone(), format!("@every {text}"), format!("{text} * * * *")] {

@@ -300,7 +300,7 @@ mod tests {
 
         /// A text returned unchanged equals its formatted value.
         #[test]
-        fn what_is_as_printed_is_told_by_its_look(text in "[0-9]{4}-(0[1-9]|1[0-2])-[0-2][0-9]T[0-2]?[0-9]:[0-5][0-9]:[0-5][0-9]([.,][0-9]{0,8})?(Z|[+-]0[0-9]:[0-5][0-9])") {
+        fn canonical_times_are_recognized_by_form(text in "[0-9]{4}-(0[1-9]|1[0-2])-[0-2][0-9]T[0-2]?[0-9]:[0-5][0-9]:[0-5][0-9]([.,][0-9]{0,8})?(Z|[+-]0[0-9]:[0-5][0-9])") {
             for precision in [Precision::Seconds, Precision::Micros] {
                 let Ok((at, 0)) = read(&text, precision) else { continue };
                 prop_assert!(!is_printed(&text, precision) || print(at, precision) == text, "{text}");

@@ -200,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn an_ephemeral_container_is_looked_at_alone() {
+    fn an_ephemeral_container_is_checked_alone() {
         let spec = json!({"containers": [], "ephemeralContainers": [{"name": "e"}, {"name": "f", "volumeDevices": [{"name": "v", "devicePath": "/d"}]}]});
         assert_eq!(paths(spec.clone()), Vec::<String>::new());
         let of =
@@ -209,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn what_means_nothing_here_or_is_acted_on_passes() {
+    fn supported_and_meaningless_fields_pass() {
         let found = paths(json!({
             "hostUsers": false, "shareProcessNamespace": true, "subdomain": "s", "hostname": "h", "setHostnameAsFQDN": true,
             "hostAliases": [{"ip": "192.0.2.1"}], "dnsPolicy": "None", "dnsConfig": {"nameservers": ["192.0.2.1"]},

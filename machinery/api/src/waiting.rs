@@ -43,7 +43,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_was_said_lately_counts() {
+    fn only_a_recent_condition_counts() {
         let now: Timestamp = "2026-01-01T00:01:00Z".parse().unwrap();
         for (status, at, says, wanted) in [
             ("True", "2026-01-01T00:00:50Z", message(7), Some(7)),

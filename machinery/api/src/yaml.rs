@@ -41,7 +41,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_is_read_or_told_in_a_line() {
+    fn a_file_parses_or_yields_a_one_line_error() {
         assert_eq!(read::<Value>("a: [1, x]\n").unwrap(), json!({"a": [1, "x"]}));
         for (text, told) in [
             ("a: 1\na: 2\n", "a"),
@@ -56,7 +56,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_file_holds_is_not_told() {
+    fn errors_do_not_quote_the_file() {
         let text = "password:\n  secret: 'hunter2 \"quoted\" \\ more'\n  x: [\n";
         for text in [text, "password: 'hunter2 \"quoted\" \\ more'\n"] {
             let error = read::<std::collections::BTreeMap<String, u32>>(text).unwrap_err();

@@ -341,7 +341,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_kept_for_a_claim_goes_first() {
+    fn reserved_volumes_are_bound_first() {
         let kept = |uid: &str| json!({"claimRef": {"name": "c", "namespace": "a", "uid": uid}});
         let all = |uid: &str| [volume("best", "1Gi", json!({})), volume("kept", "9Gi", kept(uid))];
         assert_eq!(found(&asks(json!({})), &all(""), false), "kept");
@@ -350,7 +350,7 @@ mod tests {
     }
 
     #[test]
-    fn a_volume_is_where_its_affinity_says() {
+    fn a_volume_follows_its_node_affinity() {
         let near = |key: &str, field: &str| {
             let of = |key: &str, value: &str| json!([{"key": key, "operator": "In", "values": [value]}]);
             let term = match field {

@@ -162,7 +162,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_kubeconfig_that_cannot_be_used_is_told_without_what_is_in_it() {
+    async fn an_unusable_kubeconfig_is_reported_without_its_content() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("config");
         let failure = || async { from_kubeconfig(&path).await.map(|_| ()).unwrap_err().to_string() };

@@ -372,7 +372,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_first_attempt_that_hangs_is_given_up_and_hears_of_the_stop() {
+    async fn a_hanging_first_attempt_times_out_and_stops() {
         let (env, clock) = TokioClock::env(1);
         let server = Server { fault: Some(|_| Fault::Silence), ..Server::default() };
         let election = Election::new(ObjectKey::new("kube-system", "x"), "me");

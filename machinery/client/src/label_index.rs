@@ -70,7 +70,7 @@ mod tests {
     }
 
     #[test]
-    fn the_rarest_label_decides_who_is_looked_at() {
+    fn the_rarest_label_selects_the_candidates() {
         let mut index = LabelIndex::default();
         let key = |name: &str| Arc::new(ObjectKey::new("a", name));
         for name in ["x", "y", "z"] {

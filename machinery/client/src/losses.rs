@@ -62,7 +62,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_lost_early_is_counted_once() {
+    fn early_losses_are_counted_once() {
         let (kind, key, seconds) = (Kind::of::<Pod>(), ObjectKey::new("a", "p"), Duration::from_secs);
         let mut view = ObjectCache::default();
         view.put(&kind, pod(1, "o", false));

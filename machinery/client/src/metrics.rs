@@ -162,7 +162,7 @@ mod tests {
     use machinery_env::Env;
 
     #[tokio::test]
-    async fn a_queues_figures_are_shown_under_upstreams_names() {
+    async fn queue_metrics_have_upstreams_names() {
         let metrics = Metrics::called(|name| name.strip_suffix("-controller").unwrap_or(name));
         let mut registry = Registry::default();
         metrics.register(&mut registry);

@@ -93,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn a_change_wakes_those_whom_it_concerns() {
+    fn a_change_wakes_its_waiters_only() {
         let kind = Kind::of::<Pod>();
         let (mut view, mut waiters) = (ObjectCache::default(), WriteWaiters::default());
         let mut changed = |waiters: &mut WriteWaiters, name: &str, version: u64| {
@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn those_who_wait_for_a_kind_that_is_forgotten_are_woken() {
+    fn dropping_a_kind_wakes_its_waiters() {
         let kind = Kind::of::<Pod>();
         let (mut view, mut waiters) = (ObjectCache::default(), WriteWaiters::default());
         view.open(&kind);

@@ -404,7 +404,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_error_goes_only_where_the_report_says() {
+    fn the_error_is_written_only_at_the_reports_pointer() {
         let patch = json!({"status": {"name": "{error}", "conditions": [{"message": "it failed: {error}"}]}});
         let report = Action::patch(&ConfigMap::default(), patch);
         let Action::Patch { patch, .. } = report.with_error("/status/conditions/0/message", "no {error}") else {

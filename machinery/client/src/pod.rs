@@ -435,7 +435,7 @@ mod tests {
     }
 
     #[test]
-    fn what_decisions_read_stays() {
+    fn fields_that_decisions_read_are_kept() {
         let port = json!([{"containerPort": 80, "name": "http", "hostIP": "10.0.0.1", "hostPort": 8080}]);
         let resources = json!({"requests": {"cpu": "1"}});
         let pod = read(&json!({

@@ -38,7 +38,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn progress_waits_from_its_first_word_on_and_whatever_else_is_written_ends_the_wait() {
+    fn progress_is_delayed_and_other_writes_end_the_delay() {
         let mut limiter = ProgressLimiter::default();
         let (key, other) = (Arc::new(ObjectKey::new("a", "x")), Arc::new(ObjectKey::new("a", "y")));
         let ms = Duration::from_millis;

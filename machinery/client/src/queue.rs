@@ -255,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn the_earliest_wish_holds_and_back_off_doubles_to_its_limit() {
+    fn the_earliest_requeue_wins_and_back_off_doubles_to_its_limit() {
         let mut q = WorkQueueState::default();
         let t = Duration::from_secs;
         q.add_at(key("x"), t(9));

@@ -150,7 +150,7 @@ async fn where_nothing_is_streamed_pages_are_listed() {
 }
 
 #[tokio::test]
-async fn a_watch_that_is_too_old_begins_anew_and_forgets_what_is_gone() {
+async fn an_expired_watch_relists_and_drops_deleted_objects() {
     let script = Script::default();
     let first = script.streams("sendInitialEvents=true");
     let informer = Informer::new(script.client(), Env::real(), &CancellationToken::new());
@@ -169,7 +169,7 @@ async fn a_watch_that_is_too_old_begins_anew_and_forgets_what_is_gone() {
 /// A starting server answers 404 for kinds that it doesn't serve yet: cached objects must not be dropped, and an
 /// unknown kind must not count as empty.
 #[tokio::test(start_paused = true)]
-async fn a_404_of_a_kind_says_nothing_of_its_objects() {
+async fn a_404_of_a_kind_is_not_one_of_its_objects() {
     let script = Script::default();
     let unserved = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "code": 404,
         "reason": "NotFound", "message": "the server could not find the requested resource", "details": {}});
@@ -199,7 +199,7 @@ async fn a_404_of_a_kind_says_nothing_of_its_objects() {
 }
 
 #[tokio::test]
-async fn a_reflector_asks_for_what_its_selectors_choose() {
+async fn a_reflector_sends_its_selectors() {
     let script = Script::default();
     let stream = script.streams("/namespaces/a/configmaps?*fieldSelector=metadata.name%3Dx");
     let reflector = Reflector::of::<ConfigMap>(script.client(), Env::real()).within("a").selecting("metadata.name=x");
@@ -239,7 +239,7 @@ fn copy(view: &ObjectCache, key: &ObjectKey, _: &Context<'_, ()>) -> Plan {
 }
 
 #[tokio::test]
-async fn a_key_rests_until_the_view_shows_what_was_written() {
+async fn a_key_waits_until_the_cache_shows_its_writes() {
     let script = Script::default();
     let maps = script.streams("configmaps?watch=true");
     let secrets = script.streams("secrets?watch=true");
@@ -306,7 +306,7 @@ static POLLER: Controller<()> = Controller {
 static POLLED: Mutex<Vec<(String, bool, Option<Duration>)>> = Mutex::new(Vec::new());
 
 #[tokio::test(start_paused = true)]
-async fn what_cannot_be_watched_is_asked_for_at_an_interval() {
+async fn unwatchable_kinds_are_polled() {
     let script = Script::default();
     let maps = script.streams("configmaps?watch=true");
     let secret = |version: u64| {
@@ -376,7 +376,7 @@ static CLUMSY: Controller<()> = Controller {
 static TRIED: Mutex<Vec<(String, Duration)>> = Mutex::new(Vec::new());
 
 #[tokio::test(start_paused = true)]
-async fn a_decision_that_panics_is_retried_with_back_off_counted_and_told() {
+async fn a_panicking_decision_is_retried_counted_and_reported() {
     let script = Script::default();
     let maps = script.streams("configmaps?watch=true");
     let (client, stop, env) = (script.client(), CancellationToken::new(), TokioClock::env(1).0);

@@ -325,7 +325,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn one_who_impersonates_names_hundreds_of_groups() {
+    async fn impersonation_may_name_hundreds_of_groups() {
         let service = |request: Request<Incoming>| async move {
             let groups = request.headers().get_all("impersonate-group").iter().count();
             Ok::<_, Infallible>(Response::new(Full::new(Bytes::from(groups.to_string()))))

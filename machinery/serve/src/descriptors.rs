@@ -266,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_charges_nobody_and_a_bound_can_move() {
+    fn a_rejection_charges_nothing_and_a_bound_can_change() {
         let parent = Quota::new(3, None);
         let (a, b) = (Quota::new(2, Some(parent.clone())), Quota::new(9, Some(parent.clone())));
         let held: Vec<_> = (0..3).map_while(|_| a.take()).collect();

@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_rest_is_read_off_within_a_bound() {
+    async fn the_unread_rest_is_drained_within_a_bound() {
         assert_eq!(taken(20).await, 20);
         assert_eq!(taken(usize::MAX).await, (6 << 4) + 1);
     }

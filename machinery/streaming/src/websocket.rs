@@ -326,7 +326,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn channels_are_told_apart_by_the_first_byte() {
+    async fn the_first_byte_selects_the_channel() {
         let (own, other) = tokio::io::duplex(1 << 16);
         let mut client = client(own).await;
         let (mut channels, run) = channels(other, Duration::from_secs(60));
@@ -345,7 +345,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn channels_on_which_nothing_moves_end_whatever_pings_say() {
+    async fn idle_channels_end_despite_pings() {
         const IDLE: Duration = Duration::from_secs(3600);
         let (own, other) = tokio::io::duplex(1 << 16);
         let mut client = client(own).await;
@@ -364,7 +364,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_body_is_sent_to_its_end_whatever_the_client_says() {
+    async fn a_body_is_sent_to_its_end_despite_client_messages() {
         let (own, other) = tokio::io::duplex(1 << 16);
         let mut client = client(own).await;
         let body = stream::iter([Ok(Bytes::from_static(b"one")), Ok(Bytes::from_static(b"two"))]);
@@ -379,7 +379,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_body_that_breaks_off_or_that_nobody_reads_ends_the_connection() {
+    async fn a_broken_or_unread_body_ends_the_connection() {
         let (own, other) = tokio::io::duplex(1 << 16);
         let mut reader = client(own).await;
         let run = tokio::spawn(send(other, stream::iter([Err(io::ErrorKind::UnexpectedEof.into())])));

@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_waits_is_answered_by_the_first_pod() {
+    async fn waiting_requests_are_served_by_the_first_pod() {
         let plane = scaled_to_zero();
         let requests = [enqueue_request(&plane).await, enqueue_request(&plane).await];
         // An endpoint is published before it takes requests, and is overloaded for a while afterwards.
@@ -173,7 +173,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_wait_ends_with_what_to_do() {
+    async fn a_failed_wait_names_the_cause_and_a_command() {
         let begun = Instant::now();
         let plane = scaled_to_zero();
         let never = why(enqueue_request(&plane).await).await;
@@ -197,7 +197,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_leaves_and_who_is_too_much_take_no_place() {
+    async fn disconnected_and_excess_requests_take_no_queue_slot() {
         let plane = scaled_to_zero();
         let mut requests = Vec::new();
         for _ in 0..256 {

@@ -423,7 +423,7 @@ fn body(text: &'static str) -> Body {
 }
 
 #[tokio::test]
-async fn guests_say_nothing_of_connections() {
+async fn guests_set_no_connection_headers() {
     let bench = Bench::before_endpoint(None).await;
     known_to_guests(&bench, "http");
     let request = Request::post("http://kubernetes/x").header("connection", "x-own").header("x-own", "1");

@@ -59,7 +59,7 @@ mod tests {
     use crate::table::tests::route;
 
     #[tokio::test]
-    async fn it_says_how_many_endpoints_are_here() {
+    async fn the_response_has_the_number_of_local_endpoints() {
         let via = Some(Arc::new(ServicePort { service: ObjectKey::new("shop", "web"), port: 32000 }));
         for (ips, status) in [(&["10.0.0.1", "10.0.0.2"][..], 200), (&[], 503)] {
             let (head, body) = answer(&PortRoute { via: via.clone(), ..route(ips) }).into_parts();

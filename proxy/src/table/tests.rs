@@ -77,7 +77,7 @@ fn a_load_balancer_is_served_at_addresses_of_the_pool() {
 }
 
 #[test]
-fn what_comes_in_from_outside_stays_on_this_machine_where_its_service_says_so() {
+fn a_local_external_policy_keeps_traffic_on_this_machine() {
     let mut table =
         Table::of("127.59.0.0/24".parse().unwrap(), ["coracle-1".to_owned(), "coracle-2".to_owned()].into());
     let balancer = |policy: &str| {
@@ -158,7 +158,7 @@ fn a_slice_that_changes_hands_moves_its_endpoints() {
 }
 
 #[test]
-fn a_new_owner_keeps_what_a_dead_service_had() {
+fn a_new_owner_keeps_the_ports_of_a_deleted_service() {
     let mut table = Table::default();
     let spec = || Some(service(json!({"clusterIP": "127.64.0.10", "ports": [{"port": 80, "nodePort": 30080}]})));
     table.service(&key("dead"), spec());
@@ -171,7 +171,7 @@ fn a_new_owner_keeps_what_a_dead_service_had() {
 }
 
 #[test]
-fn what_two_claim_goes_back_to_the_first() {
+fn a_port_claimed_twice_returns_to_the_first_service() {
     let mut table = Table::default();
     let spec = || Some(service(json!({"clusterIP": "127.64.0.10", "ports": [{"port": 80}]})));
     table.service(&key("first"), spec());
@@ -203,7 +203,7 @@ fn tcp_and_udp_of_one_number_are_two_ports() {
 }
 
 #[test]
-fn only_what_changed_is_published() {
+fn only_changes_are_published() {
     let mut table = Table::default();
     table.service(&key("web"), Some(service(json!({"clusterIP": "127.64.0.10", "ports": [{"port": 80}]}))));
     let with = |table: &mut Table, ips: &[&str]| {

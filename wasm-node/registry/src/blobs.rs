@@ -393,7 +393,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_blob_is_there_whole_or_not_at_all() {
+    fn a_blob_exists_completely_or_not_at_all() {
         let dir = tempfile::tempdir().unwrap();
         let store = BlobStore::open(dir.path()).unwrap();
         let wanted = digest(b"hello");
@@ -421,7 +421,7 @@ mod tests {
     }
 
     #[test]
-    fn a_blob_that_was_held_when_a_sweep_began_outlives_it() {
+    fn a_blob_in_use_at_the_start_of_a_sweep_survives() {
         let dir = tempfile::tempdir().unwrap();
         let store = Arc::new(BlobStore::open(dir.path()).unwrap());
         let pushed = store.put(b"pushed").unwrap();

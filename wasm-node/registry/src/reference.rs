@@ -276,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn bad_names_get_upstreams_words() {
+    fn bad_names_get_upstreams_messages() {
         let hex = "0".repeat(64);
         for (text, error) in [
             ("Foo", "invalid reference format: repository name (library/Foo) must be lowercase"),
@@ -312,7 +312,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_parses_prints_and_parses_the_same(text in "\\PC{0,80}") {
+        fn parsed_references_round_trip(text in "\\PC{0,80}") {
             if let Ok(reference) = Reference::parse(&text) {
                 prop_assert_eq!(&Reference::parse(&reference.to_string()), &Ok(reference));
             }

@@ -33,7 +33,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_to_do_is_said_of_a_full_disk() {
+    fn a_full_disk_error_has_advice() {
         assert!(check_space(FREE_BYTES_MIN).is_ok());
         let full = check_space(FREE_BYTES_MIN - 1).unwrap_err();
         assert_eq!(

@@ -349,7 +349,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_overdrawn_counts_and_keeps_others_out() {
+    fn overdrafts_count_and_block_other_charges() {
         let (node, pod, container) = levels();
         node.set_limit(Resource::Memory, 10);
         container.take(Resource::Memory, 8).unwrap();
@@ -372,7 +372,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_waits_is_woken_by_a_release_and_by_a_limit() {
+    async fn waiters_are_woken_by_releases_and_limit_changes() {
         let (node, _, a) = levels();
         let b = Ledger::container(&Ledger::pod(&node));
         node.set_limit(Resource::BlockingThreads, 1);

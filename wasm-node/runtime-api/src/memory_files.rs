@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_is_the_pods_memory_and_ends_at_the_limit() {
+    fn written_bytes_are_the_pods_memory_up_to_the_limit() {
         let node = Ledger::node();
         let pod = Ledger::pod(&node);
         let there = Arc::new(AtomicU64::new(0));
@@ -147,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn writes_at_once_have_each_its_own_room() {
+    fn concurrent_writes_reserve_separately() {
         const PAGES: u64 = 100;
         let node = Ledger::node();
         let pod = Ledger::pod(&node);

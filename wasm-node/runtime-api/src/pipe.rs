@@ -228,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn who_writes_without_asking_comes_to_an_end() {
+    fn unconditional_writes_are_bounded() {
         let (writer, reader) = pipe();
         let written = (0..100).take_while(|_| writer.write(vec![0; PIPE_BYTES_MAX].into()).is_ok()).count();
         assert_eq!((written, writer.write("x".into())), (17, Err(PipeError::Full)));
@@ -236,7 +236,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_writer_hears_that_nobody_reads() {
+    async fn a_writer_detects_a_closed_reader() {
         let (writer, reader) = pipe();
         writer.send(vec![1; PIPE_BYTES_MAX].into()).await.unwrap();
         let waiting = tokio::spawn({

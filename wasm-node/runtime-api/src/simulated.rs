@@ -416,7 +416,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn commands_end_as_their_scripts_say() {
+    async fn commands_end_by_their_scripts() {
         let one = container("command exit=3 after=250").await.unwrap();
         let before = tokio::time::Instant::now();
         let outcome = one.run(one.admit().await, Box::pin(std::future::pending())).await;

@@ -349,7 +349,7 @@ mod tests {
     }
 
     #[test]
-    fn writes_at_once_have_each_its_own_room() {
+    fn concurrent_writes_reserve_separately() {
         let (quota, _) = quota(|| ());
         let kept: Vec<u64> = (0..5).filter_map(|_| quota.reserve(1)).collect();
         assert_eq!(kept, [BLOCK_BYTES, BLOCK_BYTES], "whatever there is by then");
@@ -358,7 +358,7 @@ mod tests {
     }
 
     #[test]
-    fn what_happens_beside_a_walk_is_not_lost() {
+    fn changes_during_a_walk_are_not_lost() {
         // Started on an empty volume; another writer adds a block meanwhile.
         let known = Arc::new(Mutex::new(None::<Arc<VolumeQuota>>));
         let other = known.clone();
@@ -375,7 +375,7 @@ mod tests {
     }
 
     #[test]
-    fn a_walk_beside_a_rename_makes_no_room() {
+    fn a_walk_during_a_rename_frees_no_space() {
         let known = Arc::new(Mutex::new(None::<Arc<VolumeQuota>>));
         let other = known.clone();
         let (quota, _) = quota(move || drop(other.lock().unwrap().clone().map(Moving::begin)));
@@ -391,7 +391,7 @@ mod tests {
 
     #[cfg(unix)]
     #[test]
-    fn a_file_without_a_name_takes_its_room_as_long_as_it_is_open() {
+    fn an_unlinked_file_counts_while_it_is_open() {
         let root = tempfile::tempdir().unwrap();
         let path = root.path().join("f");
         std::fs::write(&path, vec![1u8; 2 * usize::try_from(BLOCK_BYTES).unwrap()]).unwrap();

@@ -105,7 +105,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn patterns_mean_what_they_mean_in_go() {
+    fn patterns_match_as_in_go() {
         let matches = |pattern: &str, text: &str| compile(pattern).expect(pattern).is_match(text);
         assert!(matches(r"^\d+$", "12"));
         assert!(!matches(r"^\d+$", "١٢"));

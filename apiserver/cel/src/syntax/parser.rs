@@ -535,7 +535,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_deep_is_refused() {
+    fn deep_expressions_are_rejected() {
         for (open, close) in [("(", ")"), ("[", "]"), ("-(", ")"), ("{1:", "}"), ("f(", ")"), ("!(", ")")] {
             let text = format!("{}1{}", open.repeat(3000), close.repeat(3000));
             assert!(error(&text).contains("recursion limit exceeded"), "{open}");

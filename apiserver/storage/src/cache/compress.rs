@@ -159,7 +159,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_rests_is_packed_and_says_what_it_said() {
+    async fn cold_records_are_compressed_and_keep_their_content() {
         let cache = open().await;
         for phase in ["Pending", "Running"] {
             for n in 0..200 {
@@ -198,7 +198,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_history_has_lost_meanwhile_is_packed_by_its_key() {
+    async fn keys_dropped_from_history_are_still_compressed() {
         let cache = open().await;
         let mut compressor = ColdCompressor::new();
         for _ in 0..3 {

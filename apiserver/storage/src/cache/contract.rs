@@ -131,7 +131,7 @@ async fn a_cache_that_is_fed_first_keeps_the_contract() {
 }
 
 #[tokio::test]
-async fn a_cache_that_hears_later_keeps_the_contract() {
+async fn a_cache_fed_later_keeps_the_contract() {
     let late = |env| Arc::new(LateStore::new(Arc::new(MemoryStore::new(env))));
     contract::read_and_written(&|env| Box::pin(CacheStore::open(late(env)))).await;
 }

@@ -215,7 +215,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_reader_of_changes_knows_what_a_list_shows() {
+    async fn the_change_index_agrees_with_lists() {
         for seed in 0..20 {
             let (env, _) = Env::seeded(seed, Timestamp::UNIX_EPOCH);
             let cache = open().await;

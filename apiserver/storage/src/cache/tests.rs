@@ -190,7 +190,7 @@ async fn pages_at_a_fixed_revision_while_writes_go_on() {
 
 /// Pages of a large list cost only their own items, independent of what follows, and report how many follow.
 #[tokio::test]
-async fn a_page_looks_at_no_more_than_it_shows() {
+async fn a_page_visits_only_its_own_records() {
     let cache = open().await;
     let ops = |range: std::ops::Range<usize>| {
         let op = |n: usize| Op::Put {
@@ -270,7 +270,7 @@ async fn a_filtered_watch_sees_objects_come_and_go() {
 }
 
 #[tokio::test]
-async fn a_bookmark_is_never_behind_what_was_handed_out() {
+async fn a_bookmark_is_never_behind_delivered_events() {
     let cache = open().await;
     let start = put(&cache, pod("a", "x", "", "web")).await;
     let mut watch = cache.watch(PODS, Some(start), Selectors::default()).unwrap();
@@ -484,7 +484,7 @@ async fn a_resource_that_goes_ends_its_watches_and_no_others() {
 }
 
 #[tokio::test]
-async fn a_resource_with_many_objects_is_taken_in_while_they_change() {
+async fn a_large_resource_loads_during_changes() {
     const MANY: usize = 5 * SLICE_OBJECTS / 2;
     let (env, _) = Env::seeded(1, Timestamp::UNIX_EPOCH);
     let cache = WatchCache::open(Arc::new(MemoryStore::new(env)), Vec::new()).await.unwrap();

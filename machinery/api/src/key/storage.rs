@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_say_what_they_name() {
+    fn keys_name_their_objects() {
         let prefix = StoragePrefix::new("services/specs");
         let key = "/registry/services/specs/default/web";
         assert_eq!(prefix.name_of(key), Some(ObjectName::new("default", "web")));
@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn scopes_and_what_is_in_them() {
+    fn keys_of_scopes() {
         let scope = StoragePrefix::new("pods").namespace("a");
         assert_eq!(scope.key("x"), "/registry/pods/a/x");
         assert_eq!((scope.rest("/registry/pods/a/x"), scope.rest("/registry/pods/b/x")), (Some("x"), None));

@@ -105,7 +105,7 @@ fn refusing_document() -> Value {
 }
 
 #[test]
-fn a_json_patch_that_does_not_apply_says_why_as_upstreams_library_does() {
+fn a_failed_json_patch_has_upstreams_message() {
     let document = refusing_document();
     for line in REFUSED_OPERATIONS.lines() {
         let (operation, why) = line.split_once(" => ").unwrap();
@@ -241,7 +241,7 @@ fn strategic_directives() {
 }
 
 #[test]
-fn refusals_are_in_upstreams_words() {
+fn rejections_have_upstreams_messages() {
     let cause = |kind, patch: &Value, current: &Value, target| {
         let error = apply(kind, patch.to_string().as_bytes(), current, target, FieldValidation::Warn).unwrap_err();
         error.status().details.unwrap().causes[0].message.rsplit(": ").next().unwrap().to_owned()

@@ -68,7 +68,7 @@ fn canonical_forms_are_upstreams() {
 }
 
 #[test]
-fn what_is_no_quantity_is_refused_with_the_reason() {
+fn invalid_quantities_are_rejected_with_the_reason() {
     for (text, error) in [
         ("", QuantityError::Format),
         ("abc", QuantityError::Format),
@@ -101,7 +101,7 @@ fn arithmetic_keeps_the_format_and_rounds_up() {
 }
 
 #[test]
-fn whole_numbers_are_told_as_upstream_tells_them() {
+fn whole_numbers_are_recognized_as_upstream() {
     for (text, whole) in [
         ("1", true),
         ("1500m", false),

@@ -97,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_limited_needs_a_quota_that_covers_it() {
+    fn limited_resources_need_a_covering_quota() {
         for line in include_str!("testdata/limited.jsonl").lines() {
             let case: Value = serde_json::from_str(line).unwrap();
             assert_eq!(said(&case).as_deref(), case["why"].as_str(), "{line}");

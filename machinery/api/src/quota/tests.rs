@@ -45,7 +45,7 @@ fn pods_are_charged_until_nothing_is_left() {
 }
 
 #[test]
-fn what_a_quota_limits_must_be_said() {
+fn limited_resources_have_to_be_specified() {
     let limits =
         quota(json!({"requests.cpu": "1", "limits.memory": "1Gi"}), json!({"requests.cpu": "0", "limits.memory": "0"}));
     assert_eq!(

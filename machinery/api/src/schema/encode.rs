@@ -386,7 +386,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_is_read_back() {
+    fn encoded_objects_are_decoded() {
         for (object, bytes) in golden() {
             let Some(found) = type_of(&object) else { continue };
             let GroupVersion { group, version } = GroupVersion::parse(object["apiVersion"].as_str().unwrap());
@@ -404,7 +404,7 @@ mod tests {
     }
 
     #[test]
-    fn schemas_of_definitions_keep_what_they_hold() {
+    fn schemas_of_definitions_round_trip() {
         let schema = json!({
             "type": "object", "x-kubernetes-preserve-unknown-fields": true, "x-kubernetes-list-map-keys": ["a"],
             "x-kubernetes-validations": [{"rule": "true"}],

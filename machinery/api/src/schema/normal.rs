@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn what_fits_nowhere_is_left_and_named() {
+    fn invalid_values_are_kept_and_reported() {
         let mut pod = json!({"spec": {"containers": [{"name": 1, "resources": {"limits": {"cpu": "x"}}}], "nope": 1}});
         let error = normalise(named(POD), &mut pod).unwrap_err();
         assert!(error.contains("quantities must match"), "{error}");
@@ -233,7 +233,7 @@ mod tests {
         }
 
         #[test]
-        fn and_of_what_was_written_as_text(text in "\\{(\"(spec|metadata|name|containers|labels|status)\": ?(\\{\\}|\\[\\]|null|\"x\"|1|\\{\"(name|containers|labels|template)\": ?(null|1|\"a\"|\\[\\{\\}\\])\\}),? ?){0,4}\\}") {
+        fn normalization_of_printed_values(text in "\\{(\"(spec|metadata|name|containers|labels|status)\": ?(\\{\\}|\\[\\]|null|\"x\"|1|\\{\"(name|containers|labels|template)\": ?(null|1|\"a\"|\\[\\{\\}\\])\\}),? ?){0,4}\\}") {
             let Ok(raw) = parse(text.as_bytes()) else { return Ok(()) };
             let Some(value) = raw.into_value(&mut Budget::unlimited()) else { return Ok(()) };
             let mut object = value.clone();

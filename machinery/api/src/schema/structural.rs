@@ -324,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn the_set_has_its_kinds_and_goes_with_who_holds_it() {
+    fn a_type_set_lists_its_kinds_and_is_dropped_with_its_owner() {
         let types = widgets();
         let found = types.get();
         assert_eq!(&*found.of.name, "com.example.x.v1.Widget");

@@ -619,7 +619,7 @@ mod tests {
     }
 
     #[test]
-    fn wrong_types_say_what_go_says() {
+    fn wrong_types_have_gos_messages() {
         for (text, message) in [
             (
                 r#"{"spec": {"replicas": "0"}}"#,
@@ -655,7 +655,7 @@ mod tests {
     }
 
     #[test]
-    fn what_structs_print_is_filled_in_and_what_is_empty_left_out() {
+    fn printed_fields_are_added_and_empty_ones_omitted() {
         let text = r#"{"metadata": {"labels": {}, "creationTimestamp": null}, "spec": {"nodeName": "", "containers": [{"name": "c", "resources": {"limits": {"memory": "1024Mi", "cpu": 0.5}}, "env": [], "volumeMounts": null}],
             "volumes": [{"name": "v", "emptyDir": {}}], "terminationGracePeriodSeconds": 0, "tolerations": []}}"#;
         let (sparse, _) = read(POD, text, Form::Sparse).unwrap();

@@ -15,7 +15,7 @@ fn pod(name: &str, version: u64, owner: Option<&str>) -> Arc<dyn Object> {
 }
 
 #[test]
-fn labels_find_what_has_them_now() {
+fn labels_find_current_objects() {
     let mut view = ObjectCache::default();
     let kind = Kind::of::<Pod>();
     let labelled = |name: &str, version: u64, app: &str| -> Arc<dyn Object> {

@@ -348,7 +348,7 @@ mod tests {
     }
 
     #[test]
-    fn the_tenth_message_of_one_reason_is_combined_with_those_that_follow() {
+    fn the_tenth_message_of_one_reason_is_combined_with_later_ones() {
         let mut correlator = correlator(EventApi::Core);
         let mut written: Vec<EventWrite> = (0..12)
             .map(|nth| correlator.correlate(&note(&format!("failed {nth}")), "", at(1000 + nth)).unwrap())
@@ -377,7 +377,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_remembered_is_bounded() {
+    fn remembered_events_are_bounded() {
         let mut correlator = correlator(EventApi::Core);
         for nth in 0..REMEMBERED_MAX + 10 {
             let mut note = note("m");

@@ -88,7 +88,7 @@ async fn the_events_of_500_pods_that_start_at_once_are_all_written() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_fails_is_tried_again_and_what_is_refused_is_not() {
+async fn failures_are_retried_and_rejections_are_not() {
     let server = Server::default();
     *server.failures.lock().unwrap() = vec![503, 429, 500];
     let (env, _) = TokioClock::env(1);
@@ -105,7 +105,7 @@ async fn what_fails_is_tried_again_and_what_is_refused_is_not() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_event_that_expired_is_made_anew_with_its_count() {
+async fn an_expired_event_is_recreated_with_its_count() {
     let server = Server::default();
     let (env, _) = TokioClock::env(1);
     let recorder = Recorder::start(server.client(), env, "x", &CancellationToken::new());

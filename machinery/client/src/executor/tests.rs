@@ -39,7 +39,7 @@ fn refusing(code: u16, written: &Arc<Mutex<Vec<Value>>>) -> Executor {
 
 /// The failing pass itself writes the error: the next pass has no memory of it. A conflict is only retried.
 #[tokio::test]
-async fn what_fails_is_reported_in_the_same_pass() {
+async fn failures_are_reported_in_the_same_pass() {
     for (code, reports) in [(403, 1), (409, 0)] {
         let written = Arc::default();
         let performer = refusing(code, &written);
@@ -82,7 +82,7 @@ async fn dependents_that_only_the_server_knows_of_fail_the_pass() {
 /// Each deleted pod of a set in a terminating namespace wakes the set: without the skip, a set of a few hundred
 /// pods would send tens of thousands of creates that can't succeed.
 #[tokio::test]
-async fn one_answer_tells_that_nothing_is_made_in_a_namespace_any_more() {
+async fn only_one_error_means_a_terminating_namespace() {
     let asked = Arc::<Mutex<Vec<String>>>::default();
     let seen = asked.clone();
     let service = tower::service_fn(move |request: Request<kube::client::Body>| {
@@ -114,7 +114,7 @@ async fn one_answer_tells_that_nothing_is_made_in_a_namespace_any_more() {
 /// A create without a response may have succeeded under an unknown name: the next pass waits until the cache shows
 /// it.
 #[tokio::test]
-async fn a_create_without_an_answer_waits_for_what_may_have_been_created() {
+async fn a_create_without_response_waits_for_the_possible_object() {
     for (metadata, lists, wrote) in [
         (json!({"namespace": "a", "generateName": "web-", "labels": {"app": "web"}}), 3, vec![9]),
         (json!({"namespace": "a", "name": "web", "labels": {"app": "web"}}), 0, vec![]),
@@ -152,7 +152,7 @@ async fn a_create_without_an_answer_waits_for_what_may_have_been_created() {
 }
 
 #[test]
-fn only_a_404_that_names_the_object_says_that_it_is_gone() {
+fn only_a_404_naming_the_object_means_deleted() {
     let error = |status: Value| kube::Error::Api(Box::new(serde_json::from_value::<Status>(status).unwrap()));
     let gone = error(json!({"code": 404, "reason": "NotFound", "message": "configmaps \"x\" not found",
         "details": {"name": "x", "kind": "configmaps"}}));

@@ -98,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn all_of_a_condition_stays_and_what_many_say_is_held_once() {
+    fn conditions_are_complete_and_common_texts_are_shared() {
         let read = |at| serde_json::from_value::<Condition>(whole(at)).unwrap();
         let (one, other) = (read("2026-01-02T00:00:00Z"), read("2026-01-03T00:00:00Z"));
         assert_eq!(serde_json::to_value(&one).unwrap(), whole("2026-01-02T00:00:00Z"));

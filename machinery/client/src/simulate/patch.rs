@@ -98,7 +98,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_type_changes_what_it_names() {
+    fn each_patch_type_changes_its_fields() {
         let pod = || json!({"metadata": {"labels": {"a": "1"}}, "status": {"conditions": [{"type": "A", "status": "True", "x": 1}, {"type": "B"}]}});
         let patched = |patch_type, patch: Value| {
             let mut object = pod();

@@ -319,7 +319,7 @@ mod tests {
     }
 
     #[test]
-    fn what_connection_names_goes_no_further() {
+    fn fields_named_by_connection_are_removed() {
         let mut head = head(
             "GET",
             "/",
@@ -385,7 +385,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_let_through_is_plain(
+        fn accepted_heads_are_unambiguous(
             names in proptest::collection::vec((0_usize..10, "[ -~]{0,12}"), 0..8), uri in "(/[a-z]{0,3}|\\*|http://[a-z@:]{1,5}/x)",
             version in 0_usize..3,
         ) {

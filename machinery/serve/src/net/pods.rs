@@ -240,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn pods_elsewhere_are_asked_for_last() {
+    fn remote_pods_are_consulted_last() {
         struct Elsewhere;
         impl RemotePods for Elsewhere {
             fn find(&self, _: IpAddr, _: Protocol, port: u16) -> Option<Arc<dyn Serve>> {
@@ -254,7 +254,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn waiting_for_routes_follows_what_is_published() {
+    async fn waiting_for_routes_follows_published_revisions() {
         let network = PodNetwork::default();
         network.wait_unrouted(ip()).await;
         network.publish_routes(&[ip()], &[]);

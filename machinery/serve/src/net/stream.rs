@@ -146,7 +146,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn small_pieces_go_out_as_one_and_large_ones_as_they_are() {
+    async fn small_pieces_are_joined_and_large_ones_sent_unchanged() {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let (mut stream, mut client) = (Stream::Tcp(listener.accept().await.unwrap().0), client);

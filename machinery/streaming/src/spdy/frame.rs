@@ -394,7 +394,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_is_read_however_it_arrives() {
+    fn frames_are_read_in_any_pieces() {
         let bytes = encoded(&frames());
         for step in [1, 2, 7, 64, bytes.len()] {
             let (mut decoder, mut buffer, mut read) = (Decoder::default(), BytesMut::new(), Vec::new());
@@ -409,7 +409,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_too_much_is_refused_before_it_is_stored() {
+    fn excess_data_is_rejected_before_it_is_stored() {
         let refused = |bytes: &[u8]| Decoder::default().decode(&mut BytesMut::from(bytes)).unwrap_err();
         assert_eq!(refused(&[0x80, 2, 0, 1, 0, 0, 0, 0]), SpdyError::Version(2));
         assert_eq!(refused(b"GET / HT"), SpdyError::TooLong(0x20_4854));

@@ -341,7 +341,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_not_taken_is_reset() {
+    async fn unaccepted_streams_are_reset() {
         let (mut client, mut streams, _session) = start();
         let reset = |id, status| Some(Frame::Reset { id, status });
         assert_eq!(client.open(1, "refused").await, reset(1, status::REFUSED_STREAM));

@@ -269,7 +269,7 @@ async fn bad_input_has_its_codes() {
 }
 
 #[tokio::test]
-async fn what_no_manifest_names_is_given_up_in_time() {
+async fn unreferenced_blobs_are_collected() {
     let bench = Bench::new();
     let (config, layer) = (bench.push_blob("app", b"{}").await, bench.push_blob("app", b"\0asm1").await);
     let (left, asked_for) = (bench.push_blob("app", b"left").await, bench.push_blob("app", b"asked for").await);
@@ -304,7 +304,7 @@ async fn what_no_manifest_names_is_given_up_in_time() {
 
 /// Writes a whole manifest before reading, like most clients: a response followed by a closed connection would be lost.
 #[tokio::test]
-async fn who_still_sends_a_manifest_over_the_limit_reads_why_it_is_refused() {
+async fn an_oversized_manifest_is_rejected_with_the_reason() {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     let bench = Bench::new();
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();

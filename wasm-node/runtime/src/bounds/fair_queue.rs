@@ -88,7 +88,7 @@ mod tests {
     }
 
     #[test]
-    fn namespaces_take_turns_by_the_time_they_have_had() {
+    fn namespaces_take_turns_by_used_time() {
         let mut queue = FairQueue::new(1, USUAL);
         for who in 0..4 {
             queue.push("many", who);
@@ -100,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn who_comes_back_has_no_credit_and_who_had_much_waits() {
+    fn a_returning_namespace_has_no_credit_and_a_heavy_one_waits() {
         let mut queue = FairQueue::new(1, USUAL);
         queue.push("a", 1);
         let (a, _) = queue.pop().unwrap();
@@ -125,7 +125,7 @@ mod tests {
     proptest! {
         /// Between two entries of a namespace that always waits, no other gets more than one entry beyond its own time.
         #[test]
-        fn nobody_is_starved(busy in 1usize..40, held in 1u64..50) {
+        fn no_namespace_starves(busy in 1usize..40, held in 1u64..50) {
             let mut queue = FairQueue::new(1, USUAL);
             for who in 0..busy {
                 queue.push("busy", who);

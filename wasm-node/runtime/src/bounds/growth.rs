@@ -440,7 +440,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn growth_waits_for_what_neighbours_hold() {
+    async fn growth_waits_for_memory_of_neighbours() {
         let node = Node::new(10 * MIB);
         let (mut neighbour, mut other) = (node.store(&node.container(u64::MAX)), node.store(&node.container(u64::MAX)));
         grow(&mut neighbour, 8 * MIB).await.unwrap();
@@ -461,7 +461,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_the_host_holds_for_a_guest_waits_for_neighbours_too() {
+    async fn host_memory_growth_waits_for_neighbours() {
         let node = Node::new(10 * MIB);
         let (mut neighbour, mut other) = (node.store(&node.container(u64::MAX)), node.store(&node.container(u64::MAX)));
         grow(&mut neighbour, 8 * MIB).await.unwrap();
@@ -480,7 +480,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_debt_that_nobody_pays_is_an_error_in_the_end() {
+    async fn an_unpaid_debt_is_an_error_at_the_deadline() {
         let node = Node::new(10 * MIB);
         let (mut neighbour, mut other) = (node.store(&node.container(u64::MAX)), node.store(&node.container(u64::MAX)));
         grow(&mut neighbour, 8 * MIB).await.unwrap();
@@ -503,7 +503,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_waits_in_vain_fails_at_its_deadline_and_of_all_who_wait_one_fails_at_once() {
+    async fn waits_fail_at_their_deadline_and_a_deadlock_fails_one_at_once() {
         let node = Node::new(10 * MIB);
         let mut stores: Vec<StoreLimiter> = (0..3).map(|_| node.store(&node.container(u64::MAX))).collect();
         for store in &mut stores {

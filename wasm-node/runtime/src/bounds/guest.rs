@@ -74,7 +74,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_is_at_a_bound_is_told_its_flag() {
+    fn errors_at_a_limit_name_its_flag() {
         let bounds = GuestBounds { stack_bytes: 2 << 20, handles: 64 };
         let of = |error: wasmtime::Error| bounds.advice(&error).unwrap_or_default();
         let stack = "the guest is at its bound of 2Mi of stack, which the node's --guest-stack-size raises";

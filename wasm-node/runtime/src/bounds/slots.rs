@@ -290,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn a_container_alone_has_its_share_and_leaves_the_rest() {
+    fn a_single_container_gets_its_share_only() {
         let slots = slots();
         let (a, b) = (slots.share(&"a".into()), slots.share(&"b".into()));
         let held = fill(&a, ONE);
@@ -328,7 +328,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_waits_is_served_in_turn_and_overtaken_only_by_other_shares() {
+    async fn waiters_are_served_in_order_within_their_share() {
         let slots = Slots::new(weight(16, 160, 160));
         let (a, b) = (slots.share(&"a".into()), slots.share(&"b".into()));
         let mut held = fill(&a, ONE);

@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn a_long_poll_is_charged_what_its_thread_ran() {
+    fn a_long_poll_is_charged_its_thread_time() {
         let began = MeasuredPoll::at(micros(5000), None, || micros(300));
         // Another thread had the core for most of it.
         let (took, mark) = began.ended(micros(9000), || micros(800));

@@ -87,7 +87,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_sample_says_what_made_it() {
+    fn a_sample_names_its_toolchain() {
         let path = format!("{}/../../sample-workloads/bin/hello.wasm", env!("CARGO_MANIFEST_DIR"));
         let hello = describe(&std::fs::read(path).unwrap()).unwrap();
         assert!(hello.inspection.component && hello.memory_bytes >= 64 << 10, "{hello:?}");
@@ -118,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn languages_of_a_component_are_those_of_its_modules_each_once() {
+    fn a_component_lists_the_languages_of_its_modules_once() {
         let rust = ("language", "Rust", "");
         let of_module = section(&[rust, ("processed-by", "rustc", "1.90.0")]);
         let module = [b"\0asm\x01\0\0\0", &of_module[..]].concat();
@@ -140,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn no_section_of_notes_makes_it_fail_or_say_more_than_it_may() {
+    fn any_producers_section_is_described_within_bounds() {
         bolero::check!().for_each(|bytes| {
             let bytes = &bytes[..bytes.len().min(100)];
             for named in ["producers", "component-type:a"] {

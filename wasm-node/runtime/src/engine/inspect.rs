@@ -142,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_cut_or_invalid_is_refused() {
+    fn truncated_or_invalid_modules_are_rejected() {
         let whole = sample("hello");
         for cut in [8, 100, whole.len() / 2, whole.len() - 1] {
             // A component's preamble alone is a valid, empty component.

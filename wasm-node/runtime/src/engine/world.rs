@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn worlds_of_wasi_and_what_is_beyond_them() {
+    fn worlds_of_wasi_and_beyond() {
         let (types, handler) = ("wasi:http/types@0.2.3", "wasi:http/incoming-handler@0.2.3");
         assert_eq!(told(true, &[types], &[handler], ""), "wasi:http/proxy@0.2.3");
         let command = ["wasi:cli/environment@0.2.0", "wasi:sockets/tcp@0.2.6"];
@@ -173,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn what_toolchains_note_of_a_world() {
+    fn noted_worlds_of_toolchains() {
         let of = |section| declared(section).unwrap_or_default();
         assert_eq!(
             of("component-type:wit-bindgen:0.41.0:acme:greet@1.0.0:greeter:encoded world"),
@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_long_or_much_is_cut() {
+    fn long_or_many_items_are_truncated() {
         let exports: Vec<String> = (0..1000).map(|n| format!("a:p{n}{}/i", "x".repeat(1000))).collect();
         let exports: Vec<&str> = exports.iter().map(String::as_str).collect();
         assert!(told(true, &[], &exports, "").len() <= NAMES_MAX * (NAME_CHARS_MAX + 2) + 100);

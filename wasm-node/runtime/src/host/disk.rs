@@ -500,7 +500,7 @@ mod tests {
     }
 
     #[test]
-    fn what_lies_there_already_takes_no_room() {
+    fn overwrites_take_no_space() {
         let whole = Extent { device: 0, taken: 8192, size: 5000 };
         for (bytes, at, grows) in [
             (5000, Some(0), 0),

@@ -175,7 +175,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_stalls_keeps_others_waiting_for_a_second() {
+    async fn a_stalled_container_delays_others_for_a_second() {
         let threads = DiskThreads::new();
         let stalled = others(&threads, "stalled", ACTIVE_MAX / CONTAINER_THREADS_MAX);
         let mut held = Vec::new();
@@ -197,7 +197,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_container_that_stalls_is_late_itself_and_leaves_the_rest_to_others() {
+    async fn a_stalled_container_delays_only_itself() {
         let threads = DiskThreads::new();
         let container = threads.of_container(&"a".into());
         let held = (container.acquire().await.unwrap(), container.acquire().await.unwrap());

@@ -304,7 +304,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_failure_is_told_once_and_closes() {
+    async fn a_failure_is_reported_once_and_closes() {
         let root = tempfile::tempdir().unwrap();
         let path = root.path().join("f");
         std::fs::write(&path, "").unwrap();

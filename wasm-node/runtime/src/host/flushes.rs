@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_gives_up_leaves_the_turn_to_the_next() {
+    async fn an_abandoned_wait_passes_its_turn_on() {
         let flushes = Flushes::new(1000, STALLED, &Env::real());
         let first = flushes.acquire("a").await.unwrap();
         let gone: Vec<_> = (0..10_000).map(|n| (n, Box::pin(flushes.acquire("a")))).collect();

@@ -209,7 +209,7 @@ fn pages_have_every_key_once() {
 }
 
 #[test]
-fn writes_that_wait_go_together_and_who_gave_up_is_left_out() {
+fn waiting_writes_share_a_commit_without_abandoned_ones() {
     let bench = Bench::new();
     let stores = bench.stores(QUOTA);
     let ours = stores.of(&owned("a", "1")).unwrap();

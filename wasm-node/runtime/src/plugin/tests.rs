@@ -247,7 +247,7 @@ fn errors_name_the_argument_and_the_type_wanted() {
 }
 
 #[test]
-fn errors_name_what_a_type_without_fields_wants() {
+fn errors_name_the_expected_type_without_fields() {
     for (shapes, body, expected) in [
         (
             vec![Shape::List(U8)],
@@ -423,7 +423,7 @@ fn the_forms_are_the_contracts() {
 }
 
 #[test]
-fn values_are_bounded_before_they_are_made() {
+fn values_are_bounded_before_allocation() {
     let description = description(vec![Shape::List(U8), Shape::List(TypeId(FIRST))]);
     let function = &description.functions[0];
     let max = 1000 * VALUE_BYTES;

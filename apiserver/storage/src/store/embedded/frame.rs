@@ -212,7 +212,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_written_is_read(writes in some_writes(), number in any::<u64>()) {
+        fn frames_round_trip(writes in some_writes(), number in any::<u64>()) {
             let mut bytes = encode(number, &writes);
             let len = bytes.len();
             bytes.extend_from_slice(b"what follows");
@@ -222,7 +222,7 @@ mod tests {
         }
 
         #[test]
-        fn what_the_first_format_wrote_is_read(writes in some_writes()) {
+        fn frames_of_the_first_format_are_read(writes in some_writes()) {
             let bytes: Vec<u8> = writes.iter().flat_map(plain).collect();
             let (first, last) = (writes[0].revision, writes[writes.len() - 1].revision);
             let header = Header { number: 1, first, last, payload_bytes: 0, payload_crc: 0 };

@@ -246,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_disk_is_named_with_what_is_free_and_wanted() {
+    fn a_full_disk_error_has_free_and_required_bytes() {
         let folder = tempfile::tempdir().unwrap();
         for kind in [io::ErrorKind::StorageFull, io::ErrorKind::QuotaExceeded] {
             let error = rejection(folder.path(), &kind.into(), 4711);

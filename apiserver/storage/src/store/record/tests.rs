@@ -13,7 +13,7 @@ fn bytes_of(record: &Record) -> Vec<u8> {
 }
 
 #[test]
-fn a_packed_record_says_what_it_said() {
+fn a_compressed_record_keeps_its_content() {
     let mut packers = (Packer::default(), Packer::default());
     let object = |n: usize| {
         let filler: serde_json::Map<_, _> = (0..30).map(|i| (format!("field{i}"), json!(i * 7 % 11))).collect();
@@ -62,7 +62,7 @@ fn nothing(_: &Value) -> Option<(u64, Vec<String>)> {
 
 proptest! {
     #[test]
-    fn what_is_made_is_read(
+    fn built_records_are_read(
         labels in proptest::collection::btree_map(".{0,12}", ".{0,12}", 0..5),
         fields in proptest::option::of(proptest::collection::vec(".{0,12}", 0..5)),
         namespace in "[a-z]{0,63}", deleting in any::<bool>(), comma in any::<bool>(),
@@ -128,7 +128,7 @@ fn newer_heads_are_refused() {
 }
 
 #[test]
-fn what_has_no_head_is_read_once() {
+fn records_without_a_header_are_parsed_once() {
     let object = json!({"kind": "Pod", "metadata": {
         "name": "x", "namespace": "a", "labels": {"b": "2", "a": "1"}, "deletionTimestamp": "2026-01-01T00:00:00Z",
     }});
@@ -152,7 +152,7 @@ fn what_has_no_head_is_read_once() {
 }
 
 #[test]
-fn fingerprints_tell_lists_apart() {
+fn fingerprints_distinguish_lists() {
     let lists: [&[&str]; 5] = [&[], &[""], &["ab"], &["a", "b"], &["b", "a"]];
     for (i, one) in lists.iter().enumerate() {
         for (j, other) in lists.iter().enumerate() {

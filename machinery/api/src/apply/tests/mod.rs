@@ -206,7 +206,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(400))]
 
     #[test]
-    fn sets_are_what_their_text_says(set in any_set(), other in any_set()) {
+    fn sets_equal_their_text(set in any_set(), other in any_set()) {
         let text = fields::encode(&set);
         prop_assert_eq!(fields::decode(&text), Ok(set.clone()));
         prop_assert_eq!(fields::decode_value(&serde_json::from_str(&text).unwrap()), Ok(set.clone()));
@@ -235,7 +235,7 @@ proptest! {
     }
 
     #[test]
-    fn what_a_create_sets_is_what_differs_from_nothing(pod in any_pod()) {
+    fn a_creates_fields_are_the_difference_from_nothing(pod in any_pod()) {
         let found = built_in().by_name(POD).unwrap();
         let (given, full) = (decoded(&pod), stored(&pod));
         let change = compare(found, None, &given, Form::Printed).unwrap();
@@ -274,7 +274,7 @@ proptest! {
     }
 
     #[test]
-    fn what_an_applier_alone_owned_and_drops_goes(a in any_pod(), b in any_pod()) {
+    fn a_field_dropped_by_its_only_applier_is_removed(a in any_pod(), b in any_pod()) {
         let versions = kind(POD);
         let nothing = (zero(&versions), Managers::default());
         let first = applied(&versions, &nothing, "m", &a, false).unwrap();
@@ -373,7 +373,7 @@ fn paths_print_as_upstream_prints_them() {
 }
 
 #[test]
-fn what_is_owned_of_a_service() {
+fn owned_fields_of_a_service() {
     let versions = kind(SERVICE);
     let config = json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "x", "labels": {}},
         "spec": {"selector": {"a": "1"}, "ports": [{"port": 80}, {"port": 80, "protocol": "UDP", "name": null}]}});

@@ -87,7 +87,7 @@ fn wrong(op: &Value, versions: &Alike, live: &mut Value, managers: &mut Managers
 }
 
 #[test]
-fn each_case_comes_to_what_upstream_makes_of_it() {
+fn each_case_equals_upstreams_result() {
     let (mut count, mut failures) = (0, Vec::new());
     for line in CASES.lines() {
         let case: Value = serde_json::from_str(line).unwrap();

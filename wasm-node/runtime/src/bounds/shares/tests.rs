@@ -104,7 +104,7 @@ fn cpu_goes_by_weight_whatever_the_number_of_guests() {
 }
 
 #[test]
-fn those_that_ask_for_nothing_share_by_namespace() {
+fn containers_without_a_request_share_by_namespace() {
     let time = Duration::from_secs(5);
     let many = || (0..100).map(|_| poor("many", 1));
     let used = simulate(2, &many().chain([poor("one", 2)]).collect::<Vec<_>>(), time);
@@ -124,7 +124,7 @@ fn those_that_ask_for_nothing_share_by_namespace() {
 }
 
 #[test]
-fn who_wants_nothing_any_more_takes_no_part_of_its_namespaces() {
+fn idle_containers_take_no_part_of_their_namespaces_share() {
     let mut queue: Queue<u8> = Queue::default();
     let namespace: Arc<str> = "n".into();
     let of = |id: u64, used: Duration| Container { id, weight: 2, used, weight_group: Some(namespace.clone()) };
@@ -140,7 +140,7 @@ fn who_wants_nothing_any_more_takes_no_part_of_its_namespaces() {
 }
 
 #[test]
-fn what_one_cannot_use_is_the_others() {
+fn unused_shares_go_to_others() {
     // One guest runs on one core at most, whatever its weight.
     let time = Duration::from_secs(10);
     let used = simulate(2, &[hog(8192, 1), hog(2, 8)], time);
@@ -151,14 +151,14 @@ fn what_one_cannot_use_is_the_others() {
 }
 
 #[test]
-fn short_turns_count_as_what_they_take() {
+fn short_turns_are_charged_their_time() {
     let short = Hog { turn: Duration::from_micros(50), ..hog(1024, 64) };
     let used = simulate(2, &[short, hog(1024, 2)], Duration::from_secs(10));
     assert!((0.9..1.1).contains(&ratio(&used)), "{used:?}");
 }
 
 #[test]
-fn who_was_away_saves_nothing_up_and_is_not_behind_others_for_long() {
+fn absence_accumulates_no_credit_and_no_lasting_debt() {
     let mut queue: Queue<u8> = Queue::default();
     let of = |id: u64, used: Duration| Container { id, weight: 1024, used, weight_group: None };
     let (mut a, mut now) = (Duration::ZERO, Duration::ZERO);

@@ -75,7 +75,7 @@ mod tests {
     const USUAL: Duration = Duration::from_secs(2);
 
     #[tokio::test]
-    async fn who_gives_up_waiting_keeps_no_seat() {
+    async fn an_abandoned_wait_keeps_no_slot() {
         let lane = Lane::new(1, USUAL, Env::real());
         let first = lane.seat("a").await;
         {

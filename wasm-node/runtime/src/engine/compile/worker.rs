@@ -300,7 +300,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_enquiry_is_heard_among_other_words_and_no_end_is_one() {
+    fn a_used_up_slice_is_detected_in_any_output() {
         let asked = |output: &'static [u8]| slice_used_up(Some(output)).now_or_never().is_some();
         assert!(asked(b"\nrunning 1 test\n\x05more"));
         assert!(!asked(b"\nrunning 1 test\n"));
@@ -309,7 +309,7 @@ mod tests {
 
     #[cfg(unix)]
     #[test]
-    fn the_compilers_end_says_what_was_wrong() {
+    fn the_compilers_exit_has_the_error() {
         use std::os::unix::process::ExitStatusExt as _;
         let (exit, signal) = (|code: i32| ExitStatus::from_raw(code << 8), ExitStatus::from_raw);
         let memory = "compiling the module needs more than 3072 MiB of memory, which the node's --module-compile-memory \

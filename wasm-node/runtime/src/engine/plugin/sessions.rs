@@ -286,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_that_a_client_chose_leads_nobody_else_into_its_session() {
+    fn a_chosen_session_name_gives_no_other_client_access() {
         let sessions = Sessions::default();
         let now = Instant::now();
         let enter = |name: &str, client: &str| sessions.find_or_create(name, (client, false), now).unwrap().0;

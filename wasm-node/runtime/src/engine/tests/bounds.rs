@@ -48,7 +48,7 @@ fn hoard(handles: u32) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_command_at_its_stack_is_told_the_flag() {
+async fn a_command_at_its_stack_limit_names_the_flag() {
     let (usual, roomy) = (Bench::new(), Bench::bounded(GuestBounds { stack_bytes: 8 << 20, ..GuestBounds::default() }));
     for text in [deep_command(), deep_component(AS_COMMAND)] {
         let (outcome, log) = run(&usual, &text, |_| {}).await;
@@ -77,7 +77,7 @@ async fn fuel_has_the_same_stacks() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_plugin_at_its_stack_is_told_the_flag() {
+async fn a_plugin_at_its_stack_limit_names_the_flag() {
     let (usual, roomy) = (Bench::new(), Bench::bounded(GuestBounds { stack_bytes: 8 << 20, ..GuestBounds::default() }));
     for (bench, status) in [(&usual, 502), (&roomy, 200)] {
         let loaded = bench.load_text(&deep_component(AS_PLUGIN), Metering::Epochs).await.unwrap();
@@ -90,7 +90,7 @@ async fn a_plugin_at_its_stack_is_told_the_flag() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_server_that_never_starts_says_which_bound_it_is_at() {
+async fn a_server_that_never_starts_names_its_limit() {
     let bench = Bench::new();
     let text = r#"(component
         (core module $m (func $f (call $f)) (start $f) (func (export "run")))
@@ -108,7 +108,7 @@ async fn a_server_that_never_starts_says_which_bound_it_is_at() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_server_at_its_handles_is_told_the_flag() {
+async fn a_server_at_its_handle_limit_names_the_flag() {
     let (usual, roomy) = (Bench::new(), Bench::bounded(GuestBounds { handles: 4096, ..GuestBounds::default() }));
     for (bench, answered) in [(&usual, (502, "trap")), (&roomy, (200, ""))] {
         let loaded = bench.load_text(&hoard(1500), Metering::Epochs).await.unwrap();
@@ -126,7 +126,7 @@ async fn a_server_at_its_handles_is_told_the_flag() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_preview_1_guest_at_its_handles_is_told_the_flag() {
+async fn a_preview_1_guest_at_its_handle_limit_names_the_flag() {
     let opens = r#"(module
         (import "wasi_snapshot_preview1" "path_open"
           (func $open (param i32 i32 i32 i32 i32 i64 i64 i32 i32) (result i32)))
@@ -154,7 +154,7 @@ async fn a_preview_1_guest_at_its_handles_is_told_the_flag() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_command_out_of_memory_is_told_whose_limit_it_was() {
+async fn an_out_of_memory_command_names_the_limit() {
     let bench = Bench::new();
     let grow = r#"(module (memory 1) (table $t 1 funcref) (func (export "_start")
         (loop (drop (memory.grow (i32.const 16))) (br 0))))"#;

@@ -35,7 +35,7 @@ fn module(body: &str) -> String {
 const HELLO: &str = "(drop (call $write (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 52)))";
 
 #[tokio::test(flavor = "multi_thread")]
-async fn ends_are_told_as_upstream_tells_them() {
+async fn outcomes_have_upstreams_reasons() {
     let bench = Bench::new();
     let grow = "(loop (drop (memory.grow (i32.const 16))) (br 0))";
     let table = "(loop (drop (table.grow $table (ref.null func) (i32.const 100000))) (br 0))";
@@ -72,7 +72,7 @@ async fn ends_are_told_as_upstream_tells_them() {
 #[test]
 fn logs_hold_no_backtrace_of_the_host() {
     let output = std::process::Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "engine::tests::commands::ends_are_told_as_upstream_tells_them", "--nocapture"])
+        .args(["--exact", "engine::tests::commands::outcomes_have_upstreams_reasons", "--nocapture"])
         .env("RUST_BACKTRACE", "full")
         .output()
         .unwrap();
@@ -173,7 +173,7 @@ async fn fuel_is_deterministic() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_cannot_run_says_why() {
+async fn unrunnable_modules_have_a_reason() {
     let bench = Bench::new();
     let missing = r#"(module (import "env" "launch" (func)) (func (export "_start")))"#;
     let unknown = r#"(module (import "wasi_snapshot_preview1" "fly" (func)) (func (export "_start")))"#;
@@ -196,7 +196,7 @@ async fn what_cannot_run_says_why() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn artifacts_are_kept_and_damaged_ones_made_anew() {
+async fn artifacts_are_kept_and_damaged_ones_recompiled() {
     let bench = Bench::with_own_cache();
     let loaded = bench.load_text(&module(HELLO), Metering::Epochs).await.unwrap();
     let again = bench.load_text(&module(HELLO), Metering::Epochs).await.unwrap();

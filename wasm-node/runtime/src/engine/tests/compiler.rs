@@ -68,7 +68,7 @@ fn knot(loops: usize, locals: usize) -> Vec<u8> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_compiles_too_long_is_stopped_and_not_tried_again_at_once() {
+async fn slow_compilations_are_stopped_and_not_retried_at_once() {
     let bench = bench(CompileBounds {
         time: Duration::from_secs(3),
         slice: Duration::from_secs(1),
@@ -96,7 +96,7 @@ async fn what_compiles_too_long_is_stopped_and_not_tried_again_at_once() {
 
 #[cfg(target_os = "linux")]
 #[tokio::test(flavor = "multi_thread")]
-async fn what_needs_too_much_memory_is_stopped() {
+async fn compilations_with_too_much_memory_are_stopped() {
     let bench = bench(CompileBounds { memory_bytes: 800 << 20, ..CompileBounds::default() });
     let error = bench.load_bytes(&knot(5000, 5000), Metering::Epochs).await.unwrap_err();
     assert_eq!(
@@ -128,7 +128,7 @@ async fn hard_modules_end_in_a_program_or_in_a_reason() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_sweep_leaves_what_is_in_use_or_loaded() {
+async fn a_sweep_keeps_used_and_loaded_artifacts() {
     let bench = Bench::with_own_cache();
     let files = || std::fs::read_dir(bench.dir.path().join("compiled")).unwrap().count();
     let module = command(b"", 0, 1, 0);
@@ -171,7 +171,7 @@ async fn a_quick_module_waits_for_no_slow_one() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_exceeds_its_slice_compiles_in_the_background() {
+async fn slow_modules_compile_in_the_background() {
     // One second of CPU is too little for an unoptimized compiler and this module.
     let bounds = CompileBounds { slice: Duration::from_secs(1), ..CompileBounds::default() };
     let bench = bench(bounds);
@@ -183,7 +183,7 @@ async fn what_exceeds_its_slice_compiles_in_the_background() {
 /// The work of a slice is not repeated while the background lane is free.
 #[cfg(unix)]
 #[tokio::test(flavor = "multi_thread")]
-async fn what_exceeds_its_slice_goes_on_where_the_background_is_free() {
+async fn slow_modules_continue_in_a_free_background_lane() {
     let dir = tempfile::tempdir().unwrap();
     let (starts, cache_dir) = (dir.path().join("starts"), dir.path().join("compiled"));
     let program = std::env::current_exe().unwrap();

@@ -62,7 +62,7 @@ async fn never() -> StopSignal {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn opening_files_without_end_is_an_error_of_whoever_does_it() {
+async fn opening_files_without_end_is_an_error_of_that_guest() {
     let bench = Bench::new();
     let volume = volume(&bench, 0);
     // Exits with the error of the first open that fails: 33 is EMFILE. Closes and renumbers some before.
@@ -235,7 +235,7 @@ async fn a_claims_volume_holds_no_more_than_it_may() {
 /// An open file without a name still counts in the volume, though no directory walk finds it.
 #[cfg(unix)]
 #[tokio::test(flavor = "multi_thread")]
-async fn a_file_that_is_removed_and_open_takes_its_room() {
+async fn a_removed_open_file_still_counts() {
     use std::os::unix::fs::MetadataExt as _;
 
     use runtime_api::{VolumeQuota, VolumeUse};

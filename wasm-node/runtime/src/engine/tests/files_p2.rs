@@ -359,7 +359,7 @@ async fn release(folder: &Path, stalled: Vec<tokio::task::JoinHandle<runtime_api
 
 /// Blocked file work uses up its own container's share only; requests are unaffected.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_file_operation_that_stalls_holds_nobody_else_up() {
+async fn a_stalled_file_operation_blocks_no_other_guest() {
     let bench = Bench::new();
     let (a, loaded) = staller(&bench).await;
     let mut stalled = Vec::new();
@@ -380,7 +380,7 @@ async fn a_file_operation_that_stalls_holds_nobody_else_up() {
 
 /// Pods that block all concurrent file work leave another pod its own.
 #[tokio::test(flavor = "multi_thread")]
-async fn pods_that_stall_all_they_have_leave_others_their_files() {
+async fn pods_with_stalled_volumes_do_not_block_others() {
     let bench = Bench::new();
     let (a, loaded) = staller(&bench).await;
     let mut stalled = Vec::new();

@@ -24,7 +24,7 @@ async fn ask(server: &PluginServer, function: &str, arguments: Value) -> Value {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn pods_of_a_namespace_share_what_they_keep_and_nobody_else_does() {
+async fn only_pods_of_a_namespace_share_its_data() {
     let bench = Bench::new();
     let loaded = bench.load_sample("counter", Metering::Epochs).await;
     let error = bench.engine.container(loaded.clone(), bench.spec()).unwrap_err().to_string();

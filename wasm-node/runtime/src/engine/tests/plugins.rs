@@ -181,7 +181,7 @@ async fn functions_are_called_by_name_with_json_and_wave() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_plugin_says_what_it_offers() {
+async fn a_plugin_lists_its_functions() {
     let bench = Bench::new();
     let (server, _) = greeter(&bench, |_| {}).await;
     let listed = ask(&server, "a", get("/")).await.json();
@@ -217,7 +217,7 @@ async fn a_plugin_says_what_it_offers() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn failures_are_a_servers_and_harm_nobody() {
+async fn failures_are_a_servers_and_affect_no_other_call() {
     let bench = Bench::new();
     let (server, log) = unruly(&bench, Metering::Epochs, |spec| {
         spec.limits.timeout = Duration::from_millis(300);
@@ -356,7 +356,7 @@ async fn resources_live_in_their_session() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn sessions_are_shared_among_clients_and_end_with_what_they_run() {
+async fn sessions_are_shared_among_clients_and_end_with_their_calls() {
     let bench = Bench::new();
     let (server, _) = unruly(&bench, Metering::Epochs, |spec| spec.limits.timeout = Duration::from_millis(300)).await;
     let visit = async |from: &str, session: &str, function: &str| {
@@ -423,7 +423,7 @@ const CONFIGURED: &str = r#"(component
     (canon lift (core func $i "value") (memory $mem) (realloc $realloc))))"#;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn settings_are_read_where_they_are_granted_as_they_are_now() {
+async fn granted_settings_are_read_at_each_call() {
     let bench = Bench::new();
     let loaded = bench.load_text(CONFIGURED, Metering::Epochs).await.unwrap();
     let error = bench.engine.container(loaded.clone(), bench.spec()).unwrap_err().to_string();
@@ -441,7 +441,7 @@ async fn settings_are_read_where_they_are_granted_as_they_are_now() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_no_plugin_says_why() {
+async fn non_plugins_have_a_reason() {
     let bench = Bench::new();
     let error = bench.load_text("(component)", Metering::Epochs).await.unwrap_err().to_string();
     assert!(error.contains("exports nothing"), "{error}");

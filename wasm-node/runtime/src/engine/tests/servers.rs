@@ -183,7 +183,7 @@ async fn a_server_that_cannot_start_is_broken() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_log_flood_harms_nobody() {
+async fn a_log_flood_affects_no_other_pod() {
     let bench = Bench::new();
     let (chatter, log) = plain(&bench, "chatter", |spec| spec.limits.timeout = Duration::from_millis(300)).await;
     let (hello, _) = plain(&bench, "hello", |_| {}).await;
@@ -290,7 +290,7 @@ async fn only_a_finished_body_ends() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_no_response() {
+async fn invalid_responses() {
     let bench = Bench::new();
     for body in ["", "(call $begin (local.get 1) (i32.const 0) (i32.const 101)) (call $end)"] {
         let (server, _) = written(&bench, body, |_| {}).await;
@@ -314,7 +314,7 @@ async fn work_after_the_response_ends_with_the_timeout() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_the_host_holds_counts() {
+async fn host_memory_is_charged() {
     let bench = Bench::new();
     // Headers of 16 KiB each, never dropped: the host's memory, not the guest's own.
     let fill = "(memory.fill (i32.const 16384) (i32.const 120) (i32.const 16384))";
@@ -355,7 +355,7 @@ async fn a_component_of_many_instances_is_bounded() {
 }
 
 #[tokio::test]
-async fn what_does_not_fit_is_told_without_the_nodes_paths() {
+async fn mismatches_are_reported_without_the_nodes_paths() {
     let bench = Bench::new();
     let large = r#"(module (memory (export "memory") 1) (table 30000 funcref) (func (export "_start")))"#;
     let error = bench.load_text(large, Metering::Epochs).await.err().unwrap();

@@ -54,7 +54,7 @@ fn spec(stdio: Stdio) -> ExecSpec {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn bytes_go_both_ways_and_the_end_is_told() {
+async fn bytes_go_both_ways_and_the_end_is_signalled() {
     let bench = Bench::new();
     let cat = bench.load_text(&module(CAT), Metering::Epochs).await.unwrap();
     let server = bench.load_sample("hello", Metering::Epochs).await;
@@ -167,7 +167,7 @@ async fn places_are_bounded_and_come_back() {
 
 /// The node's sessions, for probes and hooks, have slots beside those of users, and wait for one.
 #[tokio::test(flavor = "multi_thread")]
-async fn sessions_of_the_nodes_own_take_nobodys_places() {
+async fn node_sessions_take_no_user_slots() {
     let bench = Bench::new();
     let cat = bench.load_text(&module(CAT), Metering::Epochs).await.unwrap();
     let (container, _) = bench.container(cat.clone(), |_| {});

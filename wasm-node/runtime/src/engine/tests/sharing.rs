@@ -97,7 +97,7 @@ async fn memory_of_other_pods_is_waited_for_as_well() {
 
 /// A guest waits for host memory as for its own: a neighbour's use is no fault of the guest.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_the_host_holds_waits_for_neighbours() {
+async fn host_memory_waits_for_neighbours() {
     const MIB: u64 = 1 << 20;
     let bench = Bench::new();
     let neighbour = bench.engine.pod_ledger().hold(ledger::Resource::Memory, 20 * MIB).unwrap();
@@ -152,7 +152,7 @@ fn hoarder() -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_pool_that_two_pods_hoard_has_room_for_a_third() {
+async fn two_hoarding_pods_leave_slots_for_a_third() {
     let bench = Bench::new();
     let loaded = bench.load_text(&hoarder(), Metering::Epochs).await.unwrap();
     let mut held = tokio::task::JoinSet::new();
@@ -263,7 +263,7 @@ const HOG: &str = r#"(module (memory (export "memory") 1) (func (export "_start"
 
 /// Under CPU contention, each container gets its part by weight, whatever its number of guests.
 #[tokio::test(flavor = "multi_thread")]
-async fn cpu_goes_by_what_is_requested() {
+async fn cpu_is_shared_by_requests() {
     let bench = Bench::new();
     let loaded = bench.load_text(HOG, Metering::Epochs).await.unwrap();
     let hog = |shares: u64| bench.container(loaded.clone(), |spec| spec.limits.cpu_shares = shares).0;
@@ -302,7 +302,7 @@ async fn cpu_goes_by_what_is_requested() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn grants_decide_what_is_linked() {
+async fn grants_decide_the_linked_interfaces() {
     let bench = Bench::new();
     let text = r#"(component
         (import "test:granted/answer@0.1.0" (instance $a (export "answer" (func (result u32)))))
@@ -333,7 +333,7 @@ async fn grants_decide_what_is_linked() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_network_of_tools_is_nobody_elses() {
+async fn only_the_toolbox_has_the_network_interface() {
     let bench = Bench::new();
     let text = r#"(component
         (import "coracle:host/net@0.1.0" (instance (export "name-server" (func (result (option string))))))
@@ -366,7 +366,7 @@ async fn the_network_of_tools_is_nobody_elses() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_module_imports_what_its_pod_allows_and_so_do_programs_beside_it() {
+async fn modules_and_session_programs_import_only_what_the_pod_allows() {
     let bench = Bench::new();
     let rules = |text: &str| Some(Arc::new(ImportRules::parse(text).unwrap()));
     let component = r#"(component

@@ -100,7 +100,7 @@ async fn each_request_has_its_own_fuel() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_failed_answers_nobody_again() {
+async fn failed_instances_are_not_reused() {
     let bench = Bench::new();
     let trap = warm(&bench, "trap", 100, FOR_EVER, |_| {}).await;
     ok(&trap, "/").await;
@@ -122,7 +122,7 @@ async fn what_failed_answers_nobody_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nobody_wants_it_and_it_ends() {
+async fn an_unused_instance_ends() {
     let bench = Bench::new();
     let hello = warm(&bench, "hello", 100, Duration::from_millis(20), |_| {}).await;
     for _ in 0..2 {
@@ -134,7 +134,7 @@ async fn nobody_wants_it_and_it_ends() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_parked_gives_way_to_whoever_needs_its_memory() {
+async fn parked_instances_are_dropped_for_memory() {
     let bench = Bench::new();
     // Its own container: the node's own instance grows beside a parked one that holds most of the budget.
     let glutton = warm(&bench, "glutton", 100, FOR_EVER, |spec| spec.limits.memory_bytes = Some(64 * MIB)).await;
@@ -163,7 +163,7 @@ async fn what_is_parked_gives_way_to_whoever_needs_its_memory() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn parked_instances_keep_nobody_from_a_slot() {
+async fn parked_instances_block_no_slot() {
     let bench = Bench::new();
     let hello = warm(&bench, "hello", 100, FOR_EVER, |spec| spec.limits.concurrency = 1000).await;
     let most = hello.container().shared.admission.share.slots().capacity().instances as usize;
