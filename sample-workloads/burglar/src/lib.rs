@@ -1,8 +1,8 @@
-//! Tries whatever a guest could try to reach what it was not given, and prints one line of JSON:
+//! Probes the sandbox: tries to reach everything that a guest must not reach, and prints one line of JSON:
 //! `{"reached": […], "tried": […], "given": […], "note": "…"}`. On a sound host `reached` is empty.
 //!
-//! A module of WASI preview 1, the interface with file descriptors and thus the most doors to rattle at. `given` lists the
-//! folders that the pod mounts on purpose: what is inside of them is no loot, what is reached by way of them is.
+//! A module of WASI preview 1, the interface with the largest attack surface: file descriptors. `given` lists the folders
+//! that the pod mounts. Their content is permitted; paths that leave them are violations.
 #![no_std]
 use guest::{String, ToOwned, Vec, format, vec};
 use wasip1::{
@@ -10,10 +10,10 @@ use wasip1::{
     RIGHTS_FD_READ, RIGHTS_FD_READDIR, SDFLAGS_RD, SDFLAGS_WR,
 };
 
-/// Descriptors beyond these would be given by a host that hides them well; 0 to 2 are the standard streams.
+/// Bound of the probed descriptors; 0 to 2 are the standard streams.
 const FDS: core::ops::Range<Fd> = 3..64;
 
-/// Files and folders that every Unix machine has, and some that only a node of this cluster has.
+/// Files and folders of any Unix machine, and some of nodes of this cluster.
 const LOOT: [&str; 10] = [
     "/etc/passwd",
     "/etc/hostname",
@@ -21,16 +21,16 @@ const LOOT: [&str; 10] = [
     "/proc/self/cmdline",
     "/proc/self/root/etc/passwd",
     "/proc/net/tcp",
-    "/dev/tcp/127.0.0.1/6443", // a shell's way to a socket; worth a try
+    "/dev/tcp/127.0.0.1/6443", // a shell's path to a socket
     "/dev/mem",
     "/root",
     "/",
 ];
 
-/// Ways up, as far as any mount may be below the root.
+/// Ascending paths, up to the deepest mount below the root.
 const UP: &str = "../../../../../../../../../../../../../../../..";
 
-/// Variables that a process of the machine has and no pod, unless its spec names them: this one's names none.
+/// Variables of host processes that no pod has without its spec; this pod's spec has none.
 const VARIABLES: [&str; 12] = [
     "PATH", "HOME", "USER", "LOGNAME", "SHELL", "PWD", "OLDPWD", "TERM", "KUBECONFIG", "CARGO_HOME", "SSH_AUTH_SOCK", "XDG_RUNTIME_DIR",
 ];
@@ -44,7 +44,7 @@ extern "C" fn _start() {
     for fd in FDS {
         match mount(fd) {
             Some(path) => mounts.push((fd, path)),
-            // SAFETY: fills in a plain structure of its own.
+            // SAFETY: fills in a plain structure owned by this function.
             None => report.tried(format!("descriptor {fd}"), unsafe { wasip1::fd_fdstat_get(fd) }.is_ok()),
         }
     }
@@ -54,21 +54,21 @@ extern "C" fn _start() {
         links(&mut report, *fd, path);
         strays(&mut report, *fd, path);
     }
-    // A descriptor that was never given is no folder to start from either.
+    // A descriptor that was never given must not serve as a folder either.
     for fd in [0, 1, 2, 63, u32::MAX] {
         report.tried(format!("open /etc/passwd from descriptor {fd}"), opens(fd, "/etc/passwd"));
         report.tried(format!("open etc/passwd from descriptor {fd}"), opens(fd, "etc/passwd"));
     }
     sockets(&mut report);
     environment(&mut report);
-    // The one thing here that a guest may have: a clock. It shows that a call that is allowed works.
-    // SAFETY: fills in a number of its own.
+    // The one permitted resource: a clock. It shows that an allowed call works.
+    // SAFETY: fills in a number owned by this function.
     let clock = unsafe { wasip1::clock_time_get(CLOCKID_MONOTONIC, 1) };
     report.given.push(if clock.is_ok() { "clock".to_owned() } else { "no clock".to_owned() });
     print(&report.json());
 }
 
-/// What was tried, in words; what of it came off; what the pod was given in the first place.
+/// The attempts in words, the successful ones, and the resources that the pod was given.
 #[derive(Default)]
 struct Report {
     tried: Vec<String>,
@@ -90,7 +90,7 @@ impl Report {
     }
 }
 
-/// Paths out of a mount: absolute ones, and up and down again.
+/// Paths out of a mount: absolute ones, and ascending ones.
 fn files(report: &mut Report, fd: Fd, mount: &str) {
     for loot in LOOT {
         report.tried(format!("open {loot} from {mount}"), opens(fd, loot));
@@ -99,11 +99,11 @@ fn files(report: &mut Report, fd: Fd, mount: &str) {
     for path in ["..", "../", "./..", "a/../..", "../..", "..\\..", "/..", "//etc/passwd", "..//etc/passwd", "file:///etc/passwd"] {
         report.tried(format!("open {path} from {mount}"), opens(fd, path));
     }
-    // Inside of a mount, and loot all the same: these are there only if the mount is the machine's own root.
+    // Inside of a mount, and violations as well: these exist only if the mount is the machine's root.
     for path in ["etc/passwd", "proc/self/environ"] {
         report.tried(format!("open {path} from {mount}"), opens(fd, path));
     }
-    // With a NUL a careless host hands the system a shorter path than the one that it checked.
+    // With a NUL a careless host passes a shorter path to the system than the one that it checked.
     report.tried(format!("open ..\\0x from {mount}"), opens(fd, "..\0x"));
     // SAFETY: the paths live as long as the calls.
     unsafe {
@@ -114,7 +114,7 @@ fn files(report: &mut Report, fd: Fd, mount: &str) {
     }
 }
 
-/// Links that lead out of a mount. That one can be made is no harm; that one can be followed is.
+/// Links that lead out of a mount. Creating one is allowed, following it is a violation.
 fn links(report: &mut Report, fd: Fd, mount: &str) {
     const LINK: &str = "burglar-link";
     for target in ["/etc/passwd".to_owned(), format!("{UP}/etc/passwd"), "..".to_owned(), "/".to_owned(), "/proc/self/environ".to_owned()] {
@@ -138,7 +138,7 @@ fn links(report: &mut Report, fd: Fd, mount: &str) {
     }
 }
 
-/// Leaves something outside of a mount.
+/// Creates something outside of a mount.
 fn strays(report: &mut Report, fd: Fd, mount: &str) {
     const STRAY: &str = "burglar-was-here";
     for path in [format!("../{STRAY}"), format!("/tmp/{STRAY}"), format!("{UP}/tmp/{STRAY}")] {
@@ -159,7 +159,7 @@ fn strays(report: &mut Report, fd: Fd, mount: &str) {
     }
 }
 
-/// Every call that preview 1 has for sockets, on every descriptor.
+/// Every socket call of preview 1, on every descriptor.
 fn sockets(report: &mut Report) {
     for fd in 0..FDS.end {
         let mut buffer = [0; 16];
@@ -175,9 +175,9 @@ fn sockets(report: &mut Report) {
     }
 }
 
-/// The variables of the host's own process.
+/// The variables of the host process.
 fn environment(report: &mut Report) {
-    // A failure means no environment; the names are looked for in what there is.
+    // A failure means no environment; the names are searched in the result.
     let found = variables().unwrap_or_default();
     for name in VARIABLES {
         let reached = found.iter().any(|variable| variable.split('=').next() == Some(name));
@@ -186,7 +186,7 @@ fn environment(report: &mut Report) {
 }
 
 fn variables() -> Result<Vec<String>, Errno> {
-    // SAFETY: the host says how much room it needs, and gets that.
+    // SAFETY: the host reports the required size, and gets a buffer of that size.
     let bytes = unsafe {
         let (count, size) = wasip1::environ_sizes_get()?;
         let (mut starts, mut bytes) = (vec![core::ptr::null_mut(); count], vec![0; size]);
@@ -196,9 +196,9 @@ fn variables() -> Result<Vec<String>, Errno> {
     Ok(bytes.split(|byte| *byte == 0).map(|variable| String::from_utf8_lossy(variable).into_owned()).collect())
 }
 
-/// The guest's path of a folder that was given, `None` for any other descriptor.
+/// The guest's path of a given folder, `None` for any other descriptor.
 fn mount(fd: Fd) -> Option<String> {
-    // SAFETY: preview 1 has folders only, so the union's one member is the one that is set; the buffer has the asked length.
+    // SAFETY: preview 1 has folders only, so the union's one member is set; the buffer has the reported length.
     unsafe {
         let length = wasip1::fd_prestat_get(fd).ok()?.u.dir.pr_name_len;
         let mut name = vec![0; length];
@@ -210,7 +210,7 @@ fn mount(fd: Fd) -> Option<String> {
 /// Whether the path can be opened, as a file or as a folder.
 fn opens(fd: Fd, path: &str) -> bool {
     [(0, RIGHTS_FD_READ), (OFLAGS_DIRECTORY, RIGHTS_FD_READDIR)].into_iter().any(|(flags, rights)| {
-        // SAFETY: the path lives as long as the call, and what was opened is closed once.
+        // SAFETY: the path lives as long as the call, and the opened descriptor is closed once.
         unsafe {
             let open = wasip1::path_open(fd, LOOKUPFLAGS_SYMLINK_FOLLOW, path, flags, rights, rights, 0);
             open.is_ok_and(|open| wasip1::fd_close(open).is_ok())

@@ -1,4 +1,4 @@
-//! Logs without end. The node keeps what its rate limit allows, and counts the rest.
+//! Logs in an endless loop. The node keeps what the rate limit allows, and counts the dropped bytes.
 #![no_std]
 use guest::http::{Answer, Request, Response};
 use guest::{log, serve};
@@ -12,7 +12,7 @@ fn home(_: &Request) -> Answer {
     Ok(Response::text("chatter: GET /flood logs until its timeout\n"))
 }
 
-/// The lines are numbered, so that a reader sees how many were dropped.
+/// The lines are numbered, so that the number of dropped lines is visible.
 fn flood(_: &Request) -> Answer {
     let mut number: u64 = 0;
     loop {

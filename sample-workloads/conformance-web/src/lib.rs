@@ -1,8 +1,8 @@
-//! What upstream's test images serve over HTTP, as far as `wasi:http` does: the first page of its web servers (and the file that
-//! agnhost's is probed by, whose content nobody reads), and the health service of `agnhost grpc-health-checking` (`--service NAME`
-//! names what is healthy).
+//! The HTTP servers of upstream's test images, as far as `wasi:http` supports them: the first page of its web servers, the file
+//! that agnhost's probes request (its content is ignored), and the health service of `agnhost grpc-health-checking` (`--service
+//! NAME` names the healthy service).
 //!
-//! gRPC is HTTP with an end that is told in trailers: a message each way, and `grpc-status` behind the last one.
+//! gRPC is HTTP with trailers: one message in each direction, and `grpc-status` after the last one.
 #![no_std]
 use guest::http::{Answer, Request, Response};
 use guest::wasip2::exports::http::incoming_handler::Guest;
@@ -13,13 +13,13 @@ use guest::wasip2::io::streams::StreamError;
 use guest::{String, ToOwned, Vec, process};
 
 const CHECK: &str = "/grpc.health.v1.Health/Check";
-/// One byte says whether a message is packed, four how long it is.
+/// A message's header: one byte for compression, four for the length.
 const HEAD_BYTES: usize = 5;
-/// What a question may take: a name, and a few bytes around it.
+/// Maximum bytes of a request: a name, and a few bytes around it.
 const QUESTION_BYTES_MAX: usize = 4096;
 /// `status: SERVING`, as a message.
 const SERVING: &[u8] = &[0, 0, 0, 0, 2, 0x08, 1];
-/// Codes of gRPC.
+/// gRPC's status codes.
 const OK: u8 = 0;
 const INVALID_ARGUMENT: u8 = 3;
 const NOT_FOUND: u8 = 5;
@@ -42,7 +42,7 @@ fn page(_: &Request) -> Answer {
     Ok(Response::html("<!doctype html>\n<title>Welcome</title>\n<p>The web server of the conformance tests is running.</p>\n"))
 }
 
-/// The service that is asked for: the message's first field, a text; none where there is no such message.
+/// The requested service: the message's first field, a string; none for an invalid message.
 fn service(question: &[u8]) -> Option<String> {
     let message = question.get(HEAD_BYTES..)?;
     match message {
@@ -67,7 +67,7 @@ fn question(request: &IncomingRequest) -> Option<Vec<u8>> {
     }
 }
 
-/// What `--service` names; all of the server, where it names nothing.
+/// The value of `--service`; the whole server if empty.
 fn served() -> String {
     let arguments = process::arguments();
     let mut arguments = arguments.iter();

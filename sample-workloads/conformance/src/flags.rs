@@ -1,10 +1,10 @@
-//! Flags as upstream's programs take them: `--name=value`, `--name value`, and a switch by its name alone.
+//! Flags in the syntax of upstream's programs: `--name=value`, `--name value`, and switches without a value.
 use guest::{String, ToOwned, Vec, format};
 
 pub struct Flags(Vec<(String, String)>);
 
 impl Flags {
-    /// Reads all of them; `switches` need no value. What is no flag of `known` is an error.
+    /// Parses all flags; `switches` need no value. A flag that is not in `known` is an error.
     pub fn read(args: &[String], known: &[&str], switches: &[&str]) -> Result<Self, String> {
         let mut found = Vec::new();
         let mut rest = args[1..].iter();
@@ -27,7 +27,7 @@ impl Flags {
         Ok(Self(found))
     }
 
-    /// The last value of a flag, if it was given one.
+    /// The last value of a flag, if given.
     pub fn get(&self, name: &str) -> Option<&str> {
         self.0.iter().rev().find(|(known, _)| known == name).map(|(_, value)| value.as_str()).filter(|v| !v.is_empty())
     }

@@ -1,6 +1,6 @@
-//! Upstream's test programs as one command of many names: what upstream's conformance tests run in pods, by the names of its
-//! images. `agnhost` has the subcommands that need no socket; beside them are the shell and the small Unix tools, as in
-//! upstream's image. What each subcommand prints is what those tests look for.
+//! Upstream's test programs as one command of many names, for pods of upstream's conformance tests, by the names of its
+//! images. `agnhost` has the subcommands without sockets, beside the shell and the small Unix tools, as in upstream's image.
+//! The output of each subcommand is what those tests expect.
 #![no_std]
 extern crate alloc;
 
@@ -39,7 +39,7 @@ fn agnhost(context: &mut Context, args: &[String]) -> Ended {
     }
 }
 
-/// Prints what the program was started with, the program's own name first.
+/// Prints the arguments, with the program's name first.
 fn arguments(context: &mut Context, _: &[String]) -> Ended {
     context.out.line(&format!("[{}]", cli::environment::get_arguments().join(" ")))?;
     Ok(0)
@@ -53,7 +53,7 @@ fn hosts(context: &mut Context, _: &[String]) -> Ended {
     }
 }
 
-/// A module hears of no signal: the node ends it.
+/// A module receives no signal: the node ends it.
 fn pause(_: &mut Context, _: &[String]) -> Ended {
     loop {
         monotonic_clock::subscribe_duration(u64::MAX / 2).block();

@@ -1,4 +1,4 @@
-//! `agnhost logs-generator`: so many lines of a log, evenly over a time, in klog's form.
+//! `agnhost logs-generator`: a number of log lines, evenly over a time, in klog's form.
 use crate::flags::Flags;
 use guest::wasip2::clocks::{monotonic_clock, wall_clock};
 use guest::wasip2::random::random;
@@ -9,7 +9,7 @@ const FLAGS: [&str; 2] = ["log-lines-total", "run-duration"];
 const METHODS: [&str; 3] = ["GET", "POST", "PUT"];
 const NAMESPACES: [&str; 3] = ["kube-system", "default", "ns"];
 
-/// A time as Go prints it, of one unit: `30s`, `100ms`.
+/// A duration in Go's form with one unit: `30s`, `100ms`.
 fn nanoseconds(text: &str) -> Option<u64> {
     let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let unit = match &text[digits..] {
@@ -49,7 +49,7 @@ pub fn generate(context: &mut Context, args: &[String]) -> Ended {
         return context.fail("logs-generator", "--log-lines-total and --run-duration must be positive");
     };
     for id in 0..lines {
-        let mut err = context.err.clone(); // klog writes there
+        let mut err = context.err.clone(); // klog writes to stderr
         err.line(&line(id))?;
         monotonic_clock::subscribe_duration(duration / lines).block();
     }

@@ -1,4 +1,4 @@
-//! `agnhost mounttest`: writes and reads files, and says what they are. The order of what it does is part of what tests expect.
+//! `agnhost mounttest`: writes and reads files, and prints their attributes. Tests expect this order of operations.
 use crate::flags::Flags;
 use guest::wasip2::clocks::monotonic_clock;
 use guest::wasip2::filesystem::types::{DescriptorFlags, ErrorCode, OpenFlags};
@@ -26,7 +26,7 @@ const RETRY_SECONDS: u64 = 180;
 const SECOND: u64 = 1_000_000_000;
 const READ_BYTES: u64 = 64 * 1024;
 
-/// Whether all went well.
+/// Whether all operations succeeded.
 type Went = Result<bool, unix::io::Stop>;
 
 pub fn mounttest(context: &mut Context, args: &[String]) -> Ended {
@@ -73,7 +73,7 @@ fn read(path: &str) -> Result<Vec<u8>, ErrorCode> {
     }
 }
 
-/// A failure of an operation as Go words it.
+/// A failed operation in Go's form.
 fn failed(operation: &str, path: &str, error: ErrorCode) -> String {
     format!("{operation} {path}: {}", words(error).to_lowercase())
 }
@@ -90,7 +90,7 @@ fn show(context: &mut Context, path: &str) -> Went {
     Ok(false)
 }
 
-/// A mode as Go prints it: the letters of what it is and how it is used come before those of who may do what.
+/// A mode in Go's form: the letters of type and special bits precede those of the permissions.
 fn letters(mode: u32, is_dir: bool) -> String {
     let special = [(u32::from(is_dir), 'd'), (mode >> 11 & 1, 'u'), (mode >> 10 & 1, 'g'), (mode >> 9 & 1, 't')];
     let mut text: String = special.iter().filter(|(bit, _)| *bit == 1).map(|(_, letter)| *letter).collect();
@@ -124,7 +124,7 @@ fn write_new(context: &mut Context, path: &str, _mode: u32) -> Went {
     show(context, path)
 }
 
-/// Shows a file each 2 s, until it is what [`write_new`] writes, or for as long as it is told to.
+/// Prints a file every 2 s, until its content is that of [`write_new`], or for the given time.
 fn show_in_loop(context: &mut Context, path: &str, seconds: u64, until_expected: bool) -> Went {
     let end = monotonic_clock::now().saturating_add(seconds.saturating_mul(SECOND));
     let mut well = true;

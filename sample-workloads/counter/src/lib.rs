@@ -1,5 +1,5 @@
-//! A plugin with state: what it keeps by `wasi:keyvalue` is there in the next call, in the next pod and after a crash of
-//! the node. Its pod is granted that by annotation (`manifests/counter.yaml`).
+//! A plugin with state in `wasi:keyvalue`: it persists for the next call, the next pod, and after a crash of the node. The
+//! pod's annotation grants the interface (`manifests/counter.yaml`).
 #![no_std]
 extern crate alloc;
 
@@ -12,7 +12,7 @@ use wasi::keyvalue::store::{self, Bucket, Error};
 
 wit_bindgen::generate!({ path: "wit", world: "plugin", generate_all });
 
-/// Names that one call answers with.
+/// Maximum names in the result of one call.
 const NAMES_MAX: usize = 100_000;
 
 struct Counter;
@@ -32,7 +32,7 @@ impl Guest for Counter {
             }
             match atomics::swap(cas, score.to_string().as_bytes()) {
                 Ok(()) => return Ok(score),
-                // Somebody else was quicker: the new handle knows what is there now.
+                // A concurrent write came first: the new handle has the current value.
                 Err(CasError::CasFailed(again)) => cas = again,
                 Err(CasError::StoreError(error)) => return Err(why(error)),
             }

@@ -1,4 +1,4 @@
-//! Fails at start, each time: a module of WASI preview 1 with nothing but `_start`.
+//! Fails at each start: a module of WASI preview 1 with nothing but `_start`.
 #![no_std]
 
 const EXIT_CODE: u32 = 3;

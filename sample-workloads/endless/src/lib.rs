@@ -1,4 +1,4 @@
-//! A bug that every fleet has met: one path that never comes back. Fuel or a timeout ends it, and its neighbours don't notice.
+//! A common bug: one path that never returns. Fuel or a timeout ends the request; neighbours are not affected.
 #![no_std]
 use guest::http::{Answer, Request, Response};
 use guest::serve;
@@ -15,6 +15,6 @@ fn home(_: &Request) -> Answer {
 fn turn(_: &Request) -> Answer {
     let mut round: u64 = 0;
     loop {
-        round = core::hint::black_box(round.wrapping_add(1)); // work that the compiler can't prove to be useless
+        round = core::hint::black_box(round.wrapping_add(1)); // work that the compiler can't remove
     }
 }

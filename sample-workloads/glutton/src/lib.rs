@@ -1,10 +1,10 @@
-//! Eats as much memory as it is told to. Its manifest allows 64 MiB.
+//! Allocates as much memory as requested. Its manifest allows 64 MiB.
 #![no_std]
 use guest::http::{Answer, Request, Response};
 use guest::{Vec, format, serve, vec};
 
 const MIB: usize = 1024 * 1024;
-/// More than any memory of 32 bits has, so that the memory ends the meal and not this number.
+/// More than a 32-bit memory can hold, so that the memory limit applies and not this bound.
 const MEAL_MIB_MAX: u64 = 1024 * 1024;
 
 serve! {
@@ -16,7 +16,7 @@ fn home(_: &Request) -> Answer {
     Ok(Response::text("glutton: GET /eat?mb=N eats N MiB\n"))
 }
 
-/// In bites of 1 MiB, each written to all over: memory that is only asked for may cost nothing.
+/// In pieces of 1 MiB, each written completely: memory that is only reserved may cost nothing.
 fn eat(request: &Request) -> Answer {
     let mb = request.number("mb", MEAL_MIB_MAX)?;
     let meal: Vec<Vec<u8>> = (0..mb).map(|_| core::hint::black_box(vec![0xEA; MIB])).collect();

@@ -1,4 +1,4 @@
-//! A plugin: functions that others call by name, with typed arguments. The node answers HTTP for it.
+//! A plugin: functions with typed arguments that clients call by name. The node serves them over HTTP.
 #![no_std]
 extern crate alloc;
 
@@ -9,7 +9,7 @@ use exports::coracle::samples::greeter::{Card, Guest, GuestGuestBook, Language, 
 
 wit_bindgen::generate!({ path: "wit", world: "plugin" });
 
-/// Entries that a book has pages for.
+/// Maximum entries of a book.
 const ENTRIES_MAX: usize = 1000;
 
 struct Greeter;

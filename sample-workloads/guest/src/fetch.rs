@@ -1,4 +1,4 @@
-//! Requests to other services, over `wasi:http/outgoing-handler`. A Service's name is a host's name: `fetch::get("users", …)`.
+//! Requests to other services, over `wasi:http/outgoing-handler`. A Service's name is a host name: `fetch::get("users", …)`.
 use crate::http::{Body, BodyError};
 use crate::{String, ToString, Vec, format, text};
 use wasip2::http::outgoing_handler::handle;
@@ -6,29 +6,29 @@ use wasip2::http::types::{
     ErrorCode, Fields, IncomingResponse, Method, OutgoingBody, OutgoingRequest, RequestOptions, Scheme,
 };
 
-/// A Service of the same cluster answers in milliseconds; these only keep a request from hanging with its backend.
+/// A Service of the same cluster responds in milliseconds; these bounds only keep a request from hanging with its backend.
 const CONNECT_TIMEOUT_NS: u64 = 2_000_000_000;
 const FIRST_BYTE_TIMEOUT_NS: u64 = 10_000_000_000;
-/// An answer longer than this is none of the shop's.
+/// Maximum length of a response of the shop's services.
 const ANSWER_BYTES_MAX: usize = 1024 * 1024;
 
-/// What a service answered.
+/// A service's response.
 pub struct Reply {
     pub status: u16,
     pub body: Vec<u8>,
 }
 
-/// GET. One retry where the first try got no answer at all: asking twice does no harm, and a pod may just have gone away.
+/// GET, with one retry if there was no response: a repeated GET does no harm, and a pod may just have terminated.
 pub fn get(service: &str, path: &[&str]) -> Result<Reply, String> {
     send(Method::Get, service, path, None).or_else(|_| send(Method::Get, service, path, None))
 }
 
-/// POST of JSON, once: the service may have acted on a request that looks failed from here.
+/// POST of JSON, without a retry: the service may have processed a request that failed on the way back.
 pub fn post_json(service: &str, path: &[&str], body: &str) -> Result<Reply, String> {
     send(Method::Post, service, path, Some(body))
 }
 
-/// PUT of JSON, with one retry as [`get`]: what is there twice is there once. None where there is no such service.
+/// PUT of JSON, with one retry as [`get`]: it is idempotent. None if there is no such service.
 pub fn put_json(service: &str, path: &[&str], body: &str) -> Result<Option<Reply>, String> {
     let put = || match exchange(Method::Put, service, path, Some(body)) {
         Err(Failed::NoName) => Ok(None),
@@ -37,7 +37,7 @@ pub fn put_json(service: &str, path: &[&str], body: &str) -> Result<Option<Reply
     put().or_else(|_| put())
 }
 
-/// GET as [`get`]; none where there is no such service.
+/// GET as [`get`]; none if there is no such service.
 pub fn find(service: &str, path: &[&str]) -> Result<Option<Reply>, String> {
     match exchange(Method::Get, service, path, None) {
         Err(Failed::NoName) => Ok(None),
@@ -46,9 +46,9 @@ pub fn find(service: &str, path: &[&str]) -> Result<Option<Reply>, String> {
     }
 }
 
-/// Why there is no answer.
+/// Why there is no response.
 enum Failed {
-    /// Nobody has that name.
+    /// No service has that name.
     NoName,
     Why(String),
 }
@@ -94,14 +94,14 @@ fn exchange(method: Method, service: &str, path: &[&str], body: Option<&str>) ->
         .map_err(|()| "not a valid address".to_string())?;
 
     let options = RequestOptions::new();
-    let _ = options.set_connect_timeout(Some(CONNECT_TIMEOUT_NS)); // a host may have no timeouts; then there are none
+    let _ = options.set_connect_timeout(Some(CONNECT_TIMEOUT_NS)); // a host may not support timeouts
     let _ = options.set_first_byte_timeout(Some(FIRST_BYTE_TIMEOUT_NS));
 
     let outgoing = request.body().map_err(|()| "no body".to_string())?;
     let coming = handle(request, Some(options))?;
     if let Some(body) = body {
         let stream = outgoing.write().map_err(|()| "no stream".to_string())?;
-        crate::process::write_all(&stream, body.as_bytes()); // a failure shows in the answer below
+        crate::process::write_all(&stream, body.as_bytes()); // the response below contains a failure
     }
     OutgoingBody::finish(outgoing, None).map_err(debug)?;
 

@@ -1,14 +1,14 @@
-//! Files by absolute path, as a program of a container sees them: the volumes that are mounted, nothing else.
+//! Files by absolute path, below the mounted volumes only.
 use crate::{String, Vec};
 use wasip2::filesystem::preopens::get_directories;
 use wasip2::filesystem::types::{Descriptor, DescriptorFlags, ErrorCode, OpenFlags, PathFlags};
 
 const READ_BYTES: u64 = 64 * 1024;
 
-/// Opens the file or folder at `path`, an absolute path below one of the mounts. Links are followed: the files of a
+/// Opens the file or folder at the absolute path `path`, below one of the mounts. Links are followed: the files of a
 /// ConfigMap's volume are links, so that all of them change at once.
 pub fn open(path: &str, open: OpenFlags, flags: DescriptorFlags) -> Result<Descriptor, ErrorCode> {
-    // A component has no root folder. It has mounts, each with the path that the guest knows it by; the longest match wins.
+    // A component has no root folder. It has mounts, each with its path in the guest; the longest match is used.
     let (mount, rest) = get_directories()
         .into_iter()
         .filter_map(|(mount, at)| Some((mount, below(path, &at)?)))
@@ -17,7 +17,7 @@ pub fn open(path: &str, open: OpenFlags, flags: DescriptorFlags) -> Result<Descr
     mount.open_at(PathFlags::SYMLINK_FOLLOW, if rest.is_empty() { "." } else { &rest }, open, flags)
 }
 
-/// What is left of `path` below the folder `at`.
+/// The rest of `path` below the folder `at`.
 fn below(path: &str, at: &str) -> Option<String> {
     let rest = path.strip_prefix(at.trim_end_matches('/'))?;
     (rest.is_empty() || rest.starts_with('/')).then(|| rest.trim_start_matches('/').into())
@@ -40,7 +40,7 @@ pub fn read_open(file: &Descriptor) -> Result<Vec<u8>, ErrorCode> {
     }
 }
 
-/// Writes a file that must not exist yet; `ErrorCode::Exist` where it does.
+/// Writes a new file; `ErrorCode::Exist` if it exists.
 pub fn create(path: &str, content: &[u8]) -> Result<(), ErrorCode> {
     let file = open(path, OpenFlags::CREATE | OpenFlags::EXCLUSIVE, DescriptorFlags::WRITE)?;
     let mut written = 0;

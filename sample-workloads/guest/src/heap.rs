@@ -1,8 +1,8 @@
-//! The heap: `dlmalloc` over what the linker left between the data and the memory's end, before it asks for more.
+//! The heap: `dlmalloc` over the space between the data and the end of the initial memory, before the memory grows.
 //!
-//! The crate's own source of memory grows the linear memory for its very first byte. Growing is a system call for the
-//! host and shrinking the next instance's memory again another one, both of which stop the host's other threads: for a
-//! server that answers one small request that is a fifth of all it costs.
+//! The crate's own source grows the linear memory for its first byte. Growing is a system call for the host, and shrinking
+//! the next instance's memory another one; both stop the host's other threads. For a server with one small request this is
+//! a fifth of its cost.
 use core::alloc::{GlobalAlloc, Layout};
 use core::arch::wasm32::memory_grow;
 use core::cell::{Cell, UnsafeCell};
@@ -10,14 +10,14 @@ use core::cell::{Cell, UnsafeCell};
 const PAGE: usize = 64 * 1024;
 
 unsafe extern "C" {
-    // The linker sets these symbols: what counts is where they are.
+    // The linker sets these symbols: only their addresses are used.
     static __heap_base: u8;
     static __heap_end: u8;
 }
 
-/// Where `dlmalloc` gets memory from.
+/// The memory source of `dlmalloc`.
 struct Memory {
-    /// Whether the linker's part was given out.
+    /// Whether the initial part was handed out.
     started: Cell<bool>,
 }
 
@@ -31,7 +31,7 @@ impl Memory {
     }
 }
 
-// SAFETY: what is given out is no one else's: the linker's part once, and pages that were not there before.
+// SAFETY: returned memory has no other owner: the initial part once, and new pages.
 unsafe impl dlmalloc::Allocator for Memory {
     fn alloc(&self, size: usize) -> (*mut u8, usize, u32) {
         if let Some((base, length)) = self.first()
@@ -82,7 +82,7 @@ impl Heap {
     }
 }
 
-// SAFETY: `dlmalloc` keeps the contract; with one thread nothing else has the heap meanwhile.
+// SAFETY: `dlmalloc` keeps the contract; with one thread no other code uses the heap meanwhile.
 unsafe impl GlobalAlloc for Heap {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         unsafe { (*self.0.get()).malloc(layout.size(), layout.align()) }

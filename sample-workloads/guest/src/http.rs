@@ -7,8 +7,8 @@ use wasip2::io::streams::{InputStream, OutputStream, StreamError};
 
 const READ_BYTES: u64 = 64 * 1024;
 
-/// Serves a table of routes. A path ends in `/*` to match one segment more, which [`Request::rest`] then holds.
-/// What no route has is answered with 404 or 405.
+/// Serves a table of routes. A path that ends in `/*` matches one more segment, which is in [`Request::rest`].
+/// Requests without a route get 404 or 405.
 #[macro_export]
 macro_rules! serve {
     ($($method:literal $path:literal => $handler:expr),* $(,)?) => {
@@ -25,16 +25,16 @@ macro_rules! serve {
     };
 }
 
-/// What handlers return: both sides are responses, so that `?` leaves early with an error's response.
+/// The result of a handler: both sides are responses, so that `?` returns an error's response.
 pub type Answer = Result<Response, Response>;
 /// Method, path, handler.
 pub type Route = (&'static str, &'static str, fn(&Request) -> Answer);
 
-/// A request, with its body still to be read.
+/// A request with an unread body.
 pub struct Request {
     pub method: String,
     pub path: String,
-    /// What `*` in the route's path stands for, decoded.
+    /// The segment matched by `*` in the route's path, decoded.
     pub rest: String,
     query: Vec<(String, String)>,
     incoming: IncomingRequest,
@@ -66,32 +66,32 @@ impl Request {
         Self { method, path: path.to_owned(), rest: String::new(), query, incoming }
     }
 
-    /// A parameter of the query.
+    /// A query parameter.
     pub fn query(&self, name: &str) -> Option<&str> {
         self.query.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
     }
 
-    /// A number of the query, at most `max`; a 400 to return where it is none.
+    /// A number of the query, at most `max`; else a response with 400.
     pub fn number(&self, name: &str, max: u64) -> Result<u64, Response> {
         self.query(name)
-            .filter(|value| value.bytes().all(|byte| byte.is_ascii_digit())) // `parse` takes a `+` too
+            .filter(|value| value.bytes().all(|byte| byte.is_ascii_digit())) // `parse` accepts a `+` too
             .and_then(|value| value.parse().ok())
             .filter(|number| *number <= max)
             .ok_or_else(|| Response::error(400, &format!("{name} must be a number from 0 to {max}")))
     }
 
-    /// A header's first value.
+    /// The first value of a header.
     pub fn header(&self, name: &str) -> Option<String> {
         self.incoming.headers().get(name).into_iter().next().and_then(|value| String::from_utf8(value).ok())
     }
 
-    /// The body, to be read piece by piece.
+    /// The body, for reading in pieces.
     pub fn body(&self) -> Body {
         let body = self.incoming.consume().expect("a body is taken only once");
         Body::new(body)
     }
 
-    /// The whole body; a 413 or 400 to return where it is too long or cut short.
+    /// The whole body; a response with 413 or 400 if it is too long or truncated.
     pub fn bytes(&self, max: usize) -> Result<Vec<u8>, Response> {
         self.body().read_all(max).map_err(|problem| match problem {
             BodyError::TooLong => Response::error(413, &format!("the body has more than {max} bytes")),
@@ -100,7 +100,7 @@ impl Request {
     }
 }
 
-/// A body that comes in. The stream is dropped before the body that it belongs to: fields drop in their order.
+/// An incoming body. The stream is dropped before its body: fields drop in their order.
 pub struct Body {
     stream: InputStream,
     _body: IncomingBody,
@@ -116,7 +116,7 @@ impl Body {
         Self { stream: body.stream().expect("a body has one stream"), _body: body }
     }
 
-    /// The next piece as it arrives, `None` at the end.
+    /// The next piece, `None` at the end.
     pub fn read(&self) -> Result<Option<Vec<u8>>, BodyError> {
         loop {
             match self.stream.blocking_read(READ_BYTES) {
@@ -140,7 +140,7 @@ impl Body {
     }
 }
 
-/// The client went away, or the body that we pass on was cut: our own body ends here, and not as if it were complete.
+/// The client disconnected, or the forwarded body was truncated: this body ends incomplete.
 pub struct Broken;
 
 impl From<StreamError> for Broken {
@@ -155,11 +155,11 @@ impl From<BodyError> for Broken {
     }
 }
 
-/// Where a streamed body is written to.
+/// The sink of a streamed body.
 pub struct Writer(OutputStream);
 
 impl Writer {
-    /// Writes all of `bytes` at the pace of the client, and sends them off.
+    /// Writes all of `bytes` at the client's pace, and flushes them.
     pub fn send(&self, mut bytes: &[u8]) -> Result<(), Broken> {
         while !bytes.is_empty() {
             match self.0.check_write()? as usize {
@@ -180,7 +180,7 @@ enum Content {
     Stream(Box<dyn FnOnce(&Writer) -> Result<(), Broken>>),
 }
 
-/// A response to be sent.
+/// An outgoing response.
 pub struct Response {
     status: u16,
     headers: Vec<(String, Vec<u8>)>,
@@ -200,7 +200,7 @@ impl Response {
         Self::new("text/html; charset=utf-8", Content::Whole(body.into()))
     }
 
-    /// `body` is JSON already, or prints as JSON as `serde_json::Value` does.
+    /// `body` is JSON, or prints as JSON like `serde_json::Value`.
     pub fn json(body: impl core::fmt::Display) -> Self {
         Self::new("application/json", Content::Whole(format!("{body}\n").into_bytes()))
     }
@@ -211,7 +211,7 @@ impl Response {
         Self::json(format!("{{\"error\":{message}}}")).status(status)
     }
 
-    /// A body that `write` makes while it is sent.
+    /// A body that `write` generates during the transfer.
     pub fn stream(content_type: &str, write: impl FnOnce(&Writer) -> Result<(), Broken> + 'static) -> Self {
         Self::new(content_type, Content::Stream(Box::new(write)))
     }
@@ -226,7 +226,7 @@ impl Response {
         self
     }
 
-    /// Sends head and body. A body that breaks off is never finished, so that the client sees it as cut.
+    /// Sends head and body. A broken body is never finished, so that the client detects the truncation.
     fn send(self, without_body: bool, out: ResponseOutparam) {
         let headers = Fields::from_list(&self.headers).expect("headers are valid");
         let response = OutgoingResponse::new(headers);
@@ -244,14 +244,14 @@ impl Response {
                 return;
             }
         }
-        let _ = OutgoingBody::finish(body, None); // it can only fail if the client is gone, or framed by a false content-length
+        let _ = OutgoingBody::finish(body, None); // fails only if the client is gone, or if content-length is wrong
     }
 }
 
-/// Finds the route of a request, and answers it.
+/// Finds the route of a request and runs its handler.
 pub fn answer(routes: &[Route], incoming: IncomingRequest, out: ResponseOutparam) {
     let mut request = Request::new(incoming);
-    let head = request.method == "HEAD"; // what GET answers, without the body
+    let head = request.method == "HEAD"; // as GET, without the body
     let method = if head { "GET" } else { &request.method };
     let mut allowed = Vec::new();
     let mut found = None;
@@ -278,7 +278,7 @@ pub fn answer(routes: &[Route], incoming: IncomingRequest, out: ResponseOutparam
     response.send(head, out);
 }
 
-/// What `*` at the pattern's end stands for, empty where there is none.
+/// The segment matched by `*` at the pattern's end; empty without one.
 fn matches<'a>(pattern: &str, path: &'a str) -> Option<&'a str> {
     match pattern.strip_suffix('*') {
         Some(prefix) => path.strip_prefix(prefix).filter(|rest| !rest.is_empty() && !rest.contains('/')),

@@ -1,7 +1,7 @@
-//! What the samples share, so that each of them is only what it is about: a router, an HTTP client, files and logging.
+//! Code shared by the samples: a router, an HTTP client, files and logging.
 //!
-//! Everything here is `no_std`: a component that brings no standard library along is some 20 kB instead of 100.
-//! It is a library to read, not a framework: for real work take `wstd` or the standard library on `wasm32-wasip2`.
+//! Everything is `no_std`: a component without the standard library has some 20 kB instead of 100.
+//! It is a library to read, not a framework: for real work use `wstd` or the standard library on `wasm32-wasip2`.
 #![no_std]
 
 extern crate alloc;

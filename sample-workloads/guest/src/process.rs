@@ -1,13 +1,13 @@
-//! The process around us: its environment, its output, its sleep.
+//! The process: its environment, its output, its sleep.
 use crate::{String, Vec};
 use core::cell::OnceCell;
 use wasip2::io::streams::{OutputStream, StreamError};
 
-/// `blocking_write_and_flush` takes at most this much at once, says its definition.
+/// Maximum bytes of one `blocking_write_and_flush`, by its definition.
 const WRITE_BYTES_MAX: usize = 4096;
 
-/// The environment as it was asked for first: it doesn't change while an instance lives, and the host has to ask us for room
-/// for each name and each value.
+/// The environment, read once: it does not change during an instance's life, and the host allocates guest memory for each
+/// name and each value.
 struct Environment(OnceCell<Vec<(String, String)>>);
 
 // SAFETY: a component has one thread.
@@ -26,7 +26,7 @@ pub fn arguments() -> Vec<String> {
     wasip2::cli::environment::get_arguments().into_iter().skip(1).collect()
 }
 
-/// Prints one line on stdout. In one call where it fits, so that lines of concurrent requests don't mix.
+/// Prints one line on stdout, in one call if it fits, so that lines of concurrent requests don't mix.
 pub fn print(line: &str) {
     write_all(&wasip2::cli::stdout::get_stdout(), crate::format!("{line}\n").as_bytes());
 }
@@ -36,13 +36,13 @@ pub fn print_error(line: &str) {
     write_all(&wasip2::cli::stderr::get_stderr(), crate::format!("{line}\n").as_bytes());
 }
 
-/// Writes what can be written: a log that nobody reads is no reason to stop.
+/// Writes as much as possible: a failing log does not stop the program.
 pub fn write_all(to: &OutputStream, bytes: &[u8]) {
     let _: Result<(), StreamError> =
         bytes.chunks(WRITE_BYTES_MAX).try_for_each(|chunk| to.blocking_write_and_flush(chunk));
 }
 
-/// Sleeps in the host: the instance waits on a pollable and uses no CPU meanwhile.
+/// Sleeps in the host: the instance waits for a pollable and uses no CPU.
 pub fn sleep_ms(ms: u64) {
     wasip2::clocks::monotonic_clock::subscribe_duration(ms.saturating_mul(1_000_000)).block();
 }

@@ -1,9 +1,9 @@
-//! What the standard library would bring: an allocator, a panic handler, and the allocator's door for the host.
+//! Replacements for the standard library: an allocator, a panic handler, and the host's access to the allocator.
 
 #[global_allocator]
 static ALLOCATOR: crate::heap::Heap = crate::heap::Heap::new();
 
-/// A panic says where it happened, then traps: the host reports the trap and drops the instance.
+/// A panic logs its position and traps: the host reports the trap and drops the instance.
 #[panic_handler]
 fn panicked(info: &core::panic::PanicInfo) -> ! {
     let line = alloc::format!("{info}\n");
@@ -12,22 +12,22 @@ fn panicked(info: &core::panic::PanicInfo) -> ! {
     #[cfg(not(target_env = "p2"))]
     {
         let piece = wasip1::Ciovec { buf: line.as_ptr(), buf_len: line.len() };
-        // SAFETY: the piece points to `line`, which lives until the call is over.
+        // SAFETY: the piece points to `line`, which outlives the call.
         let _ = unsafe { wasip1::fd_write(wasip1::FD_STDERR, &[piece]) };
     }
     core::arch::wasm32::unreachable()
 }
 
-/// The component model's `cabi_realloc`: the host asks for room here before it hands over a string or a list.
+/// The component model's `cabi_realloc`: the host allocates here before it passes a string or a list.
 ///
 /// # Safety
-/// `old` came from here with `old_size` bytes of alignment `align`, or `old_size` is 0.
+/// `old` was returned by this function with `old_size` bytes of alignment `align`, or `old_size` is 0.
 #[cfg(target_env = "p2")]
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cabi_realloc(old: *mut u8, old_size: usize, align: usize, new_size: usize) -> *mut u8 {
     use alloc::alloc::{Layout, alloc, handle_alloc_error, realloc};
     if new_size == 0 {
-        return core::ptr::without_provenance_mut(align); // no memory, but aligned as the canonical ABI asks
+        return core::ptr::without_provenance_mut(align); // no memory, but aligned as the canonical ABI requires
     }
     // SAFETY: the host passes a power of two for `align`, and sizes that fit the 32-bit memory.
     unsafe {
@@ -42,7 +42,7 @@ pub unsafe extern "C" fn cabi_realloc(old: *mut u8, old_size: usize, align: usiz
     }
 }
 
-/// The one function of C's library that compiled Rust calls and that neither WebAssembly nor `core` has: copying and
+/// The one function of the C library that compiled Rust calls and that neither WebAssembly nor `core` has: copying and
 /// filling are instructions, comparing is not.
 ///
 /// # Safety

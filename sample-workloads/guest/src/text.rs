@@ -1,4 +1,4 @@
-//! The escapes of URLs.
+//! Decodes and encodes the percent escapes of URLs.
 use crate::{String, Vec};
 
 /// `%41+b` → `A b`. `+` means a space in queries, not in paths.

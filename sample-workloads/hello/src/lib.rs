@@ -16,7 +16,7 @@ serve! {
     "GET" "/stream" => stream,
 }
 
-/// Kubernetes tells a pod its own name by the downward API, here as `POD_NAME` (and as `HOSTNAME`, unasked).
+/// Kubernetes passes a pod's name by the downward API, here as `POD_NAME` (and always as `HOSTNAME`).
 fn greet(_: &Request) -> Answer {
     let pod = env("POD_NAME").or_else(|| env("HOSTNAME")).unwrap_or_else(|| "nobody".to_owned());
     Ok(Response::text(format!("hello from {pod}\n")).header("x-pod", &pod))
@@ -33,7 +33,7 @@ fn variable(request: &Request) -> Answer {
     }
 }
 
-/// Sends each piece back as it comes: a body of any size needs the memory of one piece.
+/// Echoes each piece: a body of any size needs the memory of one piece.
 fn echo(request: &Request) -> Answer {
     let content_type = request.header("content-type").unwrap_or_else(|| "application/octet-stream".to_owned());
     let body = request.body();
@@ -51,7 +51,7 @@ fn slow(request: &Request) -> Answer {
     Ok(Response::text(format!("answered after {ms} ms\n")))
 }
 
-/// `?n=3` streams three lines, each on its way before the next is made; `&ms=100` waits between them.
+/// `?n=3` streams three lines, each sent before the next is generated; `&ms=100` waits between them.
 fn stream(request: &Request) -> Answer {
     let lines = request.number("n", LINES_MAX)?;
     let pause_ms = request.query("ms").map(|_| request.number("ms", DAY_MS)).transpose()?.unwrap_or(0);

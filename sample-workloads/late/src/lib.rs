@@ -1,7 +1,7 @@
-//! Is ready only 3 s after it was first asked: what a service that warms a cache looks like from outside.
+//! Becomes ready 3 s after its first probe: a service that warms a cache.
 //!
-//! Instances come and go with their requests, so the time of the first probe is kept in a volume (an emptyDir), where
-//! all of them and the next run of the container find it.
+//! Instances live as long as their requests, so the time of the first probe is in a volume (an emptyDir), shared by all
+//! instances and the next run of the container.
 #![no_std]
 use guest::http::{Answer, Request, Response};
 use guest::wasip2::filesystem::types::ErrorCode;
@@ -28,13 +28,13 @@ fn ready(_: &Request) -> Answer {
     }
 }
 
-/// The kept time; `now_ms`, which it then keeps, where there is none. Of two probes at once one creates the file.
+/// The stored time; stores and returns `now_ms` if there is none. Of two concurrent probes one creates the file.
 fn first_probe_ms(now_ms: u64) -> Result<u64, ErrorCode> {
     match files::create(FIRST_PROBE, format!("{now_ms}\n").as_bytes()) {
         Ok(()) => Ok(now_ms),
         Err(ErrorCode::Exist) => {
             let kept = String::from_utf8(files::read(FIRST_PROBE)?).unwrap_or_default();
-            Ok(kept.trim().parse().unwrap_or(now_ms)) // empty for the moment between the other's create and write
+            Ok(kept.trim().parse().unwrap_or(now_ms)) // empty between the other probe's create and write
         }
         Err(problem) => Err(problem),
     }

@@ -1,5 +1,5 @@
-//! A scheduler plugin that does what none should: which, its profile says (`trap`, `loop`, `eat`, `rubbish`, `reasons`, `score`,
-//! `error`, `refuse`; anything else: nothing wrong).
+//! A misbehaving scheduler plugin; its profile selects the fault (`trap`, `loop`, `eat`, `rubbish`, `reasons`, `score`,
+//! `error`, `refuse`; anything else: none).
 #![no_std]
 extern crate alloc;
 

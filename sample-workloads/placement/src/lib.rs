@@ -8,7 +8,7 @@ use alloc::{format, string::String, string::ToString as _, vec::Vec};
 use core::cell::RefCell;
 
 use exports::coracle::scheduler::plugin::{Candidate, Guest, GuestInstance, Instance, Node, Refusal};
-// The heap, and what a panic does.
+// The heap and the panic handler.
 use guest as _;
 use serde_json::Value;
 
@@ -16,7 +16,7 @@ wit_bindgen::generate!({ path: "../../scheduler/wit", world: "scheduler-plugin" 
 
 const AVOID: &str = "placement.example.com/avoid";
 const PREFERENCE: &str = "placement.example.com/preference";
-/// Of nodes that say nothing.
+/// The score of nodes without the annotation.
 const SCORE: u32 = 50;
 
 struct Placement;
@@ -25,7 +25,7 @@ impl Guest for Placement {
     type Instance = Policy;
 }
 
-/// What it was told, and what it reads of nodes.
+/// The configuration, and the used fields of nodes.
 struct Policy {
     pods_max: Option<u64>,
     nodes: RefCell<BTreeMap<String, Known>>,
@@ -80,7 +80,7 @@ impl GuestInstance for Policy {
                 (Some((key, value)), _) if labels[key] == *value => {
                     refuse(format!("node(s) had the label {key}={value}, which the pod avoids"), true);
                 }
-                // Others may go, and then it has room.
+                // Victims may be removed, and then the node fits.
                 (_, Some(max)) if u64::from(candidate.pods) >= max => refuse(format!("node(s) had {max} pods"), false),
                 _ => {}
             }

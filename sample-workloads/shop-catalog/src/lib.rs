@@ -1,5 +1,5 @@
-//! The shop's products. They come from a ConfigMap that is mounted as a volume and is read at each request, so that an
-//! edit of the ConfigMap shows without a restart.
+//! The shop's products, from a ConfigMap that is mounted as a volume and read at each request, so that an edit of the
+//! ConfigMap needs no restart.
 #![no_std]
 use guest::http::{Answer, Request, Response};
 use guest::{Vec, files, format, serve};

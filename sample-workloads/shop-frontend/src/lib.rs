@@ -1,5 +1,5 @@
-//! The shop's front: a page for a person and an API for everyone else. Behind it are services that it finds by their Services'
-//! names: three that it needs, and `orders`, which keeps orders where the shop has one.
+//! The shop's front end: a page for users and an API for clients. It calls services by their Services' names: three required
+//! ones, and `orders`, which stores orders if the shop has it.
 #![no_std]
 use guest::fetch::{self, Reply};
 use guest::http::{Answer, Request, Response};
@@ -24,7 +24,7 @@ fn products(_: &Request) -> Answer {
     Ok(Response::json(ok("catalog", fetch::get("catalog", &["products"]))?))
 }
 
-/// Checks what costs nothing first, then asks catalog and users, then takes the money.
+/// Checks the local conditions first, then calls catalog and users, then the payment.
 fn order(request: &Request) -> Answer {
     let order: Value = serde_json::from_slice(&request.bytes(BODY_BYTES_MAX)?)
         .map_err(|problem| Response::error(400, &format!("the body is not JSON: {problem}")))?;
@@ -38,12 +38,12 @@ fn order(request: &Request) -> Answer {
     let price = found["price"].as_f64().ok_or_else(|| bad_gateway("catalog knows no price", product))?;
     ok("users", known(fetch::get("users", &["users", user]), &format!("no user {user}"))?)?;
 
-    // Money is counted in whole cents: 3 × 0.1 is 0.30000000000000004 otherwise.
+    // Amounts are whole cents: 3 × 0.1 is 0.30000000000000004 otherwise.
     let cents = (price * 100.0 + 0.5) as u64 * quantity;
     let total = cents as f64 / 100.0;
     let id = format!("order-{:016x}", get_random_u64());
     let mut order = json!({"id": id, "status": "open", "product": product, "user": user, "quantity": quantity, "total": total});
-    // Kept before it is paid: an order that cannot be kept costs nobody money.
+    // Stored before it is paid: an order that cannot be stored costs no money.
     let keeps = keep(&id, &order)?;
     let payment = json!({"user": user, "amount": total});
     let payment = ok("payments", fetch::post_json("payments", &["payments"], &format!("{payment}")))?;
@@ -54,7 +54,7 @@ fn order(request: &Request) -> Answer {
     Ok(Response::json(json!({"id": id, "status": order["status"], "total": total})))
 }
 
-/// Has an order kept; false where the shop has nobody who does.
+/// Stores an order; false if the shop has no service for it.
 fn keep(id: &str, order: &Value) -> Result<bool, Response> {
     match fetch::put_json("orders", &["orders", id], &format!("{order}")).transpose() {
         Some(reply) => ok("orders", reply).map(|_| true),
@@ -62,7 +62,7 @@ fn keep(id: &str, order: &Value) -> Result<bool, Response> {
     }
 }
 
-/// An order as it is kept.
+/// A stored order.
 fn kept(request: &Request) -> Answer {
     let unknown = format!("no order {}", request.rest);
     match fetch::find("orders", &["orders", &request.rest]).transpose() {
@@ -84,7 +84,7 @@ fn bad_gateway(what: &str, detail: &str) -> Response {
     Response::error(502, &format!("{what}: {detail}"))
 }
 
-/// 404 with `message` where the service doesn't know what it was asked for; what else it says is for [`ok`].
+/// 404 with `message` if the service returned 404; other responses are for [`ok`].
 fn known(reply: Result<Reply, String>, message: &str) -> Result<Result<Reply, String>, Response> {
     match reply {
         Ok(reply) if reply.status == 404 => Err(Response::error(404, message)),
@@ -92,7 +92,7 @@ fn known(reply: Result<Reply, String>, message: &str) -> Result<Result<Reply, St
     }
 }
 
-/// The JSON of a service's good answer. Else 503 where it gave none, 502 where it is none that we can use.
+/// The JSON of a successful response. Else 503 without a response, 502 for an unusable one.
 fn ok(service: &str, reply: Result<Reply, String>) -> Result<Value, Response> {
     let reply = reply.map_err(|problem| Response::error(503, &problem))?;
     let body = serde_json::from_slice::<Value>(&reply.body);

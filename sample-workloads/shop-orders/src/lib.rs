@@ -1,6 +1,6 @@
-//! The shop's orders: a small key-value store over files of a claim's volume. Requests come to instances of their own, several at once, so
-//! all that is known lies in the files. An order is answered for when it is on the disk under its name: written beside it, flushed,
-//! renamed. Whatever ends in between, the process or the machine, a name leads to a whole order, the old one or the new one.
+//! The shop's orders: a small key-value store over files of a claim's volume. Requests have separate, concurrent instances, so
+//! all state is in the files. An order is acknowledged when it is on disk under its name: written beside it, flushed, renamed.
+//! After a crash of the process or the machine, a name refers to a complete order, the old one or the new one.
 #![no_std]
 use guest::http::{Answer, Request, Response};
 use guest::process::now_ms;
@@ -11,15 +11,15 @@ use guest::wasip2::random::random::get_random_u64;
 use guest::{String, ToOwned, files, format, serve};
 use serde_json::{Value, json};
 
-/// Where the volume is mounted.
+/// The mount path of the volume.
 const VOLUME: &str = "/data";
 const ORDER_BYTES_MAX: usize = 16 * 1024;
 const NAME_BYTES_MAX: usize = 64;
-/// Folders that orders are spread over, so that none gets too long to be read.
+/// Folders that orders are spread over, which bounds their size.
 const FOLDERS: u32 = 64;
-/// Begins the name of an order that is being written.
+/// The prefix of an order that is being written.
 const NEW: &str = ".new-";
-/// What is still being written after that long never will be: whoever wrote it has ended.
+/// After this time an unfinished file is abandoned: its writer has ended.
 const NEW_FOR_SECONDS: u64 = 600;
 
 serve! {
@@ -53,7 +53,7 @@ fn put(request: &Request) -> Answer {
     Ok(Response::json(order))
 }
 
-/// Writes an order under its name: it is there, whole and for good, when this returns.
+/// Writes an order under its name: it is complete and durable when this returns.
 fn keep(name: &str, order: &[u8]) -> Result<(), ErrorCode> {
     let volume = files::open(VOLUME, OpenFlags::DIRECTORY, DescriptorFlags::READ | DescriptorFlags::MUTATE_DIRECTORY)?;
     let of = folder(name);
@@ -67,7 +67,7 @@ fn keep(name: &str, order: &[u8]) -> Result<(), ErrorCode> {
     let new = format!("{NEW}{:016x}", get_random_u64());
     let kept = write(&folder, &new, order).and_then(|()| folder.rename_at(&new, &folder, name));
     if kept.is_err() {
-        let _ = folder.unlink_file_at(&new); // the report removes what stays
+        let _ = folder.unlink_file_at(&new); // the report removes leftovers
     }
     kept?;
     folder.sync()
@@ -83,7 +83,7 @@ fn write(folder: &Descriptor, name: &str, order: &[u8]) -> Result<(), ErrorCode>
     file.sync()
 }
 
-/// How many orders there are, how many of them are paid, and what they come to.
+/// The number of orders, the number of paid ones, and their sum.
 fn report(_: &Request) -> Answer {
     let (mut orders, mut paid, mut cents) = (0u64, 0u64, 0u64);
     let now = now_ms() / 1000;
@@ -123,7 +123,7 @@ fn report(_: &Request) -> Answer {
 fn remove_old(folder: &Descriptor, name: &str, now: u64) {
     let changed = folder.stat_at(PathFlags::empty(), name).ok().and_then(|stat| stat.data_modification_timestamp);
     if changed.is_some_and(|changed| changed.seconds.saturating_add(NEW_FOR_SECONDS) < now) {
-        let _ = folder.unlink_file_at(name); // the next report tries again
+        let _ = folder.unlink_file_at(name); // the next report retries
     }
 }
 
@@ -133,7 +133,7 @@ fn folder(name: &str) -> String {
     format!("{:02x}", hash % FOLDERS)
 }
 
-/// A name that is a file's and nothing else.
+/// A name that is a plain file name.
 fn name(name: &str) -> Result<&str, Response> {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
     if name.is_empty() || name.len() > NAME_BYTES_MAX || !name.bytes().all(plain) {

@@ -1,4 +1,4 @@
-//! Takes payments. Its key comes from a Secret, as an environment variable; without the key it refuses to work.
+//! Takes payments. Its key comes from a Secret, as an environment variable; without the key it rejects requests.
 #![no_std]
 use guest::http::{Answer, Request, Response};
 use guest::{format, process::env, serve, wasip2::random::random::get_random_u64};
@@ -16,7 +16,7 @@ fn home(_: &Request) -> Answer {
 }
 
 fn pay(request: &Request) -> Answer {
-    // A real service would sign its call to the bank with the key. It is in no answer and in no log.
+    // A real service would sign its call to the bank with the key. The key is in no response and in no log.
     let _key = env("PAYMENTS_KEY")
         .filter(|key| !key.trim().is_empty())
         .ok_or_else(|| Response::error(503, "no key: PAYMENTS_KEY of the Secret payments is missing"))?;

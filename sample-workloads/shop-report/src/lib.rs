@@ -1,4 +1,4 @@
-//! Prints what the shop has sold, as one line of JSON: a command for a CronJob, which asks the service that keeps the orders.
+//! Prints the shop's sales as one line of JSON: a command for a CronJob that calls the order service.
 #![no_std]
 use guest::fetch;
 use guest::process::{print, print_error};

@@ -1,4 +1,4 @@
-//! The shop's customers. Three of them, and they never change: here would be a database.
+//! The shop's customers: three constant ones, in place of a database.
 #![no_std]
 use guest::http::{Answer, Request, Response};
 use guest::{Vec, format, serve};

@@ -1,5 +1,5 @@
-//! Command of many names: the small Unix tools and the shell that a session of `kubectl exec` finds in every container, and
-//! the `tar` that `kubectl cp` wants. Which tool it is says argv[0]; `toolbox` lists them.
+//! A command of many names: the small Unix tools and the shell for sessions of `kubectl exec` in every container, and the
+//! `tar` of `kubectl cp`. argv[0] selects the tool; `toolbox` lists them.
 #![no_std]
 
 struct Toolbox;

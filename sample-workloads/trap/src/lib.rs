@@ -1,4 +1,4 @@
-//! Traps on demand. That costs one request, not the pod.
+//! Traps on request. This costs one request, not the pod.
 #![no_std]
 use guest::http::{Answer, Request, Response};
 use guest::serve;
@@ -12,7 +12,7 @@ fn home(_: &Request) -> Answer {
     Ok(Response::text("trap: GET /trap executes unreachable\n"))
 }
 
-/// What a failed assertion, an index out of bounds or `unreachable!()` compile to.
+/// The result of a failed assertion, an index out of bounds or `unreachable!()`.
 fn spring(_: &Request) -> Answer {
     core::arch::wasm32::unreachable()
 }

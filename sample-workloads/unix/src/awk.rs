@@ -1,5 +1,5 @@
-//! `awk`, as far as shell scripts pick columns with it: `[NR==N] { print A, B … }` of `$N`, `$NF`, `NR`, `NF`, words in quotes and
-//! numbers. What it doesn't know it refuses.
+//! A subset of `awk`, for columns in shell scripts: `[NR==N] { print A, B … }` of `$N`, `$NF`, `NR`, `NF`, quoted words and
+//! numbers. Other programs are rejected.
 use crate::{Context, Ended};
 use guest::{String, ToOwned, ToString, Vec, format};
 
@@ -12,9 +12,9 @@ enum Value {
 }
 
 struct Program {
-    /// The only line that is looked at.
+    /// The only line that is processed.
     line: Option<usize>,
-    /// What is printed, with a blank between; the values of one stand side by side.
+    /// The printed columns, separated by a blank; the values of one column are concatenated.
     columns: Vec<Vec<Value>>,
 }
 

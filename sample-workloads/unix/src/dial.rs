@@ -1,4 +1,4 @@
-//! `nslookup` and `nc`, as busybox has them, over the pod's network: for the node's own toolbox, which alone has
+//! `nslookup` and `nc`, as in busybox, over the pod's network: for the node's own toolbox, the only module with
 //! `coracle:host/net`.
 use crate::coracle::host::net::{Answer, Attempt, Names, Problem, connect, look_up, name_server};
 use crate::io::{READ_BYTES, Stdin, Stop};
@@ -8,12 +8,12 @@ use guest::wasip2::io::poll::{Pollable, poll};
 use guest::wasip2::io::streams::{InputStream, OutputStream, StreamError};
 use guest::{String, ToOwned, Vec, format};
 
-/// What the toolbox has beside [`crate::TOOLS`].
+/// The tools in addition to [`crate::TOOLS`].
 pub static TOOLS: [(&str, Tool); 2] = [("nc", nc), ("nslookup", nslookup)];
 
 const DNS_PORT: u16 = 53;
 const SECOND_NS: u64 = 1_000_000_000;
-/// How long `nc` waits for a connection that `-w` says nothing of.
+/// The default connection timeout of `nc`, without `-w`.
 const CONNECT_TIMEOUT_S: u64 = 60;
 
 fn is_address(text: &str) -> bool {
@@ -25,7 +25,7 @@ fn with_port(address: &str, port: u16) -> String {
     if address.contains(':') { format!("[{address}]:{port}") } else { format!("{address}:{port}") }
 }
 
-/// As the kernel's errors are worded.
+/// The messages of the kernel's errors.
 fn words(problem: Problem) -> &'static str {
     match problem {
         Problem::NotFound => "Name does not resolve",
@@ -37,7 +37,7 @@ fn words(problem: Problem) -> &'static str {
     }
 }
 
-/// Waits for it; ^C ends that.
+/// Waits for it; ^C aborts.
 fn wait<T>(stdin: &mut Stdin, subscribed: &Pollable, get: impl Fn() -> Option<T>) -> Result<T, Stop> {
     loop {
         stdin.wait(subscribed)?;
@@ -52,7 +52,7 @@ fn ask(context: &mut Context, name: &str, server: Option<&str>) -> Result<Result
     wait(&mut context.stdin, &answer.subscribe(), || answer.get())
 }
 
-/// What is asked for.
+/// The query.
 #[derive(Clone, Copy, PartialEq)]
 enum Type {
     A,
@@ -70,7 +70,7 @@ impl Type {
     }
 }
 
-/// `nslookup [-type=a|aaaa|ptr] HOST [SERVER]`: a query of DNS alone, which reads no hosts file.
+/// `nslookup [-type=a|aaaa|ptr] HOST [SERVER]`: queries DNS only, without a hosts file.
 pub fn nslookup(context: &mut Context, args: &[String]) -> Ended {
     const USAGE: &str = "usage: nslookup [-type=a|aaaa|ptr] HOST [DNS_SERVER]";
     let mut types: Vec<Type> = Vec::new();
@@ -115,7 +115,7 @@ pub fn nslookup(context: &mut Context, args: &[String]) -> Ended {
     report(context, name, &types, found)
 }
 
-/// The address of a name server that was named.
+/// The address of the given name server.
 fn server_address(context: &mut Context, server: &str) -> Result<Option<String>, Stop> {
     let bare = server.trim_start_matches('[').trim_end_matches(']');
     if is_address(bare) {
@@ -152,7 +152,7 @@ fn report(context: &mut Context, name: &str, types: &[Type], found: Result<Names
     Ok(code)
 }
 
-/// The name by which an address is looked up; any other as it is.
+/// The reverse name of an address; other names unchanged.
 fn reversed(name: &str) -> String {
     match name.parse() {
         Ok(core::net::IpAddr::V4(ip)) => {
@@ -168,7 +168,7 @@ fn reversed(name: &str) -> String {
     }
 }
 
-/// What `nc` was asked to do.
+/// The arguments of `nc`.
 #[derive(Default)]
 struct Asked {
     verbose: bool,
@@ -222,7 +222,7 @@ pub fn nc(context: &mut Context, args: &[String]) -> Ended {
         Ok(asked) => asked,
         Err(why) => return context.fail("nc", &why),
     };
-    // The address is for those who watch: what is dialled is the name, which may have several.
+    // The address is only printed: the connection uses the name, which may have several addresses.
     let address = if is_address(&asked.host) {
         asked.host.clone()
     } else {
@@ -270,9 +270,9 @@ const fn seconds(seconds: u64) -> u64 {
     seconds.saturating_mul(SECOND_NS)
 }
 
-/// What was read and not yet sent.
+/// Data that was read and not yet sent.
 struct Way {
-    /// None once the other end was told that no more comes.
+    /// None after the sending half was closed.
     output: Option<OutputStream>,
     unsent: Vec<u8>,
     /// The end of the input was read.
@@ -281,7 +281,7 @@ struct Way {
 }
 
 impl Way {
-    /// Sends what there is room for. Whether anything happened.
+    /// Sends as much as fits. Whether anything was sent.
     fn send(&mut self) -> bool {
         let Some(output) = &self.output else { return false };
         if self.unsent.is_empty() && !self.ended {
@@ -303,7 +303,7 @@ impl Way {
         });
         let done = self.flushed && output.check_write().is_ok_and(|room| room > 0);
         if done || sent.is_err() {
-            // Nobody takes more, or all was said.
+            // The peer is closed, or all data was sent.
             (self.output, self.ended) = (None, true);
             self.unsent.clear();
             return true;
@@ -312,7 +312,7 @@ impl Way {
     }
 }
 
-/// Both ways at once, to the end of what the other end says.
+/// Copies in both directions, to the end of the peer's data.
 fn carry(context: &mut Context, asked: &Asked, input: &InputStream, output: OutputStream) -> Ended {
     let mut way = Way { output: Some(output), unsent: Vec::new(), ended: false, flushed: false };
     let incoming = input.subscribe();

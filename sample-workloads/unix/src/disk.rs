@@ -1,4 +1,4 @@
-//! Tools for files and folders.
+//! Tools for files and folders: `ls`, `cp`, `rm`, `find` and others. Each walks at most [`DEPTH_MAX`] folders deep.
 use crate::io::{Input, Stop};
 use crate::process::time_text;
 use crate::{Context, Ended, files, letters, words};
@@ -8,10 +8,10 @@ use guest::wasip2::filesystem::types::{
 };
 use guest::{String, ToOwned, Vec, format};
 
-/// Folders within folders that a tool walks: it bounds the stack.
+/// Maximum depth of a walk: it bounds the stack.
 const DEPTH_MAX: usize = 100;
 
-/// Reads letters, or says what is wrong with them.
+/// Parses options, or reports the unknown one.
 macro_rules! options {
     ($context:expr, $args:expr, $name:literal, $known:literal) => {
         match letters($args, $known) {
@@ -21,7 +21,7 @@ macro_rules! options {
     };
 }
 
-/// The permission bits; those that a file has by default where it can't be asked.
+/// The permission bits; the default ones if the node cannot report them.
 fn permissions(path: &str, stat: &Stat) -> u32 {
     match stat.kind {
         DescriptorType::SymbolicLink => 0o777,
@@ -180,7 +180,7 @@ pub fn stat(context: &mut Context, args: &[String]) -> Ended {
     Ok(code)
 }
 
-/// Does something at each operand; tells what fails.
+/// Applies a function to each operand; reports failures.
 fn at_each(
     context: &mut Context,
     tool: &str,
@@ -217,7 +217,7 @@ pub fn touch(context: &mut Context, args: &[String]) -> Ended {
     })
 }
 
-/// Makes a folder, with those above it where `parents` says so.
+/// Creates a folder, with its parents if `parents` is set.
 pub fn make_folder(path: &str, parents: bool) -> Result<(), ErrorCode> {
     if parents {
         if files::stat(path, true).is_ok_and(|stat| stat.is_dir()) {
@@ -340,7 +340,7 @@ fn copy(context: &mut Context, from: &str, to: &str, recursive: bool, depth: usi
     }
 }
 
-/// Where operands go: the last one, or below it where it is a folder.
+/// The destination of operands: the last one, or a path below it if it is a folder.
 fn targets(context: &Context, operands: &[String]) -> Result<Vec<(String, String)>, String> {
     let Some((last, sources)) = operands.split_last().filter(|(_, sources)| !sources.is_empty()) else {
         return Err("usage: SOURCE… TARGET".into());
@@ -397,7 +397,7 @@ pub fn mv(context: &mut Context, args: &[String]) -> Ended {
     Ok(code)
 }
 
-/// Every path below one, parents first, as the operand names them.
+/// All paths below a path, parents first, in the form of the operand.
 fn walk(
     context: &mut Context,
     name: &str,
@@ -472,7 +472,7 @@ pub fn du(context: &mut Context, args: &[String]) -> Ended {
     Ok(code)
 }
 
-/// The whole of an input, for tools that want it at once.
+/// The whole content of an input, for tools that need it at once.
 pub fn whole(context: &mut Context, mut input: Input) -> Result<Vec<u8>, Stop> {
     let mut all = Vec::new();
     loop {

@@ -1,18 +1,18 @@
-//! `head` and `tail`.
+//! `head` and `tail`: the first or last lines or bytes of each input; `tail -f` polls for appended data.
 use crate::io::{Input, Stop};
 use crate::text::each;
 use crate::{Context, Ended};
 use guest::{String, ToOwned, Vec, format};
 
-/// How often `tail -f` looks for more.
+/// The poll interval of `tail -f`.
 const FOLLOW_PERIOD: u64 = 1_000_000_000;
 
-/// How much `head` and `tail` show.
+/// The amount that `head` and `tail` print.
 struct Amount {
     bytes: bool,
-    /// `tail -n +N`: from there on.
+    /// `tail -n +N`: from line N on.
     from: bool,
-    /// `tail -f`: what comes later, too.
+    /// `tail -f`: also appended data.
     follow: bool,
     number: u64,
 }
@@ -123,7 +123,7 @@ fn tail_from(context: &mut Context, input: &mut Input, amount: &Amount) -> Resul
     }
 }
 
-/// Shows what is appended, until the session is ended.
+/// Prints appended data until the session ends.
 fn follow(context: &mut Context, input: &mut Input) -> Result<(), Stop> {
     loop {
         let bytes = input.read(&mut context.stdin)?;

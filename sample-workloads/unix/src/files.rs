@@ -1,4 +1,4 @@
-//! Files by path, below the mounts that the container has. What lies above them is made up: folders that lead to mounts.
+//! Files by path, below the container's mounts. Folders above the mounts are synthetic: they lead to mounts.
 use core::cell::OnceCell;
 
 use crate::coracle::host::stat as host;
@@ -10,7 +10,7 @@ use guest::wasip2::filesystem::types::{
 };
 use guest::{String, ToOwned, Vec, format};
 
-/// The mounts, asked for once: each answer is made of new handles.
+/// The mounts, read once: each call of the host creates new handles.
 struct Mounts(OnceCell<Vec<(Descriptor, String)>>);
 
 // SAFETY: the toolbox has one thread.
@@ -22,7 +22,7 @@ fn mounts() -> &'static [(Descriptor, String)] {
     MOUNTS.0.get_or_init(|| {
         let mut all: Vec<(Descriptor, String)> =
             get_directories().into_iter().map(|(mount, at)| (mount, normal(&at))).collect();
-        // The longest first: it is the one that is meant.
+        // The longest path first: it is the most specific mount.
         all.sort_by_key(|(_, at)| core::cmp::Reverse(at.len()));
         all
     })
@@ -48,12 +48,12 @@ fn normal(path: &str) -> String {
     if whole.is_empty() { "/".to_owned() } else { whole }
 }
 
-/// A path as it stands from the root.
+/// A path relative to the root.
 pub fn absolute(cwd: &str, path: &str) -> String {
     if path.starts_with('/') { normal(path) } else { normal(&format!("{cwd}/{path}")) }
 }
 
-/// The name of what a path leads to, and the folder that it is in.
+/// The name of a path's target, and its folder.
 pub fn split(path: &str) -> (&str, &str) {
     let trimmed = path.trim_end_matches('/');
     match trimmed.rsplit_once('/') {
@@ -68,7 +68,7 @@ pub fn join(folder: &str, name: &str) -> String {
     if folder == "/" { format!("/{name}") } else { format!("{folder}/{name}") }
 }
 
-/// The mount that an absolute path lies in, and the rest of the path; none above all mounts.
+/// The mount of an absolute path, and the rest of the path; none above all mounts.
 pub fn mount(path: &str) -> Result<(&'static Descriptor, &str), ErrorCode> {
     let found = mounts().iter().find_map(|(mount, at)| {
         let rest = if at == "/" { path } else { path.strip_prefix(at.as_str())? };
@@ -95,12 +95,12 @@ fn above(path: &str) -> Vec<String> {
     names
 }
 
-/// What there is to say of a path.
+/// The attributes of a path.
 #[derive(Clone)]
 pub struct Stat {
     pub kind: DescriptorType,
     pub size: u64,
-    /// Seconds since 1970, of the last change.
+    /// The time of the last change, in seconds since 1970.
     pub modified: u64,
     pub links: u64,
 }
@@ -120,7 +120,7 @@ fn of(stat: &DescriptorStat) -> Stat {
     Stat { kind: stat.type_, size: stat.size, modified, links: stat.link_count }
 }
 
-/// Looks at a path; `follow`: what a link leads to.
+/// Reads a path's attributes; `follow`: those of a link's target.
 pub fn stat(path: &str, follow: bool) -> Result<Stat, ErrorCode> {
     let flags = if follow { PathFlags::SYMLINK_FOLLOW } else { PathFlags::empty() };
     match mount(path) {
@@ -133,7 +133,7 @@ pub fn stat(path: &str, follow: bool) -> Result<Stat, ErrorCode> {
     }
 }
 
-/// The permission bits of what a path leads to.
+/// The permission bits of a path's target.
 pub fn mode(path: &str) -> Result<u32, ErrorCode> {
     let opened = match mount(path)? {
         (folder, ".") => return host::mode(folder).ok_or(ErrorCode::Unsupported),
@@ -144,7 +144,7 @@ pub fn mode(path: &str) -> Result<u32, ErrorCode> {
     host::mode(&opened).ok_or(ErrorCode::Unsupported)
 }
 
-/// A mode as `ls` shows it, with the letter of what it is a mode of.
+/// A mode in the form of `ls`, with the letter of the file type.
 pub fn mode_letters(kind: char, mode: u32) -> String {
     let mut text = String::from(kind);
     for (at, letter) in "rwxrwxrwx".chars().enumerate() {
@@ -171,14 +171,14 @@ pub fn names(path: &str) -> Result<Vec<String>, ErrorCode> {
     Ok(names)
 }
 
-/// Opens what a path leads to.
+/// Opens a path's target.
 pub fn open(path: &str, open: OpenFlags, flags: DescriptorFlags) -> Result<Descriptor, ErrorCode> {
     let (mount, rest) = mount(path)?;
     mount.open_at(PathFlags::SYMLINK_FOLLOW, rest, open, flags)
 }
 
 impl Context {
-    /// A file to read; `-` is the tool's own input.
+    /// A file to read; `-` is the tool's input.
     pub fn open(&mut self, path: &str) -> Result<Input, String> {
         if path == "-" || path == "/dev/stdin" {
             return Ok(self.input.clone());
@@ -194,7 +194,7 @@ impl Context {
         open(&at, OpenFlags::empty(), DescriptorFlags::READ).map(|file| Source::File(file, 0).into()).map_err(said)
     }
 
-    /// A file to write, made where it is not there.
+    /// A file to write, created if missing.
     pub fn create(&self, path: &str, append: bool) -> Result<Output, String> {
         let at = self.absolute(path);
         if at == "/dev/null" {

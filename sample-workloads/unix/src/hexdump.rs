@@ -1,4 +1,4 @@
-//! `hexdump -C`: bytes as numbers and letters.
+//! `hexdump -C`: prints bytes as hexadecimal numbers and characters.
 use crate::{Context, Ended, letters};
 use guest::{String, Vec, format};
 

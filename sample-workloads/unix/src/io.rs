@@ -1,4 +1,4 @@
-//! What tools read and write: the session's streams, files, or the text between two tools of a pipeline.
+//! Inputs and outputs of tools: the session's streams, files, or the buffer between two tools of a pipeline.
 use alloc::rc::Rc;
 use core::cell::RefCell;
 use guest::wasip2::io::poll::{self, Pollable};
@@ -6,34 +6,34 @@ use guest::wasip2::io::streams::{InputStream, OutputStream, StreamError};
 use guest::wasip2::{cli, filesystem::types::Descriptor};
 use guest::{String, Vec};
 
-/// What is read at once.
+/// Maximum bytes of one read.
 pub const READ_BYTES: u64 = 64 * 1024;
-/// A write that is waited for takes at most so much, says its definition.
+/// Maximum bytes of one blocking write, by its definition.
 const WRITE_BYTES_MAX: usize = 4096;
-/// What one tool of a pipeline may say to the next: they run one after the other.
+/// Maximum bytes between two tools of a pipeline, which run in sequence.
 pub const PIPE_BYTES_MAX: usize = 32 << 20;
-/// ^C and ^D, as the node's terminal passes them on to this program.
+/// ^C and ^D, as passed by the node's terminal.
 const INTERRUPT: u8 = 3;
 const END: u8 = 4;
 
-/// Why a tool comes to an early end: its exit code.
+/// The reason of a tool's early end: its exit code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stop(pub i32);
 
 /// ^C
 pub const INTERRUPTED: Stop = Stop(130);
-/// More was written for the next tool than is kept.
+/// The output for the next tool exceeded its bound.
 pub const PIPE_FULL: Stop = Stop(142);
-/// Nobody reads any more, as by an unhandled SIGPIPE.
+/// The reader is closed, as by an unhandled SIGPIPE.
 pub const CLOSED: Stop = Stop(141);
 
-/// Something that is read; nothing is its end. A clone reads on where the others stand.
+/// An input; an empty read is its end. A clone shares the position.
 #[derive(Clone)]
 pub struct Input(Rc<RefCell<Source>>);
 
 pub enum Source {
     Empty,
-    /// The session's.
+    /// The session's input.
     Stdin,
     Bytes(Vec<u8>, usize),
     File(Descriptor, u64),
@@ -45,7 +45,7 @@ impl From<Source> for Input {
     }
 }
 
-/// What was read of the session's input and not taken.
+/// Data of the session's input that was read and not used.
 pub struct Stdin {
     stream: InputStream,
     rest: Vec<u8>,
@@ -73,7 +73,7 @@ impl Stdin {
         self.take()
     }
 
-    /// As [`Self::read`]; none where it would wait.
+    /// As [`Self::read`]; none if it would wait.
     fn try_read(&mut self) -> Result<Option<Vec<u8>>, Stop> {
         if self.rest.is_empty() && !self.ended {
             match self.stream.read(READ_BYTES) {
@@ -85,7 +85,7 @@ impl Stdin {
         self.take().map(Some)
     }
 
-    /// What was read; nothing is the end, or what a terminal's ^D says.
+    /// The data; empty at the end, or after ^D on a terminal.
     fn take(&mut self) -> Result<Vec<u8>, Stop> {
         let mut bytes = core::mem::take(&mut self.rest);
         if self.is_terminal
@@ -102,7 +102,7 @@ impl Stdin {
         Ok(bytes)
     }
 
-    /// Whether ^C was typed on a terminal while nobody read it: what was typed before it goes, as on any terminal.
+    /// Whether ^C was typed on a terminal without a reader: earlier input is discarded, as on any terminal.
     pub fn heed(&mut self) -> Result<(), Stop> {
         if !self.is_terminal {
             return Ok(());
@@ -122,36 +122,36 @@ impl Stdin {
         }
     }
 
-    /// Whether more that is typed can be kept for whoever reads next.
+    /// Whether more typed input can be buffered for the next reader.
     fn hears(&self) -> bool {
         !self.ended && self.rest.len() < READ_BYTES as usize
     }
 
-    /// Gives back what was read too far.
+    /// Returns data that was read too far.
     fn unread(&mut self, mut bytes: Vec<u8>) {
         bytes.append(&mut self.rest);
         self.rest = bytes;
     }
 
-    /// Sleeps so long; on a terminal ^C ends it.
+    /// Sleeps; ^C on a terminal aborts.
     pub fn sleep(&mut self, nanoseconds: u64) -> Result<(), Stop> {
         self.wait(&guest::wasip2::clocks::monotonic_clock::subscribe_duration(nanoseconds))
     }
 
-    /// Waits for this; on a terminal ^C ends it.
+    /// Waits for a pollable; ^C on a terminal aborts.
     pub fn wait(&mut self, pollable: &Pollable) -> Result<(), Stop> {
         self.wait_for(&[pollable]).map(drop)
     }
 
-    /// Ready when something was typed, or there will be nothing more.
+    /// Ready when input was typed, or at its end.
     pub fn subscribe(&self) -> Pollable {
         self.stream.subscribe()
     }
 
-    /// Waits for one of these; on a terminal ^C ends it. Answers which of them are ready.
+    /// Waits for one of the pollables; ^C on a terminal aborts. Returns the ready ones.
     pub fn wait_for(&mut self, pollables: &[&Pollable]) -> Result<Vec<u32>, Stop> {
         while self.is_terminal {
-            // It may have come together with the line that asked for this.
+            // It may have arrived together with the line of this command.
             self.heed()?;
             if !self.hears() {
                 break;
@@ -170,7 +170,7 @@ impl Stdin {
 }
 
 impl Input {
-    /// What comes next; nothing at the end.
+    /// The next data; empty at the end.
     pub fn read(&mut self, stdin: &mut Stdin) -> Result<Vec<u8>, Stop> {
         match &mut *self.0.borrow_mut() {
             Source::Empty => Ok(Vec::new()),
@@ -188,7 +188,7 @@ impl Input {
         }
     }
 
-    /// As [`Self::read`]; none where it would wait for the session's client.
+    /// As [`Self::read`]; none if it would wait for the session's client.
     pub fn try_read(&mut self, stdin: &mut Stdin) -> Result<Option<Vec<u8>>, Stop> {
         let from_stdin = matches!(&*self.0.borrow(), Source::Stdin);
         if from_stdin { stdin.try_read() } else { self.read(stdin).map(Some) }
@@ -203,7 +203,7 @@ impl Input {
         }
     }
 
-    /// One line with its newline, and no more: what follows is for who reads next. None at the end.
+    /// One line with its newline and no more: the rest is for the next reader. None at the end.
     pub fn line(&mut self, stdin: &mut Stdin) -> Result<Option<Vec<u8>>, Stop> {
         let mut line = Vec::new();
         loop {
@@ -224,7 +224,7 @@ impl Input {
     }
 }
 
-/// Something that is written to. A clone writes to the same.
+/// An output. A clone writes to the same one.
 #[derive(Clone)]
 pub struct Output(Rc<RefCell<Sink>>);
 
@@ -242,7 +242,7 @@ impl From<Sink> for Output {
 }
 
 impl Output {
-    /// What was written to memory.
+    /// The data written to memory.
     pub fn take(&self) -> Vec<u8> {
         match &mut *self.0.borrow_mut() {
             Sink::Bytes(bytes) => core::mem::take(bytes),
@@ -281,7 +281,7 @@ impl Output {
     }
 }
 
-/// Waits while the reader is slow.
+/// Waits for a slow reader.
 fn write_stream(stream: &OutputStream, bytes: &[u8]) -> Result<(), Stop> {
     let closed = |_: StreamError| CLOSED;
     if bytes.len() <= WRITE_BYTES_MAX {

@@ -1,7 +1,7 @@
 //! The small Unix tools and the shell, for a command of many names.
 //!
-//! One instance is one session: the tools of a pipeline run one after the other in it, and what one says to the next is
-//! bounded by `io::PIPE_BYTES_MAX`.
+//! One instance is one session: the tools of a pipeline run in sequence, and the data between two tools is bounded by
+//! `io::PIPE_BYTES_MAX`.
 #![no_std]
 extern crate alloc;
 
@@ -37,21 +37,21 @@ use guest::wasip2::cli;
 use guest::{String, ToOwned, ToString, Vec, format};
 use io::{Input, Output, Sink, Source, Stdin, Stop};
 
-/// What a tool works with.
+/// The context of a tool.
 pub struct Context {
     pub stdin: Stdin,
     pub input: Input,
     pub out: Output,
     pub err: Output,
-    /// Variables that tools see, in order.
+    /// Exported variables, in order.
     pub env: Vec<(String, String)>,
     /// The working directory, an absolute path.
     pub cwd: String,
-    /// What this program has beside [`TOOLS`].
+    /// Tools of this program in addition to [`TOOLS`].
     pub more: &'static [(&'static str, Tool)],
 }
 
-/// How a tool ended: its exit code, or that it was stopped.
+/// The end of a tool: its exit code, or an abort.
 pub type Ended = Result<i32, Stop>;
 
 /// A tool: its context, and its arguments with its name first.
@@ -109,7 +109,7 @@ pub const TOOLS: [(&str, Tool); 47] = [
 ];
 
 impl Context {
-    /// The session's own: its streams, variables and folder.
+    /// The session's context: its streams, variables and folder.
     pub fn of_the_session(more: &'static [(&'static str, Tool)]) -> Self {
         Self {
             stdin: Stdin::new(),
@@ -122,7 +122,7 @@ impl Context {
         }
     }
 
-    /// The tool of a name; a path of a folder of programs is as good.
+    /// Finds a tool by name; the path of a program folder is accepted.
     pub fn tool(&self, name: &str) -> Option<Tool> {
         const FOLDERS: [&str; 6] =
             ["/bin/", "/usr/bin/", "/usr/local/bin/", "/sbin/", "/usr/sbin/", "/usr/local/sbin/"];
@@ -130,7 +130,7 @@ impl Context {
         self.more.iter().chain(&TOOLS).find(|(known, _)| *known == plain).map(|(_, tool)| *tool)
     }
 
-    /// Says what is wrong on stderr; the exit code is 1.
+    /// Reports an error on stderr; the exit code is 1.
     pub fn fail(&mut self, tool: &str, problem: &str) -> Ended {
         self.say(tool, problem)?;
         Ok(1)
@@ -145,7 +145,7 @@ impl Context {
         self.env.iter().rev().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
     }
 
-    /// A path as it stands from the root.
+    /// A path relative to the root.
     pub fn absolute(&self, path: &str) -> String {
         files::absolute(&self.cwd, path)
     }
@@ -168,7 +168,7 @@ fn list(context: &mut Context, args: &[String]) -> Ended {
     Ok(0)
 }
 
-/// Runs the tool that argv[0] names.
+/// Runs the tool named by argv[0].
 pub fn main(more: &'static [(&'static str, Tool)]) -> Result<(), ()> {
     let args = cli::environment::get_arguments();
     let mut context = Context::of_the_session(more);
@@ -188,8 +188,8 @@ fn exit(code: i32) -> ! {
     core::arch::wasm32::unreachable()
 }
 
-/// Options as letters before the first operand, in one word or several: `-rf`, `-r -f`. Answers them, and the operands; or
-/// the first letter that is none of `known`.
+/// Options as letters before the first operand, in one word or several: `-rf`, `-r -f`. Returns them and the operands, or
+/// the first letter that is not in `known`.
 pub fn letters<'a>(args: &'a [String], known: &str) -> Result<(String, &'a [String]), String> {
     let mut found = String::new();
     let mut at = 1;
@@ -208,7 +208,7 @@ pub fn letters<'a>(args: &'a [String], known: &str) -> Result<(String, &'a [Stri
     Ok((found, &args[at.min(args.len())..]))
 }
 
-/// What went wrong with a file, in the words of other Unix tools.
+/// A file error in the wording of Unix tools.
 pub fn words(code: guest::wasip2::filesystem::types::ErrorCode) -> String {
     use guest::wasip2::filesystem::types::ErrorCode;
     match code {

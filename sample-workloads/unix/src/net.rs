@@ -1,4 +1,4 @@
-//! `wget`, over the way out that the container's guests have: Services by name, and what its cluster lets them reach.
+//! `wget`, over the outgoing requests of the container's guests: Services by name, and other permitted destinations.
 use crate::io::{Output, Stop};
 use crate::{Context, Ended, files};
 use guest::wasip2::http::outgoing_handler::handle;
@@ -9,7 +9,7 @@ use guest::wasip2::http::types::{
 use guest::wasip2::io::streams::StreamError;
 use guest::{String, ToOwned, Vec, format};
 
-/// Answers that lead elsewhere, followed.
+/// Maximum redirects.
 const REDIRECTS_MAX: usize = 10;
 const TIMEOUT_S: u64 = 30;
 
@@ -165,7 +165,7 @@ fn ask(url: &str, asked: &Asked) -> Result<FutureIncomingResponse, String> {
     Ok(coming)
 }
 
-/// Waits for an answer's head; on a terminal ^C ends that.
+/// Waits for a response's head; ^C on a terminal aborts.
 fn head(
     context: &mut Context,
     coming: Result<FutureIncomingResponse, String>,

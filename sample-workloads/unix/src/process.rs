@@ -23,7 +23,7 @@ pub fn hostname(context: &mut Context, _: &[String]) -> Ended {
     Ok(0)
 }
 
-/// A module has no user; files are made as the node's own, and a guest is as good as their owner.
+/// A module has no user; files belong to the node's process, and a guest has the owner's access.
 pub fn id(context: &mut Context, args: &[String]) -> Ended {
     let text = match args.get(1).map(String::as_str) {
         Some("-u" | "-g") => "0",
@@ -128,7 +128,7 @@ pub fn civil(days: i64) -> (i64, u32, u32) {
 const MONTHS: [&str; 12] = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
 const DAYS: [&str; 7] = ["Sun", "Mon", "Tue", "Wed", "Thu", "Fri", "Sat"];
 
-/// A time as a format asks for it, in UTC.
+/// A time in the requested format, in UTC.
 pub fn time_text(format: &str, seconds: u64, nanoseconds: u32) -> String {
     let days = (seconds / 86_400) as i64;
     let (year, month, day) = civil(days);
@@ -188,7 +188,7 @@ pub fn date(context: &mut Context, args: &[String]) -> Ended {
     Ok(0)
 }
 
-/// Whole numbers and comparisons of two operands.
+/// Arithmetic and comparison of two operands.
 pub fn expr(context: &mut Context, args: &[String]) -> Ended {
     let [_, left, operator, right] = args else {
         return context.fail("expr", "usage: expr A OPERATOR B, of + - * / % = != < <= > >=").map(|_| 2);

@@ -1,4 +1,4 @@
-//! `tar`, as `kubectl cp` and people use it: ustar with GNU's and pax' long names, uncompressed, create, extract and list.
+//! `tar` for `kubectl cp` and users: ustar with GNU's and pax' long names, uncompressed; create, extract and list.
 use crate::disk::make_folder;
 use crate::io::{Input, Output, Sink, Source, Stdin, Stop};
 use crate::{Context, Ended, files, words};
@@ -9,10 +9,10 @@ use guest::{String, ToOwned, Vec, format, vec};
 const BLOCK: usize = 512;
 /// An extended header: a name, attributes.
 const EXTENDED_BYTES_MAX: u64 = 1 << 20;
-/// Folders within folders.
+/// Maximum depth of folders.
 const DEPTH_MAX: usize = 100;
 
-/// What was asked for.
+/// The arguments.
 #[derive(Default)]
 struct Asked {
     act: Option<char>,
@@ -38,7 +38,7 @@ fn read(args: &[String]) -> Result<Asked, String> {
                 other => return Err(format!("unknown option -{other}")),
             },
             Some(bundle) if !bundle.is_empty() => bundle,
-            // As of old: the first word needs no dash.
+            // The traditional form: the first word needs no dash.
             None if first => arg.as_str(),
             _ => {
                 asked.operands.push(arg.clone());
@@ -106,7 +106,7 @@ fn create(context: &mut Context, asked: &Asked, folder: &str) -> Ended {
     for operand in &asked.operands {
         let path = files::absolute(folder, operand);
         found |= files::stat(&path, false).is_ok();
-        // As every tar does: names in an archive don't begin at the root.
+        // As every tar: names in an archive are relative.
         let name = operand.trim_start_matches('/');
         let name = if name.is_empty() { "." } else { name };
         pack(context, asked, name.trim_end_matches('/'), &path, 0, &mut code)?;
@@ -114,7 +114,7 @@ fn create(context: &mut Context, asked: &Asked, folder: &str) -> Ended {
     if found {
         context.out.write(&[0; 2 * BLOCK])?;
     }
-    // An archive of nothing has no end either: `kubectl cp` stops at the end, and would not wait for the failure.
+    // An empty archive has no end marker either: `kubectl cp` stops at the end, and would not report the failure.
     Ok(code)
 }
 
@@ -169,7 +169,7 @@ fn pack(
                 let mut bytes = input.read(&mut context.stdin)?;
                 bytes.truncate(usize::try_from(left).unwrap_or(usize::MAX));
                 if bytes.is_empty() {
-                    // It was cut meanwhile; its place in the archive was not.
+                    // The file shrank meanwhile; its size in the archive is fixed.
                     *code = 1;
                     context.say("tar", &format!("{name}: file shrank, padding with zeros"))?;
                     bytes = vec![0; usize::try_from(left.min(1 << 16)).unwrap_or(0)];
@@ -246,7 +246,7 @@ struct Archive {
 }
 
 impl Archive {
-    /// So many bytes; fewer at the end.
+    /// That number of bytes; fewer at the end.
     fn take(&mut self, stdin: &mut Stdin, bytes: usize) -> Result<Vec<u8>, Stop> {
         while self.waiting.len() < bytes {
             let mut more = self.input.read(stdin)?;
@@ -259,7 +259,7 @@ impl Archive {
         Ok(core::mem::replace(&mut self.waiting, rest))
     }
 
-    /// At most so many bytes of what comes next, whatever there is.
+    /// At most that number of the next bytes, as available.
     fn some(&mut self, stdin: &mut Stdin, most: u64) -> Result<Vec<u8>, Stop> {
         if self.waiting.is_empty() {
             self.waiting = self.input.read(stdin)?;
@@ -284,7 +284,7 @@ fn text(field: &[u8]) -> String {
     String::from_utf8_lossy(&field[..end]).into_owned()
 }
 
-/// A pax header's value: `LENGTH NAME=VALUE` and a newline each.
+/// A pax header's value: `LENGTH NAME=VALUE` and a newline for each.
 fn attribute(records: &[u8], wanted: &str) -> Option<String> {
     let mut rest = records;
     let mut found = None;
@@ -302,7 +302,7 @@ fn attribute(records: &[u8], wanted: &str) -> Option<String> {
     found
 }
 
-/// A name of an archive, below a folder; none where it leads out of it.
+/// The path of an archive's name below a folder; none if it leads out of the folder.
 fn below(folder: &str, name: &str) -> Option<String> {
     if name.split('/').any(|part| part == "..") {
         return None;
@@ -317,7 +317,7 @@ fn extract(context: &mut Context, asked: &Asked, folder: &str, input: Input) -> 
     loop {
         let block = archive.take(&mut context.stdin, BLOCK)?;
         if block.is_empty() || block.iter().all(|byte| *byte == 0) && block.len() == BLOCK {
-            // What follows the end is padding; whoever sends it must not find a closed pipe.
+            // Padding follows the end; the sender must not see a closed pipe.
             while !archive.some(&mut context.stdin, u64::MAX)?.is_empty() {}
             return Ok(code);
         }
@@ -432,11 +432,11 @@ fn one(
     Ok(())
 }
 
-/// Makes what an entry is; a file's content follows.
+/// Creates an entry; a file's content follows.
 fn make(path: &str, entry: &Entry) -> Result<Output, ErrorCode> {
     let (parent, _) = split(path);
     if entry.kind == b'5' || entry.name.ends_with('/') {
-        // Mounts, and what leads to them, are there.
+        // Mounts and their parents exist.
         if !files::stat(path, true).is_ok_and(|stat| stat.is_dir()) {
             make_folder(path, true)?;
         }
@@ -453,7 +453,7 @@ fn make(path: &str, entry: &Entry) -> Result<Output, ErrorCode> {
             Ok(Sink::Nowhere.into())
         }
         b'0' | 0 | b'7' => {
-            // A link in its place is replaced, not followed.
+            // An existing link is replaced, not followed.
             if files::stat(path, false).is_ok_and(|stat| stat.is_link()) {
                 mount.unlink_file_at(rest)?;
             }

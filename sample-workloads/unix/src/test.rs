@@ -1,4 +1,4 @@
-//! `test`, `[`, and `[[`, which is the same here: its words are expanded as those of any command.
+//! `test`, `[`, and `[[`, an alias here: its words are expanded as those of any command.
 use crate::{Context, Ended, files};
 use guest::wasip2::filesystem::types::DescriptorType;
 use guest::{String, format};
@@ -22,7 +22,7 @@ pub fn test(context: &mut Context, args: &[String]) -> Ended {
     }
 }
 
-/// Nested no deeper than arguments may be long.
+/// The nesting is bounded by the number of arguments.
 const DEPTH_MAX: usize = 32;
 
 fn any(context: &Context, operands: &[String], depth: usize) -> Result<bool, String> {

@@ -1,9 +1,9 @@
-//! Tools for text.
+//! Tools for text: `cat`, `grep`, `sort`, `cut`, `tr` and others, over inputs of any length.
 use crate::io::Input;
 use crate::{Context, Ended, files, letters};
 use guest::{String, ToOwned, Vec, format};
 
-/// Each input that operands name, or the tool's own where they name none; an error is told, and the next one comes.
+/// Applies a function to each input operand, or to the tool's input; an error is reported, and the next input follows.
 pub fn each(
     context: &mut Context,
     tool: &str,
@@ -44,7 +44,7 @@ pub fn cat(context: &mut Context, args: &[String]) -> Ended {
     })
 }
 
-/// The characters that backslashes stand for; whether the output ends (`\c`).
+/// The characters of backslash escapes; whether the output ends (`\c`).
 fn unescape(text: &str) -> (Vec<u8>, bool) {
     let mut out = Vec::new();
     let mut chars = text.chars().peekable();
@@ -217,7 +217,7 @@ pub fn wc(context: &mut Context, args: &[String]) -> Ended {
     Ok(code)
 }
 
-/// Fixed strings, or expressions with `^`, `$`, `.`, `*`, `[…]` and `\`: as much of basic regular expressions as people type.
+/// Fixed strings, or expressions with `^`, `$`, `.`, `*`, `[…]` and `\`: the common part of basic regular expressions.
 pub fn grep(context: &mut Context, args: &[String]) -> Ended {
     let (options, operands) = match letters(args, "ivcnqlFEsHhoe") {
         Ok(read) => read,
@@ -267,10 +267,10 @@ pub fn grep(context: &mut Context, args: &[String]) -> Ended {
 }
 
 mod expression {
-    /// Elements of an expression that are looked at for one line at most: a hostile one ends.
+    /// Maximum matching steps for one line: a hostile expression ends.
     const STEPS_MAX: u32 = 1_000_000;
 
-    /// Whether the expression fits somewhere in the text.
+    /// Whether the expression matches somewhere in the text.
     pub fn found(expression: &[u8], text: &[u8]) -> bool {
         let mut steps = 0;
         if let [b'^', rest @ ..] = expression {
@@ -334,7 +334,7 @@ mod expression {
             let length = element(expression);
             let (first, rest) = expression.split_at(length);
             if let Some(sign @ (b'*' | b'+')) = rest.first().filter(|sign| **sign == b'*' || **sign == b'+') {
-                // The longest first; nothing of it is deeper than the expression has elements.
+                // The longest match first; the recursion is bounded by the number of elements.
                 let most = text.iter().take_while(|byte| fits(first, **byte)).count();
                 let least = usize::from(*sign == b'+');
                 return (least..=most).rev().any(|taken| here(&rest[1..], &text[taken..], steps));
@@ -447,7 +447,7 @@ pub fn cut(context: &mut Context, args: &[String]) -> Ended {
     Ok(code)
 }
 
-/// `a-z` and backslashes, spelled out.
+/// `a-z` and backslashes, expanded.
 fn spelled(set: &str) -> Vec<u8> {
     let plain = match set {
         "[:upper:]" => "A-Z",

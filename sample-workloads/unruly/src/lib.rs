@@ -1,5 +1,5 @@
-//! Answers as no server should: with headers that are not its to set, and with bodies that break off. It also shows the
-//! files that it was given and calls whom it is told to, so that a test can look at a pod from the inside.
+//! A misbehaving server: it sets reserved headers and breaks off bodies. It also prints its files and calls given addresses,
+//! so that a test can inspect a pod from the inside.
 #![no_std]
 use guest::http::{Answer, Broken, Request, Response};
 use guest::process::sleep_ms;
@@ -7,9 +7,9 @@ use guest::wasip2::filesystem::types::{DescriptorFlags, OpenFlags};
 use guest::{String, ToOwned, Vec, fetch, files, format, serve, vec};
 
 const MIB: usize = 1024 * 1024;
-/// Far over the bounds that tests set, and nothing that would fill a disk.
+/// Far above the limits of the tests, and too little to fill a disk.
 const FILE_MIB_MAX: u64 = 64;
-/// Longer than any timeout that a pod may have.
+/// Longer than any timeout of a pod.
 const FOR_EVER_MS: u64 = 2 * 24 * 60 * 60 * 1000;
 
 serve! {
@@ -27,13 +27,13 @@ fn home(_: &Request) -> Answer {
     ))
 }
 
-/// `?set=NAME:VALUE,NAME:VALUE`: whatever it is told to say, `content-length` among it.
+/// `?set=NAME:VALUE,NAME:VALUE`: sets any headers, `content-length` included.
 fn headers(request: &Request) -> Answer {
     let all = request.query("set").unwrap_or_default().split(',').filter_map(|pair| pair.split_once(':'));
     Ok(all.fold(Response::text("seven.\n"), |response, (name, value)| response.header(name, value)))
 }
 
-/// One line, and then no end: each way in which a guest can leave its body.
+/// One line without an end: each way in which a guest can abandon its body.
 fn cut(request: &Request) -> Answer {
     let how = request.query("how").unwrap_or_default().to_owned();
     Ok(Response::stream("text/plain; charset=utf-8", move |out| {
@@ -53,14 +53,14 @@ fn cut(request: &Request) -> Answer {
     }))
 }
 
-/// A file of a volume, read anew at each request.
+/// A file of a volume, read at each request.
 fn file(request: &Request) -> Answer {
     let path = request.query("path").unwrap_or_default();
     let content = files::read(path).map_err(|problem| Response::error(404, &format!("{path}: {problem:?}")))?;
     Ok(Response::text(String::from_utf8_lossy(&content)))
 }
 
-/// `?path=P&mb=N`: a file, of more than its volume may hold where a test wants that.
+/// `?path=P&mb=N`: writes a file, which may exceed its volume's limit.
 fn fill(request: &Request) -> Answer {
     let path = request.query("path").unwrap_or_default();
     let mb = request.number("mb", FILE_MIB_MAX)?;
@@ -74,7 +74,7 @@ fn fill(request: &Request) -> Answer {
     Ok(Response::text(format!("{path} has {mb} MiB\n")))
 }
 
-/// What another server answers to `GET /`, or why it doesn't.
+/// Another server's response to `GET /`, or the error.
 fn call(request: &Request) -> Answer {
     let to = request.query("to").unwrap_or_default();
     let reply = fetch::get(to, &[""]).map_err(|problem| Response::error(502, &problem))?;

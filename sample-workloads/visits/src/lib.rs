@@ -1,6 +1,6 @@
-//! A server with state and settings: `GET /` counts visits by `wasi:keyvalue`, with the greeting that `wasi:config` has at
-//! that moment. Its pod is granted both by annotation (`manifests/visits.yaml`). As a command (`kind.coracle.dev/CONTAINER: command`, say
-//! in a Job) it prints how many there were.
+//! A server with state and settings: `GET /` counts visits in `wasi:keyvalue`, with the current greeting of `wasi:config`.
+//! Annotations grant both to its pod (`manifests/visits.yaml`). As a command (`kind.coracle.dev/CONTAINER: command`, for instance
+//! in a Job) it prints the number of visits.
 #![no_std]
 use guest::http::{Answer, Request, Response};
 use guest::process::{print, print_error};

@@ -8,7 +8,7 @@ use guest::{String, ToOwned, Vec, files, format};
 use serde_json::{Value, json};
 
 const TOP: usize = 5;
-/// Deeper than any sane tree of files; it bounds the recursion, and with it the stack.
+/// Maximum depth of folders: it bounds the recursion and the stack.
 const DEPTH_MAX: usize = 64;
 
 struct Wordcount;
@@ -40,7 +40,7 @@ struct Count {
 }
 
 impl Count {
-    /// One argument: a file, or a folder with all below it.
+    /// One argument: a file, or a folder with all files below it.
     fn tree(&mut self, path: &str) -> Result<(), ErrorCode> {
         let path = if path.starts_with('/') { path.to_owned() } else { format!("/{path}") };
         let open = files::open(&path, OpenFlags::empty(), DescriptorFlags::READ)?;
@@ -56,14 +56,14 @@ impl Count {
         }
         let entries = folder.read_directory()?;
         while let Some(entry) = entries.read_directory_entry()? {
-            // Names with a dot are hidden. In a ConfigMap's volume these are `..data` and the folder behind it, which hold
-            // the very files that the visible names link to: nothing is counted twice.
+            // Names with a dot are hidden. In a ConfigMap's volume these are `..data` and its target folder, which contain the files
+            // that the visible names link to: no file is counted twice.
             if entry.name.starts_with('.') {
                 continue;
             }
             let open = folder.open_at(PathFlags::SYMLINK_FOLLOW, &entry.name, OpenFlags::empty(), DescriptorFlags::READ)?;
             match open.get_type()? {
-                // A link to a folder may lead in a circle, so only real folders are walked.
+                // A link to a folder may form a cycle, so only real folders are walked.
                 DescriptorType::Directory if entry.type_ == DescriptorType::SymbolicLink => {}
                 DescriptorType::Directory => self.folder(&open, depth + 1)?,
                 DescriptorType::RegularFile => self.file(&open)?,
@@ -91,7 +91,7 @@ impl Count {
 
     fn report(&self) -> Value {
         let mut words: Vec<_> = self.by_word.iter().collect();
-        words.sort_by(|(a, m), (b, n)| n.cmp(m).then(a.cmp(b))); // often before seldom, then by the alphabet
+        words.sort_by(|(a, m), (b, n)| n.cmp(m).then(a.cmp(b))); // by frequency, then alphabetically
         let top: Vec<Value> = words.iter().take(TOP).map(|(word, n)| json!({"word": word, "count": n})).collect();
         json!({"files": self.files, "lines": self.lines, "words": self.words, "bytes": self.bytes, "top": top})
     }

@@ -3,7 +3,7 @@ use alloc::borrow::ToOwned;
 use alloc::format;
 use alloc::string::String;
 
-/// Parentheses within parentheses.
+/// Maximum depth of parentheses.
 const DEPTH_MAX: usize = 64;
 
 struct Reader<'a> {
@@ -13,7 +13,7 @@ struct Reader<'a> {
     value: &'a mut dyn FnMut(&str) -> Option<String>,
 }
 
-/// What an expression comes to. `value` knows the variables.
+/// The value of an expression. `value` looks up variables.
 pub fn evaluate(text: &str, value: &mut dyn FnMut(&str) -> Option<String>) -> Result<i64, String> {
     let mut reader = Reader { text: text.as_bytes(), at: 0, depth: 0, value };
     let number = if text.trim().is_empty() { 0 } else { reader.choice()? };
@@ -21,7 +21,7 @@ pub fn evaluate(text: &str, value: &mut dyn FnMut(&str) -> Option<String>) -> Re
     if reader.at < text.len() { Err(format!("arithmetic: unexpected {}", &text[reader.at..])) } else { Ok(number) }
 }
 
-/// From the weakest to the strongest; longer ones first.
+/// From the weakest to the strongest precedence; longer operators first.
 const LEVELS: [&[&str]; 10] = [
     &["||"],
     &["&&"],

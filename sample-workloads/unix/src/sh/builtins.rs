@@ -1,4 +1,4 @@
-//! What only the shell itself can do.
+//! The shell's builtins: commands that change the shell itself, such as `cd`, `export`, `set` and `read`.
 use super::parse::is_name;
 use super::{Flow, Ran, Shell, parse};
 use crate::{files, words};
@@ -101,7 +101,7 @@ fn export(shell: &mut Shell<'_>, args: &[String]) -> Ran<i32> {
     Ok(0)
 }
 
-/// Variables of a function are the shell's own here: they are set, and stay.
+/// Variables of a function are global here: they are set and persist.
 fn local(shell: &mut Shell<'_>, args: &[String]) -> Ran<i32> {
     for arg in &args[1..] {
         let (name, value) = arg.split_once('=').unwrap_or((arg, ""));
@@ -145,7 +145,7 @@ fn set(shell: &mut Shell<'_>, args: &[String]) -> Ran<i32> {
                         Some("errexit") => shell.errexit = on,
                         Some("nounset") => shell.nounset = on,
                         Some("xtrace") => shell.xtrace = on,
-                        // The status of a pipeline is that of its last command all the same.
+                        // The status of a pipeline is that of its last command.
                         _ => {
                             shell.context.say("sh", "set -o: there are errexit, nounset, xtrace")?;
                             return Ok(2);
@@ -243,7 +243,7 @@ fn kind(shell: &mut Shell<'_>, args: &[String]) -> Ran<i32> {
     Ok(status)
 }
 
-/// One line into variables; the last one takes the rest.
+/// Reads one line into variables; the last one gets the rest.
 fn read(shell: &mut Shell<'_>, args: &[String]) -> Ran<i32> {
     let (mut raw, mut names, mut rest) = (false, Vec::new(), args[1..].iter());
     while let Some(arg) = rest.next() {

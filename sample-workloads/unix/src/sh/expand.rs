@@ -1,4 +1,4 @@
-//! From words to arguments: variables, substitutions, fields, names of files.
+//! Expands words to arguments: variables, substitutions, field splitting, file names.
 use super::arithmetic;
 use super::parse::{end_of_nested, is_name};
 use super::pattern;
@@ -6,17 +6,17 @@ use super::{Flow, Ran, Shell};
 use crate::files;
 use guest::{String, ToOwned, ToString, Vec, format};
 
-/// Bytes that one word may become: `x=$x$x` in a loop must come to an end before memory does.
+/// Maximum bytes of one expanded word: `x=$x$x` in a loop must fail before memory is exhausted.
 const WORD_BYTES_MAX: usize = 4 << 20;
-/// Names that a pattern may become.
+/// Maximum names of one pattern.
 const NAMES_MAX: usize = 65_536;
 
-/// An argument on its way: its text, and the same as a pattern, in which what was quoted stands for itself.
+/// A partial argument: its text, and its pattern, in which quoted characters are literal.
 #[derive(Default, Clone)]
 struct Field {
     text: String,
     pattern: String,
-    /// It is there, though it may be empty.
+    /// Set if the argument exists, even if it is empty.
     is_there: bool,
 }
 
@@ -44,7 +44,7 @@ impl Fields {
         self.current.pattern.push_str(text);
     }
 
-    /// What an expansion outside of quotes came to.
+    /// The result of an unquoted expansion.
     fn split(&mut self, text: &str) {
         if !self.splits {
             return self.literal(text);
@@ -67,7 +67,7 @@ impl Fields {
 }
 
 impl Shell<'_> {
-    /// A word's arguments.
+    /// The arguments of a word.
     pub(super) fn arguments(&mut self, words: &[String]) -> Result<Vec<String>, Flow> {
         let mut all = Vec::new();
         for word in words {
@@ -84,7 +84,7 @@ impl Shell<'_> {
         Ok(all)
     }
 
-    /// A word as one text: of an assignment, a file, a `case`.
+    /// A word as one text, for an assignment, a file, or `case`.
     pub(super) fn text(&mut self, word: &str) -> Result<String, Flow> {
         Ok(self.field(word)?.text)
     }
@@ -110,14 +110,14 @@ impl Shell<'_> {
         Ok(whole)
     }
 
-    /// The text of a here-document: expanded as in double quotes.
+    /// The text of a here-document, expanded as in double quotes.
     pub(super) fn here(&mut self, text: &str) -> Result<String, Flow> {
         let mut fields = Fields { done: Vec::new(), current: Field::default(), splits: false };
         self.double_quoted(text, true, &mut fields)?;
         Ok(fields.current.text)
     }
 
-    /// Names of files that a pattern fits; none where it is no pattern, or fits none.
+    /// File names that match a pattern; none for a plain word or without a match.
     fn names(&self, field: &Field) -> Option<Vec<String>> {
         let mut escaped = false;
         let is_pattern = field.pattern.chars().any(|c| {
@@ -233,7 +233,7 @@ impl Shell<'_> {
         Ok(())
     }
 
-    /// What begins with `$` or a backquote at `at`; answers where it ends.
+    /// Expands the `$` or backquote at `at`; returns the end position.
     fn dollar(&mut self, word: &str, at: usize, in_quotes: bool, fields: &mut Fields) -> Result<usize, Flow> {
         let bytes = word.as_bytes();
         let put = |fields: &mut Fields, text: &str| if in_quotes { fields.quoted(text) } else { fields.split(text) };
@@ -310,12 +310,12 @@ impl Shell<'_> {
             if in_quotes { fields.quoted(one) } else { fields.split(one) }
         }
         if all.is_empty() && in_quotes && fields.current.text.is_empty() {
-            // "$@" of nothing is nothing.
+            // "$@" without parameters expands to nothing.
             fields.current.is_there = false;
         }
     }
 
-    /// A variable's value, where it may be unset only without `set -u`.
+    /// A variable's value; unset is an error under `set -u`.
     fn known(&mut self, name: &str) -> Result<String, Flow> {
         match self.value(name) {
             Some(value) => Ok(value),
@@ -324,7 +324,7 @@ impl Shell<'_> {
         }
     }
 
-    /// What stands in `${…}`.
+    /// The content of `${…}`.
     fn braced(&mut self, inner: &str) -> Result<String, Flow> {
         self.enter()?;
         let value = self.in_braces(inner);
@@ -396,7 +396,7 @@ impl Shell<'_> {
         }
     }
 
-    /// A variable or parameter; none where it is not set.
+    /// A variable or parameter; none if unset.
     pub(super) fn value(&self, name: &str) -> Option<String> {
         match name {
             "?" => return Some(self.status.to_string()),
@@ -425,10 +425,10 @@ impl Shell<'_> {
     }
 }
 
-/// A value without what a pattern fits at its beginning or end.
+/// A value without the part at its beginning or end that matches a pattern.
 fn cut(value: &str, pattern: &str, front: bool, longest: bool) -> String {
     let mut ends: Vec<usize> = value.char_indices().map(|(at, _)| at).chain([value.len()]).collect();
-    // The shortest cut first.
+    // The shortest match first.
     if front == longest {
         ends.reverse();
     }

@@ -1,5 +1,5 @@
-//! `sh`: runs what the grammar of `parse` reads. One instance is all processes: a subshell is a copy of the variables, and the
-//! tools of a pipeline run one after the other.
+//! `sh`: runs commands of the grammar in `parse`. One instance is all processes: a subshell is a copy of the variables, and the
+//! tools of a pipeline run in sequence.
 mod arithmetic;
 mod builtins;
 mod expand;
@@ -11,16 +11,16 @@ use crate::{Context, Ended};
 use guest::{String, ToOwned, Vec, format};
 use parse::{Command, Redirect};
 
-/// Functions, subshells and substitutions within each other: it bounds the stack.
+/// Maximum nesting of functions, subshells and substitutions: it bounds the stack.
 const CALLS_MAX: usize = 24;
 
-/// Why a command does not simply go on to the next one.
+/// Why execution does not continue with the next command.
 pub enum Flow {
     Exit(i32),
     Return(i32),
     Break(usize),
     Continue(usize),
-    /// The script is wrong here; it ends.
+    /// A syntax error; the script ends.
     Wrong(String),
     Stop(Stop),
 }
@@ -36,7 +36,7 @@ impl From<Stop> for Flow {
 /// A shell.
 pub struct Shell<'c> {
     pub(super) context: &'c mut Context,
-    /// Name, value, whether tools see it.
+    /// Name, value, and whether the variable is exported.
     vars: Vec<(String, String, bool)>,
     functions: Vec<(String, Command)>,
     params: Vec<String>,
@@ -46,13 +46,13 @@ pub struct Shell<'c> {
     errexit: bool,
     nounset: bool,
     xtrace: bool,
-    /// Where a failure is looked at, and ends nothing.
+    /// Set in conditions, where a failure ends nothing.
     tested: usize,
     calls: usize,
     is_interactive: bool,
 }
 
-/// The end of a double-quoted text that begins at `from`, past its quote.
+/// The end position of a double-quoted text from `from`, after its quote.
 fn double_end(bytes: &[u8], from: usize) -> usize {
     let mut at = from;
     while at < bytes.len() {
@@ -70,7 +70,7 @@ fn double_end(bytes: &[u8], from: usize) -> usize {
     bytes.len()
 }
 
-/// The tool.
+/// The tool `sh`.
 pub fn sh(context: &mut Context, args: &[String]) -> Ended {
     let (mut script, mut at, mut options) = (None, 1, String::new());
     while let Some(arg) = args.get(at).filter(|arg| arg.len() > 1 && arg.starts_with(['-', '+'])) {
@@ -253,13 +253,13 @@ impl<'c> Shell<'c> {
         status
     }
 
-    /// What a failure means under `set -e`.
+    /// Applies `set -e` to a failure.
     fn failed(&mut self, status: i32) -> Ran<i32> {
         self.status = status;
         if self.errexit && self.tested == 0 { Err(Flow::Exit(status)) } else { Ok(status) }
     }
 
-    /// Runs what may fail.
+    /// Runs a command whose failure is permitted.
     fn untested(&mut self, act: impl FnOnce(&mut Self) -> Ran<i32>) -> Ran<i32> {
         self.tested += 1;
         let ran = act(self);
@@ -328,7 +328,7 @@ impl<'c> Shell<'c> {
         Ok(self.done(0))
     }
 
-    /// Runs something that leaves nothing behind but its status.
+    /// Runs a command in a subshell: only its status remains.
     fn subshell(&mut self, act: impl FnOnce(&mut Self) -> Ran<i32>) -> Ran<i32> {
         self.enter()?;
         let (vars, params, cwd) = (self.vars.clone(), self.params.clone(), self.context.cwd.clone());
@@ -382,7 +382,7 @@ impl<'c> Shell<'c> {
         Ok(status)
     }
 
-    /// What a script says, without the newlines at its end.
+    /// The output of a command, without trailing newlines.
     fn substitute(&mut self, script: &str) -> Ran<String> {
         let command = parse::parse(script).map_err(|wrong| Flow::Wrong(wrong.why))?;
         let said = Output::from(Sink::Bytes(Vec::new()));
@@ -394,7 +394,7 @@ impl<'c> Shell<'c> {
         Ok(text.trim_end_matches('\n').to_owned())
     }
 
-    /// Runs something with its streams led elsewhere; none where a file can't be had, which was told.
+    /// Runs a command with redirected streams; none if a file cannot be opened, which is reported.
     fn redirected(&mut self, redirects: &[Redirect], act: impl FnOnce(&mut Self) -> Ran<i32>) -> Ran<Option<i32>> {
         let before = (self.context.input.clone(), self.context.out.clone(), self.context.err.clone());
         let ran = match self.redirect(redirects) {

@@ -1,6 +1,6 @@
-//! The shell's grammar: text to commands. Pure, so that the node's own tests run it, too.
+//! The shell's grammar: text to commands. Pure, so that the node's own tests include it.
 //!
-//! As far as scripts of `sh -c` go: lists, pipelines, redirections, here-documents, `if`, `while`, `until`, `for`, `case`,
+//! Supported for scripts of `sh -c`: lists, pipelines, redirections, here-documents, `if`, `while`, `until`, `for`, `case`,
 //! groups, functions. Absent: jobs (`&`), aliases, arrays.
 use alloc::borrow::ToOwned;
 use alloc::boxed::Box;
@@ -8,10 +8,10 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 
-/// How deep commands may stand in each other: it bounds the stack.
+/// Maximum nesting of commands: it bounds the stack.
 pub const DEPTH_MAX: usize = 40;
 
-/// A word, before anything in it is expanded: quotes and `$` still stand in it.
+/// A word before expansion, with its quotes and `$`.
 pub type Word = String;
 
 /// One redirection.
@@ -32,7 +32,7 @@ pub enum Redirect {
 pub enum Command {
     /// `A=1 B=2 name args…`
     Simple { assigns: Vec<(String, Word)>, words: Vec<Word>, redirects: Vec<Redirect> },
-    /// Commands one after the other.
+    /// Commands in sequence.
     List(Vec<Command>),
     /// `a && b` (true), `a || b` (false), and so on.
     AndOr(Box<Command>, Vec<(bool, Command)>),
@@ -54,12 +54,12 @@ pub enum Command {
     Redirected(Box<Command>, Vec<Redirect>),
 }
 
-/// What is wrong with a script. `unfinished`: more text could make it right.
+/// A syntax error. `unfinished`: more text could complete the script.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Wrong {
-    /// In words.
+    /// The message.
     pub why: String,
-    /// See above.
+    /// Whether more text could complete the script.
     pub unfinished: bool,
 }
 
@@ -67,14 +67,14 @@ pub struct Wrong {
 enum Token {
     Word(Word),
     Op(&'static str),
-    /// Digits right before a redirection.
+    /// The digits directly before a redirection.
     Stream(u8),
     Here(String, bool),
     Newline,
     End,
 }
 
-/// Longer ones first.
+/// Longer operators first.
 const OPERATORS: [&str; 16] =
     ["<<-", "&>", "&&", "||", ";;", "<<", ">>", ">&", "<&", ">|", "<", ">", "|", ";", "(", ")"];
 
@@ -88,7 +88,7 @@ fn unfinished<T>(what: &str) -> Parsed<T> {
     Err(Wrong { why: format!("syntax error: {what}"), unfinished: true })
 }
 
-/// Where the text at `from` ends that stands in `$(…)`, `${…}` or backquotes: past the closing sign.
+/// The end position of `$(…)`, `${…}` or a backquoted text from `from`, after the closing character.
 pub fn end_of_nested(text: &[u8], from: usize, close: u8) -> Option<usize> {
     let mut at = from;
     let mut depth = 0_usize;
@@ -117,7 +117,7 @@ fn skip_to(text: &[u8], from: usize, what: u8) -> Option<usize> {
     (from..text.len()).find(|at| text[*at] == what)
 }
 
-/// Past the closing quote of a double-quoted text that begins at `from`.
+/// The position after the closing quote of a double-quoted text from `from`.
 fn end_of_double(text: &[u8], from: usize) -> Option<usize> {
     let mut at = from;
     while at < text.len() {
@@ -135,7 +135,7 @@ fn end_of_double(text: &[u8], from: usize) -> Option<usize> {
     None
 }
 
-/// As [`end_of_nested`], without looking for quotes: it is called for what stands in quotes, and does not call itself.
+/// As [`end_of_nested`], without quotes: it is called for quoted text and is not recursive.
 pub fn end_in_quotes(text: &[u8], from: usize, close: u8) -> Option<usize> {
     let open = if close == b')' { b'(' } else { b'{' };
     let (mut at, mut depth) = (from, 0_usize);
@@ -168,7 +168,7 @@ pub fn end_in_quotes(text: &[u8], from: usize, close: u8) -> Option<usize> {
 fn lex(text: &str) -> Parsed<Vec<Token>> {
     let bytes = text.as_bytes();
     let mut tokens = Vec::new();
-    // Here-documents that begin at the next line: token, end, whether expanded, whether tabs are cut.
+    // Here-documents that begin at the next line: token, end, whether expanded, whether tabs are removed.
     let mut here: Vec<(usize, String, bool, bool)> = Vec::new();
     let mut at = 0;
     while at < bytes.len() {
@@ -240,7 +240,7 @@ fn here_document(text: &str, from: usize, end: &str, cuts: bool) -> Parsed<(Stri
     unfinished("a here-document does not end")
 }
 
-/// The word at `from`, and where it ends.
+/// The word at `from`, and its end.
 fn word(text: &str, from: usize) -> Parsed<(Word, usize)> {
     let bytes = text.as_bytes();
     let mut at = from;
@@ -263,7 +263,7 @@ fn word(text: &str, from: usize) -> Parsed<(Word, usize)> {
     if at > bytes.len() {
         return unfinished("a \\ at the end");
     }
-    // A backslash may have stepped into the middle of a character.
+    // A backslash may have advanced into the middle of a character.
     while !text.is_char_boundary(at) {
         at += 1;
     }
@@ -276,7 +276,7 @@ struct Parser {
     depth: usize,
 }
 
-/// Reads a script.
+/// Parses a script.
 pub fn parse(text: &str) -> Result<Command, Wrong> {
     let mut parser = Parser { tokens: lex(text)?, at: 0, depth: 0 };
     let list = parser.list(&[])?;
@@ -333,7 +333,7 @@ impl Parser {
         }
     }
 
-    /// Commands until one of the words of `ends`, which stays.
+    /// Parses commands until one of the words of `ends`, which is not consumed.
     fn list(&mut self, ends: &[&str]) -> Parsed<Command> {
         self.depth += 1;
         if self.depth > DEPTH_MAX {
@@ -374,7 +374,7 @@ impl Parser {
         }
     }
 
-    /// A list that has at least one command.
+    /// A list with at least one command.
     fn body(&mut self, ends: &[&str]) -> Parsed<Box<Command>> {
         let list = self.list(ends)?;
         if list == Command::List(Vec::new()) {
@@ -640,7 +640,7 @@ impl Parser {
     }
 }
 
-/// Whether a variable can have that name.
+/// Whether the text is a valid variable name.
 pub fn is_name(text: &str) -> bool {
     let mut bytes = text.bytes();
     bytes.next().is_some_and(|first| first.is_ascii_alphabetic() || first == b'_')

@@ -1,10 +1,10 @@
-//! Patterns of file names and of `case`: `*`, `?`, `[a-z]`, `[!a]`, and `\` before what stands for itself. Pure.
+//! Patterns of file names and of `case`: `*`, `?`, `[a-z]`, `[!a]`, and `\` before a literal character. Pure.
 
-/// Whether a pattern matches the whole text. Takes no longer than the product of both lengths.
+/// Whether a pattern matches the whole text. Time is bounded by the product of both lengths.
 pub fn matches(pattern: &str, text: &str) -> bool {
     let (pattern, text) = (pattern.as_bytes(), text.as_bytes());
     let (mut p, mut t) = (0, 0);
-    // Where to go on when what follows the last `*` doesn't fit: after it, one byte of text later.
+    // Backtracking position after a mismatch: after the last `*`, one byte of text later.
     let mut again: Option<(usize, usize)> = None;
     while t < text.len() {
         let step = if p < pattern.len() && pattern[p] == b'*' {
@@ -26,7 +26,7 @@ pub fn matches(pattern: &str, text: &str) -> bool {
     pattern[p..].iter().all(|byte| *byte == b'*')
 }
 
-/// Past one element of the pattern, and how many bytes of text it took.
+/// The position after one element of the pattern, and the matched bytes of text.
 fn one(pattern: &[u8], p: usize, text: &[u8], t: usize) -> Option<(usize, usize)> {
     let byte = text[t];
     match pattern.get(p)? {
@@ -44,7 +44,7 @@ fn one(pattern: &[u8], p: usize, text: &[u8], t: usize) -> Option<(usize, usize)
     }
 }
 
-/// Past the set that begins at `from`, and whether the byte is in it; none where it does not end.
+/// The position after the set from `from`, and whether it contains the byte; none for an unterminated set.
 fn set(pattern: &[u8], from: usize, byte: u8) -> Option<(usize, bool)> {
     let not = matches!(pattern.get(from), Some(b'!' | b'^'));
     let first = from + usize::from(not);
