@@ -12,7 +12,7 @@ import urllib.request
 REGISTRY, PASSWORD, FOLDER = sys.argv[1:]
 LOGIN = "Basic " + base64.b64encode(f"coracle:{open(PASSWORD).read().strip()}".encode()).decode()
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
-# Repository, tags, module, entrypoint, arguments: as upstream's test/utils/image/manifest.go and Dockerfiles have them.
+# Repository, tags, module, entrypoint, arguments: as in upstream's test/utils/image/manifest.go and Dockerfiles.
 IMAGES = [
     ("e2e-test-images/agnhost", ["2.55", "2.63.0"], "conformance-agnhost", ["/agnhost"], ["pause"]),
     ("e2e-test-images/busybox", ["1.37.0-1"], "conformance", [], ["sh"]),
@@ -41,7 +41,7 @@ for repository, tags, module, entrypoint, arguments in IMAGES:
     manifest = json.dumps({"schemaVersion": 2, "mediaType": MANIFEST, "config": config, "layers": [layer]}).encode()
     for tag in tags:
         put("PUT", f"{repository}/manifests/{tag}", manifest, MANIFEST)
-# What a test mounts as a volume: the files of upstream's image that it looks at.
+# The mounted content of a test: the files of upstream's image that it reads.
 FILES = {"data.json": '{"image": "kitten.jpg"}\n', "etc/os-release": 'NAME="Alpine Linux"\n'}
 archive = io.BytesIO()
 with tarfile.open(fileobj=archive, mode="w") as tar:

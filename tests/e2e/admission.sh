@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# What admission refuses, changes and counts, from outside: quotas that many run into at once and that fall again, pod security,
-# limits, and webhooks with a server and an authority of their own.
+# Admission from outside: quotas under concurrent creates and their release, pod security, limits, and webhooks with a server and an
+# authority of their own.
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 up
 kubectl create namespace a >/dev/null
 eventually 20 kubectl get serviceaccount -n a default
 
-# A quota: twenty creates at once, of which five fit; what goes makes room.
+# A quota: twenty concurrent creates, of which five fit; deletions free it.
 kubectl create quota -n a five --hard=count/configmaps=6 >/dev/null
 eventually 20 has '^1$' kubectl get quota -n a five -o jsonpath='{.status.used.count/configmaps}'
 made() { kubectl create configmap -n a "c$1" 2> "$WORK/create-$1" >/dev/null && echo made || echo refused; }
@@ -27,7 +27,7 @@ kubectl apply -f - >/dev/null << 'YAML'
 YAML
 expect 64Mi "$(kubectl run -n a --image=i --dry-run=server p -o jsonpath='{.spec.containers[0].resources.limits.memory}')" "a container's limit"
 
-# Webhooks over TLS, by an authority of their own.
+# Webhooks over TLS, with a separate authority.
 cat > "$WORK/hook.py" << 'PYTHON'
 """hook.py FOLDER: answers AdmissionReviews over TLS on a port of the system's choice, which FOLDER/port names."""
 import base64, http.server, json, ssl, sys
@@ -99,6 +99,6 @@ kubectl patch mutatingwebhookconfiguration e2e --type=json -p '[{"op": "replace"
 kubectl delete validatingwebhookconfiguration e2e >/dev/null
 kubectl create deployment -n a other --image=i --replicas=0 >/dev/null
 
-# Policies and conditions that mean harm.
+# Hostile policies and conditions.
 python3 tests/e2e/policies.py "$KUBECONFIG" "$UP_PID"
 echo "admission: a quota that many run into, pod security, limits, webhooks, hostile policies"

@@ -9,7 +9,7 @@ kubectl rollout status deployment/hello --timeout=300s >/dev/null
 hello=$(kubectl get service hello -o jsonpath='{.spec.clusterIP}')
 size() { [ "$(kubectl get deployment hello -o jsonpath='{.spec.replicas}')" = "$1" ]; }
 
-# What can't be measured is told: hello asks for no CPU.
+# Missing measurements are reported: hello has no CPU request.
 kubectl autoscale deployment hello --cpu-percent=50 --min=1 --max=3 >/dev/null
 eventually 60 has 'missing request for cpu in container hello of Pod hello-' kubectl describe hpa hello
 has 'FailedGetResourceMetric' kubectl describe hpa hello || fail "no condition: $(kubectl describe hpa hello)"
@@ -71,7 +71,7 @@ exits 1 kubectl get --raw /apis/custom.metrics.k8s.io/v1beta2/namespaces/default
 has 'the server could not find the metric nope for pods' cat "$WORK/err" || fail "an unknown metric: $(cat "$WORK/err")"
 echo "· metrics by name"
 
-# A workload that never gets a pod: whoever asks for it harms nobody.
+# A workload that never gets a pod: its clients affect no other client.
 kubectl apply -f - >/dev/null <<'YAML'
 apiVersion: apps/v1
 kind: Deployment

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# LoadBalancer Services: addresses of a pool, given once, served, filtered, released.
+# LoadBalancer Services: addresses of a pool, allocated once, served, filtered, released.
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
-# Of Linux' loopback, where any address is local: a block that neither the cluster's own nor another script has.
+# A block of Linux' loopback, where any address is local, outside of the cluster's own and of other scripts'.
 net=127.59.$((RANDOM % 250 + 1))
 up --load-balancer-pool "$net.1-$net.2"
 "$CORACLE" push --data-dir "$WORK/data" "${SAMPLES_BIN:-sample-workloads/bin}/hello.wasm" registry.local/hello:v1 >/dev/null
@@ -72,7 +72,7 @@ eventually 30 says 200
 expect "default/near 2" "$(python3 -c 'import json,sys; it=json.load(sys.stdin); print("/".join(it["service"].values()), it["localEndpoints"])' < "$WORK/health")" "what its health check says"
 kubectl scale deployment/hello --replicas=0 >/dev/null
 eventually 60 says 503
-# Those that end serve meanwhile, and nobody else is to begin with them.
+# Terminating endpoints serve meanwhile, if there are no others.
 eventually 60 refused_with 503
 kubectl scale deployment/hello --replicas=1 >/dev/null
 eventually 60 says 200

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Certificates change while the server runs: revoked ones of clients, its own, the administrator's.
+# Certificates change while the server runs: revoked client certificates, the server's own, the administrator's.
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 "$CORACLE" apiserver --data-dir "$WORK/data" --port 0 > "$WORK/ready" 2> "$WORK/up.log" & UP_PID=$!
 eventually 30 grep '^ready ' "$WORK/ready"
 cp "$WORK/data/kubeconfig" "$WORK/lost"; export KUBECONFIG=$WORK/data/kubeconfig
 address=$(sed -n 's|^ready server=https://\([^ ]*\).*|\1|p' "$WORK/ready")
 
-# An administrator's certificate is lost: the file's is made anew, and the lost one revoked.
+# An administrator's certificate is lost: the file's is recreated, and the lost one revoked.
 kubectl --kubeconfig "$WORK/lost" get namespaces --watch > "$WORK/watch" 2>&1 & watch=$!
 eventually 10 grep kube-system "$WORK/watch"
 kubectl --kubeconfig "$WORK/lost" config view --raw -o jsonpath='{.users[0].user.client-certificate-data}' | base64 -d > "$WORK/lost.crt"
@@ -19,14 +19,14 @@ eventually 15 refused
 wait $watch || true # its connection ended
 kubectl get namespace default >/dev/null || fail "the new certificate is not known"
 
-# A line that is none is told, and the list stays.
+# An invalid line is reported, and the list stays.
 echo nonsense >> "$WORK/data/pki/revoked"
 eventually 15 grep 'line 2 is no SHA-256 fingerprint' "$WORK/up.log"
 refused || fail "a wrong line revokes nobody"
 rm "$WORK/data/pki/revoked"
 eventually 15 kubectl --kubeconfig "$WORK/lost" get namespace default
 
-# Its own.
+# The server's own.
 serial() { openssl s_client -connect "$address" < /dev/null 2>/dev/null | openssl x509 -noout -serial; }
 first=$(serial)
 rm "$WORK/data/pki/apiserver.crt" "$WORK/data/pki/apiserver.key"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Claims of StatefulSets by their retention policy, what protects claims in use, and volumes made by hand.
+# Claims of StatefulSets by their retention policy, the protection of claims in use, and manually created volumes.
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 mkdir -p "$WORK/disk"

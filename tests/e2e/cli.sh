@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The command line to the letter: exit codes, one line on stderr that says what to do next, help with an example, absent verbs.
+# The command line: exit codes, one line on stderr with the next step, help with an example, absent verbs.
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 exits 0 "$CORACLE" --help
@@ -10,8 +10,8 @@ for verb in demo up apiserver controllers scheduler explain-scheduling run push 
 done
 exits 0 "$CORACLE" version
 for key in coracle commit kubernetes wasmtime; do grep -q "^$key: ." "$WORK/out" || fail "version says nothing of $key"; done
-# A reader that goes away early ends a verb quietly.
-# closed 1|2 COMMAND…: its exit code, and what it says on the other of the two, where nobody reads that one
+# A reader that closes early ends a verb quietly.
+# closed 1|2 COMMAND…: its exit code, and its output on the other of the two, with this one closed
 closed() { python3 - "$@" <<'PY'
 import os, subprocess, sys
 reader, writer = os.pipe()
@@ -28,7 +28,7 @@ expect "2 " "$(closed 2 "$CORACLE" up --nods 2)" "a refusal, and nobody reads"
 expect "1 " "$(closed 2 "$CORACLE" pull registry.local/none:v1 "$WORK/x" --data-dir "$WORK/none")" "a failure, and nobody reads"
 [ "$(uname)" != Linux ] || { rc=0; "$CORACLE" version > /dev/full 2> "$WORK/err" || rc=$?; expect 1 "$rc" "exit code on a full disk"; grep -q 'cannot write to stdout' "$WORK/err" || fail "a full disk: $(cat "$WORK/err")"; }
 for absent in backup restore token node proxy server help; do exits 2 "$CORACLE" "$absent"; done
-# The API server alone: ready when it answers, and nobody else acts.
+# The API server alone: ready when it responds, and no other component acts.
 "$CORACLE" apiserver --data-dir "$WORK/alone" --port 0 > "$WORK/ready" 2> "$WORK/up.log" & UP_PID=$!
 eventually 30 grep '^ready server=https://[^ ]* kubeconfig=/[^ ]*$' "$WORK/ready"
 KUBECONFIG=$WORK/alone/kubeconfig kubectl create deployment idle --image=registry.local/hello:v1 >/dev/null
@@ -66,7 +66,7 @@ for said in '^world  *wasi:http/proxy@0[.]2[.]' '^memory  *[1-9][0-9]* KiB' '^pr
 done
 exits 0 "$CORACLE" inspect sample-workloads/bin/crash.wasm
 grep -q '^world  *wasi preview 1 command$' "$WORK/out" || fail "the world of a core module: $(cat "$WORK/out")"
-# A module that says its language: one page of memory, and a section of `producers`.
+# A module that names its language: one page of memory, and a section of `producers`.
 printf '\0asm\1\0\0\0\5\3\1\0\1\0\37\11producers\1\10language\1\4Rust\0042024' > "$WORK/rust.wasm"
 exits 0 "$CORACLE" inspect "$WORK/rust.wasm"
 grep -q '^languages  *Rust 2024$' "$WORK/out" && grep -q '^memory  *64 KiB' "$WORK/out" || fail "a language: $(cat "$WORK/out")"
@@ -103,7 +103,7 @@ grep -q -- '--port' "$WORK/err" || fail "a taken port is not told"
 exits 0 "$CORACLE" push sample-workloads/bin/hello.wasm registry.local/hello:v1 --data-dir "$WORK/data"
 exits 0 "$CORACLE" pull registry.local/hello:v1 "$WORK/pulled.wasm" --data-dir "$WORK/data"
 cmp "$WORK/pulled.wasm" sample-workloads/bin/hello.wasm || fail "what was pulled is not what was pushed"
-# A machine without CA certificates, as a slim image is: the cluster's own registry needs none.
+# A machine without CA certificates, like a slim image: the cluster's own registry needs none.
 SSL_CERT_FILE=/dev/null SSL_CERT_DIR="$WORK/none" exits 0 "$CORACLE" push sample-workloads/bin/hello.wasm registry.local/hello:v2 --data-dir "$WORK/data"
 exits 0 "$CORACLE" inspect registry.local/hello:v1 --data-dir "$WORK/data"
 grep -q '^image  *registry.local/hello@sha256:' "$WORK/out" || fail "inspect of an image: $(cat "$WORK/out")"
@@ -114,7 +114,7 @@ exits 1 "$CORACLE" push "$WORK/no.wasm" registry.local/no:v1 --data-dir "$WORK/d
 before=$SECONDS
 down INT
 [ $((SECONDS - before)) -le 5 ] || fail "the stop took $((SECONDS - before)) s"
-# The block of addresses is taken by somebody else at the next start.
+# Another process uses the block of addresses at the next start.
 [ "$(uname)" != Linux ] || {
   python3 - "$(cat "$WORK/data/network")" <<'PY' > "$WORK/held" & holder=$!
 import ipaddress, socket, sys
@@ -127,7 +127,7 @@ PY
   eventually 10 grep -q held "$WORK/held"
   up --nodes 0
   grep -q 'addresses moved from 127\..* to 127\.' "$WORK/up.log" || fail "a move to another block is not said on stderr"
-  # The gate is off in this run: an object that has the field keeps it.
+  # The gate is off in this run: an object with the field keeps it.
   kubectl patch statefulset several --type=merge -p '{"spec": {"updateStrategy": {"rollingUpdate": {"maxUnavailable": 3}}}}' >/dev/null
   expect 3 "$(several)" "maxUnavailable of an object that had it"
   has AddressesMoved kubectl get events -n default --field-selector involvedObject.name=kubernetes || fail "no event says that the addresses moved"

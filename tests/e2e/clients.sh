@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Host applications in Rust, Python and JavaScript (clients/) call a plugin through its Service while its version changes again and
-# again: no call is lost. GREET_RS names the built example of clients/rust; without it the example is built here.
+# Host applications in Rust, Python and JavaScript (clients/) call a plugin through its Service while its version changes
+# repeatedly: no call is lost. GREET_RS names the built example of clients/rust; without it the example is built here.
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 seconds=${SWAP_SECONDS:-10}
 if [ -z "${GREET_RS:-}" ]; then
@@ -47,7 +47,7 @@ under_load JavaScript node clients/javascript/greet.mjs
 other() { [ "$(images | wc -l)" = 1 ] && [ "$(images)" != "$before" ]; }
 eventually 20 other
 
-# What is wrong reaches the application as an error of its own.
+# Errors reach the application as errors of its language.
 for client in "$GREET_RS" "python3 clients/python/greet.py" "node clients/javascript/greet.mjs"; do
   # shellcheck disable=SC2086
   exits 1 $client "$url/nowhere"

@@ -1,4 +1,4 @@
-"""What the Python parts of the end-to-end tests share: the API server of a kubeconfig, as its user."""
+"""Code shared by the Python parts of the end-to-end tests: requests to the API server of a kubeconfig, as its user."""
 import base64, http.client, json, os, ssl, subprocess, tempfile
 
 

@@ -18,7 +18,7 @@ def converted(old, version):
     return new
 
 
-# What a hook does wrong to an answer.
+# The fault of each hostile hook.
 def wrong_uid(response): response["uid"] = "another"
 def fewer(response): response["convertedObjects"] = response["convertedObjects"][1:]
 def more(response): response["convertedObjects"] *= 2

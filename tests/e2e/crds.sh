@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # CustomResourceDefinitions by kubectl: schemas, rules, versions with a conversion webhook, subresources, columns, discovery,
-# their end, and definitions that mean harm.
+# deletion, and hostile definitions.
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
-# A conversion webhook of its own, over TLS.
+# A conversion webhook over TLS.
 openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 1 -subj /CN=hooks -keyout "$WORK/ca.key" -out "$WORK/ca.crt" 2>/dev/null
 openssl req -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -subj /CN=hook -keyout "$WORK/hook.key" -out "$WORK/hook.csr" 2>/dev/null
 openssl x509 -req -in "$WORK/hook.csr" -CA "$WORK/ca.crt" -CAkey "$WORK/ca.key" -CAcreateserial -days 1 -extfile <(echo subjectAltName=IP:127.0.0.1) -out "$WORK/hook.crt" 2>/dev/null
@@ -69,7 +69,7 @@ spec:
           status: {type: object, x-kubernetes-preserve-unknown-fields: true}
 YAML
 }
-# defined PATH [MAXIMUM]: until it counts, which its maximum tells
+# defined PATH [MAXIMUM]: waits until the definition is in effect, which its maximum shows
 defined() {
   definition "$@" | kubectl apply -f - >/dev/null
   local at=/openapi/v3/apis/example.com/v1 want="\"maximum\":${2:-10}[,}]"
@@ -77,7 +77,7 @@ defined() {
 }
 # thing NAME SPEC
 thing() { printf 'apiVersion: example.com/v1\nkind: Thing\nmetadata: {name: %s}\nspec: %s\n' "$1" "$2"; }
-# heading COMMAND…: the first line of what it prints
+# heading COMMAND…: the first line of its output
 heading() { "$@" > "$WORK/table"; sed -n '1s/  */ /gp' "$WORK/table"; }
 # refuses PATTERN YAML [flags…]
 refuses() {
@@ -104,7 +104,7 @@ kubectl create --validate=ignore -f - >/dev/null <<< "$(thing a '{unknown: 1, re
 expect '{"color":"red","replicas":8,"size":1}' "$(kubectl get thing a -o jsonpath='{.spec}')" "defaults, and nothing unknown"
 exits 1 kubectl patch thing a --type=merge -p '{"spec": {"color": "blue"}}'
 grep -qF 'a thing keeps its color' "$WORK/err" || fail "$(cat "$WORK/err")"
-# Ratcheting: what was there before a schema became stricter stays, and is held to it once it changes.
+# Ratcheting: an object from before a stricter schema stays, and is validated by it once it changes.
 defined /good 5
 kubectl label thing a touched=yes >/dev/null
 exits 1 kubectl patch thing a --type=merge -p '{"spec": {"replicas": 9}}'
@@ -138,7 +138,7 @@ expect '[4]' "$(kubectl get things.v1beta1.example.com b -o jsonpath='{.spec.siz
 kubectl patch things.v1beta1.example.com b --type=merge -p '{"spec": {"sizes": [6]}}' >/dev/null
 expect 6 "$(kubectl get thing b -o jsonpath='{.spec.size}')" "converted back"
 grep -q ' kube-apiserver-admission$' "$WORK/asked" || fail "$(cat "$WORK/asked")"
-# named PATH PATTERN: a version that nobody has read is asked for
+# named PATH PATTERN: reads a version that was not read before
 named() {
   defined "/$1" "$((++maximum))"
   kubectl label --overwrite thing b "turn=$1" >/dev/null

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# A StatefulSet's pod whose node is gone with its volume: it waits for its node, comes back with its data, or begins anew elsewhere
-# when claim and pod are given up. A cluster that starts with one node fewer has lost one.
+# A StatefulSet's pod whose node is gone with its volume: it waits for its node, returns with its data, or is recreated on another
+# node when claim and pod are deleted. A cluster that starts with one node fewer has lost one.
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 up --nodes 2 --fast-failover
@@ -9,7 +9,7 @@ is() { [ "$(kubectl get "$1" -o jsonpath="$2")" = "$3" ]; }
 gone() { [ -z "$(kubectl get "$1" --ignore-not-found -o name)" ]; }
 on() { is pod/db-0 '{.spec.nodeName} {.status.conditions[?(@.type=="Ready")].status}' "$1 True"; }
 unreachable() { has 'node.kubernetes.io/unreachable' kubectl get node coracle-2 -o jsonpath='{.spec.taints}'; }
-# What lies in volumes is looked at from outside: a session would wait for its tools to be compiled.
+# Volumes are inspected from outside: a session would wait for the compilation of its tools.
 folders() { find "$WORK/data" -path "*/volumes/*/data${1-/kept}"; }
 
 kubectl cordon coracle-1 >/dev/null

@@ -84,7 +84,7 @@ def bombs_of_patterns():
         if code == 201:
             ask("DELETE", f"{DEFINITIONS}/bombs.harm.example.com")
             gone("bombs.harm.example.com")
-    # One that other engines take exponential time for.
+    # A pattern that takes exponential time in other engines.
     body = definition("evil", {"a": {"type": "string", "pattern": "^(a+)+$"}})
     assert ask("POST", DEFINITIONS, body)[0] == 201
     at = "/apis/harm.example.com/v1/namespaces/default/evils"
@@ -134,7 +134,7 @@ def objects_that_cost():
 
 
 def a_thousand():
-    """With schemas, one after the other, by four at once."""
+    """Definitions with schemas in sequence, by four clients at once."""
     properties = {f"field{n}": {"type": "object", "properties": {"a": {"type": "string"}, "b": {"type": "integer", "default": n}}} for n in range(10)}
     todo, wrong = list(range(1000)), []
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The main job, as a visitor runs it: a story with figures, nothing lost, nothing left behind.
+# The demo, as a user runs it: its output has figures, no request is lost, and no file is left behind.
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 export TMPDIR=$WORK/tmp HOME=$WORK/home

@@ -18,7 +18,7 @@ os.environ["KUBECACHEDIR"] = os.path.join(work.name, "cache")
 sys.path.insert(0, HERE)
 from cluster import Cluster  # noqa: E402
 
-# This program's own connections are no part of the trial.
+# This program's own connections are no part of the test.
 hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
 resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
@@ -68,7 +68,7 @@ def ask(method, path, body=None):
 
 
 def works(when):
-    """Writes many objects, each on a connection of its own, so that the store goes on to new files."""
+    """Writes many objects, each on a separate connection, so that the store begins new files."""
     alive(when)
     filler = base64.b64encode(os.urandom(150_000)).decode()
     for n in range(30):
@@ -99,14 +99,14 @@ def strangers(address, how_many=STRANGERS):
             connection.connect(address)
             held.append(connection)
         except OSError:
-            # The system's queue is full: more would only wait.
+            # The system's queue is full: more connections would only wait.
             connection.close()
             break
     return held
 
 
 def module(name, functions, body):
-    """A preview 1 command: `functions` are (name, parameters, results) of what it imports, `body` its code."""
+    """A preview 1 command: `functions` are (name, parameters, results) of its imports, `body` its code."""
     def leb(n):
         return bytes((n & 127 | 128,)) + leb(n >> 7) if n > 127 else bytes((n,))
     text = lambda s: leb(len(s)) + s.encode()
@@ -124,7 +124,7 @@ def module(name, functions, body):
 
 
 I32, I64 = b"\x7f", b"\x7e"
-# Opens one file again and again, whatever the answer: (loop (drop (path_open 3 0 100 4 1 66 0 0 8)) (br 0)).
+# Opens one file repeatedly, whatever the result: (loop (drop (path_open 3 0 100 4 1 66 0 0 8)) (br 0)).
 eater = module("eater", [("path_open", I32 * 5 + I64 * 2 + I32 * 2, I32)],
                b"\x03\x40\x41\x03\x41\0\x41\xe4\0\x41\x04\x41\x01\x42\xc2\0\x42\0\x41\0\x41\x08\x10\0\x1a\x0c\0\x0b")
 
@@ -149,7 +149,7 @@ def pods(selector, condition):
 
 
 def evicted(selector):
-    """What the status says of each that was."""
+    """The termination of each ended container, from the status."""
     _, data = ask("GET", f"/api/v1/namespaces/default/pods?labelSelector={selector}")
     return [p["status"]["message"] for p in json.loads(data)["items"] if p["status"].get("reason") == "Evicted"]
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Low limits of open files: nobody takes the store's, and the soft limit is raised where the system allows it.
+# Low limits of open files: no guest takes the store's, and the soft limit is raised if the system allows it.
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 export CORACLE
 

@@ -10,12 +10,12 @@ from suite import CLUSTER, KUBECONFIG, SOON_S, Wrong, apply, ask_api, expect, ge
 from websocket import WebSocket
 
 UP_PID = int(os.environ["UP_PID"])
-BESIDE_TIMES, BESIDE_S = 20, 2.0  # the neighbour's slow answers, beside those when it is alone
+BESIDE_TIMES, BESIDE_S = 20, 2.0  # the neighbour's latency, relative to the latency without load
 GRACE_S = 2
-# After its grace a pod may still be there for so long: whole seconds of the API's times, and a busy machine. It was 5 s for a release build; a
+# Extra time after a pod's grace period: whole seconds of the API's times, and a busy machine. It was 5 s for a release build; a
 # development build beside three other scripts once took 7.3 s with its grace of 2 s.
 LATE_S = 8
-NOT_GONE_S = 60  # then nobody waits on: it is wrong long since
+NOT_GONE_S = 60  # after that the test stops waiting: it has failed
 IMAGE = "registry.local/{}:v1".format
 
 
@@ -53,7 +53,7 @@ def request(ip, path="/", body=None, headers=None, timeout=SOON_S):
         try:
             c.request("GET" if body is None else "POST", path, body, headers or {})
         except BrokenPipeError:
-            pass  # an early refusal is there to be read
+            pass  # an early rejection is still readable
         r = c.getresponse()
         return r.status, r.read()
     except (OSError, http.client.HTTPException) as e:
@@ -68,7 +68,7 @@ def namespace(name):
 
 
 def deleted(namespace, *names):
-    """Each pod is gone within its own grace and `LATE_S`, from when the API took its deletion; how long the slowest one took."""
+    """Each pod is gone within its own grace period and `LATE_S`, from the API's response to its deletion; returns the slowest time."""
     over, times = time.time() + NOT_GONE_S, {}
     pods = {name: of(namespace, name) for name in names}
     expect([], [name for name, pod in pods.items() if not pod], "pods that are to be deleted and are not there")
@@ -81,7 +81,7 @@ def deleted(namespace, *names):
             seen = there.get(name)
             if seen and seen["uid"] == pod["metadata"]["uid"]:
                 at, grace = seen.get("deletionTimestamp"), seen.get("deletionGracePeriodSeconds", 0)
-                if at:  # it is when the pod should be gone: the grace is in it
+                if at:  # the time at which the pod should be gone, with its grace period
                     began[name] = datetime.datetime.fromisoformat(at.replace("Z", "+00:00")).timestamp() - grace
             elif name not in times:
                 times[name] = now - began[name]
@@ -93,7 +93,7 @@ def deleted(namespace, *names):
 
 
 class Beside:
-    """The neighbour is asked all the while: what is not answered, or is slow out of proportion, is a finding."""
+    """Sends requests to the neighbour all the time: a missing response, or a disproportionately slow one, is a finding."""
 
     def __init__(self, ip=None):
         self.ip, self.over, self.times, self.wrong = ip or NEIGHBOUR, threading.Event(), [], []
@@ -114,7 +114,7 @@ class Beside:
             self.times.append(self.ask())
 
     def asks(self, count):
-        """Waits until the neighbour has been asked so many more times."""
+        """Waits until the neighbour has served that many more requests."""
         there = len(self.times) + count
         until(f"the neighbour is asked {count} times", lambda: len(self.times) >= there or self.wrong)
 
@@ -143,7 +143,7 @@ def session(namespace, pod, *command, stdin=False):
 
 
 def exec_flood():
-    """One namespace opens sessions in all of its pods until it is refused: another's session starts all the same."""
+    """One namespace opens sessions in all of its pods until it is rejected: a session of another namespace still starts."""
     names = [f"box{n}" for n in range(12)]
     apply(*(pod("attacker", name, container("c", "hello", 80)) for name in names))
     for name in names:
@@ -167,7 +167,7 @@ def exec_flood():
 
 
 def dialers():
-    """Sessions whose `nc` and `nslookup` never stop: against the neighbour itself, their own pod and names that are not there."""
+    """Sessions whose `nc` and `nslookup` never stop: against the neighbour, their own pod and missing names."""
     names = [f"dials{n}" for n in range(6)]
     apply(*(pod("attacker", name, container("c", "hello", 80)) for name in names))
     for name in names:
@@ -191,7 +191,7 @@ def dialers():
 
 
 def followers():
-    """Clients that follow logs without end and read nothing, each over a connection of the API server's to the node."""
+    """Clients that follow logs without end and read nothing, each over a connection of the API server to the node."""
     apply(pod("attacker", "loud", container("c", "chatter", 80)))
     ready("attacker", "loud")
     before, clients = resident_mib(), []
@@ -214,7 +214,7 @@ def followers():
 
 
 def slow_readers():
-    """Port-forwards whose client asks for an endless answer and reads nothing of it."""
+    """Port-forwards whose client requests an endless response and reads nothing of it."""
     apply(pod("attacker", "chatter", container("c", "hello", 80)))
     ready("attacker", "chatter")
     ask = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" * 200
@@ -231,7 +231,7 @@ def slow_readers():
                 for _ in range(200):
                     client.send(b"\0" + ask)
             except OSError:
-                pass  # its answers wait for us, so what we say waits too
+                pass  # the guest blocks on its response, so our request blocks, too
             return client.code
         with concurrent.futures.ThreadPoolExecutor(40) as pool:
             codes = set(pool.map(attack, range(120)))
@@ -271,7 +271,7 @@ def apply_big(it):
 
 
 def ephemeral_loop():
-    """Ephemeral containers without end, each of which runs for ever."""
+    """Ephemeral containers without end, each of which never ends."""
     apply(pod("attacker", "debugged", container("c", "hello", 80)))
     ready("attacker", "debugged")
     added, refusal = 0, None
@@ -326,13 +326,13 @@ def plugin_bombs():
             expect(True, len(said) < 4_100_000 and time.monotonic() - began < 20, f"{what}: {len(said)} bytes in {time.monotonic() - began:.1f} s")
             if status >= 400:
                 expect(True, len(said) < 2000, f"{what}: an error of {len(said)} bytes")
-        # Sessions, one after the other, each with a handle: they have all that is left of the memory, until they are idle for too long.
+        # Sequential sessions, each with a handle: they have all of the free memory until they are idle for too long.
         codes = {}
         for n in range(400):
             status, said = request(ip, "/coracle:samples/greeter/guest-book", b'{"title":"t"}', text)
             codes[status] = codes.get(status, 0) + 1
         expect(True, set(codes) <= {200, 429, 503, 504}, f"sessions: {codes} {said[:200]}")
-        # A call has as long to wait for memory as a session has to be idle, so that the first one may be late.
+        # A call waits for memory as long as a session may be idle, so the first one may be late.
         answers = [request(ip, call, b'{"name":"ada"}', text)]
         if answers[0][0] == 504:
             answers.append(request(ip, call, b'{"name":"ada"}', text))
@@ -343,7 +343,7 @@ def plugin_bombs():
 
 
 def probe_storm():
-    """1,000 containers with a probe of a command each second, in pods of 100."""
+    """1,000 containers with a command probe every second, in pods of 100."""
     probe = {"exec": {"command": ["true"]}, "periodSeconds": 1, "timeoutSeconds": 1, "failureThreshold": 1000}
     names = [f"probed{n}" for n in range(10)]
     with Beside() as beside, Beside(POOR) as poor:
@@ -369,7 +369,7 @@ def hook_flood():
         state = lambda name: [s["state"] for s in of("attacker", name).get("status", {}).get("containerStatuses", [])]
         until("those with a hook before their stop run", lambda: all(sum("running" in s for s in state(f"ends{n}")) == 25 for n in range(4)), 120)
         until("those of a failed hook are told", lambda: all(any(s.get("waiting", {}).get("reason") in ("PostStartHookError", "CrashLoopBackOff") for s in state(f"asks{n}")) for n in range(4)), 120)
-        # One after the other, as upstream: the first one's hook is waited for.
+        # In sequence, as upstream: the next container waits for the first one's hook.
         expect({"ContainerCreating"}, {s.get("waiting", {}).get("reason") for n in range(4) for s in state(f"begins{n}")}, "those whose hook goes on")
         kubectl("exec", "-n", "neighbour", "web", "--", "true")
         took = deleted("attacker", *names)
@@ -377,7 +377,7 @@ def hook_flood():
 
 
 def resize_flood():
-    """Amounts of CPU and memory change as fast as the API takes it: the last ones hold, and nothing is started anew."""
+    """CPU and memory change as fast as the API accepts it: the last values apply, and no container restarts."""
     amounts = lambda n: {"requests": {"cpu": "1m", "memory": "8Mi"}, "limits": {"cpu": f"{50 + n % 50}m", "memory": f"{32 + n % 32}Mi"}}
     names = [f"resized{n}" for n in range(8)]
     apply(*(pod("attacker", name, container("c", "hello", 80, resources=amounts(0))) for name in names))
@@ -406,7 +406,7 @@ def resize_flood():
 
 
 def session_flood():
-    """One client opens sessions of a small plugin until it has all it may have: calls of others go on, at once."""
+    """One client opens as many sessions of a small plugin as it may have: calls of others continue without delay."""
     apply(pod("attacker", "small", container("c", "greeter", 80, resources={"limits": {"memory": "16Mi"}})), service("attacker", "small"))
     ready("attacker", "small")
     ip = address("attacker", "small")
@@ -428,7 +428,7 @@ def session_flood():
 
 
 def hoarders():
-    """Warm instances of many pods hold what they may, and give way."""
+    """Warm instances of many pods hold as much as they may, and are dropped under pressure."""
     names = [f"warm{n}" for n in range(10)]
     apply(*(pod("attacker", name, container("c", "hello", 80), annotations={"reuse.coracle.dev/c": "count=100000,idle=60s", "concurrency.coracle.dev/c": "1000"}) for name in names),
           *(service("attacker", name) for name in names))
@@ -448,7 +448,7 @@ def hoarders():
 
 
 def keyvalue_flood():
-    """Many pods of one namespace write what they can: an increment of another namespace waits for its turn among namespaces, not among pods."""
+    """Many pods of one namespace write as fast as possible: an increment of another namespace takes turns with namespaces, not with pods."""
     granted = {"host.coracle.dev/c": "keyvalue"}
     names = [f"writer{n}" for n in range(8)]
     apply(*(pod("attacker", name, container("c", "counter", 80), annotations=granted) for name in names), *(service("attacker", name) for name in names),
@@ -491,7 +491,7 @@ def keyvalue_flood():
 
 
 def links_out():
-    """Links that guests make where the node itself reads lead to none of the node's files: a termination message, a folder to start in."""
+    """Links of guests at paths that the node reads lead to none of the node's files: a termination message, a working directory."""
     up = "../" * 20
     say = lambda name, path, command: pod("attacker", name, container("c", "toolbox", command=["sh", "-c", command], terminationMessagePath=path, volumeMounts=[{"name": "v", "mountPath": "/data"}]),
                                           restartPolicy="Never", volumes=[{"name": "v", "emptyDir": {}}])
@@ -510,7 +510,7 @@ PLANTED = "pl4nted-" + base64.b16encode(os.urandom(6)).decode()
 
 
 def leaks():
-    """Passwords and tokens are in no event, status or log of the node, whatever goes wrong with what they are for."""
+    """Passwords and tokens are in no event, status or log of the node, whatever fails with them."""
     auth = {"auths": {"127.0.0.1:1": {"username": "u", "password": PLANTED, "auth": base64.b64encode(f"u:{PLANTED}".encode()).decode()}}}
     secret = lambda name, kind, data: {"apiVersion": "v1", "kind": "Secret", "metadata": {"namespace": "attacker", "name": name}, "type": kind, "stringData": data}
     header = [{"name": "Authorization", "value": f"Bearer {PLANTED}"}]
@@ -547,9 +547,9 @@ for name in ("attacker", "neighbour"):
 apply(pod("attacker", "compiled", container("c", "toolbox", command=["true"]), restartPolicy="Never"))
 until("the toolbox is compiled", lambda: of("attacker", "compiled").get("status", {}).get("phase") == "Succeeded", 240)
 deleted("attacker", "compiled")
-# What it requests is what it is promised beside others.
+# Its request is guaranteed beside others.
 apply(pod("neighbour", "web", container("c", "hello", 80, resources={"requests": {"cpu": "100m"}})), service("neighbour", "web"))
-# Another asks for nothing, and has its namespace's part.
+# Another pod has no request, and gets a part of its namespace's share.
 apply(pod("neighbour", "poor", container("c", "hello", 80)), service("neighbour", "poor"))
 ready("neighbour", "web")
 ready("neighbour", "poor")

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Attacks through the doors that a node opens: sessions, port-forwards, hundreds of containers, plugins' arguments, probes, warm
-# instances, keyvalue stores. Each ends with its documented status, a neighbour is served meanwhile, and what attacked can be deleted.
+# Attacks through the interfaces of a node: sessions, port-forwards, hundreds of containers, plugins' arguments, probes, warm
+# instances, keyvalue stores. Each ends with its documented status, a neighbour is served meanwhile, and the attackers can be deleted.
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 PYTHONPATH=tests/e2e python3 - "$WORK" <<'PY'

@@ -1,4 +1,4 @@
-"""WebSocket clients of pods/exec: v4 and v5, clients that are slow, that flood, and that go away."""
+"""WebSocket clients of pods/exec: v4 and v5, and clients that are slow, flood or disconnect."""
 import json, os, subprocess, sys, time
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
@@ -22,7 +22,7 @@ def exec_(*command, protocol="v5.channel.k8s.io", **more):
 
 
 def said(client):
-    """All that comes, by channel; the status of channel 3."""
+    """All data, by channel, and the status of channel 3."""
     channels = {}
     for message in client.messages():
         channels[message[0]] = channels.get(message[0], b"") + message[1:]
@@ -30,7 +30,7 @@ def said(client):
 
 
 def shows(client, wanted):
-    """The terminal shows that next, and nothing else."""
+    """The terminal's next output is exactly this."""
     shown = ""
     for message in client.messages():
         expect(1, message[0], f"the channel of {message!r}")
@@ -47,7 +47,7 @@ for protocol in ("v5.channel.k8s.io", "v4.channel.k8s.io"):
     expect(("Failure", "NonZeroExitCode", [{"reason": "ExitCode", "message": "3"}]), (status["status"], status["reason"], status["details"]["causes"]), f"{protocol}: status")
     expect({"metadata": {}, "status": "Success"}, said(exec_("true", protocol=protocol))[1], f"{protocol}: success")
 
-# Before v4 a session's end is words, and nothing where all went well; who names no protocol means that one.
+# Before v4 a session ends with a message, or with nothing on success; a client without a protocol gets that version.
 for protocol in ("channel.k8s.io", ""):
     client = exec_("sh", "-c", "echo out; exit 3", protocol=protocol)
     expect(protocol != "", "sec-websocket-protocol: channel.k8s.io" in client.head.lower(), f"{protocol!r} in the handshake")
@@ -55,12 +55,12 @@ for protocol in ("channel.k8s.io", ""):
     expect([(1, b"out\n"), (3, b"command terminated with non-zero exit code: exit status 3")], channels, f"{protocol!r}: outputs and end")
     expect([], [message for message in exec_("true", protocol=protocol).messages() if message[1:]], f"{protocol!r}: success")
 
-# /tmp is the sessions' own, for as long as their container lives.
+# /tmp belongs to the sessions, for the container's lifetime.
 expect("Success", said(exec_("sh", "-c", "mkdir /tmp/d && echo kept > /tmp/d/note"))[1]["status"], "a write to /tmp")
 expect((b"kept\n", "Success"), ((r := said(exec_("cat", "/tmp/d/note")))[0].get(1), r[1]["status"]), "the next session finds it")
 print("· /tmp")
 
-# v5 knows the end of stdin: cat ends by it.
+# v5 signals the end of stdin: cat ends by it.
 client = exec_("cat", stdin=True)
 client.send(b"\0hello ")
 client.send(b"\0world")
@@ -81,7 +81,7 @@ expect((404, True), ((c := client_of("nobody", query("true"), "v5.channel.k8s.io
 expect(400, client_of(POD, query("true"), "v9.channel.k8s.io").code, "an unknown subprotocol")
 print("· what is refused")
 
-# A log over a WebSocket: an empty message first, then what was said; with `follow` until the client goes.
+# A log over a WebSocket: an empty message first, then the lines; with `follow` until the client disconnects.
 for protocol in ("binary.k8s.io", ""):
     client = WebSocket("/api/v1/namespaces/default/pods/talker/log?container=box", protocol)
     expect((101, [b"", b"said at once\n"]), (client.code, list(client.messages())), f"a log by {protocol!r}")
@@ -94,11 +94,11 @@ expect(400, WebSocket("/api/v1/namespaces/default/pods/talker/log", "v4.channel.
 expect(404, WebSocket("/api/v1/namespaces/default/pods/nobody/log", "binary.k8s.io").code, "a log of no pod")
 print("· logs over WebSockets")
 
-# A terminal: echo, erase, CRLF, ^D; ^C is the shell's where it reads, and the command's end where it does not.
+# A terminal: echo, erase, CRLF, ^D; ^C is the shell's while it reads, and ends the command otherwise.
 client = exec_("sh", stdin=True, tty=True, stderr=False)
 client.send(b"\x04{\"Width\":80,\"Height\":24}")
 shows(client, "/ # ")
-# What is typed, and all that the terminal shows then.
+# The typed input, and the terminal's complete output for it.
 for typed, wanted in (("echo onf\x7fe\r", "echo onf\x08 \x08e\r\none\r\n/ # "), ("nothing\x03", "nothing^C\r\n/ # "),
                       ("echo runs; sleep 1000\r", "echo runs; sleep 1000\r\nruns\r\n"), ("\x03", "^C\r\n/ # "), ("echo $?\r", "echo $?\r\n130\r\n/ # "),
                       ("while true; do x=1; done\r", "while true; do x=1; done\r\n"), ("\x03", "^C\r\n/ # "), ("echo $?\r", "echo $?\r\n130\r\n/ # "),
@@ -117,13 +117,13 @@ client.send(b"\0\x03")
 expect("130", said(client)[1]["details"]["causes"][0]["message"], "^C of what does not read")
 print("· terminals")
 
-# Nobody reads for a while: the guest waits, and nothing is lost.
+# A client that pauses its reads: the guest waits, and no output is lost.
 client = exec_("seq", "300000")
 client.fills()
 channels, status = said(client)
 expect("".join(f"{n}\n" for n in range(1, 300001)).encode() == channels[1], True, "a slow reader's bytes")
 expect("Success", status["status"], "a slow reader's status")
-# Whoever never reads has its place until it goes, and no longer.
+# A client that never reads has its slot until it disconnects, and no longer.
 floods = []
 while True:
     client = exec_("sh", "-c", "while true; do echo flood; done")

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Sessions beside what runs in a container: kubectl exec and cp over WebSocket and SPDY, terminals, ends, limits and refusals.
+# Sessions beside a running container: kubectl exec and cp over WebSocket and SPDY, terminals, ends, limits and rejections.
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 here=$(dirname "${BASH_SOURCE[0]}")
 
 up
-# Nobody has asked for the toolbox, and there it is, on the disk.
+# No client has used the toolbox, and its artifact is on disk.
 compiled() { compgen -G "$WORK/data/compiled/$(sha256sum sample-workloads/bin/toolbox.wasm | cut -d' ' -f1)-*.cwasm"; }
 eventually 120 compiled
 echo "· the toolbox is compiled beforehand"
@@ -52,7 +52,7 @@ for websockets in true false; do
   # 50 MB each way, and both at once.
   head -c 50000000 /dev/urandom > "$WORK/sent"
   kubectl exec -i command -- cat < "$WORK/sent" | cmp - "$WORK/sent" || fail "50 MB through cat (WebSockets: $websockets)"
-  # A command that ends before it has read all of it.
+  # A command that ends before it has read all of its input.
   expect 10 "$(kubectl exec -i command -- head -c 10 < "$WORK/sent" 2>/dev/null | wc -c)" "a command that reads little"
 done
 unset KUBECTL_REMOTE_COMMAND_WEBSOCKETS
@@ -68,7 +68,7 @@ grep -qx tar "$WORK/tools" || fail "the image's own command does not run"
 exits 127 kubectl exec own -- cat /data/file
 echo "· kubectl exec over WebSocket and SPDY"
 
-# nslookup and nc, over what the pod's guests reach by HTTP.
+# nslookup and nc, over the network of the pod's HTTP guests.
 kubectl label pod server app=web >/dev/null
 kubectl apply -f - >/dev/null <<'Y'
 apiVersion: v1
@@ -103,7 +103,7 @@ for name in web web.default web.default.svc.cluster.local WEB; do
 done
 tool names -- cat /etc/hosts > "$WORK/hosts"
 grep -qxP '192\.0\.2\.7\tdb' "$WORK/hosts" && grep -qx '# Kubernetes-managed hosts file.' "$WORK/hosts" || fail "the pod's hosts file: $(cat "$WORK/hosts")"
-# nslookup asks DNS alone: an alias of the pod's hosts file is no name there.
+# nslookup queries DNS only: an alias of the pod's hosts file is no name there.
 for name in nope alias; do
   exits 1 tool names -- nslookup $name.default.svc.cluster.local
   printf 'Server:\t\t%s\nAddress:\t%s:53\n\n%s\n\n%s\n\n' "$dns" "$dns" "** server can't find $name.default.svc.cluster.local: NXDOMAIN" \
@@ -111,7 +111,7 @@ for name in nope alias; do
 done
 has "^$(awk -F. '{print $4"."$3"."$2"."$1}' <<< "$cluster_ip").in-addr.arpa	name = web.default.svc.cluster.local\$" tool command -- nslookup "$cluster_ip" || fail "the name of a ClusterIP"
 has "^Address: $cluster_ip\$" tool command -- nslookup -type=a web "$dns" || fail "the cluster's own name server, named"
-# Of no server of the host's loopback, however it is named.
+# No server of the host's loopback is queried, under any of its names.
 exits 1 tool command -- nslookup web 127.0.0.53
 exits 1 tool command -- nslookup web here.nowhere.invalid
 exits 0 serves "$cluster_ip" 8080
@@ -126,12 +126,12 @@ expect "nc: web ($cluster_ip:81): Connection refused" "$(head -n 1 "$WORK/err")"
 exits 1 tool command -- nc -z nope 80
 grep -qx "nc: bad address 'nope'" "$WORK/err" || fail "nc to no name: $(cat "$WORK/err")"
 exits 1 tool command -- nc -l -p 80
-# The pod's loopback is its own: what listens there is there, by any of its names.
+# The pod's loopback is its own: its listeners are there, under any of its names.
 for own in 127.0.0.1 localhost; do exits 0 tool server -- nc -z $own 80; exits 1 tool server -- nc -z $own 81; done
 for own in here alias.default.svc.cluster.local; do exits 0 tool names -- nc -z $own 80; done
 expect "hello from server" "$(printf 'GET / HTTP/1.0\r\nHost: web\r\n\r\n' | kubectl exec -i command -- nc web 8080 | tail -n 1)" "a request by hand"
 expect "hello from server" "$(tool server -- sh -c 'printf "GET / HTTP/1.0\r\nHost: web\r\n\r\n" | nc 127.0.0.1 80 | tail -n 1')" "the same from within, in a pipeline"
-# Big bodies both ways at once, to a server that answers what it is told.
+# Large bodies both ways at once, to a server that echoes.
 head -c 3000000 /dev/urandom > "$WORK/body"
 { printf 'POST /echo HTTP/1.0\r\nHost: web\r\nContent-Length: 3000000\r\n\r\n'; cat "$WORK/body"; } | kubectl exec -i command -- nc web 8080 | tail -c 3000000 | cmp - "$WORK/body" || fail "3 MB through nc"
 echo "· nslookup and nc"
@@ -170,7 +170,7 @@ echo "· who may, and where"
 
 python3 "$here/exec.py" server
 
-# attach: what is written from then on, and what a command reads.
+# attach: output from then on, and input of a command.
 for websockets in true false; do
   export KUBECTL_REMOTE_COMMAND_WEBSOCKETS=$websockets
   expect "through cat" "$(echo 'through cat' | kubectl run "cat-$websockets" -i -q --rm --restart=Never --image=registry.local/toolbox:v1 --command -- cat)" "kubectl run -i"
@@ -185,10 +185,10 @@ exits 1 kubectl attach closed
 grep -q "denied by the pod's annotation" "$WORK/err" || fail "attach to what is denied: $(cat "$WORK/err")"
 echo "· kubectl attach"
 
-# A session over its container's memory is its own end; the container goes on.
+# A session above its container's memory limit ends; the container continues.
 exits 137 kubectl exec command -- sh -c 'x=xxxxxxxxxxxxxxxx; while true; do cat /srv/more/eat >> /dev/null 2>&1; x=$(echo $x$x); seq 1 10000000 | sort | tail -n 1; done'
 expect 0 "$(kubectl get pod command -o jsonpath='{.status.containerStatuses[0].restartCount}')" "restarts by a session's end"
-# The container's end is its sessions' end, within its grace.
+# The container's end ends its sessions, within its grace period.
 kubectl exec command -- sleep 1000 > "$WORK/out" 2> "$WORK/err" & session=$!
 eventually 10 has sleep kubectl exec command -- sh -c 'echo sleep'
 kubectl delete pod command --wait=true --timeout=20s >/dev/null

@@ -1,4 +1,4 @@
-"""extender.py: an extender of the scheduler, of whose nodes coracle-2 alone has a seat, and lets pods go for one. Prints its port."""
+"""extender.py: a scheduler extender. Of its nodes only coracle-2 has a seat, and it lets victims be evicted for one. Prints its port."""
 import http.server, json
 
 

@@ -26,7 +26,7 @@ def resident_mib():
 
 
 class Peak:
-    """The most memory that the cluster's process holds meanwhile, beyond what it held before."""
+    """The maximum memory of the cluster's process meanwhile, beyond its memory before."""
 
     def __enter__(self):
         self.before, self.most, self.over = resident_mib(), 0, threading.Event()
@@ -82,7 +82,7 @@ def two_billion_indexes():
 
 
 def room_of_the_force_deleted():
-    """Who comes after a pod that was deleted by force has its room."""
+    """A pod after one deleted by force gets its resources."""
     node = get("/api/v1/nodes")["items"][0]
     room = {"resources": {"requests": {"cpu": f"{int(float(node['status']['allocatable']['cpu'].removesuffix('m')) * (1 if node['status']['allocatable']['cpu'].endswith('m') else 1000) * 0.7)}m"}, "limits": {"memory": "32Mi"}}}
     for turn in range(5):
@@ -94,7 +94,7 @@ def room_of_the_force_deleted():
 
 
 def one_body(path, body, media):
-    """What an answer of the API server costs its reader: its status, how many causes and warnings it has, its time in seconds."""
+    """A response of the API server: its status, number of causes and warnings, and time in seconds."""
     began = time.monotonic()
     c = CLUSTER.connect(SOON_S)
     try:
@@ -117,7 +117,7 @@ def protobuf_of_empty_containers(how_many):
 
 
 def bodies_that_cost():
-    """Bodies of many errors: a bounded answer, bounded memory, and others are served meanwhile."""
+    """Bodies with many errors: a bounded response, bounded memory, and others are served meanwhile."""
     text = lambda fields: json.dumps({"apiVersion": "v1", "kind": "ConfigMap", **fields})
     json_, configmaps, pods = "application/json", f"{NS}/configmaps", f"{NS}/pods"
     bodies = [
@@ -155,7 +155,7 @@ def bodies_that_cost():
 
 
 def thousand_commands():
-    """As many commands as the engine has places: a server answers beside them."""
+    """As many commands as the engine has slots: a server responds beside them."""
     apply(pod("front", "registry.local/hello:v1", restart="Always", container={"ports": [{"containerPort": 80}]}),
           {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "front"}, "spec": {"selector": {"app": "front"}, "ports": [{"port": 80}]}})
     many = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "many"},

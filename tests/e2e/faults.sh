@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Faults of the first version that were seen from outside: each case fails there (docs/testing.md has the table). FAULTS names those
-# to run (all).
+# Faults of the first version that were visible from outside: each case fails there (docs/testing.md has the table). FAULTS names the
+# cases to run (all).
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 PUSH="$CORACLE push --data-dir $WORK/data"
 BIN=${SAMPLES_BIN:-sample-workloads/bin}

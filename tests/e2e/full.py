@@ -8,7 +8,7 @@ from suite import CLUSTER, NS, Wrong, apply, ask_api, expect, get, kubectl, main
 
 DATA, ELSEWHERE = os.environ["DATA"], os.environ["ELSEWHERE"]
 LARGE = "8g"
-COMPILED_S = 120  # by a debug build, on a machine that builds something else
+COMPILED_S = 120  # by a debug build on a busy machine
 NEVER_EVICTED = {"priorityClassName": "system-node-critical", "tolerations": [{"key": "node.kubernetes.io/disk-pressure", "operator": "Exists"}]}
 NO_ROOM = "[Nn]o space left on device"
 FREE_SOME = "[Ff]ree some space on the disk of the data folder"
@@ -17,7 +17,7 @@ FREE_SOME = "[Ff]ree some space on the disk of the data folder"
 def mounted(folder, **options):
     """The mount's options, changed."""
     given = ",".join(["remount", *(f"{key}={value}" for key, value in options.items())])
-    # With the source beside it mount(8) adds no options of its own, of which some are refused in a user namespace.
+    # With the source beside it mount(8) adds no options of its own, some of which are rejected in a user namespace.
     done = subprocess.run(["mount", "--no-mtab", "-o", given, "coracle-full", os.path.join(DATA, folder)], capture_output=True, text=True)
     if done.returncode:
         raise Wrong(f"{folder} can't be mounted with {given}: {done.stderr.strip()}")
@@ -89,7 +89,7 @@ def waits(name, *reasons):
 
 
 def ready_as_it_is(name, seconds=COMPILED_S):
-    """Becomes Ready without having been started before."""
+    """Becomes Ready without an earlier start."""
     becomes(name, "is Ready", lambda _: is_ready(name), seconds)
     expect(0, container(name)["restartCount"], f"restarts of {name}")
 
@@ -107,7 +107,7 @@ def answer(ip, port=8080):
 
 @contextlib.contextmanager
 def neighbours():
-    """A server and the API server answer all the while."""
+    """A server and the API server respond all the time."""
     over, wrong = threading.Event(), []
     ip = get(f"{NS}/services/front")["spec"]["clusterIP"]
 
@@ -143,7 +143,7 @@ def set_up():
 
 
 def in_pull():
-    """Neither a pull nor a push takes what the store needs; both say so, leave nothing, and go through with room."""
+    """Neither a pull nor a push takes the store's reserve; both report it, leave nothing behind, and succeed once there is space."""
     before = files("images")
     with neighbours():
         with full("images", 100 << 20):
@@ -175,7 +175,7 @@ def in_pull_without_inodes():
 
 
 def in_compilation():
-    """No module is compiled into what the store needs; it is as soon as there is room."""
+    """No module is compiled into the store's reserve; it is compiled as soon as there is space."""
     before = files("compiled")
     with neighbours():
         with full("compiled", 1 << 20):
@@ -188,7 +188,7 @@ def in_compilation():
 
 
 def in_the_midst_of_a_compilation():
-    """What was written of the artifact is removed, and none of it is ever loaded."""
+    """A partial artifact is removed and never loaded."""
     before = files("compiled")
     with neighbours():
         apply(pod("amidst", "registry.local/shop-frontend:v1"))
@@ -202,7 +202,7 @@ def in_the_midst_of_a_compilation():
 
 
 def in_store():
-    """Writes are refused with upstream's 500 and go through with room; reads, watches and guests go on."""
+    """Writes are rejected with upstream's 500 and succeed once there is space; reads, watches and guests continue."""
     thing = lambda name: {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": {"x": "y" * 100000}}
     refused = []
 
@@ -234,7 +234,7 @@ def put_config(method, version):
 
 
 def shown(name):
-    """What a guest sees of its volume: of each file the version, and whether it is whole."""
+    """A guest's view of its volume: the version of each file, and whether it is complete."""
     seen = set()
     for key in "ab":
         text = kubectl("exec", name, "--", "cat", f"/config/{key}")
@@ -245,8 +245,8 @@ def shown(name):
 
 
 def of_volumes_and_logs():
-    """What is in a volume stays whole and as it was until there is room for all of what is new; a log has whole lines and says what it lost.
-    The node says DiskPressure and evicts, as upstream's."""
+    """The content of a volume stays complete and unchanged until there is space for all of the new one; a log has whole lines and reports its losses.
+    The node reports DiskPressure and evicts, as upstream's."""
     talks = "i=0; while true; do i=$((i+1)); echo line $i end; sleep 0.01; done"
     volume = {"volumes": [{"name": "config", "configMap": {"name": "config"}}]}
     mounts = {"volumeMounts": [{"name": "config", "mountPath": "/config"}]}
@@ -284,7 +284,7 @@ def of_volumes_and_logs():
             met = lambda: get("/api/v1/namespaces/default/events?fieldSelector=reason%3DEvictionThresholdMet")["items"]
             until("the node's event", lambda: any(e["message"] == "Attempting to reclaim ephemeral-storage" and e["involvedObject"]["name"] == node for e in met()))
             until("its taint", lambda: any(t["key"] == "node.kubernetes.io/disk-pressure" for t in get("/api/v1/nodes")["items"][0]["spec"].get("taints", [])))
-            # What is left is the log's, until it can't be written any more.
+            # The log takes the rest, until it can't be written any more.
             shrink("nodes")
             sizes = lambda: os.path.getsize(logs)
             until("the log is full", lambda: stands_still(sizes))
@@ -306,9 +306,9 @@ def files_in(uid):
 
 
 def out_of_inodes(name):
-    """The file system of the node has no inodes left, and plenty of room: who has most of them goes."""
+    """The node's file system has no inodes and much free space: the pod with most of them is evicted."""
     def evicted():
-        # What others leave meanwhile is taken, too.
+        # Inodes freed meanwhile are taken, too.
         disk = os.statvfs(os.path.join(DATA, "nodes"))
         used = disk.f_files - disk.f_ffree
         if disk.f_ffree * 30 > disk.f_files:
@@ -334,7 +334,7 @@ def stands_still(size):
 
 
 def check_log(text, path):
-    """Numbers follow each other; what is left out is what was lost."""
+    """Numbers are consecutive; gaps are the reported losses."""
     expected, missing = 1, None
     for line in text.splitlines():
         lost = re.fullmatch(r"\[coracle\] ([0-9]+) lines were lost.*", line)

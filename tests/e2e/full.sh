@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# The disk is full in a pull, in a compilation, for a log, for a volume's update and for the store. Each of these folders lies on a file
-# system of its own, in a mount namespace of this script: made small the disk is full, made large again it is not. CASES names those to run.
+# The disk is full in a pull, in a compilation, for a log, for a volume's update and for the store. Each of these folders is on a separate
+# file system in a mount namespace of this script: shrinking it fills the disk, enlarging it frees it. CASES names the cases to run.
 if [ -z "${OWN_MOUNTS:-}" ]; then
   own=(unshare --mount --propagation private)
-  # Who is not root is so for these mounts only.
+  # An ordinary user is root for these mounts only.
   "${own[@]}" true 2>/dev/null || own+=(--user --map-root-user)
   "${own[@]}" true || { echo "FAIL: this wants to mount file systems of its own: run it as root, or where unshare(1) may make a user namespace" >&2; exit 1; }
   OWN_MOUNTS=1 exec "${own[@]}" -- bash "$0" "$@"
@@ -27,7 +27,7 @@ eventually 20 grep -q . "$WORK/ports"
 read -r _ plain < "$WORK/ports"
 printf 'mirrors: {"127.0.0.1:%s": {endpoint: ["http://127.0.0.1:%s"]}}\n' "$plain" "$plain" > "$WORK/registries.yaml"
 
-# No cluster begins in a folder that has something in it.
+# No cluster starts in a folder with content.
 up --nodes 0
 down
 for folder in "${FOLDERS[@]}"; do

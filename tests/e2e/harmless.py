@@ -1,7 +1,7 @@
-"""What the tests of hostile definitions and policies share: another client goes on meanwhile, and the server grows within a bound."""
+"""Code shared by the tests of hostile definitions and policies: another client continues meanwhile, and the server grows within a bound."""
 import threading, time
 
-# A slow and loaded machine may be this slow; a server that computes for a client is far slower.
+# The limit for a slow and loaded machine; a server that computes for a client is far slower.
 OTHERS_S, GROWTH_MIB = 20.0, 1500
 MAPS = "/api/v1/namespaces/default/configmaps"
 
@@ -12,7 +12,7 @@ def resident_mib(pid):
 
 
 class Others:
-    """Another client that writes one small object after the other, and the longest that it waited."""
+    """Another client that writes small objects in sequence, and its longest wait."""
 
     def __init__(self, ask):
         self.ask = ask
@@ -41,7 +41,7 @@ class Others:
 
 
 def harmless(what, run, ask, pid):
-    """What `run` does to the process `pid`, and to another client, whose requests `ask` makes."""
+    """The effect of `run` on the process `pid`, and on another client, whose requests `ask` makes."""
     before, began = resident_mib(pid), time.monotonic()
     with Others(ask) as others:
         said = run()

@@ -1,9 +1,9 @@
-"""What the statuses of pods went through: every version by a watch, and what must hold of each two that follow one another."""
+"""The history of pod statuses: every version by a watch, and the invariants of each two consecutive ones."""
 import json, threading, time
 
 PHASES = {"Pending": 0, "Running": 1, "Succeeded": 2, "Failed": 2}
 LISTS = ("initContainerStatuses", "containerStatuses", "ephemeralContainerStatuses")
-# More in one life of the node is one that flaps: waiting, started, ready, and as much again for an end.
+# More changes in one life of the node are flapping: waiting, started, ready, and as many for an end.
 VERSIONS_MAX = 14
 
 
@@ -45,7 +45,7 @@ class History:
                 for line in c.getresponse():
                     event = json.loads(line)
                     if event["type"] == "ERROR":
-                        self.newest = None  # too old: what lies between is not seen
+                        self.newest = None  # expired: the versions in between are not seen
                         break
                     self.saw(life, event["object"], event["type"] == "DELETED")
         except (OSError, ValueError, AttributeError):
@@ -63,9 +63,9 @@ class History:
 
 
 def life_of(seen, life, pod):
-    """Which life wrote this version: the watch of the next one brings what the one before wrote last.
+    """The life that wrote this version: the watch of the next one delivers the last writes of the one before.
 
-    What a node runs ends with it, so a run that an earlier life told of is told as running by no later one."""
+    All runs of a node end with it, so no later life may report a run of an earlier one as running."""
     if seen and seen[-1][0] < life and running(seen[-1][1]) & running(pod):
         return seen[-1][0]
     return life
@@ -92,13 +92,13 @@ def ends(pod):
 
 
 def ids(status):
-    """The run that goes on, and those that are told to have ended."""
+    """The current run, and the reported ended ones."""
     ended = {status[key]["terminated"].get("containerID") for key in ("state", "lastState") if "terminated" in status.get(key, {})}
     return (status.get("containerID") if "running" in status["state"] else None), ended
 
 
 def ready_to_begin_anew(was, now):
-    """As upstream: a pod that always restarts begins with its init containers where its sandbox is no more, and is Pending meanwhile."""
+    """As upstream: a pod that always restarts begins with its init containers after a lost sandbox, and is Pending meanwhile."""
     phases = [of.get("status", {}).get("phase") for of in (was, now)]
     return phases == ["Running", "Pending"] and bool(now["spec"].get("initContainers")) and now["spec"]["restartPolicy"] == "Always"
 
@@ -150,7 +150,7 @@ def of_container(was, now, kind, policy, killed):
     if old and new and old != new and now["restartCount"] == was["restartCount"]:
         yield "started twice as the same restart"
     more = now["restartCount"] - was["restartCount"]
-    # Of several runs between two versions the newest end is told.
+    # Of several runs between two versions the newest end is reported.
     told = more == 0 or more == 1 and new
     if old and new != old and old not in ended and told:
         yield f"the end of {old[:24]} is not told: {now['state']} {now.get('lastState')}"
@@ -168,7 +168,7 @@ def of_container(was, now, kind, policy, killed):
 
 
 def show_that_it_finds():
-    """What must not be, each made on purpose."""
+    """Violations of the invariants, each made on purpose."""
     def at(n, ready, restarts, phase="Running", running=None, ended=None, code=0, kind="containerStatuses", policy="Always", **more):
         end = {"terminated": {"containerID": ended, "exitCode": code}} if ended else {}
         status = {"name": "c", "restartCount": restarts, "state": {"running": {}} if running else end or {"waiting": {}}, "lastState": end if running else {}, "containerID": running}

@@ -24,7 +24,7 @@ def connect():
 
 
 def ask(method, path, body=None, headers=None, on=None):
-    """(status, headers, bytes) of one request; a connection that the server closes with no answer is a finding."""
+    """(status, headers, bytes) of one request; a connection closed without a response is a finding."""
     c = on or connect()
     if isinstance(body, (dict, list)):
         body = json.dumps(body)
@@ -46,7 +46,7 @@ def ask(method, path, body=None, headers=None, on=None):
 
 
 def wants(want, method, path, body=None, headers=None, says=None):
-    """Asks and compares; every refusal but those of unknown paths has to be a Status whose code is the answer's."""
+    """Sends and compares; every rejection but those of unknown paths has to be a Status with the response's code."""
     status, head, data = ask(method, path, body, headers)
     want = want if isinstance(want, tuple) else (want,)
     if status not in want:
@@ -124,7 +124,7 @@ def sizes():
     wants(413, "POST", NS + "/pods", annotation)
     for kind in ("application/json", "application/yaml", PROTOBUF):
         wants(413, "POST", MAPS, b"{" + b" " * (3 * mib + 10), {"Content-Type": kind}, says="limit")
-    # A body without a length, that goes on past the bound.
+    # A body without a length that exceeds the bound.
     c = connect()
     try:
         c.putrequest("POST", MAPS)
@@ -136,7 +136,7 @@ def sizes():
                 c.send(b"100000\r\n" + b" " * mib + b"\r\n")
             c.send(b"0\r\n\r\n")
         except OSError:
-            pass  # the server may close its ear; its answer is there to be read
+            pass  # the server may stop reading; its response is still readable
         if (got := c.getresponse().status) != 413:
             wrong(f"5 MiB in chunks: {got}")
     except (OSError, http.client.HTTPException) as e:
@@ -190,7 +190,7 @@ def random_bytes():
 
 
 def typed_nonsense():
-    """Well-formed bodies whose values are of another type, size or sign than a field wants."""
+    """Well-formed bodies whose values have another type, size or sign than a field requires."""
     values = (None, True, -1, 0, 1 << 62, 1e300, 1.5, "", "x", "9" * 400, "1e999999999", [], {}, [None], [[]], [{}], {"a": None}, {"": ""}, "2020-13-45T00:00:00Z")
     bodies = [
         (NS + "/pods", {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "typed"}, "spec": {"containers": [{"name": "a", "image": "registry.local/a", "resources": {"limits": {"memory": "1Mi"}}, "ports": [{"containerPort": 1}], "env": [{"name": "A", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}]}], "tolerations": [{"key": "a"}], "volumes": [{"name": "v", "emptyDir": {"sizeLimit": "1Mi"}}], "affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [{}]}}}, "topologySpreadConstraints": [{"maxSkew": 1, "topologyKey": "a", "whenUnsatisfiable": "DoNotSchedule"}]}}),
@@ -233,7 +233,7 @@ def typed_nonsense():
 
 
 def raw(data, read_s=10.0, tls=True):
-    """Sends bytes and reads until the end or `read_s`: what came."""
+    """Sends bytes and reads until the end or `read_s`; returns the data."""
     s = socket.create_connection((HOST, PORT), timeout=read_s)
     try:
         if tls:
@@ -265,7 +265,7 @@ def broken_clients():
             wrong(f"{data[:80]!r}: {got[:80]!r}")
     raw(b"\x00" * 1000, tls=False)
     raw(b"GET / HTTP/1.1\r\n\r\n", tls=False)
-    # Cut in the middle: of a handshake, of a head, of a body, of an answer.
+    # Truncated in the middle: of a handshake, of a head, of a body, of a response.
     for i in range(60):
         s = socket.create_connection((HOST, PORT), timeout=TIMEOUT_S)
         if i % 4:
@@ -278,7 +278,7 @@ def broken_clients():
 
 
 def slow_clients():
-    """300 slow heads and 300 slow bodies of one ordinary user at once, more than writes may run: others are served meanwhile, and the server gets rid of them by itself."""
+    """300 slow heads and 300 slow bodies of one ordinary user at once, more than writes may run: others are served meanwhile, and the server drops them by itself."""
     rbac = "/apis/rbac.authorization.k8s.io/v1/clusterrole"
     wants(201, "POST", rbac + "s", {"metadata": {"name": "hostile"}, "rules": [{"apiGroups": [""], "resources": ["configmaps"], "verbs": ["create"]}]})
     wants(201, "POST", rbac + "bindings", {"metadata": {"name": "hostile"}, "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "hostile"},
@@ -301,7 +301,7 @@ def slow_clients():
 
 
 def slow_clients_end(slow):
-    """The slow bodies get an answer that is no failure of the server, the slow heads are closed."""
+    """The slow bodies get a response without a server error, the slow heads are closed."""
     deadline = time.monotonic() + 60
     for s in slow:
         s.settimeout(max(0.1, deadline - time.monotonic()))
@@ -338,7 +338,7 @@ def pages():
             break
     if seen != [f"page-{i:04}" for i in range(600)]:
         wrong(f"pages: {len(seen)} of 600 objects of the first page's moment")
-    # The token of another list, and one that was tampered with.
+    # The token of another list, and a modified one.
     token = json.loads(ask("GET", f"{MAPS}?limit=1")[2])["metadata"]["continue"]
     for t in (token[:-3], token + "A", "A" * 5000, base64.urlsafe_b64encode(b'{"v":"meta.k8s.io/v1","rv":-1,"start":"../../secrets/"}').decode().rstrip("=")):
         wants((200, 400, 410), "GET", f"{MAPS}?limit=1&continue={t}")
@@ -352,7 +352,7 @@ def frame(kind, flags, stream, data=b""):
 
 
 def watches():
-    """2,000 watches over 20 HTTP/2 connections: each sees the one event. The protocol is spoken by hand, as Python has no client for it."""
+    """2,000 watches over 20 HTTP/2 connections: each gets the one event. The protocol is implemented here, as Python has no client for it."""
     version = json.loads(ask("GET", MAPS + "?limit=1")[2])["metadata"]["resourceVersion"]
     TLS.set_alpn_protocols(["h2"])
     fields = ((":method", "GET"), (":scheme", "https"), (":authority", "x"), (":path", f"{MAPS}?watch=1&resourceVersion={version}"))
@@ -364,7 +364,7 @@ def watches():
         connections.append(s)
 
     def streams(s, kind, says, seen):
-        """Reads frames until each of the 100 streams has one of this kind that says this."""
+        """Reads frames until each of the 100 streams has one of this kind with this content."""
         rest = b""
         while len(seen) < 100:
             piece = s.recv(65536)
@@ -428,7 +428,7 @@ def registry():
             try:
                 c.request(method, path, body, headers or {})
             except BrokenPipeError:
-                pass  # an early refusal is there to be read
+                pass  # an early rejection is still readable
             r = c.getresponse()
             return r.status, r.headers, r.read()
         except (OSError, http.client.HTTPException) as e:
@@ -482,7 +482,7 @@ for check in [globals()[n] for n in sys.argv[3:]] or (malformed_bodies, unknown_
     before = time.monotonic()
     try:
         check()
-    except Exception as e:  # an answer of a shape that no check foresaw is a finding, and the others still have to run
+    except Exception as e:  # a response of an unforeseen shape is a finding, and the other checks still have to run
         wrong(f"{check.__name__}: {e!r}")
     print(f"· {check.__name__}: {time.monotonic() - before:.1f} s", flush=True)
 slow_clients_end(slow)

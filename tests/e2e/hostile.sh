@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Bad input and faults: clients, images, guests, ports, folders and files that are as wrong as they come. Each gets a precise
-# answer, nobody else is harmed, and nothing that was acknowledged is lost.
+# Invalid input and faults: clients, images, guests, ports, folders and files. Each gets a precise
+# response, no other client is affected, and no acknowledged write is lost.
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 PUT="$CORACLE push --data-dir $WORK/data"
 pod() { # pod NAME IMAGE [fields of the spec] [annotations] [fields of the container]
@@ -40,7 +40,7 @@ kubectl rollout status deployment/hello deployment/chatter --timeout=60s >/dev/n
 HELLO=$(kubectl get service hello -o jsonpath='{.spec.clusterIP}')
 eventually 10 curl -fsS "http://$HELLO/"
 
-# One of the two compilers is kept busy from here on; what that comes to is looked at below.
+# One of the two compilers is kept busy from here on; the result is checked below.
 pod knot registry.local/knot:v1
 
 echo "· guests"
@@ -133,7 +133,7 @@ eventually 20 has '^Unsupported: .*spec.ports\[0\].protocol' events odd
 echo "· modules that compile for minutes"
 eventually 150 has '^Failed: .*does not compile within 120 s, which the node.s --module-compile-timeout raises' events knot
 eventually 10 has '^(ErrImagePull|ImagePullBackOff): .*does not compile within 120 s' waits knot
-# Whoever wants it next is told at once, and no compiler goes on.
+# The next user gets the error at once, and no compiler continues.
 pod again registry.local/knot:v1
 eventually 15 has '^Failed: .*does not compile within 120 s' events again
 pgrep -f "coracle-compile-worker.*$WORK" >/dev/null && fail "a compiler goes on"
@@ -178,7 +178,7 @@ expect "$uid" "$(kubectl get deployment hello -o jsonpath='{.metadata.uid}')" "u
 down
 log=$(find "$WORK/data/store/log" -type f | sort | head -1)
 cp -a "$WORK/data/store" "$WORK/kept"
-# A torn tail is what a crash leaves, and no damage; a hole in the middle is, and is told.
+# A torn tail is the result of a crash, and no damage; a hole in the middle is damage and reported.
 printf '\x40\x00\x00\x00torn' >> "$(find "$WORK/data/store/log" -type f | sort | tail -1)"
 up --nodes 0
 expect "$uid" "$(kubectl get deployment hello -o jsonpath='{.metadata.uid}')" "uid after a torn tail"
@@ -191,7 +191,7 @@ grep -q "$(basename "$log")" "$WORK/err" || fail "the damaged file is not named:
 grep -q 'restore' "$WORK/err" || fail "no way back is told: $(cat "$WORK/err")"
 grep -q 'coracle restore' "$WORK/err" && fail "a verb is named that isn't there: $(cat "$WORK/err")"
 expect 0 "$(wc -c < "$WORK/out")" "bytes on stdout of a start that failed"
-# A store that is gone beside a cluster's traces is no new cluster.
+# A missing store beside other files of a cluster is no new cluster.
 rm -rf "$WORK/data/store"
 exits 1 timeout 30 "$CORACLE" up --data-dir "$WORK/data" --port 0 --nodes 0
 expect 1 "$(wc -l < "$WORK/err")" "lines about a store that is gone: $(cat "$WORK/err")"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Images from registries of others: layouts, TLS with a private CA, passwords and tokens, mirrors; whose image is whose; and hostile ones.
+# Images of foreign registries: layouts, TLS with a private CA, passwords and tokens, mirrors, access to images, and hostile ones.
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 here=$(dirname "${BASH_SOURCE[0]}")
 
@@ -64,14 +64,14 @@ PASSWORD=hush-hush-hush
 # runs NAME IMAGE [ARGUMENTS…]: a pod of it becomes Ready
 runs() { start "$@"; kubectl wait --for=condition=Ready "pod/$1" --timeout=60s "${ns[@]}" >/dev/null || fail "$1 is not Ready: $(kubectl get events "${ns[@]}" 2>&1 | tail -5)"; }
 start() { local name=$1 image=$2; shift 2; kubectl run "$name" --image="$image" --port=8080 --image-pull-policy="${policy:-IfNotPresent}" "${ns[@]}" "$@" >/dev/null; }
-# refused NAME REASON PATTERN: the pod waits for that reason, and an event says why
+# refused NAME REASON PATTERN: the pod waits for that reason, and an event has the cause
 refused() {
   eventually 60 has "^($2|ImagePullBackOff)$" kubectl get pod "$1" "${ns[@]}" -o 'jsonpath={.status.containerStatuses[0].state.waiting.reason}'
   eventually 20 has "$3" kubectl get events "${ns[@]}" --field-selector "involvedObject.name=$1" -o 'jsonpath={range .items[*]}{.message}{"\n"}{end}'
 }
 ns=()
 
-# Registries that take their time, in a namespace of their own: what follows doesn't wait for them.
+# Slow registries, in a separate namespace: later steps don't wait for them.
 kubectl create namespace slow >/dev/null
 eventually 20 kubectl get serviceaccount default -n slow
 ns=(-n slow)
@@ -93,7 +93,7 @@ for command in count /bin/count.wasm; do
 done
 exits 127 kubectl exec many -- /count.wasm
 has 'no such file|not found' cat "$WORK/err" || fail "what is not there: $(cat "$WORK/err")"
-# What lies beside the module is the container's root folder: read-only, below what is mounted.
+# Files beside the module are the container's root folder: read-only, below the mounts.
 for layout in files spin-files spin-archive; do
   runs "$layout" "$R/$layout/hello:v1"
   expect "a b c d e f g" "$(kubectl exec "$layout" -- cat /texts/one) $(kubectl exec "$layout" -- cat /texts/two)" "files of $layout"
@@ -137,7 +137,7 @@ has "^get .*\"apiVersion\":\"credentialprovider.kubelet.k8s.io/v1\"" cat "$WORK/
 has 'babbles.*error reading GVK from response' cat "$WORK/up.log" || has 'error reading GVK from response.*babbles' cat "$WORK/up.log" || fail "a provider's garbage is not in the log"
 echo "· passwords, tokens, ServiceAccounts, credential providers; whose image is whose"
 
-# A provider that is told of the pod's ServiceAccount: who opted in, as far as nodes may ask for that audience.
+# A provider that gets the pod's ServiceAccount: with its opt-in, as far as nodes may request that audience.
 start account-none "$R/private-account/hello:v1"; refused account-none ErrImagePull 'pull access denied'
 ! has '^knows' cat "$WORK/calls" || fail "a provider was asked for who didn't opt in"
 kubectl annotate serviceaccount default registry.test/role=puller registry.test/other=x >/dev/null
@@ -208,7 +208,7 @@ image 0 ls; has "^IMAGE  .*LAST USED$" cat "$WORK/out" && has "^$R/cncf/hello:v1
 CORACLE_OUTPUT=$WORK/by-env.tar image 0 ls; has "^IMAGE " cat "$WORK/out" || fail "CORACLE_OUTPUT changes image ls: $(cat "$WORK/out")"
 CORACLE_FORMAT=json image 0 ls; has '^\[' cat "$WORK/out" || fail "CORACLE_FORMAT changes nothing: $(cat "$WORK/out")"
 CORACLE_OUTPUT=$WORK/by-env.tar image 0 export "$R/cncf/hello:v1"; [ -s "$WORK/by-env.tar" ] || fail "CORACLE_OUTPUT is no file of image export"
-# A pipe is written to, and stays one: so do devices.
+# A pipe is written to, and remains one: so do devices.
 mkfifo "$WORK/pipe"; cat "$WORK/pipe" > "$WORK/piped.tar" & piped=$!
 image 0 export "$R/cncf/hello:v1" -o "$WORK/pipe"; wait "$piped"
 [ -p "$WORK/pipe" ] || fail "a pipe was replaced by a file"

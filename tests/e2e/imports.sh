@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# A namespace confined to what modules may import, from outside: what images say is judged, written down and held to by the node, also
-# where a tag moves after the judgement, where a program comes by exec, and where a policy reads it.
+# A namespace with restricted imports, from outside: the declared imports of images are evaluated, recorded and enforced by the node, also
+# when a tag moves after the evaluation, when a program comes by exec, and when a policy reads them.
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 up
@@ -14,7 +14,7 @@ exits 1 kubectl annotate namespace pure imports.coracle.dev/enforce=-wasi:keyval
 grep -qF 'names only what is denied: begin with "*"' "$WORK/err" || fail "$(cat "$WORK/err")"
 kubectl annotate namespace pure 'imports.coracle.dev/enforce=*,-wasi:keyvalue,-wasi:sockets,-wasi:filesystem' >/dev/null
 
-# Refused at apply with the import's name; what isn't known is refused, too. The other tool's artifact says nothing, its module does.
+# Rejected at apply with the import's name; unknown imports are rejected, too. The other tool's artifact declares nothing, its module does.
 run() { kubectl run -n pure --restart=Never "$@"; }
 for image in counter foreign; do
   exits 1 run --image="registry.local/$image:v1" no
@@ -24,7 +24,7 @@ exits 1 run --image=registry.local/none:v1 no
 grep -qF 'imports is not known: registry.local: not found (push it with `coracle push`' "$WORK/err" || fail "$(cat "$WORK/err")"
 expect "" "$(kubectl get pods -n pure -o name)" "pods that were refused"
 
-# What may run does, and carries what it said.
+# Permitted pods run and have their declared list.
 run --image=registry.local/hello:v1 hello >/dev/null
 kubectl wait -n pure --for=condition=Ready pod/hello --timeout=60s >/dev/null
 note=$(kubectl get pod -n pure hello -o jsonpath='{.metadata.annotations.imports\.coracle\.dev/hello}')
@@ -36,16 +36,16 @@ note=$(kubectl get pod -n pure crash -o jsonpath='{.metadata.annotations.imports
 kubectl annotate --overwrite -n pure pod/hello 'imports.coracle.dev/hello=*' >/dev/null
 has 'wasi:http/types@' kubectl get pod -n pure hello -o jsonpath='{.metadata.annotations}' || fail "the annotation is gone"
 
-# A program that the pod brings in by exec is bound, too: the toolbox has files.
+# A program that the pod brings in by exec is restricted, too: the toolbox has files.
 ! kubectl exec -n pure hello -- ls / > "$WORK/out" 2> "$WORK/err" || fail "the toolbox ran"
 grep -qF 'imports.coracle.dev/hello' "$WORK/err" || fail "exec: $(cat "$WORK/err")"
 
-# A template is warned of, and its pods are refused one by one.
+# A template gets a warning, and its pods are rejected one by one.
 out=$(kubectl create deployment -n pure --image=registry.local/counter:v1 keeps 2>&1)
 grep -qF 'Warning: would violate the namespace'"'"'s imports.coracle.dev/enforce' <<< "$out" || fail "no warning: $out"
 eventually 60 has 'FailedCreate.*imports wasi:keyvalue/store' kubectl get events -n pure
 
-# A tag that moves between the judgement and the pull: the node looks at the module itself.
+# A tag that moves between evaluation and pull: the node checks the module itself.
 "$CORACLE" push "$samples/hello.wasm" registry.local/moves:v1 >/dev/null
 kubectl apply -f - >/dev/null << 'YAML'
 {apiVersion: v1, kind: Pod, metadata: {name: moved, namespace: pure}, spec: {schedulingGates: [{name: test/wait}], containers: [{name: main, image: "registry.local/moves:v1"}]}}
@@ -55,7 +55,7 @@ kubectl patch pod -n pure moved --type=json -p '[{"op": "remove", "path": "/spec
 eventually 60 has 'the module imports \\?"wasi:keyvalue/' kubectl get pod -n pure moved -o jsonpath='{.status.containerStatuses[0].state}'
 expect 0 "$(kubectl get pod -n pure moved -o jsonpath='{.status.containerStatuses[0].restartCount}')" "starts of what moved"
 
-# A policy reads it where a namespace only asks for a note.
+# A policy reads the list if a namespace only requests an audit annotation.
 kubectl create namespace noted >/dev/null
 eventually 20 kubectl get serviceaccount -n noted default
 kubectl annotate namespace noted 'imports.coracle.dev/audit=*' >/dev/null

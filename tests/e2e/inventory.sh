@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Nodes as an inventory has them: they wait for it, take what it says, follow it, and go when it says so and they are dead.
+# Nodes with an inventory: they wait for it, get its data, follow it, and are deleted if they are missing in it and dead.
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 inventory() { cat > "$WORK/next" && mv "$WORK/next" "$WORK/nodes.yaml"; }
@@ -51,7 +51,7 @@ expect "" "$(of coracle-3 '{.spec.taints[*].key}')" "its taints"
 expect z1 "$(of coracle-1 '{.metadata.labels.topology\.kubernetes\.io/zone}')" "a label that was given"
 echo "· the file is followed, and half of one changes nothing"
 
-# A node that the inventory doesn't have any more, and that is well, stays; what is dead goes, or waits switched off.
+# A node missing in the inventory stays while it is ready; a dead one is deleted, or keeps waiting if its machine is shut down.
 for name in ghost asleep; do
   kubectl apply -f - >/dev/null <<YAML
 apiVersion: v1

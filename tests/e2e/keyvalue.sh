@@ -18,7 +18,7 @@ call() { curl -sS -m 60 "$1/coracle:samples/counter/$2" -d "$3"; }
 eventually 20 call "$ours" read '{"names": []}'
 eventually 20 call "$theirs" read '{"names": []}'
 
-# Two pods of a namespace count together, whoever answers; another namespace has its own.
+# Two pods of a namespace count together, whichever responds; another namespace has separate data.
 cat > "$WORK/calls.py" << 'PYTHON'
 """calls.py URL FUNCTION BODY… : all of them, eight at once; prints the results."""
 import json, sys, urllib.request
@@ -58,7 +58,7 @@ kubectl patch configmap visits -p '{"data": {"GREETING": "good evening"}}' >/dev
 eventually 20 has '^good evening, visit [0-9]+$' curl -fsS -m 20 "$visits/"
 expect 0 "$(kubectl get pods -l app=visits -o jsonpath='{.items[*].status.containerStatuses[0].restartCount}' | tr ' ' '+' | python3 -c 'print(eval(input()))')" "restarts for a setting"
 
-# The same image as a command, in a Job; a server that can't be one says so.
+# The same image as a command, in a Job; a server that can't be one reports it.
 kubectl create -f - > /dev/null << 'YAML'
 apiVersion: batch/v1
 kind: Job
@@ -78,7 +78,7 @@ has '^([3-9]|[1-9][0-9]+) visits$' kubectl logs job/report || fail "the report: 
 no_command() { has '^CreateContainerConfigError annotation kind.coracle.dev/counter: the module exports neither wasi:cli/run nor _start' kubectl get pod no-command -o 'jsonpath={.status.containerStatuses[0].state.waiting.reason} {.status.containerStatuses[0].state.waiting.message}'; }
 eventually 20 no_command
 
-# Not granted: the container waits, and says what it wants.
+# Not granted: the container waits, and names the missing grant.
 python3 - << 'PYTHON' | kubectl apply -f - >/dev/null
 import json
 print(json.dumps({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "bare"}, "spec": {"containers": [{"name": "bare", "image": "registry.local/counter:v1"}]}}))
@@ -86,7 +86,7 @@ PYTHON
 told() { has 'wasi:keyvalue.*not granted.*keyvalue' kubectl get pod bare -o jsonpath='{.status.containerStatuses[0].state.waiting.message}'; }
 eventually 20 told
 
-# A flood of one namespace: its quota ends it, and the other's calls go on meanwhile.
+# A flood of one namespace: its quota ends it, and the other's calls continue meanwhile.
 python3 - "$theirs" > "$WORK/flood" << 'PYTHON' & flood=$!
 import base64, json, sys, urllib.request
 from concurrent.futures import ThreadPoolExecutor
@@ -106,7 +106,7 @@ expect '{"ok":2}' "$(call "$theirs" add '{"name": "n", "by": 1}')" "a small writ
 long=$(head -c 600 /dev/zero | tr '\0' k)
 expect '{"err":"a key has 600 bytes: at most 512"}' "$(call "$ours" add "{\"name\": \"$long\", \"by\": 1}")" "a huge key"
 
-# Killed in the midst of writes: nothing that was answered is lost.
+# Killed during writes: no acknowledged write is lost.
 python3 - "$ours" > "$WORK/acknowledged" << 'PYTHON' & writer=$!
 import json, sys, urllib.request
 while True:
@@ -126,7 +126,7 @@ eventually 30 call "$ours" read '{"names": ["n"]}'
 now=$(call "$ours" read '{"names": ["n"]}' | tr -dc 0-9)
 { [ "$now" -ge "$last" ] && [ "$now" -le $((last + 1)) ]; } || fail "acknowledged $last, found $now"
 
-# A namespace takes what it kept with it; its name does not bring it back.
+# The data of a deleted namespace is removed; a new one of the name starts empty.
 store() { compgen -G "$WORK/data/keyvalue/other.*.redb" >/dev/null; }
 store || fail "the other namespace has no store"
 old=$(compgen -G "$WORK/data/keyvalue/other.*.redb")

@@ -23,7 +23,7 @@ MAY_PULL = threading.Event()
 
 
 class SlowRegistry(http.server.BaseHTTPRequestHandler):
-    """Its blobs come when they may."""
+    """A blob server that releases its blobs on request."""
 
     def log_message(self, *_):
         pass
@@ -41,7 +41,7 @@ class SlowRegistry(http.server.BaseHTTPRequestHandler):
             self.end_headers()
             self.wfile.write(data)
         except OSError:
-            pass  # who asked was killed
+            pass  # the client was killed
 
 
 LAYOUT = registry.layouts(nothing(b"pulled"))["cncf"]
@@ -130,7 +130,7 @@ def gone(name):
 
 
 def ended(name):
-    """The last status of a pod that is gone tells how its containers ended."""
+    """The last status of a removed pod has the terminations of its containers."""
     uid = next(uid for uid, of in HISTORY.names.items() if of == name)
     until(f"the end of {name} was watched", lambda: uid in HISTORY.gone)
     last = HISTORY.versions[uid][-1][1]["status"]
@@ -162,7 +162,7 @@ def compile_():
 
 
 def init():
-    """The second of two init containers runs: the first one is not run again, but where all of the pod begins anew."""
+    """The second of two init containers runs: the first one does not run again, unless the whole pod restarts."""
     shared = {"volumes": [{"name": "shared", "hostPath": {"path": SHARED}}]}
     mounted = {"volumeMounts": [{"name": "shared", "mountPath": "/shared"}]}
     for policy in ("Always", "OnFailure", "Never"):
@@ -184,7 +184,7 @@ def init():
 
 
 def start():
-    """The container has started, and the hook after its start goes on."""
+    """The container has started, and its postStart hook still runs."""
     apply(pod("starts", container("c", lifecycle={"postStart": {"exec": {"command": ["sleep", "2"]}}})))
     event("starts", "Started")
     yield
@@ -192,7 +192,7 @@ def start():
 
 
 def running():
-    """A server, a sidecar with its server, a command and what has ended: each is killed twice."""
+    """A server, a sidecar with its server, a command and an ended container: each is killed twice."""
     apply(pod("web", container("c", readinessProbe={"httpGet": {"path": "/", "port": 80}, "periodSeconds": 1})),
           pod("pair", container("c", ports=[{"containerPort": 8080}]), init=(container("side", restartPolicy="Always", ports=[{"containerPort": 8081}]),)),
           pod("on-failure", tool("c", "sleep 600"), restart="OnFailure"), pod("never", tool("c", "sleep 600"), restart="Never"),
@@ -212,7 +212,7 @@ def running():
 
 
 def crash():
-    """One that crashes waits for its next start."""
+    """A crashing container waits for its next start."""
     apply(pod("crashes", container("c", "crash"), annotations={"kills/crashes": ""}))
     until("it has crashed twice", lambda: status("crashes")["restartCount"] >= 1 and "waiting" in status("crashes")["state"])
     before = status("crashes")["restartCount"]
@@ -230,7 +230,7 @@ def probe():
 
 
 def pre_stop():
-    """The hook before a stop goes on."""
+    """The preStop hook still runs."""
     apply(pod("stops", container("c", lifecycle={"preStop": {"exec": {"command": ["sleep", "2"]}}})))
     ready("stops")
     kubectl("delete", "pod", "stops", "--wait=false")
@@ -241,7 +241,7 @@ def pre_stop():
 
 
 def termination():
-    """A container uses its grace."""
+    """A container uses its grace period."""
     apply(pod("lingers", tool("c", "sleep 600"), annotations={"stop.coracle.dev/c": "grace"}))
     ready("lingers")
     kubectl("delete", "pod", "lingers", "--wait=false")
@@ -252,7 +252,7 @@ def termination():
 
 
 def deletion():
-    """All has ended, and the API keeps the pod for another's sake."""
+    """All containers have ended, and the API keeps the pod for a finalizer."""
     made = pod("held", container("c"))
     made["metadata"]["finalizers"] = ["example.com/held"]
     apply(made)
@@ -292,7 +292,7 @@ def volume():
 
 
 def resize():
-    """Other amounts of CPU and memory have just been asked for."""
+    """New amounts of CPU and memory have just been requested."""
     amounts = lambda cpu, memory: {"requests": {"cpu": cpu, "memory": memory}, "limits": {"cpu": cpu, "memory": memory}}
     apply(pod("resized", container("c", resources=amounts("10m", "32Mi"))))
     ready("resized")

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The node is killed (kill -9) in every step of a pod's life, and so are its containers: each pod comes back once, and what its status
-# went through is checked version by version. CASES names the steps (all).
+# The node is killed (kill -9) in every step of a pod's life, and so are its containers: each pod resumes once, and the history of its
+# status is checked version by version. CASES names the steps (all).
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 here=$(dirname "${BASH_SOURCE[0]}")
 

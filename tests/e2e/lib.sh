@@ -39,7 +39,7 @@ up() {
   KUBECONFIG=$(sed -n 's/^ready .*kubeconfig=\([^ ]*\).*/\1/p' "$WORK/ready"); export KUBECONFIG
   REGISTRY=$(cat "$WORK/data/registry-address"); export REGISTRY
 }
-# put NAME FILE: into the registry as any client may, whatever `coracle push` would say of it
+# put NAME FILE: into the registry as any client may, without the checks of `coracle push`
 put() {
   local user="coracle:$(cat "$WORK/data/registry-password")" at="http://$REGISTRY/v2/$1" module config='{}'
   module=$(sha256sum "$2" | cut -d' ' -f1)
@@ -49,8 +49,8 @@ put() {
     "$(printf %s "$config" | sha256sum | cut -d' ' -f1)" "$module" "$(stat -c %s "$2")" |
     curl -fsS -u "$user" -X PUT -H 'Content-Type: application/vnd.oci.image.manifest.v1+json' --data-binary @- "$at/manifests/v1"
 }
-# panics: whether a program has panicked, also where that was caught and tried again; says where. Every script that sources this fails
-# then. Guests' own panics are in their pods' logs, not in these.
+# panics: fails if a program has panicked, also if that was caught and retried; prints the place. Every script that sources this fails
+# then. Panics of guests are in their pods' logs, not in these.
 panics() {
   grep -sE 'panicked at|the decision panicked' "$WORK"/*.log /dev/null >&2 || return 1
   echo "FAIL: something panicked (lines above)" >&2
@@ -65,7 +65,7 @@ down() {
 }
 cleanup() {
   local panicked=
-  # What is waited for is counted as this script's CPU time.
+  # Time of waiting is counted as this script's CPU time.
   [ -z "$UP_PID" ] || { kill -KILL "$UP_PID" && wait "$UP_PID"; } 2>/dev/null || true
   panics && panicked=yes
   rm -rf "$WORK"

@@ -1,4 +1,4 @@
-"""Modules of a few bytes, written as their format is: sections of an id, a length and a vector."""
+"""Modules of a few bytes in the binary format: sections of an id, a length and a vector."""
 
 
 def leb(n):
@@ -21,7 +21,7 @@ def command(code, imports=b"", start=0, memory=b"", locals=b"\0"):
 
 
 def nothing(mark=b""):
-    """Ends at once; `mark` makes it another module."""
+    """Ends at once; `mark` makes it a different module."""
     return command(b"") + section(0, named(b"mark") + mark)
 
 
@@ -29,7 +29,7 @@ LOOP = command(b"\x03\x40\x0c\x00\x0b")  # loop br 0 end
 
 
 def knot(locals=500):
-    """Loops in loops with every local changed within: a few kB that compile for minutes."""
+    """Nested loops that change every local: a few kB that compile for minutes."""
     add = lambda n: b"\x20\0\x20" + leb(n) + b"\x6a\x21" + leb(n)
     code = b"\x03\x40" * 1000 + b"".join(map(add, range(locals))) + b"".join(b"\x20" + leb(n % locals) + b"\x0d\0\x0b" for n in range(1000))
     return command(code, locals=b"\1" + leb(locals) + b"\x7f")

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A node that was silent, one whose object was deleted, and the room of a pod that was deleted by force.
+# A node that was silent, one whose object was deleted, and the resources of a pod that was deleted by force.
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 up --nodes 1 --max-pods 90

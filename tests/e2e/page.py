@@ -6,13 +6,13 @@ ELEMENT = "element-6066-11e4-a52e-4f735466cecf"  # the key of an element's id, W
 
 
 class Driver:
-    """A browser of its own; its profile lies in FOLDER."""
+    """A separate browser; its profile is in FOLDER."""
 
     def __init__(self, port):
         self.base = f"http://127.0.0.1:{port}"
         flags = ["--headless=new", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run", f"--user-data-dir={FOLDER}/profile"]
         if os.geteuid() == 0:
-            flags.append("--no-sandbox")  # Chromium refuses its own sandbox to root
+            flags.append("--no-sandbox")  # Chromium rejects its own sandbox for root
         wanted = {"capabilities": {"alwaysMatch": {"goog:chromeOptions": {"args": flags}, "goog:loggingPrefs": {"browser": "ALL"}}}}
         self.base += "/session/" + self.call("POST", "/session", wanted)["sessionId"]
 
@@ -29,7 +29,7 @@ class Driver:
         return [found[ELEMENT] for found in self.call("POST", "/elements", {"using": "css selector", "value": css})]
 
     def text(self, css):
-        # In one step: between finding an element and reading it the page may have made it anew.
+        # In one step: the page may recreate an element between finding and reading it.
         script = "return [...document.querySelectorAll(arguments[0])].map(element => element.innerText)"
         return self.call("POST", "/execute/sync", {"script": script, "args": [css]})
 
@@ -76,7 +76,7 @@ with chromedriver() as browser:
         browser.click("#order button")
         result("No order")
 
-        # The page's own mistakes; the refused order above is an answer of the API, which Chromium logs as a failed resource.
+        # The page's own errors; the rejected order above is a response of the API, which Chromium logs as a failed resource.
         mistakes = [e["message"] for e in browser.call("POST", "/se/log", {"type": "browser"}) if e["level"] == "SEVERE" and e["source"] != "network"]
         assert not mistakes, mistakes
     finally:

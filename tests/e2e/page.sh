@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The shop's page as a person sees it: Chromium shows the products, and an order placed in the form is paid.
+# The shop's page in a browser: Chromium shows the products, and an order placed in the form is paid.
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 up --nodes 2

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Plugins from outside: docs/plugins.md as a reader types it, then errors, limits, sessions and a new version under load.
+# Plugins from outside: the commands of docs/plugins.md, then errors, limits, sessions and a new version under load.
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 section() { awk -v from="## $1" '$0 == from {on = 1; next} /^## / {on = 0} on' docs/plugins.md | awk '/^```console/ {on = 1; next} /^```/ {on = 0} on'; }
@@ -9,7 +9,7 @@ five=$(section 'Five minutes') sessions=$(section 'Sessions') state=$(section 'S
 up
 mkdir -p "$WORK/bin" && ln -sf "$CORACLE" "$WORK/bin/coracle"
 export PATH="$WORK/bin:$PATH" CORACLE_DATA_DIR="$WORK/data"
-# As they stand, but for PATH and the folder, which are this run's; curl fails where a call does.
+# Unchanged, except for PATH and the folder of this run; curl fails if a call does.
 curl() { command curl -fsS "$@" && echo; }
 page() { eval "$(grep -v '^export ' <<< "$1")"; }
 cd "$WORK"; ln -s "$OLDPWD/sample-workloads" "$OLDPWD/clients" .
@@ -83,7 +83,7 @@ kubectl rollout restart deployment/greeter >/dev/null
 kubectl rollout status deployment/greeter --timeout=60s >/dev/null
 wait $load || fail "a call was lost while the version changed"
 expect 3000 "$(cat "$WORK/load")" "calls under load"
-# A module that exports nothing says why it does not run.
+# A module without exports reports why it does not run.
 printf '\0asm\r\0\1\0' > "$WORK/empty.wasm"
 "$CORACLE" push "$WORK/empty.wasm" registry.local/empty:v1 >/dev/null
 kubectl create deployment empty --image=registry.local/empty:v1 >/dev/null

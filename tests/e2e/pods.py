@@ -95,7 +95,7 @@ def several():
         kubectl("logs", "two", "-c", name)
     refused = run_kubectl("get", "--raw", f"{NS}/pods/two/log")
     expect(True, "a container name must be specified for pod two, choose one of: [one other bad]" in refused.stderr, refused.stderr)
-    kubectl("logs", "two")  # the annotation says which
+    kubectl("logs", "two")  # the annotation selects it
     previous = kubectl("logs", "two", "-c", "bad", "--previous")
     expect(True, previous != "", "the log of the run before")
     apply(pod("pair", container("one", HELLO, 8080, env=[{"name": "VERSION", "value": "one"}]),
@@ -148,7 +148,7 @@ def init_order():
     expect("True", condition("ordered", "Initialized")["status"], "Initialized")
     expect(True, '"words":3' in kubectl("logs", "ordered", "-c", "count").replace(" ", ""), "what the first one has printed")
     until("the events name each", lambda: {p for r, _, p in events("ordered") if r == "Started"} >= {"spec.initContainers{count}", "spec.initContainers{then}", "spec.containers{web}"})
-    # One that never ends holds the rest, and the pod can be deleted all the same.
+    # An init container that never ends delays the rest, and the pod can be deleted regardless.
     apply(pod("held", container("web", HELLO, 80), init=[container("forever", LOOP), container("then", NOTHING)], terminationGracePeriodSeconds=5))
     until("it runs", lambda: state("held", "forever")[0].get("running"))
     got = condition("held", "Initialized")
@@ -193,7 +193,7 @@ def sidecars():
     side, inner = (s["state"]["terminated"] for s in of_job["initContainerStatuses"])
     expect(("Succeeded", 0, 0), (of_job["phase"], side["exitCode"], inner["exitCode"]), "its pod")
     expect(True, inner["finishedAt"] <= side["finishedAt"], "sidecars end in reverse order")
-    # A sidecar that never starts lets nobody begin.
+    # A sidecar that never starts lets no container begin.
     never = {"startupProbe": {"httpGet": {"path": "/", "port": 9}, "periodSeconds": 1, "failureThreshold": 1000}}
     apply(pod("stuck", container("web", HELLO, 80), init=[container("side", HELLO, 8090, restartPolicy="Always", **never)], terminationGracePeriodSeconds=5))
     until("its probe fails", lambda: any(r == "Unhealthy" for r, _, _ in events("stuck")))
@@ -252,7 +252,7 @@ def tcp_probes():
 
 
 def hooks():
-    """Hooks of every form: a container counts once the one after its start has ended, and one that fails kills it."""
+    """Hooks of every form: a container counts once its postStart hook has ended, and a failing one kills it."""
     sh = lambda script: {"exec": {"command": ["sh", "-c", script]}}
     data = {"volumes": [{"name": "data", "emptyDir": {}}]}
     mount = {"volumeMounts": [{"name": "data", "mountPath": "/data"}]}
@@ -284,7 +284,7 @@ def hooks():
 
 
 def exec_probes():
-    """Probes that run commands: their results, their output, and what they may not do to others."""
+    """Probes that run commands: their results, their output, and their isolation from others."""
     sh = lambda script, **more: {"exec": {"command": ["sh", "-c", script]}, "periodSeconds": 1, "failureThreshold": 1, **more}
     data = {"volumes": [{"name": "data", "emptyDir": {}}]}
     mount = {"volumeMounts": [{"name": "data", "mountPath": "/data"}]}
@@ -310,7 +310,7 @@ def exec_probes():
 
 
 def log_flags():
-    """What `kubectl logs` shows by its flags."""
+    """The output of `kubectl logs` by its flags."""
     says = lambda *steps: {"command": ["sh", "-c", "; ".join(steps)]}
     apply(pod("says", container("a", TOOLBOX, **says("echo a1", "sleep 3", "echo a2", "echo a3 >&2")), container("b", TOOLBOX, **says("echo b1")), restart="Never"))
     until("it has ended", lambda: status("says").get("phase") == "Succeeded")
@@ -347,7 +347,7 @@ def probes_elsewhere():
         "to-grpc": ({"grpc": {"port": 80}, "periodSeconds": 1}, "this server does not implement the grpc health protocol (grpc.health.v1.Health): unexpected HTTP status code received from server: 404 (Not Found)"),
         "to-nobody": ({"grpc": {"port": 81}, "periodSeconds": 1}, "timeout: failed to connect service"),
     }
-    # A guest of wasi:http that ends its answer with trailers, as gRPC has it.
+    # A guest of wasi:http that ends its response with trailers, as in gRPC.
     health = "registry.local/conformance-web:v1"
     asks = {"grpc-well": {"port": 80, "service": "shop"}, "grpc-unknown": {"port": 80, "service": "other"}, "grpc-all": {"port": 80}}
     for name, probe in asks.items():
@@ -366,7 +366,7 @@ def probes_elsewhere():
 
 
 def names():
-    """What a pod's spec says of names: its own, aliases, and whom it asks."""
+    """The names of a pod's spec: its own, aliases, and its name servers."""
     apply(pod("named", container("web", HELLO, 80)), service("named", main=80))
     ready("named")
     target = ip_of("named")
@@ -393,7 +393,7 @@ def names():
 
 
 def host_ports():
-    """Ports of the node itself: a pod's, one pod's at a time, and none that the cluster or the machine has."""
+    """Ports of the node itself: a pod's, of one pod at a time, and none of the cluster's or the machine's."""
     taken = socket.create_server(("127.0.0.1", 0))
     free = socket.create_server(("127.0.0.1", 0))
     first, second = (one.getsockname()[1] for one in (taken, free))
@@ -432,7 +432,7 @@ def closed(host, port):
 
 
 def probe_flood():
-    """Hundreds of probes a second of one namespace, each a command, beside a neighbour that serves."""
+    """Hundreds of command probes a second of one namespace, beside a neighbour that serves."""
     apply(pod("calm", container("web", HELLO, 80)), service("calm", main=80))
     ready("calm")
     ip = ip_of("calm")
@@ -454,7 +454,7 @@ def probe_flood():
 
 
 def debugging():
-    """`kubectl debug`: a container that is added, sees what its target sees, and ends."""
+    """`kubectl debug`: a container is added, has its target's view, and ends."""
     texts = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "looked-at"}, "data": {"a.txt": "one two"}}
     apply(texts, pod("target", container("web", HELLO, 80, volumeMounts=[{"name": "texts", "mountPath": "/texts"}]), volumes=[{"name": "texts", "configMap": {"name": "looked-at"}}]))
     ready("target")
@@ -471,7 +471,7 @@ def debugging():
     expect(True, 'existing ephemeral containers "look" may not be changed' in refused.stderr, refused.stderr)
     refused = run_kubectl("patch", "pod", "target", "-p", json.dumps({"spec": {"ephemeralContainers": [{"name": "b", "image": HELLO}]}}))
     expect(True, "pod updates may not change fields other than" in refused.stderr, refused.stderr)
-    # A client that knows no other puts its own in front of them in the list.
+    # A client that knows only its own container puts it at the front of the list.
     patch = json.dumps({"spec": {"ephemeralContainers": [{"name": "ahead", "image": LOOP}]}})
     kubectl("patch", "pod", "target", "--subresource", "ephemeralcontainers", "--type=strategic", "-p", patch)
     until("it runs", lambda: state("target", "ahead")[0].get("running"))
@@ -540,7 +540,7 @@ def debug_terminal():
 
 
 def again():
-    """What the end of pods.sh looks at after a kill."""
+    """Checks at the end of pods.sh, after a kill."""
     apply(pod("again", container("one", HELLO, 8080), container("other", HELLO, 8081),
               init=[container("first", NOTHING), container("side", HELLO, 8090, restartPolicy="Always")]))
     ready("again")

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Pods of several containers: ports, the loopback and a fight for a port; init containers, sidecars, their order, failures and
-# ends; restart policies of containers; and what is hostile of these.
+# Pods of several containers: ports, the loopback and a conflict of ports; init containers, sidecars, their order, failures and
+# ends; restart policies of containers; and hostile uses of these.
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 up

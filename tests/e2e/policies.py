@@ -9,7 +9,7 @@ cluster, PID = Cluster(sys.argv[1]), sys.argv[2]
 GROUP = "/apis/admissionregistration.k8s.io/v1"
 SECRETS = "/api/v1/namespaces/default/secrets"
 class Client:
-    """One connection, made anew where it is lost."""
+    """One connection, reopened if it is lost."""
 
     def __init__(self):
         self.connection = None
@@ -69,7 +69,7 @@ def refused(answer, *says):
 
 
 def hostile_expressions():
-    """What can't be compiled is refused where it is defined."""
+    """Invalid expressions are rejected at definition."""
     codes = []
     for expression, says in [
         ("(" * 3000 + "true" + ")" * 3000, "compilation failed"),
@@ -87,7 +87,7 @@ def hostile_expressions():
 
 
 def expensive_expressions():
-    """What costs too much while it is evaluated refuses its own request, and says whose it is."""
+    """Policies that cost too much during evaluation reject their own requests, by name."""
     said = []
     data = {f"k{n}": "v" * 100 for n in range(60)}
     long = "object.data.map(k, object.data[k])"
@@ -118,7 +118,7 @@ def expensive_expressions():
 
 
 def parameters():
-    """Parameters of a megabyte, and parameters that are not there any more."""
+    """Parameters of a megabyte, and parameters that no longer exist."""
     maps = "/api/v1/namespaces/default/configmaps"
     for n in range(20):
         body = {"metadata": {"name": f"param{n}", "labels": {"param": "yes"}}, "data": {"text": "x" * (1000 << 10)}}
@@ -142,7 +142,7 @@ def parameters():
 
 
 def conditions():
-    """Conditions that fail or cost too much: of a policy, and of a webhook that nobody answers."""
+    """Conditions that fail or cost too much: of a policy, and of a webhook without a server."""
     data = {f"k{n}": "v" for n in range(60)}
     loops = "object.data.all(a, object.data.all(b, object.data.all(c, object.data.all(d, object.data.all(e, true)))))"
     said = []
@@ -162,7 +162,7 @@ def conditions():
 
 
 def many():
-    """A thousand policies, each with a binding, then a hundred bindings of one that is costly: all are asked about one object."""
+    """A thousand policies, each with a binding, then a hundred bindings of a costly one: all are evaluated for one object."""
     for n in range(1000):
         code, answer = policy(f"many{n:04}", validations=[{"expression": f"object.metadata.name != 'many{n}' && size(object.metadata.name) < {100 + n}"}])
         assert code == 201, (code, answer)
@@ -184,7 +184,7 @@ def many():
 
 
 def large():
-    """Policies as large as one may be, and many who ask at once while they change."""
+    """Policies of the maximum size, and many clients at once while they change."""
     expression = " && ".join(f"object.metadata.name != 'n{n}'" for n in range(2500))
     spec = {"validations": [{"expression": expression} for _ in range(15)]}
     code, answer = policy("large", **spec)

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Controllers and scheduler as processes of their own: coracle controllers and coracle scheduler on coracle apiserver. They do what they are
-# asked to and nothing else, elect a leader, and go on where one was killed.
+# Controllers and scheduler as separate processes: coracle controllers and coracle scheduler on coracle apiserver. They do their own
+# work only, elect a leader, and continue after the leader is killed.
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 others=()
@@ -57,13 +57,13 @@ has '^workqueue_adds_total\{name="deployment"\} [1-9]' figures one || fail "the 
 has '^workqueue_depth\{' figures two && fail "the one that waits works"
 has '^scheduler_schedule_attempts_total\{.*scheduled' figures scheduler || fail "the scheduler has no figures"
 
-# The one that leads is killed: the other goes on when the Lease has run out.
+# The leader is killed: the other one continues when the Lease has expired.
 kill -KILL "$one"; wait "$one" 2>/dev/null || true
 moved() { local now; now=$(holder) && [ -n "$now" ] && [ "$now" != "$leader" ]; }
 eventually 120 moved
 kubectl create deployment after --image registry.local/hello:v1 >/dev/null
 eventually 60 placed after 1
-# One that is stopped gives its leadership back, and ends well.
+# A stopped leader releases its leadership, and ends without an error.
 kill "${others[1]}"
 wait "${others[1]}" || fail "a controller manager that is stopped fails: $(cat "$WORK/two.log")"
 expect "" "$(holder)" "who leads when nobody is left"

@@ -1,4 +1,4 @@
-"""Requests through pods/proxy, services/proxy and nodes/proxy that kubectl doesn't make: methods, bodies, streams, cut answers, upgrades."""
+"""Requests through pods/proxy, services/proxy and nodes/proxy that kubectl doesn't make: methods, bodies, streams, truncated responses, upgrades."""
 import http.client, json, os, sys, threading, time
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
@@ -32,7 +32,7 @@ answer, body = ask("GET", f"{SERVICE}/?dryRun=All")
 expect((400, "dryRun is not supported"), (answer.status, json.loads(body)["message"]), "dry run")
 print("· methods, bodies, paths")
 
-# The first line comes before the second is made, and a client that goes away ends the guest's work.
+# The first line arrives before the second is generated, and a disconnected client ends the guest's work.
 connection = http.client.HTTPSConnection(HOST, int(PORT), context=context(), timeout=WITHIN_S)
 connection.request("GET", f"{SERVICE}/stream?n=1000&ms=500")
 began = time.monotonic()
@@ -40,7 +40,7 @@ first = connection.getresponse().readline()
 expect((b"line 1\n", True), (first, time.monotonic() - began < 5), "a stream's first line")
 connection.close()
 
-# Forty slow answers at once hold up nobody.
+# Forty slow concurrent responses block no other request.
 slow = [threading.Thread(target=ask, args=("GET", f"{SERVICE}/slow?ms=1500")) for _ in range(40)]
 [one.start() for one in slow]
 answer, _ = ask("GET", "/api/v1/namespaces/default/pods?limit=1")

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What the API server passes on: pods/proxy, services/proxy, nodes/proxy, with every method, path and body, and upgrades.
+# Requests that the API server proxies: pods/proxy, services/proxy, nodes/proxy, with every method, path and body, and upgrades.
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 up
@@ -16,7 +16,7 @@ for _ in $(seq 40); do kubectl get --raw "$services/hello/proxy/"; done | sort -
 expect 2 "$(wc -l < "$WORK/seen")" "pods that answered for the Service"
 echo "· a pod and a Service answer"
 
-# no EXPECTED PATH…: upstream's refusal
+# no EXPECTED PATH…: upstream's rejection
 no() { exits 1 kubectl get --raw "$2"; grep -qF -- "$1" "$WORK/err" || fail "$2: wanted '$1', got $(cat "$WORK/err")"; }
 no 'invalid pod request "a:b:c:d"' "$pods/a:b:c:d/proxy/"
 no 'pods "none" not found' "$pods/none/proxy/"

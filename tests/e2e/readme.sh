@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The README's commands, as a reader types them in two terminals. Every line of every console block runs here or is named below with
-# the test that runs it; a line that is neither fails.
+# The README's commands in two terminals. Every line of every console block runs here or is named below with
+# the test that runs it; any other line fails.
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 # elsewhere LINE: the test that runs this line with this repository's own names, as it can't run here.
@@ -19,7 +19,7 @@ commands() { awk '/^```console/ {on = 1; next} /^```/ {on = 0} on'; }
 all=$(commands < README.md)
 try=$(section 'Try it with kubectl' | commands) own=$(section 'Deploy your own module' | commands)
 [ -n "$try" ] && [ -n "$own" ] || fail "the README has no section to try"
-# The text calls the shell after `coracle up` the other terminal.
+# The README calls the shell after `coracle up` the other terminal.
 first=$(sed '/^coracle up/q' <<< "$try") second=$(sed '1,/^coracle up/d' <<< "$try")
 grep -q '^coracle up' <<< "$first" || fail "the README does not start a cluster"
 while IFS= read -r line; do
@@ -28,7 +28,7 @@ while IFS= read -r line; do
   else grep -qxF -- "$line" <<< "$first"$'\n'"$second"$'\n'"$own" || fail "no test runs this line of README: $line"; fi
 done <<< "$all"
 
-# A checkout with what the commands read, and the program where cargo puts it.
+# A checkout with the files that the commands read, and the program at cargo's path.
 mkdir -p "$WORK/checkout/target/release" "$WORK/checkout/target/wasm32-wasip2/release"
 ln -s "$PWD/sample-workloads" "$WORK/checkout/sample-workloads"
 ln -s "$(realpath "$CORACLE")" "$WORK/checkout/target/release/coracle"
@@ -40,7 +40,7 @@ terminal=$(here <<< "$first" | sed 's/^coracle up/exec &/')
 (cd "$WORK/checkout" && CORACLE_PORT=0 exec bash -euo pipefail -c "$terminal") > "$WORK/ready" 2> "$WORK/up.log" & UP_PID=$!
 eventually 30 grep -q '^ready ' "$WORK/ready"
 
-# The second one. A request or a figure may need a moment after the command before it.
+# The second one. A request or a metric may need a moment after the command before it.
 cat > "$WORK/second" << 'SHELL'
 attempt() {
   local line=$1 deadline=$((SECONDS + 20))

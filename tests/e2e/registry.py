@@ -23,7 +23,7 @@ TOKEN = "token-of-a-minute"
 BLOBS = {}
 DRIP_BYTES = 1000000
 BOMB_MIB = 600  # of zeros, packed into some 600 KiB
-# What goes wrong once or twice, and then doesn't.
+# Faults that occur once or twice, and then end.
 FAULTS = ("fault-busy", "fault-broken", "fault-reset", "fault-cut")
 HAPPENED = {}
 
@@ -35,7 +35,7 @@ def blob(data, kind, **more):
 
 
 def bomb():
-    """A layer whose one file is zeros: the same mebibyte of deflate again and again. Its checksum is never looked at."""
+    """A layer whose one file is zeros: the same mebibyte of deflate repeated. Its checksum is never verified."""
     entry = tarfile.TarInfo("zeros")
     entry.size = BOMB_MIB << 20
     deflate = zlib.compressobj(9, zlib.DEFLATED, -15)
@@ -166,7 +166,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.wfile.write(data)
 
     def drip(self):
-        """A byte a second, for as long as somebody reads."""
+        """A byte a second, as long as the client reads."""
         self.send_response(200)
         self.send_header("Content-Length", str(DRIP_BYTES))
         self.end_headers()
@@ -174,7 +174,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.wfile.write(b" ")
 
     def fault(self, name, what, reference):
-        """Whether this request is one that goes wrong."""
+        """Whether this request has a fault."""
         with LOCK:
             HAPPENED[name, reference] = times = HAPPENED.get((name, reference), 0) + 1
         if name == "fault-cut" and what == "blobs" and times == 1:
@@ -235,7 +235,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             if reference.endswith(".sig"):
                 if "signed" not in name or name in ("unsigned", "signed-referrer", "signed-bundle") or (name, scheme) == ("signed-mirrored", "http") or reference != f"sha256-{hashlib.sha256(LAYOUTS[name]).hexdigest()}.sig":
                     return self.answer(404)
-                # A mirror has what the registry has.
+                # A mirror has the registry's content.
                 host = parse_qs(url.query).get("ns", [self.headers["Host"]])[0]
                 if name == "signed-huge":
                     return self.endless(b" " * 65536)
@@ -264,7 +264,7 @@ def serve(context=None):
     server.daemon_threads = True
     server.handle_error = lambda *_: None
     if context:
-        # The handshake is the connection's own thread's.
+        # The handshake runs on the connection's own thread.
         server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
     threading.Thread(target=server.serve_forever).start()
     return server.server_address[1]

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# In-place resize: what the API lets change, what the node does with it while containers run, and what waits.
+# In-place resize: the changes that the API permits, their effect while containers run, and the changes that wait.
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 up

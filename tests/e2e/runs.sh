@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# `coracle run`: from a file to an address, and with --dev from a change of the file to its answer.
+# `coracle run`: from a file to an address, and with --dev from a change of the file to its response.
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 bin=${SAMPLES_BIN:-sample-workloads/bin}
 cp "$bin/hello.wasm" "$WORK/My_App.wasm"
@@ -36,7 +36,7 @@ trap 'kill "$DEV_PID" 2>/dev/null || true; cleanup' EXIT
 eventually 60 grep -q '^http://' "$WORK/dev"
 address=$(sed -n 's/^\(http:.*\)$/\1/p' "$WORK/dev" | head -n 1)
 has '^hello from dev-' curl -sS -m 10 "$address" || fail "no answer at $address"
-# Another module, replaced as a linker does; then one that is none, which changes nothing; then the first again.
+# Another module, replaced as a linker does; then an invalid one, which changes nothing; then the first one again.
 python3 - "$address" "$WORK" "$bin" <<'PY'
 import os, shutil, sys, time, urllib.error, urllib.request
 address, work, bin = sys.argv[1:]
@@ -60,11 +60,11 @@ def change(name, wanted):
     before = told()
     shutil.copy(name, f"{work}/next"); os.rename(f"{work}/next", f"{work}/My_App.wasm")
     took = until(lambda: wanted(answer()), "a change is not served")
-    # Until then both answer, the one before and this.
+    # Until then both respond, the old one and this one.
     until(lambda: told() > before, "a change is not said to be served")
     return took
 times = []
-# What is compiled for the first time takes as long as that takes.
+# A first compilation takes as long as it takes.
 change(f"{bin}/trap.wasm", lambda got: got[0] == 200 and "hello from" not in got[1])
 change(f"{bin}/hello.wasm", lambda got: got[1].startswith("hello from dev-"))
 for _ in range(3):
@@ -76,11 +76,11 @@ if sorted(times)[len(times) // 2] > 1: sys.exit("a change takes more than a seco
 PY
 eventually 20 grep -q 'runs on' "$WORK/dev-err"
 has '^hello from dev-' curl -sS -m 10 "$address" || fail "half a module took the place of a whole one"
-# A command that fails takes the place of no server: it answers where it did.
+# A failing command replaces no server: the server still responds.
 cp "$bin/crash.wasm" "$WORK/next"; mv "$WORK/next" "$WORK/My_App.wasm"
 eventually 60 grep -q 'does not run: .*runs on' "$WORK/dev-err"
 has '^hello from dev-' curl -sS -m 10 "$address" || fail "a command that fails took the place of a server"
-# What is no file is told, and holds nobody up.
+# A path that is no file is reported, and blocks nothing.
 mkfifo "$WORK/next"; mv "$WORK/next" "$WORK/My_App.wasm"
 eventually 20 grep -q 'it is no file' "$WORK/dev-err"
 rm "$WORK/My_App.wasm"

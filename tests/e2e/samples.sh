@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Every sample does what sample-workloads/README.md says, on the real node. SAMPLES_BIN names other builds of the modules
+# Every sample behaves as in sample-workloads/README.md, on the real node. SAMPLES_BIN names other builds of the modules
 # (CI rebuilds them from source and runs this on the result).
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 BIN=${SAMPLES_BIN:-sample-workloads/bin}

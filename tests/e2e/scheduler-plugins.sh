@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Plugins of the scheduler that are WebAssembly components: one that is well, and others that trap, never end, eat memory, burn fuel and
-# answer rubbish, beside a profile without any. And an extender that has a say in who goes for a pod.
+# Scheduler plugins that are WebAssembly components: a correct one, and others that trap, never end, allocate memory, burn fuel and
+# return garbage, beside a profile without any. And an extender that selects the victims for a pod.
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 BIN=$PWD/sample-workloads/bin
 
@@ -46,7 +46,7 @@ echo "· a file that is no plugin is refused at the start"
 
 up --nodes 2 --scheduler-config "$WORK/scheduler.yaml"
 kubectl wait --for=condition=Ready node/coracle-1 node/coracle-2 --timeout=60s >/dev/null
-# pod NAME SCHEDULER ANNOTATIONS MORE: no image of it is anywhere: where it is bound is what counts
+# pod NAME SCHEDULER ANNOTATIONS MORE: its image exists nowhere: only the binding matters
 pod() {
   printf '{"apiVersion":"v1","kind":"Pod","metadata":{"name":"%s","annotations":{%s}},"spec":{"schedulerName":"%s","containers":[{"name":"c","image":"registry.local/none:v1"}]%s}}' "$1" "${3:-}" "$2" "${4:-}" | kubectl create -f - >/dev/null
 }
@@ -61,7 +61,7 @@ for name in low high; do
 done
 for nth in 1 2 3 4; do
   pod "packed-$nth" packed '' ',"priorityClassName":"low","terminationGracePeriodSeconds":0'
-  # The first one waits for the plugin to be compiled.
+  # The first pod waits for the compilation of the plugin.
   eventually 180 is_bound "packed-$nth"
 done
 pod packed-first packed '' ',"priorityClassName":"high","terminationGracePeriodSeconds":0'
@@ -75,7 +75,7 @@ echo "· for a plugin's refusal alone as few go as it agrees to"
 kubectl label node coracle-1 disk=slow >/dev/null
 kubectl annotate node coracle-1 placement.example.com/preference=100 >/dev/null
 liked() { pod "liked-$1" placement && eventually 60 is_bound "liked-$1" && [ "$(node_of "liked-$1")" = coracle-1 ]; }
-# Whoever was faster than the annotation tries again.
+# A pod bound before the annotation is retried.
 until liked $((tries=${tries:-0}+1)); do [ "$tries" -lt 20 ] || fail "a node that is preferred isn't taken"; done
 bound careful placement "$(avoids disk=slow)"
 expect coracle-2 "$(node_of careful)" "the node that a plugin leaves"
@@ -110,7 +110,7 @@ exits 0 "$CORACLE" explain-scheduling --replay "$WORK/record.json" -o json
 cmp "$WORK/out" "$WORK/first" || fail "a recording says something else than what was recorded"
 echo "· its scores are explained, and replayed without it"
 
-# Those whose plugins never end are many: they wait for each other, and nobody waits for them.
+# Pods with plugins that never end are many: they wait for each other, and no other pod waits for them.
 for nth in $(seq 1 12); do pod "slow-$nth" loops; done
 pod fatal fatal
 for nth in 1 2 3; do bound "free-$nth" default-scheduler; done
@@ -132,7 +132,7 @@ eventually 30 has '^coracle_scheduler_plugin_failures_total\{plugin="Loops",reas
 eventually 30 has '^scheduler_plugin_execution_duration_seconds_count\{plugin="Placement",extension_point="Filter",status="Success"\} [1-9]' metrics
 echo "· figures"
 
-# One seat on each node, taken by a pod that is less important.
+# One seat on each node, used by a pod of lower priority.
 for node in coracle-1 coracle-2; do
   kubectl patch node "$node" --subresource=status --type=merge -p '{"status":{"capacity":{"example.com/seat":"1"},"allocatable":{"example.com/seat":"1"}}}' >/dev/null
 done

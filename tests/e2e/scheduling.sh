@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The scheduler's file (profiles, weights, a plugin off), and `coracle explain-scheduling`: what it says is what is done.
+# The scheduler's file (profiles, weights, a disabled plugin), and `coracle explain-scheduling`: its result equals the decision.
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 cat > "$WORK/scheduler.yaml" <<'YAML'
@@ -20,7 +20,7 @@ profiles:
   plugins:
     score: {enabled: [{name: NodeAffinity, weight: 1000}]}
 YAML
-# An extender, asked about pods that want a seat alone: coracle-2 has one.
+# An extender, called only for pods that request a seat: coracle-2 has one.
 python3 tests/e2e/extender.py > "$WORK/extender.port" & EXTENDER_PID=$!
 trap 'kill "$EXTENDER_PID" 2>/dev/null || true; cleanup' EXIT
 eventually 30 test -s "$WORK/extender.port"
@@ -33,17 +33,17 @@ extenders:
 YAML
 up --nodes 2 --scheduler-config "$WORK/scheduler.yaml"
 kubectl wait --for=condition=Ready node/coracle-1 node/coracle-2 --timeout=60s >/dev/null
-# pod NAME SCHEDULER MORE: no image of it is anywhere: where it is bound is what counts
+# pod NAME SCHEDULER MORE: its image exists nowhere: only the binding matters
 pod() {
   printf '{"apiVersion":"v1","kind":"Pod","metadata":{"name":"%s"},"spec":{"schedulerName":"%s","containers":[{"name":"c","image":"registry.local/none:v1","resources":{"requests":{"cpu":"200m","memory":"8Mi"}}}]%s}}' "$1" "$2" "${3:-}"
 }
 node_of() { kubectl get pod "$1" -o jsonpath='{.spec.nodeName}'; }
 is_bound() { [ -n "$(node_of "$1")" ]; }
-# bound NAME SCHEDULER MORE: makes it; it goes to a node
+# bound NAME SCHEDULER MORE: creates it; it is bound to a node
 bound() { pod "$@" | kubectl create -f - >/dev/null; eventually 30 is_bound "$1"; }
 preferring() { printf ',"affinity":{"nodeAffinity":{"preferredDuringSchedulingIgnoredDuringExecution":[{"weight":1,"preference":{"matchFields":[{"key":"metadata.name","operator":"In","values":["%s"]}]}}]}}' "$1"; }
 explain() { exits 0 "$CORACLE" explain-scheduling --scheduler-config "$WORK/scheduler.yaml" "$@"; cp "$WORK/out" "$WORK/explained"; }
-# said EXPRESSION: of what was explained as JSON, `it`
+# said EXPRESSION: of the explanation as JSON, `it`
 said() { python3 -c 'import json, sys; it = json.load(open(sys.argv[1])); print(eval(sys.argv[2]))' "$WORK/explained" "$1"; }
 
 bound first default-scheduler ',"nodeSelector":{"kubernetes.io/hostname":"coracle-1"}'
@@ -90,7 +90,7 @@ has '^coracle-2 +NodeUnschedulable +node\(s\) were unschedulable$' cat "$WORK/ex
 expect "$(why)" "$(explain --data-dir "$WORK/data" careful -o json; said "it['message']")" "the message of the pod's condition"
 kubectl uncordon coracle-1 >/dev/null && kubectl uncordon coracle-2 >/dev/null
 eventually 30 is_bound careful
-# A pod that has a node is explained as if it had none, and one of a file as if it were made.
+# A bound pod is explained as if it had no node, and one of a file as if it were created.
 explain --data-dir "$WORK/data" packed -o json
 expect coracle-1 "$(said "it['node']")" "where a pod that has a node would go again"
 pod idea packs ',"nodeSelector":{"no":"where"}' > "$WORK/idea.json"

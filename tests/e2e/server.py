@@ -15,7 +15,7 @@ EXIT_SECONDS_MAX = 60
 
 
 class Failed(Exception):
-    """What the test found; the message is for its reader."""
+    """A finding of the test; the message is for its reader."""
 
 
 class Server:
@@ -78,7 +78,7 @@ class Server:
         return [line for line in self.log().splitlines() if "panicked" in line]
 
     def pids(self):
-        """The process and its descendants: compilers are processes of their own."""
+        """The process and its descendants: compilers are separate processes."""
         found, at = [self.process.pid], 0
         while at < len(found):
             try:
@@ -124,7 +124,7 @@ class Server:
         return (self.revision() - before) / (time.monotonic() - began)
 
     def stop(self):
-        """Ends the process as a supervisor does; it has to end well."""
+        """Ends the process as a supervisor does; it has to end without an error."""
         self.process.send_signal(signal.SIGTERM)
         try:
             code = self.process.wait(EXIT_SECONDS_MAX)
@@ -141,7 +141,7 @@ class Server:
 
 
 def until(what, seconds, holds):
-    """Seconds until this holds; a failure with its last answer after so many. `holds` returns None when it holds, else what is missing."""
+    """Seconds until this holds; a failure with its last result after that many. `holds` returns None when it holds, else what is missing."""
     began = time.monotonic()
     while (missing := holds()) is not None:
         if time.monotonic() - began > seconds:

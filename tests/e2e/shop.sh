@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The shop's database: orders that were answered for are there after their pod, the process by kill -9 under load, and scaling; the nightly
+# The shop's database: acknowledged orders survive their pod, kill -9 of the process under load, and scaling; the nightly
 # report counts them; deleting the set removes them.
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
@@ -34,7 +34,7 @@ shop rollout status statefulset/orders --timeout=300s >/dev/null || fail "orders
 eventually 120 kept "$ID"
 echo "· an order outlives its pod"
 
-# Several at once, each noting what was answered for; then the end, in the midst of it.
+# Several clients at once, each recording its acknowledged orders; then the kill during the load.
 : > "$WORK/answered"
 for _ in 1 2 3; do
   ( for _ in $(seq 2000); do id=$(order 2>/dev/null) || exit 0; echo "$id" >> "$WORK/answered"; done ) &
@@ -57,7 +57,7 @@ shop logs job/once > "$WORK/report"
 python3 - "$WORK/report" "$answered" <<'PY' || fail "the report: $(cat "$WORK/report")"
 import json, sys
 report = json.load(open(sys.argv[1]))
-# The first one, what was answered for, and at most what each of the three had under way.
+# The first one, the acknowledged ones, and at most what each of the three had in flight.
 assert report["paid"] >= int(sys.argv[2]) + 1 and report["total"] == 249 * report["paid"], report
 assert report["paid"] <= report["orders"] <= int(sys.argv[2]) + 4, report
 PY

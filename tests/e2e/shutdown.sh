@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Graceful shutdown of nodes: pods end in order and with their hooks, and their end is told before the process is gone.
+# Graceful shutdown of nodes: pods end in order and with their hooks, and their end is reported before the process ends.
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 up --shutdown-grace-period 20 --shutdown-grace-period-critical-pods 8

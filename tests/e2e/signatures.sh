@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The signature policy: what is signed as cosign does it runs, and nothing else; a policy that changes.
+# The signature policy: images signed as by cosign run, and no others; a policy that changes.
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 here=$(dirname "${BASH_SOURCE[0]}")
 
@@ -25,7 +25,7 @@ mirrors:
 configs:
   "$R": {tls: {ca_file: ca.pem}}
 YAML
-# policy KEY [MORE]: what stands in the file
+# policy KEY [MORE]: the content of the file
 policy() {
   cat > "$WORK/new.json" <<JSON
 {"default": [{"type": "reject"}], "transports": {"docker": {
@@ -38,7 +38,7 @@ policy good
 up --registries "$WORK/registries.yaml" --signature-policy "$WORK/policy.json"
 start() { local name=$1 image=$2; shift 2; kubectl run "$name" --image="$image" --port=8080 --image-pull-policy="${pull:-IfNotPresent}" "$@" >/dev/null; }
 runs() { start "$@"; kubectl wait --for=condition=Ready "pod/$1" --timeout=60s >/dev/null || fail "$1 is not Ready: $(kubectl describe pod "$1" | tail -n 8)"; }
-# refused NAME PATTERN: the pod waits for want of a signature, and an event says why
+# refused NAME PATTERN: the pod waits for a missing signature, and an event has the reason
 refused() {
   eventually 60 has "^(SignatureValidationFailed|ImagePullBackOff)$" kubectl get pod "$1" -o 'jsonpath={.status.containerStatuses[0].state.waiting.reason}'
   eventually 20 has "image pull failed for .* because the signature validation failed: .*$2" kubectl get events --field-selector "involvedObject.name=$1" -o 'jsonpath={range .items[*]}{.message}{"\n"}{end}'
@@ -92,7 +92,7 @@ echo "· coracle pull"
 pull=Never; start imported "$R/imported/hello:v1"; refused imported 'is on the node, but rule .* was never found met'; unset pull
 runs again "$R/signed/hello:v1"
 policy wrong
-# What is there is looked at again by the new rule.
+# Present images are verified again by the new rule.
 changed() { kubectl delete pod changed --ignore-not-found --wait >/dev/null; start changed "$R/signed/hello:v1"
   eventually 20 has . kubectl get pod changed -o 'jsonpath={.status.containerStatuses[0].state}'; has SignatureValidationFailed kubectl get pod changed -o 'jsonpath={.status.containerStatuses[0].state.waiting.reason}'; }
 eventually 60 changed

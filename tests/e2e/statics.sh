@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Static pods: a folder of manifests, their mirrors, and what garbage in it does.
+# Static pods: a folder of manifests, their mirrors, and the effect of garbage in it.
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 mkdir "$WORK/manifests"
@@ -72,7 +72,7 @@ for n in range(3):
 os.mkfifo(at("pipe.yaml"))
 os.symlink(at("around"), at("around")); os.symlink("/", at("root")); os.symlink("/proc/self/mem", at("mem.yaml")); os.symlink("/dev/zero", at("endless.yaml"))
 until, turn = time.monotonic() + 20, 0
-while time.monotonic() < until:  # what is read is a file, half a file, a pipe, a folder, or gone
+while time.monotonic() < until:  # the path is a file, half a file, a pipe, a folder, or missing
     turn += 1
     write("turns.tmp", pod("turns", labels={"turn": str(turn)}))
     os.replace(at("turns.tmp"), at("turns.yaml"))

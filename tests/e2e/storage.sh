@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Volumes that outlive pods: binding, making, surviving, growing, ending; and a full one harms nobody.
+# Volumes that outlive pods: binding, creation, persistence, growth, deletion; and a full one affects no other.
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 mkdir -p "$WORK/disk"
@@ -14,7 +14,7 @@ claim() {
 {apiVersion: v1, kind: PersistentVolumeClaim, metadata: {name: $1}, spec: {accessModes: [ReadWriteOnce], resources: {requests: {storage: $2}}${3:+, $3}}}
 YAML
 }
-# pod NAME VOLUME SCRIPT: runs a script beside a volume at /data, to its end
+# pod NAME VOLUME SCRIPT: runs a script with a volume at /data, to its end
 pod() {
   kubectl apply -f - >/dev/null <<YAML
 {apiVersion: v1, kind: Pod, metadata: {name: $1}, spec: {restartPolicy: Never, terminationGracePeriodSeconds: 0, volumes: [{name: data, $2}],
@@ -68,7 +68,7 @@ kubectl exec full -- sh -c 'rm /data/1 /data/2' || fail "nothing can be removed 
 eventually 30 write again
 is pod/full '{.status.phase} {.status.containerStatuses[0].restartCount}' "Running 0" || fail "the pod did not go on"
 kubectl exec full -- sh -c 'rm -f /data/2 /data/3 /data/4' || fail "nothing can be removed"
-# The way in which files are replaced: what the old ones took is nobody's any more.
+# The usual replacement of files: the space of the old ones is freed.
 kubectl exec full -- sh -c 'for n in 1 2 3 4 5 6 7 8 9; do cp /data/again /data/tmp && mv /data/tmp /data/kept || exit 1; done' ||
   fail "a file that is replaced again and again does not fit beside itself"
 kubectl exec full -- sh -c 'for n in 1 2 3; do cp /data/again "/data/more-$n" || exit 0; done; exit 1' >/dev/null 2>&1 || fail "the volume has no end any more"

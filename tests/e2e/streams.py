@@ -1,4 +1,4 @@
-"""WebSocket clients of pods/portforward that kubectl isn't: the older protocol with numbered channels, and clients that are wrong."""
+"""WebSocket clients of pods/portforward other than kubectl: the older protocol with numbered channels, and invalid clients."""
 import os, socket, struct, sys
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
@@ -38,7 +38,7 @@ for query, code, says, more in (
     client = forwarded(query, **more)
     expect((code, True), (client.code, says in client.body.replace("\\\"", "\"")), f"{query} {more}: {client.body!r}")
 
-# Bytes that are no WebSocket, no SPDY in a WebSocket, and a frame that says it is longer than all memory: each ends its own connection.
+# Bytes that are no WebSocket, no SPDY in a WebSocket, and a frame with a length beyond all memory: each ends its own connection.
 client = forwarded("", "SPDY/3.1+portforward.k8s.io")
 client.send(b"GET / HTTP/1.1\r\n\r\n" * 100)
 list(client.messages())

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Connections that become another protocol's: kubectl port-forward in both of its ways, and the older WebSocket protocol.
+# Upgraded connections: kubectl port-forward by both of its protocols, and the older WebSocket protocol.
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 up
@@ -23,7 +23,7 @@ for websockets in true false; do
   for _ in 1 2 3; do has '^hello from hello-' curl -s -m 10 "http://127.0.0.1:$local_port/" || fail "no answer through port-forward (WebSockets: $websockets)"; done
   seq 20 | xargs -P 10 -I{} curl -s -m 10 -o /dev/null -w '%{http_code}\n' "http://127.0.0.1:$local_port/" > "$WORK/codes"
   expect "20 200" "$(sort "$WORK/codes" | uniq -c | sed 's/^ *//')" "twenty connections, ten at once"
-  # Who says that no more comes still has an answer.
+  # A client that closes its sending half still gets a response.
   expect "HTTP/1.0 200 OK" "$(python3 - "$local_port" <<'P'
 import socket, sys
 with socket.create_connection(("127.0.0.1", int(sys.argv[1])), timeout=20) as s:
@@ -32,7 +32,7 @@ with socket.create_connection(("127.0.0.1", int(sys.argv[1])), timeout=20) as s:
     print(s.makefile("rb").read().split(b"\r\n")[0].decode())
 P
 )" "an answer to a client that has closed its half (WebSockets: $websockets)"
-  # A body that is longer than every buffer on the way, to a server that doesn't want it.
+  # A body that is longer than every buffer on the way, to a server that rejects it.
   head -c 3000000 /dev/zero | curl -s -m 20 -o "$WORK/body" -w '%{http_code}' --data-binary @- "http://127.0.0.1:$local_port/" > "$WORK/codes"
   expect 405 "$(cat "$WORK/codes")" "a long body"
   stop_forward
@@ -55,16 +55,16 @@ echo "· who may, and what is no upgrade"
 
 python3 "$(dirname "${BASH_SOURCE[0]}")/streams.py" "$pod"
 
-# What a session begins with is compiled by now, or soon.
+# The session's module is compiled by now, or soon.
 compiled() { compgen -G "$WORK/data/compiled/$(sha256sum sample-workloads/bin/toolbox.wasm | cut -d' ' -f1)-*.cwasm"; }
 eventually 120 compiled
 
-# What is open is counted until it ends, under upstream's names.
+# Open sessions are counted until they end, under upstream's names.
 node=$(kubectl get node -o jsonpath='{.items[0].metadata.name}')
 counted() { kubectl get --raw "/api/v1/nodes/$node/proxy/metrics" | sed -n "s/^$1{$2} //p"; }
 labels() { echo "long_running=\"$1\",method=\"GET\",path=\"$2\",server_type=\"readwrite\""; }
 is() { [ "$(counted kubelet_http_inflight_requests "$(labels true exec)")" = "$1" ]; }
-# What lasts at the API server: a kind of request, by resource and subresource.
+# Long-running requests at the API server, by resource and subresource.
 lasting() { kubectl get --raw /metrics | sed -n "s/^apiserver_longrunning_requests{verb=\"$1\".*resource=\"$2\",subresource=\"$3\".*} //p"; }
 last() { [ "$(lasting "$2" "$3" "$4" | awk '{n += $1} END {print n + 0}')" = "$1" ]; }
 watches=$(lasting WATCH configmaps '' | awk '{n += $1} END {print n + 0}')
@@ -87,9 +87,9 @@ kubectl get --raw /metrics > "$WORK/metrics"
 grep -qx 'apiserver_websocket_streaming_requests_total{subresource="exec",proxy_type="proxied_to_kubelet"} 1' "$WORK/metrics" || fail "not counted by the API server: $(grep websocket "$WORK/metrics")"
 echo "· what is counted"
 
-# Connections to the node are kept: a hundred questions, one after the other, are not a hundred connections.
+# Connections to the node are reused: a hundred sequential requests do not take a hundred connections.
 port=$(kubectl get node "$node" -o jsonpath='{.status.daemonEndpoints.kubeletEndpoint.Port}')
-# Sockets of the process with the kubelet's port at their other end, whatever their state, that were not there before.
+# New sockets of the process with the kubelet's port at their other end, in any state.
 to_kubelet() { awk -v port="$(printf ':%04X' "$port")" 'index($3, port) {print $2}' /proc/net/tcp | sort -u; }
 to_kubelet > "$WORK/before"
 for _ in $(seq 50); do kubectl logs "$pod" --tail=1 >/dev/null; kubectl get --raw "/api/v1/nodes/$node/proxy/healthz" >/dev/null; done
@@ -98,7 +98,7 @@ made=$(to_kubelet | comm -13 "$WORK/before" - | wc -l)
 echo "· connections to nodes are kept"
 down
 
-# A session on which nothing moves ends; one that says something now and then goes on.
+# An idle session ends; one with occasional data continues.
 up --streaming-connection-idle-timeout 5
 kubectl rollout status deployment/hello --timeout=60s >/dev/null
 told() { kubectl exec "$pod" -- true; }

@@ -1,4 +1,4 @@
-"""What a suite of independent cases shares: `SUITE.py KUBECONFIG [CASE…]` runs them side by side, says what went wrong and exits 1.
+"""Code shared by suites of independent cases: `SUITE.py KUBECONFIG [CASE…]` runs them in parallel, prints the failures and exits 1.
 Cases wait for conditions with a deadline and never sleep for a result.
 """
 import concurrent.futures, json, subprocess, sys, time
@@ -7,7 +7,7 @@ from cluster import Cluster
 
 KUBECONFIG = sys.argv[1]
 CLUSTER = Cluster(KUBECONFIG)
-SOON_S = 60  # for what takes a second or two on an idle machine
+SOON_S = 60  # for actions of a second or two on an idle machine
 POLL_S = 0.05
 NS = "/api/v1/namespaces/default"
 
@@ -37,7 +37,7 @@ def apply(*objects):
 
 
 def ask_api(path, method="GET", body=None, media="application/json", timeout=SOON_S):
-    """Its status and its answer as JSON."""
+    """The status and the response as JSON."""
     c = CLUSTER.connect(timeout)
     try:
         body = json.dumps(body) if isinstance(body, (dict, list)) else body
@@ -54,7 +54,7 @@ def get(path):
 
 
 def until(what, check, seconds=SOON_S):
-    """The first true answer of `check`."""
+    """The first true result of `check`."""
     deadline = time.monotonic() + seconds
     while True:
         got = check()
@@ -69,7 +69,7 @@ def run(case):
     began = time.monotonic()
     try:
         note, problem = case(), None
-    except Exception as e:  # whatever it is, the other cases still tell what they found
+    except Exception as e:  # whatever it is, the other cases still report their findings
         note, problem = None, e if isinstance(e, Wrong) else repr(e)
     took = f"{time.monotonic() - began:.1f} s"
     print(f"· {case.__name__}: {took}{f', {note}' if note else ''}" if problem is None else f"WRONG: {case.__name__} ({took}): {problem}", flush=True)

@@ -1,4 +1,4 @@
-"""kubectl on a terminal of its own, as a person sees it."""
+"""kubectl on a pseudo-terminal, as a user sees it."""
 import fcntl, os, pty, select, signal, struct, subprocess, termios, time
 
 from suite import KUBECONFIG, SOON_S, Wrong
@@ -21,7 +21,7 @@ class Terminal:
             self.process.send_signal(signal.SIGWINCH)
 
     def read(self):
-        """What is there within a moment; whether the other end is still open."""
+        """The output available within a moment; whether the other end is still open."""
         if not select.select([self.fd], [], [], 0.2)[0]:
             return True
         try:
@@ -31,7 +31,7 @@ class Terminal:
         return True
 
     def sees(self, wanted, within=SOON_S):
-        """Waits until that is shown, and forgets all up to its end."""
+        """Waits until that is shown, and drops all output up to its end."""
         deadline = time.monotonic() + within
         while wanted not in self.shown:
             if not self.read() or time.monotonic() > deadline:

@@ -25,7 +25,7 @@ exits 1 kubectl top pod none
 grep -q 'NotFound\|not found' "$WORK/err" || fail "a pod that isn't there: $(cat "$WORK/err")"
 echo "· pods"
 
-# A loop of a pod with half a core shows as what its limit lets it have.
+# A looping pod with half a core shows the usage that its limit allows.
 kubectl set resources deployment/endless --limits=cpu=500m >/dev/null
 kubectl rollout status deployment/endless --timeout=60s >/dev/null
 endless=$(kubectl get service endless -o jsonpath='{.spec.clusterIP}')

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Volumes that are more than whole folders of a pod: subPath and subPathExpr, and folders of the machine.
+# Parts of volumes: subPath and subPathExpr, and folders of the machine.
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 mkdir -p "$WORK/shared/texts" "$WORK/private"
@@ -36,7 +36,7 @@ eventually 20 has 'a guest is given folders' kubectl get pod within -o jsonpath=
 expect CreateContainerConfigError "$(kubectl get pod within -o jsonpath='{.status.containerStatuses[0].state.waiting.reason}')" "its reason"
 echo "· what can't be mounted is told"
 
-# The modes that the volume asks for, as the kernel has them and as a guest sees them (coracle:host/stat).
+# The modes requested by the volume, as the kernel has them and as a guest sees them (coracle:host/stat).
 kubectl apply -f - >/dev/null <<'YAML'
 {apiVersion: v1, kind: Pod, metadata: {name: modes}, spec: {restartPolicy: Never,
   volumes: [{name: map, configMap: {name: texts, defaultMode: 0400, items: [{key: a.txt, path: a}, {key: b.txt, path: deep/b, mode: 0750}]}}, {name: own, emptyDir: {}}],

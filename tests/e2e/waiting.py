@@ -11,7 +11,7 @@ import urllib.request
 
 WAITING, ASKED, AT_ONCE = 600, 10_000, 100
 SECONDS = 240
-# The proxy's own deadline, in seconds: on a slow machine it may come before the Service goes.
+# The proxy's own deadline, in seconds: on a slow machine it may expire before the Service is deleted.
 LATE = 60
 TEXTS = {
     "too many": r"too many requests wait for its first pod already; try again later",
@@ -25,7 +25,7 @@ neighbour, delete = sys.argv[2], sys.argv[3:]
 
 
 async def answer(reader):
-    """The status line and the body of an answer."""
+    """The status line and the body of a response."""
     head = await reader.readuntil(b"\r\n\r\n")
     length = int(re.search(rb"content-length: *(\d+)", head, re.I).group(1))
     return head.decode(), (await reader.readexactly(length)).decode().strip()
@@ -44,7 +44,7 @@ async def one(kind, ends):
     try:
         reader, writer = await asyncio.open_connection(host, port)
     except ConnectionRefusedError:
-        # The kernel asked a second time, and the Service was gone by then.
+        # The kernel connected a second time, and the Service was gone by then.
         return ends.update(["removed"])
     try:
         if kind == "endless":
@@ -56,7 +56,7 @@ async def one(kind, ends):
         try:
             ends.update([named(*await answer(reader))])
         except (ConnectionResetError, asyncio.IncompleteReadError):
-            # An answer to a body that nobody reads may be lost with it.
+            # A response to an unread body may be lost with it.
             assert kind == "endless"
             ends.update(["too many"])
     finally:
@@ -64,8 +64,8 @@ async def one(kind, ends):
 
 
 async def many(count, ends, kept):
-    """Asks again and again over one connection, until somebody keeps it waiting: then over another. The one that waits holds what a
-    client that left gave back, so that all places are taken soon, and the flood ends."""
+    """Repeats requests over one connection until one has to wait: then over another. A waiting request takes the slot of a
+    disconnected client, so that all slots are in use soon, and the flood ends."""
     reader = writer = None
     for _ in range(count):
         if writer is None:

@@ -17,7 +17,7 @@ def context():
 
 
 class WebSocket:
-    """A client's end. `head` is the server's answer."""
+    """A client's end. `head` is the server's response."""
 
     def __init__(self, target, protocol="v4.channel.k8s.io", key=None):
         self.socket = context().wrap_socket(socket.create_connection((HOST, int(PORT)), timeout=WITHIN_S))
@@ -41,7 +41,7 @@ class WebSocket:
         self.socket.sendall(bytes([0x80 | op]) + length + mask + bytes(b ^ mask[i % 4] for i, b in enumerate(data)))
 
     def fills(self):
-        """Reads nothing until the server sends no more, because the buffers between them are full."""
+        """Reads nothing until the server stops sending, because the buffers between them are full."""
         deadline, before, looks = time.monotonic() + WITHIN_S, 0, 0
         while looks < 10:
             expect(True, time.monotonic() < deadline, f"the buffers of a client that doesn't read fill ({before} bytes)")
@@ -50,7 +50,7 @@ class WebSocket:
             before, looks = unread, looks + 1 if unread == before and unread > 0 else 0
 
     def messages(self):
-        """All that come until the close."""
+        """All messages until the close."""
         while True:
             head = self.file.read(2)
             if len(head) < 2:
@@ -61,7 +61,7 @@ class WebSocket:
             data = self.file.read(length)
             if head[0] & 15 == 8:
                 return
-            # Pings and pongs are none of what was said.
+            # Pings and pongs are no messages.
             if head[0] & 15 < 8:
                 yield data
 

@@ -8,7 +8,7 @@ import base64, concurrent.futures, http.client, json, re, socket, subprocess, th
 
 from suite import CLUSTER, KUBECONFIG, NS, SOON_S, Wrong, apply, ask_api, expect, get, kubectl, main, until
 
-ACCEPTS_S = 0.9  # of the second for which a server goes on accepting once it is out of the routing tables
+ACCEPTS_S = 0.9  # of the second for which a server still accepts once it is out of the routing tables
 HELLO, UNRULY, LOOP = (f"registry.local/{name}:v1" for name in ("hello", "unruly", "loop"))
 
 
@@ -34,7 +34,7 @@ def container_of(name):
 
 
 def serving(name, image, **more):
-    """Makes a pod and its Service, and waits until it answers: its address."""
+    """Creates a pod and its Service, and waits until it responds; returns its address."""
     apply(pod(name, image, **more), service(name))
     return answering(name)
 
@@ -46,7 +46,7 @@ def answering(name):
 
 
 class Answer:
-    """One answer as an HTTP/1.1 client sees it. `whole`: the body came to its own end."""
+    """One response in an HTTP/1.1 client. `whole`: the body ended properly."""
 
     def __init__(self, status=0, headers=None, body=b"", whole=False, took=0.0, error=None):
         self.status, self.headers, self.body, self.whole, self.took, self.error = status, headers or {}, body, whole, took, error
@@ -88,7 +88,7 @@ def in_background(act, *args, **more):
 
 
 class History:
-    """All that a watch shows of a pod from now on until it is gone."""
+    """All watch events of a pod from now on until it is gone."""
 
     def __init__(self, name):
         self.began = time.monotonic()
@@ -137,7 +137,7 @@ def waiting(name):
 
 def headers_that_are_not_a_guests():
     ip = serving("headers", UNRULY)
-    c = http.client.HTTPConnection(ip, 80, timeout=SOON_S)  # one connection: a guest's framing would confuse the next answer
+    c = http.client.HTTPConnection(ip, 80, timeout=SOON_S)  # one connection: a guest's framing would confuse the next response
     sets = ["coracle-reason:fuel", "Coracle-Anything:x", "connection:close", "connection:x-own", "keep-alive:timeout=1", "proxy-connection:close",
             "transfer-encoding:gzip", "transfer-encoding:identity", "upgrade:h2c", "te:trailers", "trailer:x-own", "content-length:7"]
     for one in sets:
@@ -164,7 +164,7 @@ def bodies_that_break_off():
         got = answer.result(SOON_S)
         if got.status != 200 or got.whole:
             raise Wrong(f"{how}: {got}")
-    # Of HTTP/1.0, where the end of the connection is the body's end, only a reset tells.
+    # With HTTP/1.0, where the end of the connection is the body's end, only a reset signals it.
     with socket.create_connection((ip, 80), timeout=SOON_S) as s:
         s.sendall(b"GET /cut?how=trap HTTP/1.0\r\nHost: cut\r\n\r\n")
         try:
@@ -173,7 +173,7 @@ def bodies_that_break_off():
             raise Wrong("a body that was cut ends cleanly for a client of HTTP/1.0")
         except ConnectionResetError:
             pass
-    # Of HTTP/2 a stream is reset; curl calls that 92.
+    # With HTTP/2 a stream is reset; curl reports that as 92.
     if "HTTP2" in subprocess.check_output(["curl", "--version"], text=True):
         done = subprocess.run(["curl", "-s", "--http2-prior-knowledge", "-m", str(SOON_S), f"http://{ip}/cut?how=trap"], capture_output=True)
         expect(92, done.returncode, "curl's exit code for a stream of HTTP/2 that was cut")
@@ -190,7 +190,7 @@ def stops():
     sleep = {"lifecycle": {"preStop": {"sleep": {"seconds": 2}}}}
     asks = {"lifecycle": {"preStop": {"httpGet": {"path": "/slow?ms=2000", "port": 80}}}}
     fails = {"lifecycle": {"preStop": {"httpGet": {"path": "/", "port": 81}}}}
-    wanted = {  # name: pod, exit, seconds that it takes at least, and at most before its grace period would end
+    wanted = {  # name: pod, exit, its minimum seconds, and its maximum before its grace period would end
         "stop-plain": (pod("stop-plain", LOOP), (143, "Error"), 0, 20),
         "stop-grace": (pod("stop-grace", LOOP, annotations={"stop.coracle.dev/c": "grace"}, terminationGracePeriodSeconds=3), (137, "Error"), 3, SOON_S),
         "stop-sleep": (pod("stop-sleep", LOOP, container=sleep), (143, "Error"), 2, 20),
@@ -226,7 +226,7 @@ def concurrency():
     holder = http.client.HTTPConnection(ip, 80, timeout=SOON_S)
     holder.request("GET", "/stream?n=100000&ms=50")
     stream = holder.getresponse()
-    stream.read(7)  # it has begun, and goes on until it is closed
+    stream.read(7)  # it has begun, and continues until it is closed
     late = [in_background(ask, ip, "/") for _ in range(3)]
     for answer in late:
         got = answer.result(SOON_S)
@@ -239,7 +239,7 @@ def concurrency():
 
 
 def reuse():
-    """An instance answers as often as its annotation says; a new one is made for who comes after that, or at once."""
+    """An instance serves as many requests as its annotation allows; a new one is created for later requests, or at once."""
     ip = serving("reuse", HELLO, annotations={"reuse.coracle.dev/c": "count=5,idle=1h"})
     node = get(f"{NS}/pods/reuse")["spec"]["nodeName"]
 
@@ -251,19 +251,19 @@ def reuse():
     for _ in range(20):
         expect(b"hello from reuse\n", ask(ip, "/").body, "an answer of an instance that answers again")
     made = started() - before
-    if not 3 <= made <= 5:  # the first may have answered some before
+    if not 3 <= made <= 5:  # the first may have served some before
         raise Wrong(f"20 requests, 5 by each instance: {made} were made")
     apply(pod("reuse-never", LOOP, annotations={"reuse.coracle.dev/c": "count=5"}))
     until("a command is told", lambda: waiting("reuse-never").startswith("CreateContainerConfigError: annotation reuse.coracle.dev/c: only an HTTP server"))
 
 
 def memory_is_waited_for():
-    """Room for one instance and not for two: requests take turns, and the pod stays Ready."""
+    """Memory for one instance and not for two: requests take turns, and the pod stays Ready."""
     ip = serving("narrow", HELLO, container={"resources": {"limits": {"memory": "4Mi"}}, "readinessProbe": {"httpGet": {"path": "/", "port": 80}, "periodSeconds": 1}})
     until("narrow is Ready", lambda: container_of("narrow").get("ready"))
     sixteen = [in_background(ask, ip, f"/slow?ms={100 + n}") for n in range(16)]
     expect([(200, None)] * 16, [(a.status, a.reason) for a in (answer.result(SOON_S) for answer in sixteen)], "requests beside each other under 4Mi")
-    # While a stream holds it all, probes find no memory: that says nothing about the module, and fails nobody.
+    # While a stream holds all memory, probes find none: that does not count against the module, and fails no probe.
     holder = http.client.HTTPConnection(ip, 80, timeout=SOON_S)
     holder.request("GET", "/stream?n=100000&ms=50")
     stream = holder.getresponse()
@@ -275,13 +275,13 @@ def memory_is_waited_for():
         expect((True, 0), (status["ready"], status["restartCount"]), "ready and restarts while a stream holds the memory")
     stream.close()
     holder.close()
-    late = "context deadline exceeded"  # a probe that a busy machine answers late says nothing of memory
+    late = "context deadline exceeded"  # a late probe on a busy machine indicates nothing about memory
     expect([], [e for e in events("narrow") if e.startswith("Unhealthy") and late not in e], "events of the pod under 4Mi")
     until("the memory comes back", lambda: ask(ip, "/").status == 200)
 
 
 def probes_beside_streams():
-    """As many streams as a pod takes: its probes are answered all the same."""
+    """As many streams as a pod accepts: its probes still succeed."""
     probe = {"httpGet": {"path": "/", "port": 80}, "periodSeconds": 1, "timeoutSeconds": 1, "failureThreshold": 3}
     ip = serving("streams", HELLO, annotations={"concurrency.coracle.dev/c": "8"}, container={"livenessProbe": probe, "readinessProbe": probe})
     until("streams is Ready", lambda: container_of("streams").get("ready"))
@@ -292,7 +292,7 @@ def probes_beside_streams():
         r = c.getresponse()
         r.read(7)
         open_streams.append((c, r))
-    until_s = time.monotonic() + 8  # longer than three failures of a liveness probe take
+    until_s = time.monotonic() + 8  # longer than three failures of a liveness probe
     while time.monotonic() < until_s:
         for _, r in open_streams:
             r.read(7)
@@ -400,7 +400,7 @@ def taken_port():
     apply(pod("behind", HELLO), pod("caller", UNRULY), service("caller"), service("behind"))
     caller = answering("caller")
     answering("behind")
-    # An address of the Services' block that the allocator is not about to give away.
+    # An address of the Services' block that the allocator does not allocate next.
     ip = ".".join([*get(f"{NS}/services/kubernetes")["spec"]["clusterIP"].split(".")[:2], "200", "77"])
     with socket.socket() as taken:
         taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -498,7 +498,7 @@ def names_and_addresses():
 
 
 def raw(ip, data):
-    """What comes back for these bytes until the server closes: the first answer's status and reason, and how many there are."""
+    """The bytes until the server closes: the first response's status and reason, and the number of responses."""
     with socket.create_connection((ip, 80), timeout=SOON_S) as connection:
         connection.sendall(data)
         answer = b""
@@ -523,13 +523,13 @@ def framing():
         "a coding that nobody undoes": (501, b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n"),
     }
     for what, (status, request) in refused.items():
-        # What follows on the connection is no request: the server closes it.
+        # The rest of the connection is no request: the server closes it.
         expect((status, "framing"), raw(ip, request + good)[:2], what)
         expect(1, raw(ip, request + good)[2], f"answers after {what}")
     upgrade = lambda to: b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close, Upgrade\r\nUpgrade: " + to + b"\r\n\r\n"
     expect(200, raw(ip, upgrade(b"h2c"))[0], "an offer of HTTP/2, as Java's client makes it")
     expect((501, "upgrade"), raw(ip, upgrade(b"websocket"))[:2], "a WebSocket to a pod")
-    # The first of two lengths ends in nothing that an endpoint could take for a request.
+    # The body of the first of two lengths contains nothing that an endpoint could parse as a request.
     smuggled = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 60\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\nGET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n"
     expect(1, raw(ip, smuggled + good)[2], "answers to a request with a second one in its body")
 
@@ -596,7 +596,7 @@ def load():
         kept = http.client.HTTPConnection(ip, 80, timeout=SOON_S) if number % 2 else None  # half of them on one connection
         next_at = time.monotonic()
         while not over.is_set():
-            # The long ones are under way while their pod is told to go.
+            # The long requests are in flight while their pod is deleted.
             got = ask(ip, "/slow?ms=300" if counts[number] % 20 == 0 else "/version", on=kept)
             counts[number] += 1
             if got.status != 200 or not got.whole:
@@ -624,7 +624,7 @@ def load():
 
 
 def in_order():
-    """A StatefulSet's pods come one after the other, are found by their names, and are replaced from the last to the first."""
+    """A StatefulSet's pods start in order, are found by their names, and are replaced from the last to the first."""
     pods = lambda: get(f"{NS}/pods?labelSelector=app%3Ddb")["items"]
     names = lambda: sorted(pod["metadata"]["name"] for pod in pods())
     container = {"name": "c", "image": HELLO, "env": [{"name": "VERSION", "value": "one"}]}
@@ -661,7 +661,7 @@ def stateful_set(template):
 
 
 def everywhere():
-    """A DaemonSet runs one pod on each node, and another one where one is deleted."""
+    """A DaemonSet runs one pod on each node, and a replacement after a deletion."""
     template = {"metadata": {"labels": {"app": "everywhere"}}, "spec": {"terminationGracePeriodSeconds": 1, "containers": [{"name": "c", "image": HELLO}]}}
     apply({"apiVersion": "apps/v1", "kind": "DaemonSet", "metadata": {"name": "everywhere"},
            "spec": {"selector": {"matchLabels": {"app": "everywhere"}}, "template": template}})
@@ -676,7 +676,7 @@ def everywhere():
 
 
 def each_minute():
-    """A CronJob's first Job runs when its minute comes."""
+    """A CronJob's first Job runs at its minute."""
     job = {"spec": {"template": {"spec": {"restartPolicy": "Never", "containers": [{"name": "c", "image": HELLO}]}}}}
     apply({"apiVersion": "batch/v1", "kind": "CronJob", "metadata": {"name": "minute"},
            "spec": {"schedule": "* * * * *", "concurrencyPolicy": "Forbid", "jobTemplate": job}})

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# What a running workload can rely on, and what its neighbours can: headers, bodies, stops, drains, limits on requests,
-# volumes, tokens, ports, environments, probes, ends, refusals; no request lost while pods come and go; and a process that is killed.
+# Guarantees for a running workload and its neighbours: headers, bodies, stops, drains, limits on requests,
+# volumes, tokens, ports, environments, probes, ends, rejections; no request lost while pods start and stop; and a killed process.
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 up --nodes 2

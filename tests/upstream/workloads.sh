@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# A Deployment, a StatefulSet, a Job and a CronJob on fake nodes, whoever makes them work. To be sourced after tests/e2e/lib.sh, with a
+# A Deployment, a StatefulSet, a Job and a CronJob on fake nodes, with any controllers. Sourced after tests/e2e/lib.sh, with a
 # cluster in KUBECONFIG.
 work_through() {
 kubectl create namespace trial >/dev/null
