@@ -1,4 +1,4 @@
-//! Conditions of the common type `meta.k8s.io/v1 Condition`.
+//! Validation of conditions of the common type `meta.k8s.io/v1 Condition`, with upstream's messages. Pure.
 
 use std::collections::BTreeSet;
 use std::sync::LazyLock;

@@ -1,4 +1,4 @@
-//! Field errors with upstream's messages, and their paths.
+//! Field errors: a path and a cause, printed with upstream's messages. Validation collects them in order.
 
 use std::fmt;
 

@@ -1,4 +1,4 @@
-//! A webhook's client configuration: a URL, or a Service.
+//! Defaults and validation of a webhook's client configuration: exactly one of URL and Service.
 
 use serde_json::Value;
 

@@ -1,4 +1,4 @@
-//! Applies cluster changes to the snapshot and the queue.
+//! Applies cluster changes to the snapshot, and requeues the unschedulable pods that a change may make schedulable.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};

@@ -1,4 +1,4 @@
-//! Builds responses in the negotiated form.
+//! Builds responses from results: negotiates the form (JSON, YAML, protobuf, table), and compresses large bodies.
 
 use std::io::Write;
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! Table and PartialObjectMetadata: transformations of an object (`kubectl get`).
+//! Transforms objects into Table and PartialObjectMetadata responses, with the columns of their kind.
 
 use std::sync::Arc;
 

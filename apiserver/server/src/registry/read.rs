@@ -1,4 +1,4 @@
-//! Get, list, and the start of a watch.
+//! The read path: get, list, and the start of a watch, served by the watch cache or an object source.
 
 use machinery_api::selector::{FieldRequirement, go_quoted};
 use std::borrow::Cow;

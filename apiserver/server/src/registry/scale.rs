@@ -1,4 +1,5 @@
-//! The scale subresource: `autoscaling/v1 Scale` over a workload's replicas.
+//! The scale subresource: maps `autoscaling/v1 Scale` to a workload's replicas and back. Writes take the common write
+//! path.
 
 use machinery_api::ApiError;
 use machinery_api::error::GroupResource;

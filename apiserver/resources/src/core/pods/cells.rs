@@ -1,4 +1,5 @@
-//! A pod's table row, including its displayed status.
+//! A pod's table row for `kubectl get`. The displayed status is upstream's computation over phase, reasons and
+//! containers.
 
 use jiff::Timestamp;
 use serde_json::{Value, json};

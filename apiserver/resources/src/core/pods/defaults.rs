@@ -1,4 +1,4 @@
-//! Defaults of pods and pod templates.
+//! Defaults of pods and pod templates, applied after decoding and before admission.
 
 use serde_json::{Value, json};
 

@@ -1,4 +1,4 @@
-//! Probes and lifecycle hooks.
+//! Validation of probes and lifecycle hooks: exactly one handler, thresholds and times.
 
 use serde_json::Value;
 

@@ -1,4 +1,4 @@
-//! The spec of Pods and of workload templates.
+//! Validation of the spec of Pods and of workload templates: collects the field errors of all parts.
 
 use serde_json::{Value, json};
 

@@ -1,4 +1,4 @@
-//! Validation of Pod updates, and of status updates.
+//! Validation of Pod updates and of status updates: only upstream's mutable fields may differ.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -1,4 +1,4 @@
-//! Checks of the baseline standard.
+//! The checks of the baseline standard: each maps a pod spec to its violations, with upstream's messages. Pure.
 
 use apiserver_resources::field::quoted as go_quoted;
 use serde_json::Value;

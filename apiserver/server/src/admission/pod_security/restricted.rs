@@ -1,4 +1,4 @@
-//! The checks that only the restricted standard has.
+//! The checks of the restricted standard in addition to the baseline ones. Pure.
 
 use serde_json::Value;
 

@@ -1,4 +1,4 @@
-//! Performs the actions that [`PodState`](super::PodState) returns.
+//! Performs the actions that [`PodState`](super::PodState) returns: starts tasks, whose results come back as messages.
 
 use tokio::sync::watch;
 

@@ -1,4 +1,4 @@
-//! A worker's data of one container.
+//! A worker's data of one container beside its state machine: its runner, tasks and handles.
 
 use std::sync::Arc;
 
