@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use controllers::{INVENTORY_BYTES_MAX, Inventory, SharedInventory};
+use machinery_env::Env;
 use tokio_util::sync::CancellationToken;
 
 /// Interval between two reads.
@@ -31,12 +32,12 @@ impl NodeInventory {
     }
 
     /// Reloads the file on changes until `stop`.
-    pub(crate) async fn reload_on_changes(self, stop: CancellationToken) {
+    pub(crate) async fn reload_on_changes(self, env: Env, stop: CancellationToken) {
         let (mut last, mut told) = (String::new(), None);
         loop {
             tokio::select! {
                 () = stop.cancelled() => return,
-                () = tokio::time::sleep(INTERVAL) => {}
+                () = env.sleep(INTERVAL) => {}
             }
             let file = self.clone();
             let reload = tokio::task::spawn_blocking(move || (file.reload(&mut last), last));

@@ -17,10 +17,12 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let kubeconfig = Kubeconfig::read_from(arguments.next().ok_or("the kubeconfig's path is missing")?)?;
     let root_ca_pem = arguments.next().map(std::fs::read_to_string).transpose()?.unwrap_or_default();
     let config = kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
+    let env = Env::real();
+    let timers = env.clone();
     let user = move |name: &str| {
         let mut config = config.clone();
         config.auth_info.impersonate = Some(name.to_owned());
-        machinery_client::from_config(config).expect("the configuration was good for the first client")
+        machinery_client::from_config(&timers, config).expect("the configuration was good for the first client")
     };
     let client = user("system:kube-controller-manager");
     let clients: Clients = Arc::new(move |account| user(&format!("system:serviceaccount:kube-system:{account}")));
@@ -37,7 +39,6 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         sign_token: Some(Arc::new(|claims| Some(format!("unsigned.{claims}")))),
         ..Settings::default()
     };
-    let env = Env::real();
     let identity = format!("example_{}", env.uid());
     Ok(controllers::run(client, clients, env, Config::new(settings, &identity), stop).await?)
 }

@@ -256,7 +256,7 @@ async fn patch_condition(api: &ApiClient, env: &Env, service: &ObjectKey, count:
     let patch = machinery_client::value_of(&Service { status: Some(status), ..Service::default() });
     let kind = Kind::of::<Service>();
     let patched = api.patch::<Service>(&kind, service, Some("status"), PatchType::Strategic, &patch);
-    match tokio::time::timeout(CONDITION_REFRESH_INTERVAL, patched).await {
+    match env.timeout(CONDITION_REFRESH_INTERVAL, patched).await {
         Ok(Ok(_)) => true,
         Ok(Err(error)) => {
             tracing::debug!(%service, %error, "cannot write the condition of queued requests; retrying");
@@ -291,7 +291,7 @@ pub(crate) async fn write_conditions(queues: &ActivationQueues, client: Client, 
             if last.is_empty() && !slow {
                 std::future::pending().await
             } else {
-                tokio::time::sleep(CONDITION_INTERVAL_MIN).await;
+                env.sleep(CONDITION_INTERVAL_MIN).await;
             }
         };
         tokio::select! {

@@ -81,6 +81,7 @@ pub(crate) struct Egress {
     exchanges: Arc<PodLimit>,
     names: ExternalResolver,
     pool: Pool,
+    env: Env,
     /// The cluster's own CIDRs: external names must not resolve into them.
     cluster: Vec<IpNet>,
 }
@@ -127,6 +128,7 @@ impl Egress {
             exchanges: PodLimit::new(EXCHANGES_PER_POD_MAX.min(exchanges.div_ceil(4)), exchanges),
             names: ExternalResolver::of_host(env.clone()),
             pool: Pool::new(env.clone()),
+            env: env.clone(),
             cluster,
         })
     }
@@ -294,7 +296,7 @@ impl Egress {
                         Some(Err(error)) => failed = Some(error),
                         None => return Err(failed),
                     },
-                    () = tokio::time::sleep(NEXT_ADDRESS_AFTER), if waiting.len() > 0 => {}
+                    () = self.env.sleep(NEXT_ADDRESS_AFTER), if waiting.len() > 0 => {}
                 }
             }
         };
@@ -302,7 +304,7 @@ impl Egress {
             Some((address, error)) => DialError::Connection { address: address.to_string(), source: error.into() },
             None => DialError::NameNotFound(name.to_owned()),
         };
-        let connected = tokio::time::timeout(CONNECT_TIMEOUT, race).await;
+        let connected = self.env.timeout(CONNECT_TIMEOUT, race).await;
         let stream = connected.map_err(|_| DialError::Timeout(name.to_owned()))?.map_err(fail)?;
         let _ = stream.set_nodelay(true);
         Ok(stream)
@@ -326,7 +328,7 @@ impl Egress {
                 return Ok(held);
             }
             self.pool.close_idle();
-            tokio::time::sleep(DESCRIPTOR_RETRY_INTERVAL).await;
+            self.env.sleep(DESCRIPTOR_RETRY_INTERVAL).await;
         }
         descriptors.take(Class::Backends)
     }
@@ -343,7 +345,9 @@ impl Egress {
             builder.max_buf_size(BUFFER_BYTES_MAX);
             Ok::<_, BoxError>(builder.handshake::<_, Body>(TokioIo::new(io)).await?)
         };
-        let (sender, connection) = tokio::time::timeout(CONNECT_TIMEOUT, shake)
+        let (sender, connection) = self
+            .env
+            .timeout(CONNECT_TIMEOUT, shake)
             .await
             .map_err(|_| DialError::Timeout(to.address.to_string()))?
             .map_err(|error| to.failed(error))?;
@@ -360,7 +364,7 @@ impl Egress {
         let stream = self.connect_to(to).await?;
         let mut builder = hyper::client::conn::http2::Builder::new(TokioExecutor::new());
         builder.timer(TokioTimer::new()).keep_alive_interval(PING_INTERVAL).keep_alive_timeout(PING_TIMEOUT);
-        let shake = tokio::time::timeout(CONNECT_TIMEOUT, builder.handshake::<_, Body>(TokioIo::new(stream))).await;
+        let shake = self.env.timeout(CONNECT_TIMEOUT, builder.handshake::<_, Body>(TokioIo::new(stream))).await;
         let (sender, connection) =
             shake.map_err(|_| DialError::Timeout(to.address.to_string()))?.map_err(|error| to.failed(error.into()))?;
         let address = to.address;
@@ -552,7 +556,7 @@ mod tests {
         let full = silent.listen(0).unwrap();
         let silent = full.local_addr().unwrap();
         let mut queue = vec![TcpStream::connect(silent).await.unwrap()];
-        while let Ok(Ok(stream)) = tokio::time::timeout(NEXT_ADDRESS_AFTER, TcpStream::connect(silent)).await {
+        while let Ok(Ok(stream)) = egress.env.timeout(NEXT_ADDRESS_AFTER, TcpStream::connect(silent)).await {
             queue.push(stream);
         }
         let stream = egress.connect(vec![dead, silent, dead, live.1], "a").await.unwrap();

@@ -36,7 +36,7 @@ pub(crate) async fn serve(
         Err(error) => return tracing::debug!(%peer, ip = %endpoint.ip, %error, "no connection to an endpoint"),
     };
     let connect = TcpStream::connect((endpoint.ip, endpoint.port));
-    let mut to = match tokio::time::timeout(CONNECT_TIMEOUT, connect).await {
+    let mut to = match state.env.timeout(CONNECT_TIMEOUT, connect).await {
         Ok(Ok(to)) => to,
         Ok(Err(error)) => return tracing::debug!(%peer, ip = %endpoint.ip, %error, "endpoint refused a connection"),
         Err(_) => return tracing::debug!(%peer, ip = %endpoint.ip, "endpoint did not accept in time"),

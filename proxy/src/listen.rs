@@ -138,5 +138,5 @@ async fn run(
             }
         }
     };
-    accept::serve(listener, limit, None, &stop, each).await;
+    accept::serve(listener, limit, None, &state.env, &stop, each).await;
 }

@@ -90,7 +90,7 @@ impl ExternalResolver {
 
     /// The addresses of an external name, in the order of dialling.
     pub(crate) async fn lookup(&self, caller: &Caller, name: &str) -> Result<Vec<IpAddr>, DialError> {
-        let looked_up = tokio::time::timeout(LOOKUP_TIMEOUT, self.query(caller, name)).await;
+        let looked_up = self.env.timeout(LOOKUP_TIMEOUT, self.query(caller, name)).await;
         looked_up.map_err(|_| DialError::Timeout(format!("the name server, asked for {name},")))?
     }
 
@@ -298,7 +298,7 @@ pub(crate) mod tests {
         while names.lookups.free() > LOOKUPS_MAX - LOOKUPS_PER_POD_MAX {
             tokio::task::yield_now().await;
         }
-        let found = tokio::time::timeout(Duration::from_secs(5), names.lookup(&caller("victim"), "good.test")).await;
+        let found = names.env.timeout(Duration::from_secs(5), names.lookup(&caller("victim"), "good.test")).await;
         assert_eq!(found.expect("an answer").unwrap(), ["192.0.2.1".parse::<IpAddr>().unwrap()]);
         assert_eq!(names.lookups.free(), LOOKUPS_MAX - LOOKUPS_PER_POD_MAX);
         assert_eq!(names.lookups.pods(), 1, "who asks no more has no share");

@@ -551,7 +551,7 @@ pub(crate) mod tests {
                 tokio::task::yield_now().await;
             }
         };
-        tokio::time::timeout(std::time::Duration::from_secs(30), all_free).await.expect("no permit is held");
+        plane.state.env.timeout(std::time::Duration::from_secs(30), all_free).await.expect("no permit is held");
         stop.cancel();
     }
 

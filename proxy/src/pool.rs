@@ -127,7 +127,7 @@ impl Pool {
         }
         drop(pooled);
         if !self.inner.sweeping.swap(true, Ordering::AcqRel) {
-            tokio::spawn(sweep(Arc::downgrade(&self.inner)));
+            tokio::spawn(sweep(Arc::downgrade(&self.inner), self.inner.env.clone()));
         }
     }
 
@@ -138,11 +138,11 @@ impl Pool {
 }
 
 /// Closes expired connections until the pool is empty.
-async fn sweep(pool: std::sync::Weak<PoolInner>) {
+async fn sweep(pool: std::sync::Weak<PoolInner>, env: Env) {
     loop {
-        tokio::time::sleep(SWEEP_INTERVAL).await;
+        env.sleep(SWEEP_INTERVAL).await;
         let Some(inner) = pool.upgrade() else { return };
-        let now = inner.env.elapsed();
+        let now = env.elapsed();
         let mut pooled = inner.pooled.lock().unwrap_or_else(PoisonError::into_inner);
         pooled.sweep(now);
         if pooled.count() == 0 {

@@ -45,7 +45,7 @@ pub async fn run(plane: DataPlane, client: Client, stop: CancellationToken, sync
     let state = feed().plane.state.clone();
     let retry = async {
         loop {
-            tokio::time::sleep(BIND_RETRY).await;
+            env.sleep(BIND_RETRY).await;
             feed().listeners.retry();
         }
     };

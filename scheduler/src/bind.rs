@@ -6,6 +6,7 @@ use machinery_api::ObjectKey;
 use machinery_api::time::seconds;
 use machinery_client::request::{ApiClient, PatchType, status_code};
 use machinery_client::{Condition, Informer, Kind, Pod};
+use machinery_env::Env;
 use serde_json::{Value, json};
 
 use crate::plugins::PreBindPatch;
@@ -36,17 +37,17 @@ pub async fn pre_bind(client: &ApiClient, first: Vec<(&'static str, PreBindPatch
 ///
 /// # Errors
 /// The claims can't be bound, or the wait timed out.
-pub async fn until_bound(informer: &Informer, pod: &PodInfo, node: &str) -> Result<(), String> {
+pub async fn until_bound(env: &Env, informer: &Informer, pod: &PodInfo, node: &str) -> Result<(), String> {
     let failed = |why: String| format!("running PreBind plugin \"VolumeBinding\": binding volumes: {why}");
     let wait = async {
         let mut wait = CLAIMS_LOOK_FIRST;
         while !informer.read(|view| are_bound(view, pod, node)).map_err(failed)? {
-            tokio::time::sleep(wait).await;
+            env.sleep(wait).await;
             wait = (wait * 2).min(CLAIMS_LOOK_MAX);
         }
         Ok(())
     };
-    tokio::time::timeout(CLAIMS_BOUND_MAX, wait).await.map_err(|_| failed("context deadline exceeded".into()))?
+    env.timeout(CLAIMS_BOUND_MAX, wait).await.map_err(|_| failed("context deadline exceeded".into()))?
 }
 
 /// Binds a pod to a node.

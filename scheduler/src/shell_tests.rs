@@ -214,7 +214,7 @@ impl Server {
                 Ok::<_, Infallible>(server.answer(&head.method, &head.uri.to_string(), &body))
             }
         });
-        in_process(service, |request| request)
+        in_process(&Env::real(), service, |request| request)
     }
 
     pub(crate) fn write(&self, plural: &str, object: Value) {
@@ -228,7 +228,7 @@ impl Server {
                 changed.changed().await.unwrap();
             }
         };
-        tokio::time::timeout(Duration::from_secs(20), wait).await.expect("it happens in time");
+        Env::real().timeout(Duration::from_secs(20), wait).await.expect("it happens in time");
     }
 }
 
@@ -311,7 +311,7 @@ async fn a_scheduler_that_loses_its_leadership_gives_up_its_bindings() {
     assert_eq!(lease["spec"]["holderIdentity"], "me");
     lease["spec"]["holderIdentity"] = json!("another");
     server.write("leases", lease);
-    let ended = tokio::time::timeout(Duration::from_secs(20), running).await.expect("it ends").unwrap();
+    let ended = Env::real().timeout(Duration::from_secs(20), running).await.expect("it ends").unwrap();
     assert!(matches!(ended, Err(RunError::Election(_))), "{ended:?}");
     assert_eq!(Arc::strong_count(&server.state.lock().unwrap().waiting), 1, "the binding was given up");
 }

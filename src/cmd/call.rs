@@ -10,6 +10,7 @@ use k8s_openapi::api::core::v1::{Pod, Service};
 use kube::Client;
 use kube::client::Body;
 use machinery_client::{Api, ListOptions};
+use machinery_env::Env;
 
 use super::Failure;
 use crate::config::Common;
@@ -80,7 +81,7 @@ pub(crate) fn run(flags: &Call, common: &Common) -> Result<(), Failure> {
 }
 
 async fn call(flags: &Call, data: &DataDir) -> anyhow::Result<()> {
-    let client = machinery_client::from_kubeconfig(data.kubeconfig()).await.with_context(|| {
+    let client = machinery_client::from_kubeconfig(&Env::real(), data.kubeconfig()).await.with_context(|| {
         format!(
             "no cluster has run in {}: start one with `coracle up`, or name its folder with --data-dir",
             data.path().display()

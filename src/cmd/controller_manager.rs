@@ -116,9 +116,10 @@ pub(crate) fn run(flags: &ControllerManager) -> Result<(), Failure> {
         |ComponentDeps { client, env, stop }| async move {
             let same = client.clone();
             let clients: controllers::Clients = Arc::new(move |_| same.clone());
+            let timers = env.clone();
             let follows = async {
                 if let Some(inventory) = inventory {
-                    inventory.reload_on_changes(stop.clone()).await;
+                    inventory.reload_on_changes(timers, stop.clone()).await;
                 }
                 std::future::pending::<()>().await;
             };

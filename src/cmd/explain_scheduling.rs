@@ -126,7 +126,7 @@ fn yaml_of(file: &Path) -> anyhow::Result<Value> {
 async fn record_cluster(flags: &ExplainScheduling, common: &Common) -> anyhow::Result<Recording> {
     let data = DataDir::of(common)?;
     let kubeconfig = flags.kubeconfig.clone().unwrap_or_else(|| data.kubeconfig());
-    let client = machinery_client::from_kubeconfig(&kubeconfig).await.with_context(|| {
+    let client = machinery_client::from_kubeconfig(&Env::real(), &kubeconfig).await.with_context(|| {
         format!("{}: name a kubeconfig with --kubeconfig, or a cluster's folder with --data-dir", kubeconfig.display())
     })?;
     let configuration = flags.scheduler_config.as_deref().map(yaml_of).transpose()?;

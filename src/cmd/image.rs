@@ -91,7 +91,8 @@ pub(crate) enum Format {
 /// # Errors
 /// If no cluster runs, or the node rejects the request.
 pub(crate) fn run(flags: &Images, common: &Common) -> Result<(), Failure> {
-    let images = ImageClient::new(local::registry(&DataDir::of(common)?)?);
+    let env = Env::real();
+    let images = ImageClient::new(&env, local::registry(&DataDir::of(common)?)?);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start")?;
     let progress = Progress::new();
     match &flags.verb {
@@ -101,7 +102,7 @@ pub(crate) fn run(flags: &Images, common: &Common) -> Result<(), Failure> {
                 Format::Json => {
                     print_stdout!("{}", serde_json::to_string_pretty(&all).context("cannot print the images")?)?
                 }
-                Format::Table => result(format_args!("{}", table(&all, Env::real().now())))?,
+                Format::Table => result(format_args!("{}", table(&all, env.now())))?,
             }
         }
         Verb::Rm { references } => {

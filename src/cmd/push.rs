@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use anyhow::Context as _;
 use clap::Args;
 use kubelet::image::push;
+use machinery_env::Env;
 
 use super::Failure;
 use crate::compose::images::INSPECT;
@@ -38,7 +39,7 @@ pub(crate) fn run(flags: &Push, common: &Common) -> Result<(), Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start")?;
     let progress = Progress::new();
     progress.doing(&format!("pushing {} ({} bytes)", flags.file.display(), module.len()));
-    let pushed = runtime.block_on(push(module, INSPECT, &flags.reference, &access));
+    let pushed = runtime.block_on(push(&Env::real(), module, INSPECT, &flags.reference, &access));
     progress.done();
     let pushed = pushed?;
     print_stdout!("{} {} ({} bytes)", pushed.name, pushed.digest, pushed.size_bytes)?;

@@ -66,11 +66,11 @@ where
     let runtime = compose::runtime()?;
     let done: anyhow::Result<()> = runtime.block_on(async {
         let signal = compose::stop_signal();
-        let client = connect(&flags.kubeconfig, agent).await?;
+        let client = connect(&env, &flags.kubeconfig, agent).await?;
         let stop = CancellationToken::new();
         let metrics = serve_metrics(flags.metrics_bind, registry, &env, &stop).await?;
         result(format_args!("ready kubeconfig={}{metrics}\n", flags.kubeconfig.display()))?;
-        let component = start(ComponentDeps { client, env, stop: stop.clone() });
+        let component = start(ComponentDeps { client, env: env.clone(), stop: stop.clone() });
         tokio::pin!(signal, component);
         tokio::select! {
             () = &mut signal => {}
@@ -81,15 +81,15 @@ where
         }
         stop.cancel();
         // A late failure is ignored: the process is stopping.
-        let _ = tokio::time::timeout(DRAIN, component).await;
+        let _ = env.timeout(DRAIN, component).await;
         Ok(())
     });
     runtime.shutdown_timeout(LAST_MOMENT);
     Ok(done?)
 }
 
-async fn connect(kubeconfig: &Path, agent: &'static str) -> anyhow::Result<Client> {
-    let client = machinery_client::from_kubeconfig_as(kubeconfig, agent).await;
+async fn connect(env: &Env, kubeconfig: &Path, agent: &'static str) -> anyhow::Result<Client> {
+    let client = machinery_client::from_kubeconfig_as(env, kubeconfig, agent).await;
     client.with_context(|| format!("--kubeconfig {}", kubeconfig.display()))
 }
 

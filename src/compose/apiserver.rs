@@ -9,6 +9,7 @@ use apiserver::auth::certificates::Certificates;
 use apiserver::auth::pki::{self, Identity, Pki};
 use apiserver::auth::tls::Acceptor;
 use apiserver::http::kubelets::Kubelets;
+use machinery_env::Env;
 use tokio_util::sync::CancellationToken;
 
 use super::ground::Ground;
@@ -19,9 +20,9 @@ use crate::data_dir::write_atomically;
 const CERTIFICATES_INTERVAL: Duration = Duration::from_secs(5);
 
 /// The client for kubelets: nodes' certificates are of the cluster's CA, as is the client's own.
-pub(super) fn kubelets(pki: &Pki) -> anyhow::Result<Kubelets> {
+pub(super) fn kubelets(env: &Env, pki: &Pki) -> anyhow::Result<Kubelets> {
     let identity = pki.issue_client("kube-apiserver-kubelet-client", "system:masters")?;
-    Ok(Kubelets::new(pki.ca_pem(), &identity)?)
+    Ok(Kubelets::new(env, pki.ca_pem(), &identity)?)
 }
 
 pub(super) fn build(ground: &Ground) -> anyhow::Result<Vec<Component>> {
@@ -41,6 +42,7 @@ pub(super) fn build(ground: &Ground) -> anyhow::Result<Vec<Component>> {
         Ok(())
     };
     let files = CertificateFiles {
+        env: ground.env.clone(),
         pki: ground.pki.clone(),
         certificates,
         kubeconfig: ground.data.kubeconfig(),
@@ -57,6 +59,7 @@ pub(super) fn build(ground: &Ground) -> anyhow::Result<Vec<Component>> {
 
 /// The certificates and their files.
 struct CertificateFiles {
+    env: Env,
     pki: Arc<Pki>,
     certificates: Arc<Certificates>,
     kubeconfig: PathBuf,
@@ -74,7 +77,7 @@ impl CertificateFiles {
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return Ok(()),
-                () = tokio::time::sleep(CERTIFICATES_INTERVAL) => {}
+                () = this.env.sleep(CERTIFICATES_INTERVAL) => {}
             }
             let this_run = this.clone();
             let result = tokio::task::spawn_blocking(move || this_run.reload_and_renew()).await?;

@@ -38,16 +38,16 @@ pub(super) fn build(ground: &Ground) -> anyhow::Result<Vec<Component>> {
     config.election = None;
     config.informer = Some(ground.informer.clone());
     ground.with_metrics(|registry| config.metrics.register(registry));
-    let service = ground.service.clone();
+    let (service, timers) = (ground.service.clone(), ground.env.clone());
     let clients: controllers::Clients =
-        Arc::new(move |account| ComponentIdentity::Controller(account).client(&service));
-    let client = ComponentIdentity::ControllerManager.client(&ground.service);
+        Arc::new(move |account| ComponentIdentity::Controller(account).client(&timers, &service));
+    let client = ComponentIdentity::ControllerManager.client(&ground.env, &ground.service);
     let (env, stop) = (ground.env.clone(), ground.stop.components.clone());
     let run = async move { Ok(controllers::run(client, clients, env, config, stop).await?) };
-    let stop = ground.stop.components.clone();
+    let (env, stop) = (ground.env.clone(), ground.stop.components.clone());
     let inventory = asked.inventory.clone().map(|inventory| {
         Component::new("node inventory", async move {
-            inventory.reload_on_changes(stop).await;
+            inventory.reload_on_changes(env, stop).await;
             Ok(())
         })
     });

@@ -109,7 +109,7 @@ impl Ground {
                 services: network.of_services(),
                 toleration_seconds: config.api.default_toleration_seconds.into(),
                 features: config.features,
-                kubelets: api::kubelets(&pki)?,
+                kubelets: api::kubelets(env, &pki)?,
                 registry: metrics.clone(),
             },
             images::chain_extensions(env, &config.nodes, &config.api.admission, images.as_ref(), (&blobs, &registry)),
@@ -118,7 +118,7 @@ impl Ground {
         let service = apiserver.service();
         let shutdowns = (0..config.nodes.count).map(|_| Shutdown::new(config.nodes.shutdown_grace)).collect();
         let stop = Stops { servers: CancellationToken::new(), components: CancellationToken::new() };
-        let manager = ComponentIdentity::ControllerManager.client(&service);
+        let manager = ComponentIdentity::ControllerManager.client(env, &service);
         let pods = PodNetwork::default();
         let ground = Self {
             env: env.clone(),
@@ -163,7 +163,7 @@ impl Ground {
         self.apiserver.bootstrap(&self.bootstrap).await?;
         let kubeconfig = pki::kubeconfig(&self.server_url(), self.pki.ca_pem(), "coracle", self.pki.admin());
         write_atomically(&self.data.kubeconfig(), kubeconfig.as_bytes())?;
-        let admin = ComponentIdentity::Admin.client(&self.service);
+        let admin = ComponentIdentity::Admin.client(&self.env, &self.service);
         registry::advertise(&admin, &self.registry.address).await?;
         if self.config.nodes.count > 0 {
             storage::create_default_class(&admin).await?;

@@ -7,6 +7,7 @@ use axum::body::Body;
 use http::HeaderValue;
 use http::header::USER_AGENT;
 use kube::Client;
+use machinery_env::Env;
 
 /// A component or another API user of this process.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,10 +47,10 @@ impl ComponentIdentity {
     }
 
     /// A client with this identity.
-    pub(super) fn client(&self, service: &ApiService) -> Client {
+    pub(super) fn client(&self, env: &Env, service: &ApiService) -> Client {
         let user = self.user();
         let agent = HeaderValue::from_static(self.agent());
-        machinery_client::in_process(service.clone(), move |request| {
+        machinery_client::in_process(env, service.clone(), move |request| {
             let (mut head, body) = request.into_parts();
             head.extensions.insert(user.clone());
             head.headers.entry(USER_AGENT).or_insert_with(|| agent.clone());

@@ -158,7 +158,7 @@ pub(crate) async fn start(
         progress.doing(wait.what);
         wait.ready.await?;
     }
-    let admin = ComponentIdentity::Admin.client(&ground.service);
+    let admin = ComponentIdentity::Admin.client(&ground.env, &ground.service);
     if parts == Parts::All {
         progress.doing("waiting for the controllers");
         let disabled = &ground.config.controllers.disabled;
@@ -176,7 +176,8 @@ impl Cluster {
     /// # Errors
     /// On errors of the registry.
     pub(crate) async fn push(&self, module: &[u8], reference: &str) -> anyhow::Result<()> {
-        kubelet::image::push(module.to_vec(), images::INSPECT, reference, &self.ground.registry).await?;
+        let ground = &self.ground;
+        kubelet::image::push(&ground.env, module.to_vec(), images::INSPECT, reference, &ground.registry).await?;
         Ok(())
     }
 
@@ -195,17 +196,21 @@ impl Cluster {
     /// Drains and stops everything, the store last.
     pub(crate) async fn stop(mut self) {
         // First: pods terminate while the API can record their status.
-        let ends = self.ground.shutdowns.iter().cloned().map(|end: Shutdown| async move { end.run().await });
+        let env = self.ground.env.clone();
+        let ends = self.ground.shutdowns.iter().map(|end: &Shutdown| {
+            let (end, env) = (end.clone(), env.clone());
+            async move { end.run(&env).await }
+        });
         ends.collect::<JoinSet<()>>().join_all().await;
-        if !self.components.drain(DRAIN).await {
+        if !self.components.drain(&env, DRAIN).await {
             tracing::warn!("components did not end in time and are aborted");
         }
         self.ground.apiserver.stop();
-        self.servers.drain(LAST_ANSWERS).await;
+        self.servers.drain(&env, LAST_ANSWERS).await;
         self.servers.abort().await;
         let store = self.ground.store.clone();
         let closed = tokio::task::spawn_blocking(move || store.close());
-        if tokio::time::timeout(LAST_CHECKPOINT, closed).await.is_err() {
+        if env.timeout(LAST_CHECKPOINT, closed).await.is_err() {
             tracing::warn!("the store's checkpoint is behind its log; the next start reads more of the log");
         }
     }

@@ -162,20 +162,20 @@ fn signatures(ground: &Ground, parts: &SharedNodeParts, file: PathBuf) -> Compon
 
 /// Removes the key-value data of deleted namespaces, as the first node: every node may read namespaces.
 fn keyvalue_collector(ground: &Ground, parts: &SharedNodeParts) -> Component {
-    let client = ComponentIdentity::Node("coracle-1".into()).client(&ground.service);
-    let (runtime, stop) = (parts.runtime.clone(), ground.stop.components.clone());
+    let client = ComponentIdentity::Node("coracle-1".into()).client(&ground.env, &ground.service);
+    let (runtime, env, stop) = (parts.runtime.clone(), ground.env.clone(), ground.stop.components.clone());
     Component::new("collector of kept values", async move {
-        kubelet::config::keyvalue::collect(runtime, client, stop).await;
+        kubelet::config::keyvalue::collect(runtime, client, env, stop).await;
         Ok(())
     })
 }
 
 /// Removes and expands the local volumes of these nodes, as the binder.
 fn volume_keeper(ground: &Ground, nodes: keeper::Nodes) -> Component {
-    let client = ComponentIdentity::Controller("persistent-volume-binder").client(&ground.service);
-    let (informer, stop) = (ground.informer.clone(), ground.stop.components.clone());
+    let client = ComponentIdentity::Controller("persistent-volume-binder").client(&ground.env, &ground.service);
+    let (informer, env, stop) = (ground.informer.clone(), ground.env.clone(), ground.stop.components.clone());
     Component::new("keeper of volumes", async move {
-        keeper::run(informer, client.into(), nodes, stop).await;
+        keeper::run(informer, client.into(), nodes, env, stop).await;
         Ok(())
     })
 }
@@ -211,12 +211,13 @@ fn node(
     }
     node.memory_dir = Some(MEMORY_DIR.into());
     node.volumes = volumes;
-    let client = ComponentIdentity::Node(name).client(&ground.service);
+    let client = ComponentIdentity::Node(name).client(&ground.env, &ground.service);
     let (told, heard) = oneshot::channel();
     let (parts, stop) = (parts.clone(), ground.stop.components.clone());
     let run = async move { Ok(kubelet::node::run(node, parts, client, told, stop).await?) };
+    let env = ground.env.clone();
     let ready = async move {
-        tokio::time::timeout(NODE_READY_TIMEOUT, heard)
+        env.timeout(NODE_READY_TIMEOUT, heard)
             .await
             .context("a node did not become Ready in time: see the log with --log-level info")?
             .context("a node ended before it was Ready: see the log with --log-level info")?;

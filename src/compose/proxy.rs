@@ -30,7 +30,7 @@ pub(super) fn config(config: &ClusterConfig, network: &Network, pki: &Pki, api_s
 pub(super) fn build(ground: &Ground) -> anyhow::Result<Vec<Component>> {
     let plane = ground.data_plane.clone();
     ground.with_metrics(|registry| plane.metrics().register(registry));
-    let client = ComponentIdentity::Proxy.client(&ground.service);
+    let client = ComponentIdentity::Proxy.client(&ground.env, &ground.service);
     let stop = ground.stop.components.clone();
     let (synced, routes_known) = tokio::sync::oneshot::channel();
     let synced = move || {

@@ -30,7 +30,7 @@ pub(super) async fn default_namespace(client: &Client, env: &Env, disabled: &[St
             maps.wait_until(env, "kube-root-ca.crt", |found| found.is_some()).await;
         }
     };
-    tokio::time::timeout(READY_TIMEOUT, both).await.context(
+    env.timeout(READY_TIMEOUT, both).await.context(
         "namespace default did not get its ServiceAccount and root CA ConfigMap: see the log with --log-level info",
     )
 }
@@ -52,9 +52,7 @@ pub(super) async fn nodes_take_pods(client: &Client, env: &Env, count: u32, disa
             nodes.wait_until(env, &name, takes_pods).await;
         }
     };
-    tokio::time::timeout(READY_TIMEOUT, all)
-        .await
-        .context("a node kept its not-ready taint: see the log with --log-level info")
+    env.timeout(READY_TIMEOUT, all).await.context("a node kept its not-ready taint: see the log with --log-level info")
 }
 
 fn takes_pods(node: Option<&Node>) -> bool {

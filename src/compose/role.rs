@@ -3,6 +3,7 @@
 use std::pin::Pin;
 use std::time::Duration;
 
+use machinery_env::Env;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -91,9 +92,9 @@ impl RunningComponents {
     }
 
     /// Stops all components; returns whether they ended in time.
-    pub(super) async fn drain(&mut self, time_max: Duration) -> bool {
+    pub(super) async fn drain(&mut self, env: &Env, time_max: Duration) -> bool {
         self.stop.cancel();
-        tokio::time::timeout(time_max, async { while self.tasks.join_next().await.is_some() {} }).await.is_ok()
+        env.timeout(time_max, async { while self.tasks.join_next().await.is_some() {} }).await.is_ok()
     }
 
     /// Aborts the components that still run.
@@ -144,7 +145,7 @@ mod tests {
         running.start(Component::new("hasty one", async { anyhow::bail!("out of boats") }));
         let told = format!("{:#}", failures.recv().await.unwrap());
         assert!(told.starts_with("the hasty one ended") && told.ends_with("out of boats"), "{told}");
-        assert!(running.drain(Duration::from_secs(10)).await);
+        assert!(running.drain(&Env::real(), Duration::from_secs(10)).await);
         assert!(failures.try_recv().is_err(), "the patient one was asked to");
     }
 
@@ -161,8 +162,8 @@ mod tests {
         let (failed, _failures) = mpsc::channel(1);
         let mut running = RunningComponents::new(CancellationToken::new(), failed);
         running.start(Component::new("stubborn one", std::future::pending()));
-        assert!(!running.drain(Duration::from_millis(10)).await);
+        assert!(!running.drain(&Env::real(), Duration::from_millis(10)).await);
         running.abort().await;
-        assert!(running.drain(Duration::from_millis(10)).await);
+        assert!(running.drain(&Env::real(), Duration::from_millis(10)).await);
     }
 }

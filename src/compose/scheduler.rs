@@ -13,7 +13,7 @@ pub(super) fn build(ground: &Ground) -> anyhow::Result<Vec<Component>> {
     };
     let config = scheduler.config(plugins);
     ground.with_metrics(|registry| config.metrics.register(registry));
-    let client = ComponentIdentity::Scheduler.client(&ground.service);
+    let client = ComponentIdentity::Scheduler.client(&ground.env, &ground.service);
     let (informer, env, stop) = (ground.informer.clone(), ground.env.clone(), ground.stop.components.clone());
     let run = async move { Ok(scheduler::run_on(&informer, client, env, config, stop).await?) };
     Ok(vec![Component::new("scheduler", run)])

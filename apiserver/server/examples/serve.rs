@@ -52,7 +52,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
             services: ServiceNetwork { cidr: "10.96.0.0/12".parse()?, node_ports: 30000..=32767, loopback: Vec::new() },
             toleration_seconds: 300,
             features: Default::default(),
-            kubelets: Kubelets::new(pki.ca_pem(), pki.admin())?,
+            kubelets: Kubelets::new(&env, pki.ca_pem(), pki.admin())?,
             registry: Arc::new(Mutex::new(Default::default())),
         },
     )

@@ -86,7 +86,7 @@ impl Config {
             },
             toleration_seconds: 300,
             features: Features::default(),
-            kubelets: Kubelets::default(),
+            kubelets: Kubelets::disabled(&Env::real()),
             registry: Arc::default(),
         }
     }
@@ -139,7 +139,7 @@ impl Apiserver {
         additions: ChainExtensions,
     ) -> Result<Self, StoreError> {
         let catalog = Catalog::with_features(&config.features, &config.address);
-        let cache = WatchCache::open(store, catalog.all_stored().filter_map(cached).collect()).await?;
+        let cache = WatchCache::open(env, store, catalog.all_stored().filter_map(cached).collect()).await?;
         let served = Arc::new(SharedCatalog::new(catalog));
         let objects = Arc::new(Lookup::new(cache.clone(), {
             let served = served.clone();
@@ -155,7 +155,7 @@ impl Apiserver {
         let (kubelets, objects_of_services) = (config.kubelets.clone(), objects.clone());
         let service_dialer: Arc<dyn ServiceDialer> =
             Arc::new(Services { objects: objects_of_services, kubelets, env: env.clone() });
-        let caller = Caller::new(service_dialer, webhook::Metrics::new(&config.registry));
+        let caller = Caller::new(service_dialer, webhook::Metrics::new(&config.registry), env.clone());
         let converter = Arc::new(Converter::new(caller.clone(), env.clone()));
         let admission = Chain::new(env, authorizer.clone())
             .with_toleration_seconds(config.toleration_seconds)
@@ -192,7 +192,7 @@ impl Apiserver {
             address: config.address,
         });
         let handler = Arc::new(handler);
-        tokio::spawn(extensions.run(Arc::downgrade(&handler)));
+        tokio::spawn(extensions.run(Arc::downgrade(&handler), env.clone()));
         Ok(Self { handler, resource_changes: Arc::default() })
     }
 
@@ -290,7 +290,7 @@ impl Apiserver {
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return,
-                () = tokio::time::sleep(RECONCILE_INTERVAL) => {}
+                () = registry.env.sleep(RECONCILE_INTERVAL) => {}
             }
             let writes = bootstrap::plan(&*registry.objects, &desired);
             if !writes.is_empty()
@@ -328,7 +328,8 @@ impl Apiserver {
         let handle = move |request: Request<hyper::body::Incoming>| {
             let handler = handler.clone();
             let unread = UnreadBounds::beyond(BODY_BYTES_MAX);
-            handler.handle(request.map(|body| axum::body::Body::new(UnreadBody::new(body, unread))))
+            let env = handler.deps.env.clone();
+            handler.handle(request.map(|body| axum::body::Body::new(UnreadBody::new(body, unread, env))))
         };
         tokio::join!(tls::serve(listener, acceptor, handle, stop), ending);
     }

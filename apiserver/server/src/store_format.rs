@@ -63,7 +63,7 @@ async fn a_folder_of_the_first_format_starts_and_is_of_the_newest_one_then() {
             assert_eq!(fs::read_to_string(path.join("format")).unwrap().trim(), "3");
             let now = everything_that_stays(&*store).await;
             assert!(before.is_empty() || now == before, "the same after a restart");
-            let cache = WatchCache::open(store.clone(), resources()).await.unwrap();
+            let cache = WatchCache::open(&Env::real(), store.clone(), resources()).await.unwrap();
             let names = |prefix: &str, filter| {
                 let page = cache.list(prefix, None, None, 0, &filter).unwrap();
                 page.items.iter().map(|object| object.name().to_owned()).collect::<Vec<_>>()

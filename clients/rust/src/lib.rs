@@ -169,6 +169,10 @@ impl Plugin {
         Ok((read(&body)?, headers))
     }
 
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "a library for host applications, which have no Env of this workspace"
+    )]
     async fn send(&self, request: Request<Full<Bytes>>) -> Result<(HeaderMap, Bytes), CallError> {
         let answered = async {
             let response = self.client.request(request).await.map_err(CallError::transport)?;

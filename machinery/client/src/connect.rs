@@ -10,6 +10,7 @@ use http::{Request, Response};
 use kube::client::{Body, ClientBuilder};
 use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
 use kube::{Client, Config};
+use machinery_env::Env;
 use tower::{Service, ServiceExt as _};
 
 /// Timeout of a response's head. Above the API server's own limit of 60 s, so that the server's response arrives first.
@@ -38,7 +39,7 @@ struct HeadTimeout(Duration);
 
 /// A client of a service in this process. `map_request` converts the request's body type and adds the caller's identity
 /// to its extensions. Must be called within a tokio runtime.
-pub fn in_process<S, Q, B, F>(service: S, mut map_request: F) -> Client
+pub fn in_process<S, Q, B, F>(env: &Env, service: S, mut map_request: F) -> Client
 where
     S: Service<Request<Q>, Response = Response<B>> + Send + 'static,
     S::Future: Send + 'static,
@@ -49,25 +50,25 @@ where
     B::Error: Into<tower::BoxError>,
 {
     let service = service.map_request(move |request: Request<Body>| map_request(request));
-    Client::new(WithHeadTimeout(service), "default")
+    Client::new(WithHeadTimeout(service, env.clone()), "default")
 }
 
 /// A client of the cluster of a kubeconfig's current context.
 ///
 /// # Errors
 /// If the file can't be read, or its certificates or keys can't be used.
-pub async fn from_kubeconfig(path: impl AsRef<Path>) -> Result<Client, ClientError> {
-    from_config(read_kubeconfig(path).await?)
+pub async fn from_kubeconfig(env: &Env, path: impl AsRef<Path>) -> Result<Client, ClientError> {
+    from_config(env, read_kubeconfig(path).await?)
 }
 
 /// As [`from_kubeconfig`], with a user agent: the field manager of its writes.
 ///
 /// # Errors
 /// As [`from_kubeconfig`].
-pub async fn from_kubeconfig_as(path: impl AsRef<Path>, agent: &'static str) -> Result<Client, ClientError> {
+pub async fn from_kubeconfig_as(env: &Env, path: impl AsRef<Path>, agent: &'static str) -> Result<Client, ClientError> {
     let mut config = read_kubeconfig(path).await?;
     config.headers.push((http::header::USER_AGENT, http::HeaderValue::from_static(agent)));
-    from_config(config)
+    from_config(env, config)
 }
 
 async fn read_kubeconfig(path: impl AsRef<Path>) -> Result<Config, ClientError> {
@@ -95,7 +96,7 @@ fn describe_kubeconfig_error(path: &Path, error: &KubeconfigError) -> String {
 ///
 /// # Errors
 /// If its certificates or keys can't be used.
-pub fn from_config(mut config: Config) -> Result<Client, ClientError> {
+pub fn from_config(env: &Env, mut config: Config) -> Result<Client, ClientError> {
     // Fails only if another part of the process has installed the same provider.
     let _ = rustls::crypto::ring::default_provider().install_default();
     config.connect_timeout = Some(CONNECT_TIMEOUT);
@@ -103,11 +104,12 @@ pub fn from_config(mut config: Config) -> Result<Client, ClientError> {
     // Retries are the callers': queue and reflectors have their own back-off.
     config.default_retry = false;
     let builder = ClientBuilder::try_from(config).map_err(|e| ClientError::Build(Box::new(e)))?;
-    Ok(builder.with_layer(&tower::layer::layer_fn(WithHeadTimeout)).build())
+    let with_timeout = tower::layer::layer_fn(|service| WithHeadTimeout(service, env.clone()));
+    Ok(builder.with_layer(&with_timeout).build())
 }
 
 /// Adds a timeout to the response's head.
-struct WithHeadTimeout<S>(S);
+struct WithHeadTimeout<S>(S, Env);
 
 impl<S, B> Service<Request<Body>> for WithHeadTimeout<S>
 where
@@ -125,9 +127,9 @@ where
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let answer = self.0.call(request);
+        let (answer, env) = (self.0.call(request), self.1.clone());
         Box::pin(async move {
-            match tokio::time::timeout(RESPONSE_HEAD_TIMEOUT, answer).await {
+            match env.timeout(RESPONSE_HEAD_TIMEOUT, answer).await {
                 Ok(answer) => answer.map_err(Into::into),
                 Err(_) => Err(HeadTimeout(RESPONSE_HEAD_TIMEOUT).into()),
             }
@@ -152,7 +154,7 @@ mod tests {
             let body = format!(r#"{{"kind":"Namespace","apiVersion":"v1","metadata":{{"name":"{who}"}}}}"#);
             Ok::<_, std::convert::Infallible>(Response::new(Full::new(bytes::Bytes::from(body))))
         });
-        let client = in_process(service, |request| {
+        let client = in_process(&Env::real(), service, |request| {
             let (mut head, _) = request.into_parts();
             head.extensions.insert(Identity("robot"));
             Request::from_parts(head, String::new())
@@ -165,7 +167,7 @@ mod tests {
     async fn an_unusable_kubeconfig_is_reported_without_its_content() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("config");
-        let failure = || async { from_kubeconfig(&path).await.map(|_| ()).unwrap_err().to_string() };
+        let failure = || async { from_kubeconfig(&Env::real(), &path).await.map(|_| ()).unwrap_err().to_string() };
         let absent = failure().await;
         assert!(absent.ends_with("config cannot be used: No such file or directory (os error 2)"), "{absent}");
         for text in ["users:\n- name: me\n  user: {token: hush-hush\n", "users: hush-hush", "hush-hush: [1"] {

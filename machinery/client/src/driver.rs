@@ -225,7 +225,7 @@ pub async fn run<S: Send + Sync + 'static>(
     }
     let full_passes = async {
         loop {
-            tokio::time::sleep(FULL_PASS_INTERVAL).await;
+            parts.env.sleep(FULL_PASS_INTERVAL).await;
             for kind in parts.informer.read(|view| view.kinds().cloned().collect::<Vec<_>>()) {
                 requeue_all(&parts.informer, &kind, |view, change| {
                     all.iter().for_each(|running| running.on_change(view, change));
@@ -268,7 +268,7 @@ impl<S: Send + Sync + 'static> ControllerRunner<S> {
         Arc::new(Self {
             row,
             queue,
-            executor: Executor { api: client.into(), recorder },
+            executor: Executor { api: client.into(), recorder, env: parts.env.clone() },
             informer: parts.informer.clone(),
             env: parts.env.clone(),
             metrics: parts.metrics.clone(),
@@ -443,7 +443,7 @@ impl<S: Send + Sync + 'static> ControllerRunner<S> {
         result: Result<(), Failure>,
     ) {
         let shown = self.informer.await_writes(&wrote);
-        if tokio::time::timeout(HOLD_MAX, shown).await.is_err() {
+        if self.env.timeout(HOLD_MAX, shown).await.is_err() {
             tracing::warn!(controller = self.row.name, %key, "the cache does not show the writes of a plan");
         }
         self.finish(&key, requeue_at, result);

@@ -126,7 +126,7 @@ where
         () = stop.cancelled() => {
             // The lease isn't renewed during shutdown: the rest of its duration bounds the work, as in upstream's
             // processes.
-            let _ = tokio::time::timeout(record.election.renew_deadline, &mut work).await;
+            let _ = record.env.timeout(record.election.renew_deadline, &mut work).await;
             true
         }
         () = record.renew_until_lost(renewed) => false,
@@ -158,13 +158,13 @@ impl LeaseRecord {
     /// Waits for the leadership. Returns when the successful attempt began.
     async fn acquire(&mut self) -> Duration {
         loop {
-            let began = self.env.elapsed();
-            let attempt = tokio::time::timeout(self.election.renew_deadline, self.attempt()).await;
+            let (began, env) = (self.env.elapsed(), self.env.clone());
+            let attempt = env.timeout(self.election.renew_deadline, self.attempt()).await;
             if attempt.unwrap_or(false) {
                 return began;
             }
             let jitter_ms = self.env.below(self.election.retry_period.as_millis() as u64 * 12 / 10);
-            tokio::time::sleep(self.election.retry_period + Duration::from_millis(jitter_ms)).await;
+            self.env.sleep(self.election.retry_period + Duration::from_millis(jitter_ms)).await;
         }
     }
 
@@ -173,13 +173,13 @@ impl LeaseRecord {
     async fn renew_until_lost(&mut self, mut renewed: Duration) {
         loop {
             let left = (renewed + self.election.renew_deadline).saturating_sub(self.env.elapsed());
-            let retry_period = self.election.retry_period;
+            let (retry_period, env) = (self.election.retry_period, self.env.clone());
             let attempt = async {
-                tokio::time::sleep(retry_period).await;
-                let began = self.env.elapsed();
+                env.sleep(retry_period).await;
+                let began = env.elapsed();
                 self.attempt().await.then_some(began)
             };
-            match tokio::time::timeout(left, attempt).await {
+            match env.timeout(left, attempt).await {
                 Ok(Some(began)) => renewed = began,
                 Ok(None) if self.is_held_by_other() => return,
                 Ok(None) => {}
@@ -261,7 +261,8 @@ impl LeaseRecord {
             lease_transitions: spec.lease_transitions,
             ..LeaseSpec::default()
         };
-        let _ = tokio::time::timeout(self.election.retry_period, self.write(released)).await;
+        let (retry_period, env) = (self.election.retry_period, self.env.clone());
+        let _ = env.timeout(retry_period, self.write(released)).await;
     }
 
     fn announce(&self, stop: &CancellationToken) {
@@ -339,7 +340,7 @@ mod tests {
                     })
                 }
             });
-            crate::in_process(service, |request| request)
+            crate::in_process(&Env::real(), service, |request| request)
         }
 
         fn holder(&self) -> Value {
@@ -378,16 +379,16 @@ mod tests {
         let election = Election::new(ObjectKey::new("kube-system", "x"), "me");
         let stop = CancellationToken::new();
         let work = |_: CancellationToken| std::future::pending();
-        let task = tokio::spawn(run(server.client(&clock), env, election, stop.clone(), work));
+        let task = tokio::spawn(run(server.client(&clock), env.clone(), election, stop.clone(), work));
         while server.asked.load(Ordering::Relaxed) < 2 {
-            tokio::time::sleep(Duration::from_secs(1)).await;
+            env.sleep(Duration::from_secs(1)).await;
         }
         assert!(
             clock.elapsed() < Duration::from_secs(20),
             "the second attempt follows within the deadline and a pause"
         );
         stop.cancel();
-        assert_eq!(tokio::time::timeout(Duration::from_secs(1), task).await.unwrap().unwrap(), Ok(()));
+        assert_eq!(env.timeout(Duration::from_secs(1), task).await.unwrap().unwrap(), Ok(()));
     }
 
     #[tokio::test(start_paused = true)]
@@ -397,8 +398,8 @@ mod tests {
         let election = Election::new(ObjectKey::new("kube-system", "x"), "me");
         let stop = CancellationToken::new();
         let lead = |leading: CancellationToken| async move { leading.cancelled().await };
-        let task = tokio::spawn(run(server.client(&clock), env, election, stop.clone(), lead));
-        tokio::time::sleep(Duration::from_secs(60)).await;
+        let task = tokio::spawn(run(server.client(&clock), env.clone(), election, stop.clone(), lead));
+        env.sleep(Duration::from_secs(60)).await;
         assert_eq!(server.holder(), "me");
         assert!(server.asked.load(Ordering::Relaxed) > 25, "renewed every 2 s");
         stop.cancel();

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::{BoxFuture, join_all};
+use machinery_env::Env;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -32,6 +33,7 @@ const OUTCOME_PAUSE: Duration = Duration::from_millis(50);
 pub(super) struct Executor {
     pub(super) api: ApiClient,
     pub(super) recorder: Recorder,
+    pub(super) env: Env,
 }
 
 impl Executor {
@@ -57,7 +59,7 @@ impl Executor {
         let mut rest = effects.into_iter().peekable();
         while rest.peek().is_some() {
             let batch = rest.by_ref().take(CONCURRENT_EFFECTS_MAX).map(|effect| async {
-                let answered = tokio::time::timeout(EFFECT_TIMEOUT, self.run_effect(&effect)).await;
+                let answered = self.env.timeout(EFFECT_TIMEOUT, self.run_effect(&effect)).await;
                 let answer = answered.unwrap_or_else(|_| {
                     let message = format!("no answer within {} s", EFFECT_TIMEOUT.as_secs());
                     let (verb, resource, reason) = ("get", String::new(), String::new());
@@ -182,7 +184,7 @@ impl Executor {
                 let versions = list.items.into_iter().filter_map(|item| item.metadata.resource_version.parse().ok());
                 return versions.max().map(|newest| PendingWrite::Version(kind, newest));
             }
-            tokio::time::sleep(OUTCOME_PAUSE).await;
+            self.env.sleep(OUTCOME_PAUSE).await;
         }
         None
     }

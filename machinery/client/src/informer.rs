@@ -106,7 +106,11 @@ impl Informer {
         let mut discovered = self.discovered.lock().unwrap_or_else(PoisonError::into_inner);
         if discovered.is_none() {
             *discovered = Some(false);
-            tokio::spawn(run_discovery(Arc::downgrade(self), self.client.clone(), self.stop.clone()));
+            tokio::spawn(run_discovery(
+                Arc::downgrade(self),
+                (self.client.clone(), self.env.clone()),
+                self.stop.clone(),
+            ));
         }
     }
 
@@ -290,7 +294,7 @@ impl Informer {
 }
 
 /// Runs discovery at an interval.
-async fn run_discovery(informer: Weak<Informer>, client: Client, stop: CancellationToken) {
+async fn run_discovery(informer: Weak<Informer>, (client, env): (Client, Env), stop: CancellationToken) {
     let definitions = |view: &ObjectCache| {
         view.kinds()
             .find(|k| k.plural == "customresourcedefinitions" && k.group == "apiextensions.k8s.io")
@@ -313,9 +317,9 @@ async fn run_discovery(informer: Weak<Informer>, client: Client, stop: Cancellat
         tokio::select! {
             biased;
             () = stop.cancelled() => return,
-            () = tokio::time::sleep(retry) => {}
+            () = env.sleep(retry) => {}
             () = informer.until(|view| definitions(view) != known) => {
-                tokio::time::sleep(DISCOVERY_DELAY).await;
+                env.sleep(DISCOVERY_DELAY).await;
             }
         }
     }

@@ -220,7 +220,7 @@ impl WorkQueue {
                     tokio::select! {
                         biased;
                         () = woken => {}
-                        () = tokio::time::sleep(wait) => {}
+                        () = self.env.sleep(wait) => {}
                     }
                 }
             }

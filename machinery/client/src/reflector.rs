@@ -242,7 +242,7 @@ impl Reflector {
                         back_off.next(&self.env)
                     }
                 };
-                tokio::time::sleep(wait).await;
+                self.env.sleep(wait).await;
             }
         });
         events.each(on_event).await;
@@ -292,7 +292,7 @@ impl Reflector {
                     self.interrupted(&error, events).await;
                 }
             }
-            tokio::time::sleep(back_off.next(&self.env)).await;
+            self.env.sleep(back_off.next(&self.env)).await;
         }
     }
 
@@ -361,7 +361,7 @@ impl Reflector {
         let mut lines = std::pin::pin!(stream.lines());
         // The initial objects are collected, so that readers step from one complete state to the next.
         let mut first: Option<Vec<Arc<dyn Object>>> = initial.then(Vec::new);
-        let deadline = tokio::time::sleep(FIRST_STATE_TIMEOUT);
+        let deadline = self.env.sleep(FIRST_STATE_TIMEOUT);
         let mut deadline = std::pin::pin!(deadline);
         loop {
             let line = tokio::select! {

@@ -80,7 +80,7 @@ impl Script {
                 }
             }
         });
-        in_process(service, |request| request)
+        in_process(&Env::real(), service, |request| request)
     }
 }
 
@@ -107,7 +107,7 @@ fn names(view: &ObjectCache) -> Vec<String> {
 }
 
 async fn within<T>(what: impl Future<Output = T>) -> T {
-    tokio::time::timeout(Duration::from_secs(20), what).await.expect("it happens in time")
+    Env::real().timeout(Duration::from_secs(20), what).await.expect("it happens in time")
 }
 
 #[tokio::test]
@@ -183,7 +183,7 @@ async fn a_404_of_a_kind_is_not_one_of_its_objects() {
         let script = script.clone();
         async move {
             while script.asked.lock().unwrap().len() < n {
-                tokio::time::sleep(Duration::from_millis(100)).await;
+                Env::real().sleep(Duration::from_millis(100)).await;
             }
         }
     };
@@ -334,7 +334,7 @@ async fn unwatchable_kinds_are_polled() {
     maps.send(bookmark(7, true)).unwrap();
     let seen = async |name: &str, times: usize| {
         while POLLED.lock().unwrap().iter().filter(|(n, ..)| n == name).count() < times {
-            tokio::time::sleep(Duration::from_millis(10)).await;
+            Env::real().sleep(Duration::from_millis(10)).await;
         }
     };
     seen("x", 1).await;
@@ -404,7 +404,7 @@ async fn a_panicking_decision_is_retried_counted_and_reported() {
     let posted = || script.asked.lock().unwrap().iter().any(|asked| asked.contains("POST /api/v1/namespaces/a/events"));
     within(async {
         while tries("x").len() < 4 || tries("y").is_empty() || !posted() {
-            tokio::time::sleep(Duration::from_millis(1)).await;
+            Env::real().sleep(Duration::from_millis(1)).await;
         }
     })
     .await;
@@ -416,7 +416,7 @@ async fn a_panicking_decision_is_retried_counted_and_reported() {
     maps.send(event("ADDED", &object("z", 9))).unwrap();
     within(async {
         while tries("z").is_empty() {
-            tokio::time::sleep(Duration::from_millis(1)).await;
+            Env::real().sleep(Duration::from_millis(1)).await;
         }
     })
     .await;

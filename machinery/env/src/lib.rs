@@ -1,6 +1,11 @@
-//! Clock and source of randomness and ids: real, or seeded for simulation and tests.
+//! Clock, timers and source of randomness and ids: real, or seeded for simulation and tests.
 //!
-//! Decision code takes an [`Env`] (or an instant read from one); `clippy.toml` bans the other sources.
+//! Code that reads time, waits or draws a number takes an [`Env`] (or an instant read from one); `clippy.toml` bans the
+//! other sources. [`Env::now`] and [`Env::elapsed`] read the environment's [`Clock`]. Timers ([`Env::sleep`],
+//! [`Env::timeout`], [`Env::interval`]) and the instants they are compared with ([`Env::instant`], [`Env::deadline`])
+//! are tokio's in every environment: a test that pauses tokio's clock advances them.
+
+mod timers;
 
 use std::fmt;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -9,6 +14,8 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use rand::{Rng, SeedableRng, rngs::ChaCha12Rng};
+
+pub use timers::Deadline;
 
 /// Digits of a UID.
 const HEX_DIGITS: &[u8; 16] = b"0123456789abcdef";
@@ -24,11 +31,14 @@ pub trait Clock: Send + Sync {
     fn elapsed(&self) -> Duration;
 }
 
-/// Clock and randomness, cheap to clone.
+/// Clock and randomness; a clone increments one counter, so that a request may have its own.
 #[derive(Clone)]
-pub struct Env {
+pub struct Env(Arc<EnvSources>);
+
+/// The sources of an environment.
+struct EnvSources {
     clock: Arc<dyn Clock>,
-    random: Arc<Mutex<ChaCha12Rng>>,
+    random: Mutex<ChaCha12Rng>,
 }
 
 impl fmt::Debug for Env {
@@ -41,39 +51,42 @@ impl Env {
     /// The machine's clock and a generator seeded by the operating system.
     #[must_use]
     pub fn real() -> Self {
-        Self { clock: Arc::new(RealClock::start()), random: Arc::new(Mutex::new(rand::make_rng())) }
+        Self::of(Arc::new(RealClock::start()), rand::make_rng())
     }
 
-    /// A reproducible environment: `seed` determines all randomness; time stands at `start` until
-    /// [`ManualClock::advance`].
+    fn of(clock: Arc<dyn Clock>, random: ChaCha12Rng) -> Self {
+        Self(Arc::new(EnvSources { clock, random: Mutex::new(random) }))
+    }
+
+    /// A reproducible environment: `seed` determines all randomness; [`Env::now`] and [`Env::elapsed`] stand until
+    /// [`ManualClock::advance`], which fires no timer.
     #[must_use]
     pub fn seeded(seed: u64, start: Timestamp) -> (Self, Arc<ManualClock>) {
         let clock = Arc::new(ManualClock { start, elapsed: Mutex::new(Duration::ZERO) });
-        let random = Arc::new(Mutex::new(ChaCha12Rng::seed_from_u64(seed)));
-        (Self { clock: clock.clone(), random }, clock)
+        (Self::of(clock.clone(), ChaCha12Rng::seed_from_u64(seed)), clock)
     }
 
     /// The wall clock's time.
     #[must_use]
     pub fn now(&self) -> Timestamp {
-        self.clock.now()
+        self.0.clock.now()
     }
 
     /// Monotonic time since this environment's start.
     #[must_use]
     pub fn elapsed(&self) -> Duration {
-        self.clock.elapsed()
+        self.0.clock.elapsed()
     }
 
     /// Fills `bytes` with random bytes.
     pub fn fill(&self, bytes: &mut [u8]) {
-        self.random.lock().unwrap_or_else(PoisonError::into_inner).fill_bytes(bytes);
+        self.0.random.lock().unwrap_or_else(PoisonError::into_inner).fill_bytes(bytes);
     }
 
     /// A random number.
     #[must_use]
     pub fn random_u64(&self) -> u64 {
-        self.random.lock().unwrap_or_else(PoisonError::into_inner).next_u64()
+        self.0.random.lock().unwrap_or_else(PoisonError::into_inner).next_u64()
     }
 
     /// A random number below `bound` (0 if `bound` is 0).
@@ -130,7 +143,8 @@ impl Clock for RealClock {
     }
 }
 
-/// A clock that moves only by [`ManualClock::advance`].
+/// A clock that moves only by [`ManualClock::advance`]. Timers don't follow it: they fire by tokio's clock, so that a
+/// test may hold the wall clock while its tasks wait. [`TokioClock`] moves both together.
 #[derive(Debug)]
 pub struct ManualClock {
     start: Timestamp,
@@ -154,7 +168,8 @@ impl Clock for ManualClock {
     }
 }
 
-/// Tokio's clock, which a test may pause: time then advances as soon as every task waits.
+/// Tokio's clock, which a test may pause: time then advances as soon as every task waits. Wall clock, monotonic clock
+/// and timers are one.
 #[derive(Debug)]
 pub struct TokioClock {
     start: tokio::time::Instant,
@@ -166,9 +181,8 @@ impl TokioClock {
     /// An environment on this clock with randomness from `seed`, and the clock. Must be called within a tokio runtime.
     #[must_use]
     pub fn env(seed: u64) -> (Env, Arc<Self>) {
-        let clock = Arc::new(Self { start: tokio::time::Instant::now(), set_by: AtomicI64::new(0) });
-        let random = Arc::new(Mutex::new(ChaCha12Rng::seed_from_u64(seed)));
-        (Env { clock: clock.clone(), random }, clock)
+        let clock = Arc::new(Self { start: timers::instant(), set_by: AtomicI64::new(0) });
+        (Env::of(clock.clone(), ChaCha12Rng::seed_from_u64(seed)), clock)
     }
 
     /// Steps the wall clock by this many seconds; monotonic time is unaffected.
@@ -185,7 +199,7 @@ impl Clock for TokioClock {
     }
 
     fn elapsed(&self) -> Duration {
-        self.start.elapsed()
+        timers::instant() - self.start
     }
 }
 

@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use machinery_env::Env;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -124,6 +125,7 @@ pub async fn serve<F>(
     listener: Listener,
     limit: Limit,
     drain: Option<Duration>,
+    env: &Env,
     stop: &CancellationToken,
     serve: impl Fn(TcpStream, SocketAddr, Arc<ConnectionPermit>) -> F,
 ) where
@@ -134,7 +136,7 @@ pub async fn serve<F>(
     let _cut_when_dropped = cut.clone().drop_guard();
     loop {
         let next = async {
-            let (stream, peer) = accept(&listener.socket).await;
+            let (stream, peer) = accept(&listener.socket, env).await;
             limit.permit().await.map(|permit| (stream, peer, Arc::new(permit)))
         };
         let (stream, peer, permit) = tokio::select! {
@@ -161,7 +163,7 @@ pub async fn serve<F>(
     match drain {
         None => connections.wait().await,
         Some(drain) => {
-            let _ = tokio::time::timeout(drain, connections.wait()).await;
+            let _ = env.timeout(drain, connections.wait()).await;
             cut.cancel();
             connections.wait().await;
         }
@@ -169,7 +171,7 @@ pub async fn serve<F>(
 }
 
 /// Accepts the next connection; retries on errors.
-async fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
+async fn accept(listener: &TcpListener, env: &Env) -> (TcpStream, SocketAddr) {
     let mut failing = false;
     loop {
         match listener.accept().await {
@@ -179,7 +181,7 @@ async fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
                 if !std::mem::replace(&mut failing, true) {
                     tracing::warn!(%error, "accepting a connection failed");
                 }
-                tokio::time::sleep(ACCEPT_PAUSE).await;
+                env.sleep(ACCEPT_PAUSE).await;
             }
         }
     }
@@ -200,7 +202,7 @@ mod tests {
         let listener = Listener::bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let (address, stop) = (listener.socket.local_addr().unwrap(), stop.clone());
         let running = tokio::spawn(async move {
-            serve(listener, limit, drain, &stop, |mut stream, _, permit| async move {
+            serve(listener, limit, drain, &Env::real(), &stop, |mut stream, _, permit| async move {
                 let _permit = permit;
                 let (mut reads, mut writes) = stream.split();
                 let _ = tokio::io::copy(&mut reads, &mut writes).await;
@@ -222,7 +224,8 @@ mod tests {
         let stop = CancellationToken::new();
         let listener = Listener::bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let address = listener.socket.local_addr().unwrap();
-        let serving = serve(listener, Limit::Seats(Seats::new(1)), None, &stop, |stream, _, _| {
+        let env = Env::real();
+        let serving = serve(listener, Limit::Seats(Seats::new(1)), None, &env, &stop, |stream, _, _| {
             let sender = sender.clone();
             async move {
                 let socket = SockRef::from(&stream);

@@ -91,7 +91,7 @@ where
         tokio::select! {
             ended = serving.as_mut() => return ended,
             () = stop.cancelled() => {}
-            () = tokio::time::sleep(IDLE_CHECK) => {
+            () = env.sleep(IDLE_CHECK) => {
                 if !activity.is_idle() {
                     continue;
                 }
@@ -211,7 +211,7 @@ struct RequestHeadTimeout {
 impl RequestHeadTimeout {
     /// For a new connection: its first request is due from now on.
     fn new(activity: Arc<Activity>, time_max: Duration) -> Self {
-        let deadline = Box::pin(tokio::time::sleep(time_max));
+        let deadline = Box::pin(activity.env.sleep(time_max));
         Self { activity, http2: false, head: Some(0), time_max, deadline }
     }
 }
@@ -237,7 +237,7 @@ impl<S: AsyncRead + Unpin> Hook<S> for RequestHeadTimeout {
         // Bytes during a request are its body.
         if !fresh.is_empty() && self.head.is_none() && self.activity.running.load(Ordering::Acquire) == 0 {
             self.head = Some(begun);
-            self.deadline.as_mut().reset(tokio::time::Instant::now() + self.time_max);
+            self.deadline.as_mut().reset(self.activity.env.deadline(self.time_max).instant());
         }
         if polled.is_pending() && self.head.is_some() && self.deadline.as_mut().poll(context).is_ready() {
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
@@ -366,9 +366,10 @@ mod tests {
         // Trickling bytes don't extend the timeout: a slow writer is cut off.
         let (mut heads, mut client, activity) = connection();
         let began = env.elapsed();
+        let timers = env.clone();
         let trickle = tokio::spawn(async move {
             while client.write_all(b"x").await.is_ok() {
-                tokio::time::sleep(TIME_MAX / 20).await;
+                timers.sleep(TIME_MAX / 20).await;
             }
         });
         while ended(&mut heads).await.is_ok() {}
@@ -381,9 +382,9 @@ mod tests {
         let request = RunningRequest::begin(&activity);
         client.write_all(b"b").await.unwrap();
         assert_eq!(ended(&mut heads).await, Ok(1));
-        assert!(tokio::time::timeout(TIME_MAX * 3, ended(&mut heads)).await.is_err());
+        assert!(env.timeout(TIME_MAX * 3, ended(&mut heads)).await.is_err());
         drop(request);
-        assert!(tokio::time::timeout(TIME_MAX * 3, ended(&mut heads)).await.is_err());
+        assert!(env.timeout(TIME_MAX * 3, ended(&mut heads)).await.is_err());
         client.write_all(b"G").await.unwrap();
         assert_eq!(ended(&mut heads).await, Ok(1));
         assert_eq!(ended(&mut heads).await, Err(io::ErrorKind::TimedOut));
@@ -393,10 +394,10 @@ mod tests {
         client.write_all(b"\x80\x03").await.unwrap();
         assert_eq!(ended(&mut heads).await, Ok(1));
         assert_eq!(ended(&mut heads).await, Ok(1));
-        assert!(tokio::time::timeout(TIME_MAX * 3, ended(&mut heads)).await.is_err());
+        assert!(env.timeout(TIME_MAX * 3, ended(&mut heads)).await.is_err());
         let (mut heads, mut client, _) = connection();
         client.write_all(HTTP2_BEGINNING).await.unwrap();
         heads.read_exact(&mut [0; 12]).await.unwrap();
-        assert!(tokio::time::timeout(TIME_MAX * 3, ended(&mut heads)).await.is_err());
+        assert!(env.timeout(TIME_MAX * 3, ended(&mut heads)).await.is_err());
     }
 }

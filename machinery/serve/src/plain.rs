@@ -41,5 +41,5 @@ pub async fn serve<V, B>(
             }
         }
     };
-    accept::serve(listener.into(), limit, drain, stop, each).await;
+    accept::serve(listener.into(), limit, drain, env, stop, each).await;
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
+use machinery_env::Env;
 
 /// Limits of a drain: beyond either one the connection is closed.
 #[derive(Debug, Clone, Copy)]
@@ -33,6 +34,7 @@ where
 {
     body: Option<B>,
     bounds: UnreadBounds,
+    env: Env,
 }
 
 impl<B> UnreadBody<B>
@@ -40,8 +42,8 @@ where
     B: Body<Data = Bytes> + Send + Unpin + 'static,
 {
     /// Drains the rest of `body` on drop.
-    pub fn new(body: B, bounds: UnreadBounds) -> Self {
-        Self { body: Some(body), bounds }
+    pub fn new(body: B, bounds: UnreadBounds, env: Env) -> Self {
+        Self { body: Some(body), bounds, env }
     }
 }
 
@@ -78,7 +80,7 @@ where
         let Some(body) = self.body.take().filter(|body| !body.is_end_stream()) else { return };
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
             let UnreadBounds { bytes, time } = self.bounds;
-            runtime.spawn(tokio::time::timeout(time, async move {
+            runtime.spawn(self.env.timeout(time, async move {
                 let (mut body, mut left) = (body, bytes);
                 while let Some(Ok(frame)) = body.frame().await {
                     let Some(rest) = left.checked_sub(frame.data_ref().map_or(0, Bytes::len)) else { return };
@@ -124,7 +126,7 @@ mod tests {
 
     async fn taken(pieces: usize) -> usize {
         let (count, (sender, dropped)) = (Arc::new(AtomicUsize::new(0)), oneshot::channel());
-        drop(UnreadBody::new(Pieces(pieces, count.clone(), sender), UnreadBounds::beyond(3 << 20)));
+        drop(UnreadBody::new(Pieces(pieces, count.clone(), sender), UnreadBounds::beyond(3 << 20), Env::real()));
         assert!(dropped.await.is_err());
         count.load(Ordering::Relaxed)
     }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::{SinkExt as _, Stream, StreamExt as _, future, stream};
 use http::{HeaderMap, HeaderValue, header};
+use machinery_env::Env;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
 use tokio_tungstenite::WebSocketStream;
@@ -141,7 +142,7 @@ pub struct Channels {
 /// Numbered channels over a connection after the handshake, and the future that drives them. The future ends with the
 /// connection, or after `idle` without a message; pings don't count. Drop [`Channels::incoming`] to stop receiving.
 #[must_use = "nothing moves until the future is polled"]
-pub fn channels<S>(io: S, idle: Duration) -> (Channels, impl Future<Output = io::Result<()>>)
+pub fn channels<S>(io: S, idle: Duration, env: Env) -> (Channels, impl Future<Output = io::Result<()>>)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send,
 {
@@ -158,7 +159,7 @@ where
     };
     let sent = stream::poll_fn(move |context| sending.poll_recv(context))
         .map(|(channel, bytes)| Ok(Bytes::from([&[channel], &bytes[..]].concat())));
-    (Channels { incoming, outgoing }, transport(io, Some(idle), take, sent))
+    (Channels { incoming, outgoing }, transport(io, (env, Some(idle)), take, sent))
 }
 
 /// Sends `body` to the client in messages over a connection after the handshake (`binary.k8s.io`): first an empty one,
@@ -167,18 +168,18 @@ where
 ///
 /// # Errors
 /// If the connection or the body breaks.
-pub async fn send<S>(io: S, body: impl Stream<Item = io::Result<Bytes>>) -> io::Result<()>
+pub async fn send<S>(io: S, env: &Env, body: impl Stream<Item = io::Result<Bytes>>) -> io::Result<()>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send,
 {
     let first = stream::once(future::ready(Ok(Bytes::new())));
-    transport(io, None, |_| future::ready(()), first.chain(body)).await
+    transport(io, (env.clone(), None), |_| future::ready(()), first.chain(body)).await
 }
 
 /// Transports messages in both directions until one of them ends, or there was none for `idle`.
 async fn transport<S, F>(
     io: S,
-    idle: Option<Duration>,
+    (env, idle): (Env, Option<Duration>),
     mut take: impl FnMut(Bytes) -> F,
     outgoing: impl Stream<Item = io::Result<Bytes>>,
 ) -> io::Result<()>
@@ -199,7 +200,7 @@ where
     };
     let writes = async {
         let mut outgoing = pin!(outgoing);
-        let mut pings = tokio::time::interval(PING_PERIOD);
+        let mut pings = env.interval(PING_PERIOD);
         pings.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         pings.reset();
         loop {
@@ -221,19 +222,19 @@ where
     let mut reads = pin!(reads);
     tokio::select! {
         done = &mut reads => return done,
-        () = wait_until_idle(&moved, idle) => return Err(io::ErrorKind::TimedOut.into()),
+        () = wait_until_idle(&env, &moved, idle) => return Err(io::ErrorKind::TimedOut.into()),
         done = writes => done?,
     }
     // Wait for the client's close: closing a connection with unread bytes would lose the last written ones.
-    tokio::time::timeout(CLOSE_TIMEOUT, reads).await.unwrap_or(Ok(()))
+    env.timeout(CLOSE_TIMEOUT, reads).await.unwrap_or(Ok(()))
 }
 
 /// Waits until there was no message for `idle`.
-async fn wait_until_idle(moved: &AtomicU64, idle: Option<Duration>) {
+async fn wait_until_idle(env: &Env, moved: &AtomicU64, idle: Option<Duration>) {
     let Some(idle) = idle else { return future::pending().await };
     loop {
         let before = moved.load(Ordering::Relaxed);
-        tokio::time::sleep(idle).await;
+        env.sleep(idle).await;
         if moved.load(Ordering::Relaxed) == before {
             return;
         }
@@ -329,7 +330,7 @@ mod tests {
     async fn the_first_byte_selects_the_channel() {
         let (own, other) = tokio::io::duplex(1 << 16);
         let mut client = client(own).await;
-        let (mut channels, run) = channels(other, Duration::from_secs(60));
+        let (mut channels, run) = channels(other, Duration::from_secs(60), Env::real());
         let run = tokio::spawn(run);
         client.send(Message::Binary(Bytes::new())).await.unwrap();
         client.send(Message::Binary(Bytes::from_static(b"\x02in"))).await.unwrap();
@@ -349,9 +350,10 @@ mod tests {
         const IDLE: Duration = Duration::from_secs(3600);
         let (own, other) = tokio::io::duplex(1 << 16);
         let mut client = client(own).await;
-        let (mut channels, run) = channels(other, IDLE);
+        let env = Env::real();
+        let (mut channels, run) = channels(other, IDLE, env.clone());
         let run = tokio::spawn(run);
-        let began = tokio::time::Instant::now();
+        let began = env.instant();
         client.send(Message::Binary(Bytes::from_static(b"\x00in"))).await.unwrap();
         channels.incoming.recv().await.unwrap();
         // Answered pings alone don't keep a session alive.
@@ -360,7 +362,8 @@ mod tests {
             pings += u32::from(matches!(message, Message::Ping(_)));
         }
         assert_eq!(run.await.unwrap().unwrap_err().kind(), io::ErrorKind::TimedOut);
-        assert!(pings > 100 && began.elapsed() < 3 * IDLE, "{pings} pings, {:?}", began.elapsed());
+        let elapsed = env.instant() - began;
+        assert!(pings > 100 && elapsed < 3 * IDLE, "{pings} pings, {elapsed:?}");
     }
 
     #[tokio::test]
@@ -368,7 +371,7 @@ mod tests {
         let (own, other) = tokio::io::duplex(1 << 16);
         let mut client = client(own).await;
         let body = stream::iter([Ok(Bytes::from_static(b"one")), Ok(Bytes::from_static(b"two"))]);
-        let run = tokio::spawn(send(other, body));
+        let run = tokio::spawn(async move { send(other, &Env::real(), body).await });
         client.send(Message::Binary(Bytes::from_static(b"ignored"))).await.unwrap();
         for wanted in [&b""[..], b"one", b"two"] {
             assert_eq!(client.next().await.unwrap().unwrap(), Message::Binary(Bytes::copy_from_slice(wanted)));
@@ -382,13 +385,15 @@ mod tests {
     async fn a_broken_or_unread_body_ends_the_connection() {
         let (own, other) = tokio::io::duplex(1 << 16);
         let mut reader = client(own).await;
-        let run = tokio::spawn(send(other, stream::iter([Err(io::ErrorKind::UnexpectedEof.into())])));
+        let run = tokio::spawn(async move {
+            send(other, &Env::real(), stream::iter([Err(io::ErrorKind::UnexpectedEof.into())])).await
+        });
         assert!(reader.next().await.unwrap().is_ok(), "the first, empty one");
         assert!(run.await.unwrap().is_err());
         assert!(!matches!(reader.next().await, Some(Ok(Message::Close(_)))), "no clean end");
 
         let (own, other) = tokio::io::duplex(1 << 16);
-        let run = tokio::spawn(send(other, stream::pending()));
+        let run = tokio::spawn(async move { send(other, &Env::real(), stream::pending()).await });
         let mut reader = client(own).await;
         reader.close(None).await.unwrap();
         while reader.next().await.is_some() {}

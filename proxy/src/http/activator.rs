@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use http::{Request, Response};
 use machinery_serve::net::{Body, DialError, ServicePort};
-use tokio::time::Instant;
 
 use super::forward::{AttemptOutcome, Exchange, attempt, overload};
 use crate::activation::{EnqueueError, WAIT_MAX};
@@ -76,7 +75,7 @@ async fn wait_for_endpoint(
             no_endpoint_error(via, ": too many requests wait for its first pod already; try again later")
         }
     })?;
-    let until = Instant::now() + WAIT_MAX;
+    let until = state.env.deadline(WAIT_MAX);
     let mut pause = RETRY_DELAY_MIN;
     loop {
         // Registered before the routes are read, so that no change is missed.
@@ -102,10 +101,10 @@ async fn wait_for_endpoint(
                 AttemptOutcome::NoEndpoint(back, _) => request = back,
                 AttemptOutcome::Busy(back) => (request, busy) = (back, true),
             }
-            wake_at = until.min(Instant::now() + pause);
+            wake_at = until.min(state.env.deadline(pause));
             pause = RETRY_DELAY_MAX.min(pause * 2);
         }
-        if tokio::time::timeout_at(wake_at, changed).await.is_err() && Instant::now() >= until {
+        if state.env.timeout_at(wake_at, changed).await.is_err() && until.passed(&state.env) {
             let namespace = &via.service.namespace;
             let why = format!(
                 " within {} s: its pods don't become ready (kubectl -n {namespace} get hpa,pods,events says why)",
@@ -161,9 +160,9 @@ mod tests {
         let requests = [enqueue_request(&plane).await, enqueue_request(&plane).await];
         // An endpoint is published before it takes requests, and is overloaded for a while afterwards.
         add_endpoints(&plane, "web", &["127.66.0.2"]);
-        tokio::time::sleep(Duration::from_secs(5)).await;
+        plane.state.env.sleep(Duration::from_secs(5)).await;
         let busy = attach(&plane, "127.66.0.2", "busy");
-        tokio::time::sleep(Duration::from_secs(5)).await;
+        plane.state.env.sleep(Duration::from_secs(5)).await;
         drop(busy);
         let _pod = attach(&plane, "127.66.0.2", "three boats");
         for one in requests {
@@ -174,10 +173,11 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_failed_wait_names_the_cause_and_a_command() {
-        let begun = Instant::now();
         let plane = scaled_to_zero();
+        let env = plane.state.env.clone();
+        let begun = env.instant();
         let never = why(enqueue_request(&plane).await).await;
-        assert_eq!(begun.elapsed().as_secs(), WAIT_MAX.as_secs());
+        assert_eq!((env.instant() - begun).as_secs(), WAIT_MAX.as_secs());
         assert_eq!(
             never,
             "no endpoint is ready for service shop/web port 80 within 60 s: its pods don't become ready (kubectl -n shop get hpa,pods,events says why)"

@@ -9,6 +9,7 @@ use http::{Method, Request, StatusCode, header};
 use http_body_util::{BodyExt as _, Limited};
 use k8s_openapi::api::core::v1::Node;
 use kube::config::{KubeConfigOptions, Kubeconfig};
+use machinery_env::Env;
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -24,6 +25,7 @@ const ANSWER_BYTES_MAX: usize = 32 << 20;
 pub struct Extender {
     pub config: ExtenderConfig,
     client: kube::Client,
+    env: Env,
 }
 
 impl std::fmt::Debug for Extender {
@@ -43,7 +45,7 @@ impl Extender {
     ///
     /// # Errors
     /// The URL or the TLS files are invalid.
-    pub async fn new(config: ExtenderConfig) -> Result<Self, String> {
+    pub async fn new(config: ExtenderConfig, env: Env) -> Result<Self, String> {
         let failed = |error: &dyn std::fmt::Display| format!("extender {:?}: {error}", config.url_prefix);
         let tls = &config.tls;
         let mut cluster =
@@ -71,7 +73,7 @@ impl Extender {
         // Proxy settings of the environment are for registries.
         made.proxy_url = None;
         let client = kube::Client::try_from(made).map_err(|error| failed(&error))?;
-        Ok(Self { config, client })
+        Ok(Self { config, client, env })
     }
 
     /// Calls the extender's bind verb.
@@ -154,7 +156,7 @@ impl Extender {
             let body = Limited::new(body, ANSWER_BYTES_MAX).collect().await;
             Ok(body.map_err(|error| failed(&error_chain(&*error)))?.to_bytes().to_vec())
         };
-        let answered = tokio::time::timeout(self.config.timeout, exchange).await;
+        let answered = self.env.timeout(self.config.timeout, exchange).await;
         answered.unwrap_or_else(|_| Err(failed(&format!("no answer within {:?}", self.config.timeout))))
     }
 }

@@ -254,7 +254,7 @@ async fn preempted(
     let (one, two, other) = (lower("one"), lower("two"), lower("other"));
     let there = [("a".to_owned(), vec![one.clone(), other]), ("b".to_owned(), vec![two.clone()])].into();
     let (pod, whole) = (pod("p", json!({})), json!({"metadata": {"name": "p"}}));
-    let asking = [Extender::new(config).await.unwrap()];
+    let asking = [Extender::new(config, Env::real()).await.unwrap()];
     let look = |pod: &PodInfo| json!({"metadata": {"name": pod.key.name}});
     let left =
         process_preemption(&asking, (&pod, &whole), victims(&[("a", &[&one]), ("b", &[&two])]), &there, &look).await;

@@ -152,7 +152,7 @@ async fn act(
     let back_off = config.back_off;
     let mut extenders = Vec::with_capacity(config.extenders.len());
     for extender in config.extenders.clone() {
-        extenders.push(Extender::new(extender).await.map_err(RunError::Extender)?);
+        extenders.push(Extender::new(extender, env.clone()).await.map_err(RunError::Extender)?);
     }
     let extender_queue = ExtenderQueue::new(extenders, &config, &env)?;
     extender_queue.warm();
@@ -268,7 +268,7 @@ impl Scheduler {
                 () = stop.cancelled() => return Ok(()),
                 () = self.pending_changes.changed.notified() => {}
                 done = self.results.recv() => self.handle_result(done.ok_or(RunError::Lost("its writers"))?),
-                () = tokio::time::sleep(wait.unwrap_or(Duration::MAX)), if wait.is_some() => {}
+                () = self.env.sleep(wait.unwrap_or(Duration::MAX)), if wait.is_some() => {}
             }
         }
     }
@@ -346,7 +346,7 @@ impl Scheduler {
         let events = self.events[profile].clone();
         let about = self.reference(&waiting.pod);
         let binder = self.extender_queue.binder(&waiting.pod);
-        let informer = self.informer.clone();
+        let (informer, env) = (self.informer.clone(), self.env.clone());
         self.tasks.spawn(async move {
             let (pod, mut permit) = (&waiting.pod, Some(permit));
             let written = async {
@@ -354,7 +354,7 @@ impl Scheduler {
                 if pod.claims.is_some() {
                     // Provisioning takes time, and other pods are bound meanwhile.
                     permit = None;
-                    until_bound(&informer, pod, &node).await?;
+                    until_bound(&env, &informer, pod, &node).await?;
                 }
                 match extenders::bind_with_extender(binder, pod, &node).await {
                     Some(bound) => bound,

@@ -48,7 +48,7 @@ fn kind_of(manifest: &Value) -> Option<(Kind, String)> {
 pub(super) async fn rolled_out(client: &Client, env: &Env, namespace: &str, name: &str) -> anyhow::Result<()> {
     let deployments: Api<Deployment> = Api::namespaced(client.clone(), namespace);
     let done = |deployment: Option<&Deployment>| deployment.is_some_and(is_rolled_out);
-    tokio::time::timeout(STEP_TIMEOUT, deployments.wait_until(env, name, done)).await.with_context(|| {
+    env.timeout(STEP_TIMEOUT, deployments.wait_until(env, name, done)).await.with_context(|| {
         format!("deployment {namespace}/{name} was not rolled out within {} s", STEP_TIMEOUT.as_secs())
     })?;
     Ok(())
@@ -83,7 +83,7 @@ pub(super) async fn delete_one_pod(client: &Client, env: &Env, namespace: &str, 
     pods.delete(&name).await?;
     // The Deployment becomes incomplete only later: wait for the pod itself to be gone.
     let gone = pods.wait_until(env, &name, |pod| pod.is_none());
-    tokio::time::timeout(STEP_TIMEOUT, gone).await.context("the deleted pod did not go")?;
+    env.timeout(STEP_TIMEOUT, gone).await.context("the deleted pod did not go")?;
     Ok(name)
 }
 

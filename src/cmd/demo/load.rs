@@ -118,7 +118,7 @@ impl LoadConnection {
         let end = self.env.elapsed() + LOAD_MAX;
         while !self.stop.load(Ordering::Relaxed) && self.env.elapsed() < end {
             let before = self.env.elapsed();
-            let answered = tokio::time::timeout(REQUEST_TIMEOUT, self.send_request(&mut connection)).await;
+            let answered = self.env.timeout(REQUEST_TIMEOUT, self.send_request(&mut connection)).await;
             self.requests.fetch_add(1, Ordering::Relaxed);
             if matches!(answered, Ok(Ok(status)) if status < 400) {
                 if latencies.len() < self.samples_max {

@@ -111,14 +111,14 @@ async fn run_story(story: &mut Story, env: &Env, cluster: &Cluster, data: &DataD
     ));
 
     let port = cluster::node_port(&client, "shop", "frontend").await?;
-    let id = order(port).await?;
+    let id = order(env, port).await?;
     story.report("An order went from the frontend through catalog, users and payments by Service name, and is paid.");
     state::run_stateful_part(story, &client, port, &id).await?;
 
     story.doing("sending traffic");
     let usage = Usage::read();
     let load = Load::start(env, "127.0.0.1", port, "/api/products", CONNECTIONS);
-    tokio::time::sleep(LOAD).await;
+    env.sleep(LOAD).await;
     let measured = load.finish().await;
     let used = Usage::read();
     anyhow::ensure!(
@@ -193,12 +193,12 @@ async fn limits(story: &mut Story, client: &Client) -> anyhow::Result<()> {
         ("trap", "/trap", 502, "trap", "A trap cost one request"),
     ] {
         let ip = cluster::cluster_ip(client, "default", name).await?;
-        let (got, why) = get(&ip, 80, path).await?;
+        let (got, why) = get(&story.env, &ip, 80, path).await?;
         anyhow::ensure!(
             (got, why.as_str()) == (status, reason),
             "{name}{path} answered {got} {why:?}, not {status} {reason:?}"
         );
-        let (after, _) = get(&ip, 80, "/").await?;
+        let (after, _) = get(&story.env, &ip, 80, "/").await?;
         anyhow::ensure!(after == 200, "{name} answered {after} after it was stopped");
         story.report(&format!("{what} ({status}, coracle-reason: {reason}); the pod's next request was answered."));
     }
@@ -206,27 +206,27 @@ async fn limits(story: &mut Story, client: &Client) -> anyhow::Result<()> {
 }
 
 /// Places an order, which must be paid; returns its id.
-async fn order(port: u16) -> anyhow::Result<String> {
-    let (status, _, body) = exchange("127.0.0.1", port, Request::get("/api/products"), "").await?;
+async fn order(env: &Env, port: u16) -> anyhow::Result<String> {
+    let (status, _, body) = exchange(env, ("127.0.0.1", port), Request::get("/api/products"), "").await?;
     anyhow::ensure!(status == 200, "the shop's products answered {status}");
     let products: serde_json::Value = serde_json::from_slice(&body)?;
     let order = json!({"product": products[0]["id"], "user": "ada", "quantity": 2}).to_string();
     let request = Request::post("/api/orders").header("content-type", "application/json");
-    let (status, _, body) = exchange("127.0.0.1", port, request, &order).await?;
+    let (status, _, body) = exchange(env, ("127.0.0.1", port), request, &order).await?;
     let answer: serde_json::Value = serde_json::from_slice(&body).unwrap_or_default();
     anyhow::ensure!(status < 300 && answer["status"] == "paid", "the order answered {status}: {answer}");
     Ok(answer["id"].as_str().context("the order has no id")?.to_owned())
 }
 
-async fn get(host: &str, port: u16, path: &str) -> anyhow::Result<(u16, String)> {
-    let (status, reason, _) = exchange(host, port, Request::get(path), "").await?;
+async fn get(env: &Env, host: &str, port: u16, path: &str) -> anyhow::Result<(u16, String)> {
+    let (status, reason, _) = exchange(env, (host, port), Request::get(path), "").await?;
     Ok((status, reason))
 }
 
 /// Sends one request on a new connection; returns status, `coracle-reason` and body.
 async fn exchange(
-    host: &str,
-    port: u16,
+    env: &Env,
+    (host, port): (&str, u16),
     request: hyper::http::request::Builder,
     body: &str,
 ) -> anyhow::Result<(u16, String, Vec<u8>)> {
@@ -236,8 +236,7 @@ async fn exchange(
         hyper::client::conn::http1::handshake::<_, Full<bytes::Bytes>>(TokioIo::new(stream)).await?;
     tokio::spawn(connection);
     let request = request.header("host", host).body(Full::from(body.to_owned()))?;
-    let response =
-        tokio::time::timeout(Duration::from_secs(70), sender.send_request(request)).await.context("no answer")??;
+    let response = env.timeout(Duration::from_secs(70), sender.send_request(request)).await.context("no answer")??;
     let status = response.status().as_u16();
     let header = response.headers().get(machinery_api::names::REASON_HEADER);
     let reason = header.and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned();

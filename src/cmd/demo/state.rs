@@ -27,14 +27,14 @@ pub(super) async fn database_ready(client: &Client, env: &Env, but: Option<&str>
         pod.is_some_and(|pod| pod.metadata.uid.as_deref() != but)
             && conditions.iter().any(|of| of.type_ == "Ready" && of.status == "True")
     };
-    let waited = tokio::time::timeout(STEP_TIMEOUT, pods.wait_until(env, POD, ready)).await;
+    let waited = env.timeout(STEP_TIMEOUT, pods.wait_until(env, POD, ready)).await;
     waited.with_context(|| format!("pod {POD} was not ready in time"))?;
     // Request routing follows a moment later; the StatefulSet's status shows it.
     let sets: Api<StatefulSet> = Api::namespaced(client.clone(), "shop");
     let done = |set: Option<&StatefulSet>| {
         set.and_then(|set| set.status.as_ref()?.available_replicas).is_some_and(|available| available > 0)
     };
-    let waited = tokio::time::timeout(STEP_TIMEOUT, sets.wait_until(env, "orders", done)).await;
+    let waited = env.timeout(STEP_TIMEOUT, sets.wait_until(env, "orders", done)).await;
     waited.context("the StatefulSet orders was not available in time")?;
     Ok(())
 }
@@ -42,13 +42,13 @@ pub(super) async fn database_ready(client: &Client, env: &Env, but: Option<&str>
 /// Deletes the database's pod and checks that the next one has its data. Then runs the nightly report.
 pub(super) async fn run_stateful_part(story: &mut Story, client: &Client, port: u16, id: &str) -> anyhow::Result<()> {
     story.doing("killing the database's pod");
-    check_order_persisted(port, id).await?;
+    check_order_persisted(&story.env, port, id).await?;
     let pods: Api<Pod> = Api::namespaced(client.clone(), "shop");
     let before = story.env.elapsed();
     let uid = pods.get(POD).await?.metadata.uid.context("a pod has a uid")?;
     pods.delete(POD).await?;
     database_ready(client, &story.env, Some(&uid)).await?;
-    check_order_persisted(port, id).await?;
+    check_order_persisted(&story.env, port, id).await?;
     let took = story.env.elapsed() - before;
     let claim = Api::<PersistentVolumeClaim>::namespaced(client.clone(), "shop").get(CLAIM).await?;
     let volume = claim.spec.and_then(|spec| spec.volume_name).context("the claim has no volume")?;
@@ -66,20 +66,21 @@ pub(super) async fn run_stateful_part(story: &mut Story, client: &Client, port: 
 }
 
 /// Checks that the order exists and is paid; retries until the routes to a new pod are known.
-async fn check_order_persisted(port: u16, id: &str) -> anyhow::Result<()> {
+async fn check_order_persisted(env: &Env, port: u16, id: &str) -> anyhow::Result<()> {
     let ask = async {
         loop {
-            let (status, _, body) = exchange("127.0.0.1", port, Request::get(format!("/api/orders/{id}")), "").await?;
+            let (status, _, body) =
+                exchange(env, ("127.0.0.1", port), Request::get(format!("/api/orders/{id}")), "").await?;
             let order: Value = serde_json::from_slice(&body).unwrap_or_default();
             if status == 200 {
                 anyhow::ensure!(order["status"] == "paid", "order {id} is kept as {order}");
                 return Ok(());
             }
             anyhow::ensure!(status >= 500, "order {id} answered {status}: {order}");
-            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            env.sleep(std::time::Duration::from_millis(20)).await;
         }
     };
-    tokio::time::timeout(STEP_TIMEOUT, ask).await.with_context(|| format!("order {id} was not answered in time"))?
+    env.timeout(STEP_TIMEOUT, ask).await.with_context(|| format!("order {id} was not answered in time"))?
 }
 
 /// The output of the CronJob's job, which is created as `kubectl create job --from` does.
@@ -94,7 +95,7 @@ async fn report(client: &Client, env: &Env) -> anyhow::Result<String> {
     let jobs: Api<Job> = Api::namespaced(client.clone(), "shop");
     jobs.create(&value_of(&job)).await?;
     let done = |job: Option<&Job>| job.and_then(|job| job.status.as_ref()?.succeeded).is_some_and(|pods| pods > 0);
-    let waited = tokio::time::timeout(STEP_TIMEOUT, jobs.wait_until(env, "report-now", done)).await;
+    let waited = env.timeout(STEP_TIMEOUT, jobs.wait_until(env, "report-now", done)).await;
     waited.context("the report was not made in time")?;
     let pods: Api<Pod> = Api::namespaced(client.clone(), "shop");
     // Earlier failed pods belong to the same job.
@@ -116,7 +117,7 @@ pub(super) async fn report_autoscaler(story: &mut Story, client: &Client) -> any
     let read = |scaler: Option<&HorizontalPodAutoscaler>| {
         scaler.and_then(|of| of.status.as_ref()?.current_metrics.as_ref()).is_some_and(|all| !all.is_empty())
     };
-    let waited = tokio::time::timeout(STEP_TIMEOUT, scalers.wait_until(&story.env, "catalog", read)).await;
+    let waited = story.env.timeout(STEP_TIMEOUT, scalers.wait_until(&story.env, "catalog", read)).await;
     let scaler = waited.context("the autoscaler read nothing in time")?;
     let status = scaler.and_then(|scaler| scaler.status.clone()).context("the autoscaler has no status")?;
     story.report(&autoscaler_line(&status));

@@ -132,7 +132,9 @@ impl<'a> Runner<'a> {
         loop {
             let still = format!("{} runs on", app.image);
             let module = watched
-                .changed(file, &|why| print_stderr!("coracle: cannot read {}: {why}; {still}", file.display()))
+                .changed(&self.env, file, &|why| {
+                    print_stderr!("coracle: cannot read {}: {why}; {still}", file.display())
+                })
                 .await;
             let seen = self.env.elapsed();
             // A build may still be writing the file, and a partial file is no module: the next change has the rest.
@@ -148,7 +150,7 @@ impl<'a> Runner<'a> {
                     }
                     let before = std::mem::replace(&mut app, next);
                     // Delete old images: a day's changes would fill the disk.
-                    let _ = delete_pushed(&before.name, before.digest(), &self.registry).await;
+                    let _ = delete_pushed(&self.env, &before.name, before.digest(), &self.registry).await;
                 }
                 Ok(_) => {}
                 Err(error) => print_stderr!("coracle: {error:#}; {still}"),
@@ -161,7 +163,7 @@ impl<'a> Runner<'a> {
         let progress = Progress::new();
         progress.doing(&format!("pushing {} ({} bytes)", self.flags.file.display(), module.len()));
         let name = format!("registry.local/{}:run", self.name);
-        let pushed = push(module, INSPECT, &name, &self.registry).await?;
+        let pushed = push(&self.env, module, INSPECT, &name, &self.registry).await?;
         let app =
             App::new(&self.name, (&pushed.digest, &pushed.inspection.exports), self.flags.port, self.flags.replicas);
         progress.doing(&format!("waiting for {}", self.name));
@@ -248,7 +250,7 @@ impl<'a> Runner<'a> {
                 let seconds = READY_TIME_MAX.as_secs();
                 bail!("{} is not ready after {seconds} s: see `kubectl describe pods -l app={}`", app.name, app.name);
             }
-            tokio::time::sleep(POLL_INTERVAL).await;
+            self.env.sleep(POLL_INTERVAL).await;
         }
     }
 
@@ -272,7 +274,7 @@ impl<'a> Runner<'a> {
         let address = spec.cluster_ip.and_then(|ip| ip.parse().ok()).map(|ip| SocketAddr::new(ip, self.flags.port));
         let node_port = spec.ports.and_then(|ports| ports.first()?.node_port);
         match (address, node_port) {
-            (Some(address), _) if accepts_connections(address).await => print_stdout!("http://{address}/")?,
+            (Some(address), _) if accepts_connections(&self.env, address).await => print_stdout!("http://{address}/")?,
             (_, Some(port)) => print_stdout!("http://{}:{port}/", self.host)?,
             _ => bail!("the Service has no address: see `kubectl describe service {}`", app.name),
         }
@@ -281,11 +283,11 @@ impl<'a> Runner<'a> {
 }
 
 /// Whether the address accepts connections. The data plane may open it a moment later.
-async fn accepts_connections(address: SocketAddr) -> bool {
+async fn accepts_connections(env: &Env, address: SocketAddr) -> bool {
     let connects = async {
         while tokio::net::TcpStream::connect(address).await.is_err() {
-            tokio::time::sleep(POLL_INTERVAL).await;
+            env.sleep(POLL_INTERVAL).await;
         }
     };
-    tokio::time::timeout(ADDRESS_TIME_MAX, connects).await.is_ok()
+    env.timeout(ADDRESS_TIME_MAX, connects).await.is_ok()
 }

@@ -4,6 +4,8 @@
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
+use machinery_env::Env;
+
 use crate::module_file;
 
 /// Poll interval of the file: a change must be deployed within a second.
@@ -54,10 +56,15 @@ impl WatchedFile {
     }
 
     /// Waits for the next state and reads it. A missing file is waited for and reported to `report` once.
-    pub(super) async fn changed(&mut self, file: &Path, report: &(dyn Fn(&std::io::Error) + Sync)) -> Vec<u8> {
+    pub(super) async fn changed(
+        &mut self,
+        env: &Env,
+        file: &Path,
+        report: &(dyn Fn(&std::io::Error) + Sync),
+    ) -> Vec<u8> {
         let mut looks = 0;
         loop {
-            tokio::time::sleep(POLL_INTERVAL).await;
+            env.sleep(POLL_INTERVAL).await;
             match FileStamp::of(file) {
                 Ok(now) if Some(now) != self.seen => match self.read(file).await {
                     Ok(bytes) => return bytes,
@@ -84,24 +91,23 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("a.wasm");
         std::fs::write(&file, "one").unwrap();
-        let mut watched = WatchedFile::default();
+        let (env, mut watched) = (Env::real(), WatchedFile::default());
         assert_eq!(watched.read(&file).await.unwrap(), b"one");
         std::fs::write(&file, "three").unwrap();
         let told = std::sync::Mutex::new(0);
         let report = |_: &std::io::Error| *told.lock().unwrap() += 1;
-        assert_eq!(watched.changed(&file, &report).await, b"three");
+        assert_eq!(watched.changed(&env, &file, &report).await, b"three");
         // Replaced as by linkers: briefly missing, another inode, the same length.
         std::fs::remove_file(&file).unwrap();
-        let waits =
-            tokio::time::timeout(POLL_INTERVAL * (POLLS_WITHOUT_FILE + 10), watched.changed(&file, &report)).await;
+        let waits = env.timeout(POLL_INTERVAL * (POLLS_WITHOUT_FILE + 10), watched.changed(&env, &file, &report)).await;
         assert!(waits.is_err(), "no file is no change");
         std::fs::create_dir(&file).unwrap();
-        let waits = tokio::time::timeout(POLL_INTERVAL * 5, watched.changed(&file, &report)).await;
+        let waits = env.timeout(POLL_INTERVAL * 5, watched.changed(&env, &file, &report)).await;
         assert!(waits.is_err(), "nor is a folder");
         assert_eq!(*told.lock().unwrap(), 2, "each is told once");
         std::fs::remove_dir(&file).unwrap();
         std::fs::write(dir.path().join("new"), "other").unwrap();
         std::fs::rename(dir.path().join("new"), &file).unwrap();
-        assert_eq!(watched.changed(&file, &report).await, b"other");
+        assert_eq!(watched.changed(&env, &file, &report).await, b"other");
     }
 }

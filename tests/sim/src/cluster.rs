@@ -10,6 +10,7 @@ use std::time::Duration;
 use apiserver::auth::UserInfo;
 use apiserver::auth::jwt::SigningKey;
 use apiserver::bootstrap;
+use apiserver::http::kubelets::Kubelets;
 use apiserver::server::{Apiserver, Config};
 use apiserver_resources::RESOURCES;
 use apiserver_resources::allocate::ServiceNetwork;
@@ -20,6 +21,7 @@ use prometheus_client::registry::Registry;
 use tokio_util::sync::CancellationToken;
 
 use crate::checkers::convergence;
+use crate::clock;
 use crate::freeze::Freezable;
 use crate::log::log;
 use crate::network::{Link, Network};
@@ -150,7 +152,7 @@ impl Cluster {
                 }
                 Err(error) => log!(self.world, "apiserver: cannot start: {error}"),
             }
-            tokio::time::sleep(self.random.millis(100, 6000)).await;
+            clock::sleep(self.random.millis(100, 6000)).await;
         }
     }
 
@@ -161,7 +163,7 @@ impl Cluster {
             services: ServiceNetwork { cidr: block("10.96.0.0/24"), node_ports: 30000..=32767, loopback: Vec::new() },
             toleration_seconds: self.pace.toleration_seconds(),
             features: features(),
-            kubelets: Default::default(),
+            kubelets: Kubelets::disabled(&self.world.env),
             registry: Arc::new(Mutex::new(Registry::default())),
         };
         let server = Apiserver::open(&self.world.env, self.store.clone(), config).await.map_err(|e| e.to_string())?;
@@ -202,7 +204,7 @@ impl Cluster {
                 cluster.network.pump.break_all(|stream| Arc::ptr_eq(&stream.link, &link));
                 stop.cancel();
                 life.abort();
-                tokio::time::sleep(cluster.random.millis(50, 4000)).await;
+                clock::sleep(cluster.random.millis(50, 4000)).await;
             }
             cluster.state().lives.remove(&name);
         });

@@ -14,9 +14,9 @@ use machinery_api::ObjectKey;
 use machinery_client::request::{ApiClient, status_code};
 use machinery_client::{Kind, Pod};
 use serde_json::{Value, json};
-use tokio::time::Instant;
 
 use crate::checkers::convergence::unmet;
+use crate::clock;
 use crate::cluster::{CONTROLLERS, Cluster, Pace, SCHEDULER};
 use crate::log::log;
 use crate::network::{Doom, Link};
@@ -59,7 +59,7 @@ pub(crate) fn crowd(seed: u64, groups: u64) -> Crowd {
 }
 
 async fn simulate(seed: u64, groups: u64) -> Crowd {
-    let (world, begun) = (Arc::new(World::new(seed, Sabotage::None)), Instant::now());
+    let (world, begun) = (Arc::new(World::new(seed, Sabotage::None)), clock::now());
     let cluster = Cluster::with_room(seed, world.clone(), Pace::Usual, ROOM);
     cluster.start((groups * GROUP * 4 / 3).div_ceil(ROOM.pods).max(3)).await;
     let user = UserInfo::component("kubernetes-admin", Some("system:masters"));
@@ -72,10 +72,10 @@ async fn simulate(seed: u64, groups: u64) -> Crowd {
     let objects = (0..groups).flat_map(|number| group(number, &names)).collect();
     tokio::join!(biased; create_all(&api, objects), inject_faults(&cluster, seed));
     wait_for_convergence(&cluster, seed).await;
-    let (made, requests) = (begun.elapsed(), answered(&cluster));
+    let (made, requests) = (clock::now() - begun, answered(&cluster));
     let objects = world.history.now("/registry/").len();
     let half: Vec<String> = names.iter().step_by(2).cloned().collect();
-    let begun = Instant::now();
+    let begun = clock::now();
     tokio::join!(biased; delete(&api, &half), inject_faults(&cluster, seed + 1));
     wait_for_convergence(&cluster, seed).await;
     for name in half {
@@ -83,7 +83,7 @@ async fn simulate(seed: u64, groups: u64) -> Crowd {
             world.record_violation(format!("the namespace {name} is there"));
         }
     }
-    let (gone, requests_gone) = (begun.elapsed(), answered(&cluster) - requests);
+    let (gone, requests_gone) = (clock::now() - begun, answered(&cluster) - requests);
     world.history.forget();
     Crowd { violations: world.violations(), log: world.log.take(), objects, requests, made, requests_gone, gone }
 }
@@ -152,7 +152,7 @@ async fn create_all(api: &ApiClient, objects: Vec<(Kind, Value)>) {
         let namespace = object["metadata"]["namespace"].as_str().unwrap_or_default();
         let there = |error: &kube::Error| status_code(error) == 409;
         while api.create::<Value>(&kind, namespace, &object).await.is_err_and(|error| !there(&error)) {
-            tokio::time::sleep(Duration::from_millis(500)).await;
+            clock::sleep(Duration::from_millis(500)).await;
         }
     };
     objects.into_iter().map(one).collect::<FuturesUnordered<_>>().collect::<()>().await;
@@ -166,7 +166,7 @@ async fn delete(api: &ApiClient, namespaces: &[String]) {
             let gone = |error: &kube::Error| matches!(status_code(error), 404 | 409);
             let kind = Kind::of::<Namespace>();
             while api.delete::<Value>(&kind, &key, &options).await.is_err_and(|error| !gone(&error)) {
-                tokio::time::sleep(Duration::from_millis(500)).await;
+                clock::sleep(Duration::from_millis(500)).await;
             }
         }
     };
@@ -175,7 +175,7 @@ async fn delete(api: &ApiClient, namespaces: &[String]) {
 
 /// Faults of all kinds, mostly of nodes, and deaths of the busiest components.
 async fn inject_faults(cluster: &Arc<Cluster>, seed: u64) {
-    let (random, until) = (Random::new(seed, "crowd"), Instant::now() + FAULTS);
+    let (random, until) = (Random::new(seed, "crowd"), clock::now() + FAULTS);
     let deaths = async {
         for name in [CONTROLLERS, SCHEDULER, CONTROLLERS] {
             let doom = Doom { writes: random.between(1, 200), done: random.chance(500) };
@@ -183,7 +183,7 @@ async fn inject_faults(cluster: &Arc<Cluster>, seed: u64) {
                 log!(cluster.world, "fault: {name} dies with its writes: {doom:?}");
                 link.schedule_death(Some(doom));
             }
-            tokio::time::sleep(random.millis(2000, 6000)).await;
+            clock::sleep(random.millis(2000, 6000)).await;
         }
         cluster.network.kill_server();
     };
@@ -192,11 +192,11 @@ async fn inject_faults(cluster: &Arc<Cluster>, seed: u64) {
 
 /// Waits for convergence.
 async fn wait_for_convergence(cluster: &Arc<Cluster>, seed: u64) {
-    let deadline = Instant::now() + CONVERGENCE_TIMEOUT;
+    let deadline = clock::now() + CONVERGENCE_TIMEOUT;
     let (mut calm, mut settled) = (0, cluster.world.history.revision());
     workload::settle(cluster.clone(), seed).await;
     while calm < 2 {
-        tokio::time::sleep(CHECK_INTERVAL).await;
+        clock::sleep(CHECK_INTERVAL).await;
         let before = std::mem::replace(&mut settled, cluster.world.history.revision());
         let mut problems = unmet(&cluster.world.history);
         problems.extend(cluster.stale(before));
@@ -204,7 +204,7 @@ async fn wait_for_convergence(cluster: &Arc<Cluster>, seed: u64) {
         if let Some(first) = problems.first() {
             log!(cluster.world, "not at rest: {} things, {first}", problems.len());
         }
-        if Instant::now() > deadline {
+        if clock::now() > deadline {
             problems.truncate(10);
             return cluster.world.record_violation(format!("never came to rest: {problems:#?}"));
         }

@@ -9,8 +9,8 @@ use k8s_openapi::api::core::v1::Service;
 use machinery_client::Kind;
 use machinery_client::request::ApiClient;
 use serde_json::{Value, json};
-use tokio::time::Instant;
 
+use crate::clock;
 use crate::cluster::{Cluster, Pace};
 use crate::network::Link;
 use crate::sabotage::Sabotage;
@@ -35,7 +35,7 @@ pub(crate) struct Failover {
 pub(crate) fn failover(seed: u64, pace: Pace) -> Failover {
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().expect("a runtime");
-    let played = async { tokio::time::timeout(TIMEOUT, simulate(seed, pace)).await };
+    let played = async { clock::timeout(TIMEOUT, simulate(seed, pace)).await };
     runtime.block_on(played).expect("it never happens")
 }
 
@@ -62,22 +62,22 @@ async fn simulate(seed: u64, pace: Pace) -> Failover {
     until(|| endpoints(&cluster).len() == REPLICAS).await;
     let victim = endpoints(&cluster).into_iter().next().unwrap_or_default();
     cluster.remove_node(&victim);
-    let died = Instant::now();
+    let died = clock::now();
     until(|| !endpoints(&cluster).contains(&victim)).await;
-    let endpoints_gone = died.elapsed();
+    let endpoints_gone = clock::now() - died;
     until(|| endpoints(&cluster).len() == REPLICAS).await;
-    Failover { endpoints_gone, pods_back: died.elapsed() }
+    Failover { endpoints_gone, pods_back: clock::now() - died }
 }
 
 async fn until(is: impl Fn() -> bool) {
     while !is() {
-        tokio::time::sleep(TICK).await;
+        clock::sleep(TICK).await;
     }
 }
 
 async fn until_made(api: &ApiClient, kind: &Kind, object: &Value) {
     while api.create::<Value>(kind, "default", object).await.is_err() {
-        tokio::time::sleep(TICK).await;
+        clock::sleep(TICK).await;
     }
 }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use apiserver_storage::store::Store as _;
 use tokio::time::Instant;
 
+use crate::clock;
 use crate::cluster::Cluster;
 use crate::log::log;
 use crate::network::Doom;
@@ -16,8 +17,8 @@ pub(crate) async fn make(cluster: Arc<Cluster>, seed: u64, until: Instant) {
     let random = Random::new(seed, "faults");
     let world = cluster.world.clone();
     world.set_weather(weather(&random));
-    while Instant::now() < until {
-        tokio::time::sleep(random.millis(300, 6000)).await;
+    while clock::now() < until {
+        clock::sleep(random.millis(300, 6000)).await;
         match random.below(17) {
             0 => {
                 log!(world, "fault: the API server is killed");
@@ -79,7 +80,7 @@ fn partition(cluster: &Arc<Cluster>, random: &Random) {
     link.cut();
     let (cluster, breaks) = (cluster.clone(), random.chance(500));
     tokio::spawn(async move {
-        tokio::time::sleep(lasts).await;
+        clock::sleep(lasts).await;
         log!(cluster.world, "fault: {} is back", link.name);
         if breaks {
             cluster.network.pump.break_all(|stream| Arc::ptr_eq(&stream.link, &link));
@@ -96,7 +97,7 @@ fn freeze(cluster: &Arc<Cluster>, random: &Random) {
     link.freeze();
     let cluster = cluster.clone();
     tokio::spawn(async move {
-        tokio::time::sleep(lasts).await;
+        clock::sleep(lasts).await;
         log!(cluster.world, "fault: {} goes on", link.name);
         link.thaw();
     });

@@ -10,6 +10,7 @@ use machinery_client::Kind;
 use machinery_client::request::ApiClient;
 use serde_json::{Value, json};
 
+use crate::clock;
 use crate::cluster::{Cluster, Pace};
 use crate::network::Link;
 use crate::sabotage::Sabotage;
@@ -27,7 +28,7 @@ const SLOW: Weather = Weather { delay_ms: 5, slow: 300, ..Weather::CALM };
 pub(crate) fn leaving(seed: u64) -> (Vec<String>, usize) {
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().expect("a runtime");
-    let played = async { tokio::time::timeout(TIMEOUT, simulate(seed)).await };
+    let played = async { clock::timeout(TIMEOUT, simulate(seed)).await };
     runtime.block_on(played).expect("it never happens")
 }
 
@@ -44,7 +45,7 @@ async fn simulate(seed: u64) -> (Vec<String>, usize) {
             "spec": {"template": template(&name, 100, "Never")}});
         let kind = Kind::of::<Job>();
         while api.create::<Value>(&kind, "default", &job).await.is_err() {
-            tokio::time::sleep(TICK).await;
+            clock::sleep(TICK).await;
         }
         let prefix = format!("/registry/pods/default/{name}-");
         until(|| !world.history.now(&prefix).is_empty()).await;
@@ -53,7 +54,7 @@ async fn simulate(seed: u64) -> (Vec<String>, usize) {
         until(|| world.history.now(&format!("/registry/jobs/default/{name}")).is_empty()).await;
     }
     world.set_weather(Weather::CALM);
-    tokio::time::sleep(Duration::from_secs(60)).await;
+    clock::sleep(Duration::from_secs(60)).await;
     let pods = world.history.now("/registry/pods/default/left-");
     let free = |pod: &Value| {
         let metadata = &pod["metadata"];
@@ -65,6 +66,6 @@ async fn simulate(seed: u64) -> (Vec<String>, usize) {
 
 async fn until(is: impl Fn() -> bool) {
     while !is() {
-        tokio::time::sleep(TICK).await;
+        clock::sleep(TICK).await;
     }
 }

@@ -6,6 +6,7 @@
 #![cfg(test)]
 
 mod checkers;
+mod clock;
 mod cluster;
 mod crowd;
 mod failover;
@@ -19,6 +20,7 @@ mod node;
 mod panics;
 mod parsed_request;
 mod random;
+#[expect(clippy::disallowed_methods, reason = "reads the paused clock directly until it takes it from `clock`")]
 mod rollouts;
 mod run;
 mod sabotage;

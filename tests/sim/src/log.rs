@@ -5,6 +5,8 @@ use std::sync::{Mutex, PoisonError};
 
 use tokio::time::Instant;
 
+use crate::clock;
+
 /// The log of one run.
 pub(crate) struct Log {
     start: Instant,
@@ -14,12 +16,12 @@ pub(crate) struct Log {
 impl Log {
     /// An empty log that starts now.
     pub(crate) fn new() -> Self {
-        Self { start: Instant::now(), text: Mutex::default() }
+        Self { start: clock::now(), text: Mutex::default() }
     }
 
     /// Adds a line, with the virtual time.
     pub(crate) fn line(&self, line: Arguments<'_>) {
-        let at = self.start.elapsed().as_millis();
+        let at = (clock::now() - self.start).as_millis();
         let mut text = self.text.lock().unwrap_or_else(PoisonError::into_inner);
         // Writing to a string does not fail.
         let _ = writeln!(text, "{:>6}.{:03} {line}", at / 1000, at % 1000);

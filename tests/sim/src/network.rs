@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 use tower::{BoxError, Service};
 
 use crate::checkers::{reads, watches};
+use crate::clock;
 use crate::log::log;
 use crate::parsed_request::ParsedRequest;
 use crate::sabotage;
@@ -186,7 +187,7 @@ impl Network {
     /// A client with a user's identity over a link.
     pub(crate) fn client(self: &Arc<Self>, link: &Arc<Link>, user: UserInfo) -> Client {
         let service = Wire { network: self.clone(), link: link.clone() };
-        machinery_client::in_process(service, move |request| {
+        machinery_client::in_process(&self.world.env, service, move |request| {
             let (mut head, body) = request.into_parts();
             head.extensions.insert(user.clone());
             Request::from_parts(head, body)
@@ -211,13 +212,13 @@ impl Network {
             return std::future::pending().await;
         }
         self.check_scale(&link, &parsed, &body);
-        tokio::time::sleep(world.message_delay()).await;
+        clock::sleep(world.message_delay()).await;
         if link.is_cut() {
             return self.unreachable(&link, id).await;
         }
         if world.random.chance(world.weather().lost) {
             log!(world, "{}: #{id} is lost", link.name);
-            tokio::time::sleep(world.random.millis(0, 2000)).await;
+            clock::sleep(world.random.millis(0, 2000)).await;
             return Err(Broken("the connection broke before the request was sent").into());
         }
         let server = self.server.lock().unwrap_or_else(PoisonError::into_inner).clone();
@@ -226,7 +227,7 @@ impl Network {
         };
         if world.random.chance(world.weather().busy) {
             log!(world, "{}: #{id} 429", link.name);
-            tokio::time::sleep(world.message_delay()).await;
+            clock::sleep(world.message_delay()).await;
             return Ok(busy());
         }
         if let Some(told) = self.serve_metrics(&link, head.uri.path()).await {
@@ -234,7 +235,7 @@ impl Network {
         }
         let (before, after) = (world.server_delay(), world.server_delay());
         let dies = |dead: CancellationToken, after: Duration| async move {
-            tokio::time::timeout(after, dead.cancelled()).await.is_ok()
+            clock::timeout(after, dead.cancelled()).await.is_ok()
         };
         if !before.is_zero() && dies(server.dead.clone(), before).await {
             return Err(Broken("connection reset").into());
@@ -277,10 +278,10 @@ impl Network {
         }
         if world.random.chance(world.weather().unanswered) {
             log!(world, "{}: the answer to #{id} is lost", link.name);
-            tokio::time::sleep(world.random.millis(0, 2000)).await;
+            clock::sleep(world.random.millis(0, 2000)).await;
             return Err(Broken("the connection broke before the answer came").into());
         }
-        tokio::time::sleep(world.message_delay()).await;
+        clock::sleep(world.message_delay()).await;
         if link.is_cut() {
             return self.unreachable(&link, id).await;
         }
@@ -297,7 +298,7 @@ impl Network {
         let deployment = format!("{namespace}/{name}");
         let world = &self.world;
         let load = world.autoscaling.load(&deployment);
-        tokio::time::sleep(world.message_delay()).await;
+        clock::sleep(world.message_delay()).await;
         if link.is_cut() || world.random.chance(world.weather().unanswered) {
             return Some(Err(Broken("the connection broke before the answer came").into()));
         }
@@ -332,7 +333,7 @@ impl Network {
     async fn unreachable(&self, link: &Link, id: u64) -> Result<Response<SimBody>, BoxError> {
         log!(self.world, "{}: #{id} goes nowhere", link.name);
         let gives_up = self.world.random.millis(500, 10_000);
-        let _ = tokio::time::timeout(gives_up, link.healed.notified()).await;
+        let _ = clock::timeout(gives_up, link.healed.notified()).await;
         Err(Broken("timed out").into())
     }
 }

@@ -16,6 +16,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::checkers::{identities, mounts};
+use crate::clock;
 use crate::cluster::Pace;
 use crate::random::Random;
 use crate::world::World;
@@ -133,7 +134,7 @@ impl Node {
                 if self.heartbeat().await.is_ok() {
                     self.sync_pods().await;
                 }
-                let _ = tokio::time::timeout(self.sync_interval(), self.woken.notified()).await;
+                let _ = clock::timeout(self.sync_interval(), self.woken.notified()).await;
             }
         };
         tokio::select! {

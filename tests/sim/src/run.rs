@@ -3,9 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::Instant;
-
 use crate::checkers::convergence::unmet;
+use crate::clock;
 use crate::cluster::{Cluster, Pace};
 use crate::sabotage::Sabotage;
 use crate::world::World;
@@ -43,16 +42,16 @@ async fn one(seed: u64, sabotage: Sabotage) -> Report {
     cluster.start(workload::NODES_MIN).await;
     let steps = if seed % 8 == 7 || sabotage != Sabotage::None { STEPS_LONG } else { STEPS };
     let working = workload::run(cluster.clone(), seed, steps);
-    let until = Instant::now() + Duration::from_secs(2 * steps);
+    let until = clock::now() + Duration::from_secs(2 * steps);
     tokio::join!(biased; working, faults::make(cluster.clone(), seed, until));
     world.calm();
     let deadline =
-        Instant::now() + if sabotage == Sabotage::None { CONVERGENCE_TIMEOUT } else { CONVERGENCE_TIMEOUT_SABOTAGED };
+        clock::now() + if sabotage == Sabotage::None { CONVERGENCE_TIMEOUT } else { CONVERGENCE_TIMEOUT_SABOTAGED };
     let rest = async {
         workload::settle(cluster.clone(), seed).await;
         wait_for_convergence(&cluster, seed).await
     };
-    if tokio::time::timeout_at(deadline, rest).await.is_err() {
+    if clock::timeout_at(deadline, rest).await.is_err() {
         let mut problems = unmet(&world.history);
         problems.extend(world.autoscaling.unmet(&world.history));
         problems.extend(cluster.stale(world.history.revision()));
@@ -75,7 +74,7 @@ async fn wait_for_convergence(cluster: &Arc<Cluster>, seed: u64) {
     let mut settled = cluster.world.history.revision();
     let broken = || cluster.world.sabotage != Sabotage::None && !cluster.world.violations().is_empty();
     while calm < CONVERGED_CHECKS && !broken() {
-        tokio::time::sleep(CHECK_INTERVAL).await;
+        clock::sleep(CHECK_INTERVAL).await;
         let before = std::mem::replace(&mut settled, cluster.world.history.revision());
         let mut problems = unmet(&cluster.world.history);
         problems.extend(cluster.world.autoscaling.unmet(&cluster.world.history));

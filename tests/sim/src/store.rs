@@ -11,6 +11,7 @@ use apiserver_storage::store::{
 };
 use async_trait::async_trait;
 
+use crate::clock;
 use crate::log::log;
 use crate::sabotage::{self, Sabotage};
 use crate::world::World;
@@ -33,7 +34,7 @@ impl SimStore {
         let most = self.world.weather().delay_ms;
         let wait = self.world.random.millis(0, most);
         if wait > Duration::ZERO {
-            tokio::time::sleep(wait).await;
+            clock::sleep(wait).await;
         }
     }
 

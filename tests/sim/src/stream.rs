@@ -16,6 +16,7 @@ use tokio::time::{Instant, Sleep};
 use tower::BoxError;
 
 use crate::checkers::watches::Replay;
+use crate::clock;
 use crate::cluster::SCHEDULER;
 use crate::log::log;
 use crate::network::{Link, Piece, reset};
@@ -175,7 +176,7 @@ impl Pump {
     }
 
     fn push(&self, queue: &Mutex<DeliveryQueue>, piece: Option<Piece>) {
-        let arrives = Instant::now() + self.world.message_delay();
+        let arrives = clock::now() + self.world.message_delay();
         let mut queue = lock(queue);
         let arrives = queue.last.map_or(arrives, |last| last.max(arrives));
         queue.last = Some(arrives);
@@ -270,8 +271,8 @@ impl Body for SimBody {
                     queue.waker = Some(context.waker().clone());
                     return Poll::Pending;
                 }
-                Some((arrives, _)) if *arrives > Instant::now() => {
-                    *sleep = Some(Box::pin(tokio::time::sleep_until(*arrives)));
+                Some((arrives, _)) if *arrives > clock::now() => {
+                    *sleep = Some(Box::pin(clock::sleep_until(*arrives)));
                 }
                 Some(_) => {
                     let piece = queue.pieces.pop_front().and_then(|(_, piece)| piece);

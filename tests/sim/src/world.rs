@@ -4,7 +4,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use machinery_env::{Env, TokioClock};
-use tokio::time::Instant;
 
 use crate::checkers::autoscaling::Autoscaling;
 use crate::checkers::claims;
@@ -14,6 +13,7 @@ use crate::checkers::invariants::Invariants;
 use crate::checkers::mounts::Mounts;
 use crate::checkers::orphans::Orphans;
 use crate::checkers::waits::Waits;
+use crate::clock;
 use crate::history::{History, KeyChange};
 use crate::log::{Log, log};
 use crate::panics;
@@ -129,7 +129,7 @@ impl World {
 
     /// Marks the end of faults: time limits of waits start.
     pub(crate) fn calm(&self) {
-        Self::lock(&self.waits).calm(Instant::now());
+        Self::lock(&self.waits).calm(clock::now());
     }
 
     /// Whether a pod waits for the end of a toleration.
@@ -146,7 +146,7 @@ impl World {
             found.extend(Self::lock(&self.counts).step(step));
             found.extend(claims::step(&self.history, step));
             found.extend(Self::lock(&self.orphans).step(&self.history, step));
-            found.extend(Self::lock(&self.waits).step(&self.history, step, Instant::now()));
+            found.extend(Self::lock(&self.waits).step(&self.history, step, clock::now()));
             found.into_iter().for_each(|what| self.record_violation(what));
         }
     }

@@ -219,7 +219,7 @@ mod tests {
         writer.send(vec![1; PIPE_BYTES_MAX].into()).await.unwrap();
         assert_eq!(writer.has_room(), Ok(false));
         let waiting = tokio::spawn(async move { writer.send("x".into()).await });
-        assert!(tokio::time::timeout(Duration::from_millis(20), reader.readable()).await.is_ok());
+        assert!(machinery_env::Env::real().timeout(Duration::from_millis(20), reader.readable()).await.is_ok());
         assert!(!waiting.is_finished());
         assert_eq!(reader.take(1).unwrap().len(), 1);
         waiting.await.unwrap().unwrap();

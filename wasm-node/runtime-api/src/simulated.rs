@@ -1,5 +1,5 @@
-//! A container runtime for tests: a module is a script with durations and results. Time is tokio's, so a paused clock makes
-//! every run the same; there are no threads and no randomness.
+//! A container runtime for tests: a module is a script with durations and results. It waits by an [`Env`]'s timers alone, so
+//! a paused clock makes every run the same; there are no threads and no randomness.
 //!
 //! A script is a line of words. `command exit=3 after=250` ends with code 3 after 250 ms; without `after=` it runs until it is
 //! stopped. `server status=204 takes=10` responds to each request with 204 after 10 ms, and so does `plugin`. `compiles=N` is
@@ -15,6 +15,7 @@ use async_trait::async_trait;
 use futures::future::BoxFuture;
 use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Empty};
+use machinery_env::Env;
 use machinery_serve::net::{Body, CallRejected, Origin, Serve};
 use tokio::sync::Notify;
 
@@ -87,6 +88,7 @@ fn parse_millis(text: &str) -> Option<Duration> {
 
 /// The simulated runtime.
 pub struct SimulatedRuntime {
+    env: Env,
     ledger: Arc<Ledger>,
     /// Modules by digest.
     compiled: Mutex<BTreeMap<String, u64>>,
@@ -94,9 +96,11 @@ pub struct SimulatedRuntime {
     pub keyvalue: Mutex<Vec<KeyvalueOwner>>,
 }
 
-impl Default for SimulatedRuntime {
-    fn default() -> Self {
-        Self { ledger: Ledger::node(), compiled: Mutex::default(), keyvalue: Mutex::default() }
+impl SimulatedRuntime {
+    /// Creates a runtime without modules.
+    #[must_use]
+    pub fn new(env: Env) -> Self {
+        Self { env, ledger: Ledger::node(), compiled: Mutex::default(), keyvalue: Mutex::default() }
     }
 }
 
@@ -116,7 +120,7 @@ impl Runtime for SimulatedRuntime {
         if self.compiled.lock().unwrap_or_else(PoisonError::into_inner).contains_key(digest) {
             return Ok(());
         }
-        tokio::time::sleep(script.compiles).await;
+        self.env.sleep(script.compiles).await;
         let mut compiled = self.compiled.lock().unwrap_or_else(PoisonError::into_inner);
         compiled.insert(digest.to_owned(), text.len() as u64);
         Ok(())
@@ -133,7 +137,8 @@ impl Runtime for SimulatedRuntime {
     async fn load(&self, digest: &str, file: &Path, of: Metering, for_: &str) -> Result<Arc<dyn Module>, LoadError> {
         self.compile(digest, file, of, for_).await?;
         let text = std::fs::read_to_string(file).map_err(LoadError::io("reading the module"))?;
-        Ok(Arc::new(ScriptedModule { digest: digest.to_owned(), script: Script::parse(&text)? }))
+        let (script, env) = (Script::parse(&text)?, self.env.clone());
+        Ok(Arc::new(ScriptedModule { digest: digest.to_owned(), script, env }))
     }
 
     /// Whatever its kind, its arguments are its script.
@@ -144,7 +149,8 @@ impl Runtime for SimulatedRuntime {
         _: Metering,
         _: &str,
     ) -> Result<Option<Arc<dyn Module>>, LoadError> {
-        Ok(Some(Arc::new(ScriptedModule { digest: digest.to_owned(), script: Script::parse("command")? })))
+        let (script, env) = (Script::parse("command")?, self.env.clone());
+        Ok(Some(Arc::new(ScriptedModule { digest: digest.to_owned(), script, env })))
     }
 
     fn compiled(&self) -> std::io::Result<BTreeMap<String, u64>> {
@@ -175,6 +181,7 @@ impl Runtime for SimulatedRuntime {
 struct ScriptedModule {
     digest: String,
     script: Script,
+    env: Env,
 }
 
 impl Module for ScriptedModule {
@@ -189,6 +196,7 @@ impl Module for ScriptedModule {
     fn container(&self, spec: ContainerSpec) -> Result<Arc<dyn Container>, LoadError> {
         Ok(Arc::new(SimulatedContainer(Arc::new(SimulatedState {
             script: self.script.clone(),
+            env: self.env.clone(),
             spec,
             started: AtomicU64::new(0),
             live: AtomicUsize::new(0),
@@ -202,6 +210,7 @@ impl Module for ScriptedModule {
 
 struct SimulatedState {
     script: Script,
+    env: Env,
     spec: ContainerSpec,
     started: AtomicU64,
     live: AtomicUsize,
@@ -275,13 +284,13 @@ impl Container for SimulatedContainer {
 
     async fn run(&self, _admitted: Admitted, stop: BoxFuture<'static, StopSignal>) -> Outcome {
         let _live = LiveInstance::begin(&self.0);
-        run_script(&self.0.script, stop).await
+        run_script(&self.0.env, &self.0.script, stop).await
     }
 
     fn exec(&self, _: &Arc<dyn Module>, spec: ExecSpec) -> Result<Box<dyn Session>, ExecError> {
         let words = spec.argv.get(1..).unwrap_or_default();
         let script = Script::parse(&format!("command {}", words.join(" ")))?;
-        Ok(Box::new(ScriptedSession { script, spec }))
+        Ok(Box::new(ScriptedSession { script, env: self.0.env.clone(), spec }))
     }
 
     fn serve(&self) -> Result<Arc<dyn Server>, LoadError> {
@@ -299,6 +308,7 @@ impl Container for SimulatedContainer {
 /// A command beside a container: `NAME exit=1 after=10 says=x` ends with 1 and writes `x` to its stdout.
 struct ScriptedSession {
     script: Script,
+    env: Env,
     spec: ExecSpec,
 }
 
@@ -308,15 +318,15 @@ impl Session for ScriptedSession {
         if let (Some(says), Some(stdout)) = (&self.script.says, &self.spec.stdio.stdout) {
             let _ = stdout.write(format!("{says}\n").into());
         }
-        run_script(&self.script, stop).await
+        run_script(&self.env, &self.script, stop).await
     }
 }
 
 /// Runs a command to its end by its script, or by `stop`.
-async fn run_script(script: &Script, stop: BoxFuture<'static, StopSignal>) -> Outcome {
+async fn run_script(env: &Env, script: &Script, stop: BoxFuture<'static, StopSignal>) -> Outcome {
     let ends = async {
         match script.after {
-            Some(after) => tokio::time::sleep(after).await,
+            Some(after) => env.sleep(after).await,
             None => std::future::pending().await,
         }
     };
@@ -338,7 +348,7 @@ impl Serve for SimulatedContainer {
         let _live = LiveInstance::begin(&self.0);
         let mut response = Response::new(Empty::new().map_err(|never| match never {}).boxed_unsync());
         *response.status_mut() = tokio::select! {
-            () = tokio::time::sleep(self.0.script.takes) => self.0.script.status,
+            () = self.0.env.sleep(self.0.script.takes) => self.0.script.status,
             () = shut => StatusCode::SERVICE_UNAVAILABLE,
         };
         Ok(response)
@@ -384,7 +394,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("m");
         std::fs::write(&file, script).unwrap();
-        let runtime = SimulatedRuntime::default();
+        let runtime = SimulatedRuntime::new(Env::real());
         let module = runtime.load("sha256:0", &file, Metering::Epochs, "default").await?;
         module.container(ContainerSpec {
             name: "default/p/c".into(),
@@ -417,13 +427,14 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn commands_end_by_their_scripts() {
+        let env = Env::real();
         let one = container("command exit=3 after=250").await.unwrap();
-        let before = tokio::time::Instant::now();
+        let before = env.instant();
         let outcome = one.run(one.admit().await, Box::pin(std::future::pending())).await;
-        assert_eq!((outcome.exit_code, before.elapsed()), (3, Duration::from_millis(250)));
+        assert_eq!((outcome.exit_code, env.instant() - before), (3, Duration::from_millis(250)));
         let endless = container("command").await.unwrap();
-        let stop = Box::pin(async {
-            tokio::time::sleep(Duration::from_secs(5)).await;
+        let stop = Box::pin(async move {
+            env.sleep(Duration::from_secs(5)).await;
             StopSignal::Terminate
         });
         assert_eq!(endless.run(endless.admit().await, stop).await.exit_code, 143);
@@ -435,6 +446,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn servers_answer_drain_and_shut() {
+        let env = Env::real();
         let one = container("server status=204 takes=1000").await.unwrap();
         let server = one.serve().unwrap();
         let origin = Origin { peer: Peer::Node, local: SocketAddr::from(([127, 0, 0, 1], 80)), via: None };
@@ -444,15 +456,15 @@ mod tests {
         };
         let ask = || async { server.http(&origin, request()).await.map(|response| response.status().as_u16()) };
         let drained = async {
-            tokio::time::sleep(Duration::from_millis(1)).await;
+            env.sleep(Duration::from_millis(1)).await;
             server.drained().await;
-            tokio::time::Instant::now()
+            env.instant()
         };
-        let before = tokio::time::Instant::now();
+        let before = env.instant();
         let (status, at) = tokio::join!(ask(), drained);
         assert_eq!((status.unwrap(), at - before), (204, Duration::from_secs(1)));
         let cut = async {
-            tokio::time::sleep(Duration::from_millis(1)).await;
+            env.sleep(Duration::from_millis(1)).await;
             server.shut();
         };
         let (status, ()) = tokio::join!(ask(), cut);

@@ -36,7 +36,7 @@ impl Plugin for ServiceAccount {
                 }
             };
             // After a timeout `mutate` returns the error.
-            let _ = tokio::time::timeout(ACCOUNT_WAIT, appears).await;
+            let _ = context.env.timeout(ACCOUNT_WAIT, appears).await;
             mutate(context, pod)
         }))
     }

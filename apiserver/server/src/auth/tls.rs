@@ -160,7 +160,7 @@ where
     let limit = Limit::Seats(acceptor.seats.clone());
     let each =
         |socket, address, permit| connection(socket, address, permit, acceptor.clone(), handle.clone(), stop.clone());
-    accept::serve(listener.into(), limit, Some(DRAIN), &stop, each).await;
+    accept::serve(listener.into(), limit, Some(DRAIN), &acceptor.env, &stop, each).await;
 }
 
 async fn connection<H, F, B>(
@@ -176,7 +176,7 @@ async fn connection<H, F, B>(
     B: http_body::Body<Data = Bytes> + Send + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    let handshake = tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.tls.accept(socket));
+    let handshake = acceptor.env.timeout(HANDSHAKE_TIMEOUT, acceptor.tls.accept(socket));
     let stream = tokio::select! {
         () = stop.cancelled() => return,
         done = handshake => match done {

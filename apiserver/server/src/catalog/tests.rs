@@ -165,7 +165,7 @@ impl Server {
 }
 
 async fn event(stream: &mut BodyDataStream) -> Option<Value> {
-    let chunk = tokio::time::timeout(WAIT, stream.next()).await.expect("an event in time")?.unwrap();
+    let chunk = Env::real().timeout(WAIT, stream.next()).await.expect("an event in time")?.unwrap();
     Some(serde_json::from_slice(&chunk).unwrap())
 }
 

@@ -38,11 +38,11 @@ impl Extensions {
                 if handler.stop.is_cancelled() || extensions.finalize(&handler, &name).await {
                     break;
                 }
-                let stop = handler.stop.clone();
+                let (stop, env) = (handler.stop.clone(), handler.deps.env.clone());
                 drop(handler);
                 tokio::select! {
                     () = stop.cancelled() => break,
-                    () = tokio::time::sleep(RETRY_DELAY) => {}
+                    () = env.sleep(RETRY_DELAY) => {}
                 }
             }
             lock(&extensions.finalizing).remove(&name);
@@ -105,7 +105,7 @@ impl Extensions {
         let registry = &handler.deps.registry;
         let Some(prefix) = &row.prefix else { return Ok(completed()) };
         let scope = prefix.all();
-        let deadline = tokio::time::Instant::now() + DELETION_TIMEOUT;
+        let deadline = registry.env.deadline(DELETION_TIMEOUT);
         loop {
             let page = registry.cache.list(scope.as_str(), None, None, 0, &Selectors::default());
             let page =
@@ -127,7 +127,7 @@ impl Extensions {
             };
             tokio::select! {
                 () = handler.stop.cancelled() => return Err(("InstanceDeletionCheck", "the server stops".into())),
-                () = tokio::time::sleep_until(deadline) => {
+                () = registry.env.sleep_until(deadline) => {
                     let why = "could not confirm zero CustomResources remaining: timed out waiting for the condition";
                     return Err(("InstanceDeletionCheck", why.into()));
                 }

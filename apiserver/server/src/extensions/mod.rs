@@ -20,6 +20,7 @@ use apiserver_resources::apiextensions::{conditions, custom};
 use apiserver_storage::cache::{Cached, Selectors};
 use futures::FutureExt as _;
 use machinery_api::{ApiError, GroupVersionResource};
+use machinery_env::Env;
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
@@ -98,8 +99,8 @@ impl Extensions {
     }
 
     /// Runs the controller until the server stops.
-    pub(crate) async fn run(self: Arc<Self>, weak_handler: Weak<RequestHandler>) {
-        let mut sweep = tokio::time::interval(COMPILATION_TTL);
+    pub(crate) async fn run(self: Arc<Self>, weak_handler: Weak<RequestHandler>, env: Env) {
+        let mut sweep = env.interval(COMPILATION_TTL);
         loop {
             let Some(handler) = weak_handler.upgrade() else { return };
             let stop = handler.stop.clone();
@@ -117,7 +118,7 @@ impl Extensions {
             let watch = registry.cache.watch(prefix.all().as_str(), Some(revision), Selectors::default());
             drop(handler);
             let Ok(mut watch) = watch else {
-                tokio::time::sleep(RETRY_DELAY).await;
+                env.sleep(RETRY_DELAY).await;
                 continue;
             };
             loop {

@@ -63,11 +63,13 @@ pub(crate) async fn run_blocking<T>(work: impl Future<Output = T>) -> Option<T> 
 
 #[cfg(test)]
 mod tests {
+    use machinery_env::Env;
+
     use super::*;
 
     #[tokio::test]
     async fn work_beyond_the_budget_runs_on_the_blocking_pool() {
-        let queue = Arc::new(FairQueue::new());
+        let queue = Arc::new(FairQueue::new(Env::real()));
         let checks = |most: usize| (0..most).take_while(|_| !is_exhausted()).count();
         assert_eq!(run_inline(async { checks(1000) }).await, (1000, false), "unlimited outside of a request");
         let done = scope(&queue, "u", Duration::from_secs(60), async {

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
+use machinery_env::Env;
 use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::error::Elapsed;
@@ -18,19 +19,21 @@ const CONCURRENT_MAX: usize = 2;
 
 /// A fair queue: one global semaphore, and one per user.
 pub(crate) struct FairQueue {
+    env: Env,
     global: Arc<Semaphore>,
     users: Mutex<BTreeMap<String, Weak<Semaphore>>>,
 }
 
 /// A permit to run one large request.
 pub(crate) struct FairQueuePermit {
+    env: Env,
     _global: OwnedSemaphorePermit,
     _user: OwnedSemaphorePermit,
 }
 
 impl FairQueue {
-    pub(crate) fn new() -> Self {
-        Self { global: Arc::new(Semaphore::new(CONCURRENT_MAX)), users: Mutex::default() }
+    pub(crate) fn new(env: Env) -> Self {
+        Self { env, global: Arc::new(Semaphore::new(CONCURRENT_MAX)), users: Mutex::default() }
     }
 
     /// Waits for a permit: first behind `user`'s other requests, then, as at most one of them, behind those of other
@@ -40,7 +43,7 @@ impl FairQueue {
         let user_queue = self.of(user);
         let user = user_queue.acquire_owned().await.ok()?;
         let global = self.global.clone().acquire_owned().await.ok()?;
-        Some(FairQueuePermit { _global: global, _user: user })
+        Some(FairQueuePermit { env: self.env.clone(), _global: global, _user: user })
     }
 
     fn of(&self, user: &str) -> Arc<Semaphore> {
@@ -60,7 +63,7 @@ impl FairQueuePermit {
     /// Runs the work to completion on this thread, which the runtime replaces (`block_in_place`). The timeout is
     /// inside: a timer outside does not fire while the thread is blocked.
     pub(crate) async fn run<T>(self, time_max: Duration, work: impl Future<Output = T>) -> Result<T, Elapsed> {
-        let work = async { tokio::time::timeout(time_max, work).await };
+        let work = async { self.env.timeout(time_max, work).await };
         let handle = Handle::current();
         match handle.runtime_flavor() {
             // There are no other threads.
@@ -76,7 +79,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_user_has_one_request_in_the_queue() {
-        let queue = Arc::new(FairQueue::new());
+        let queue = Arc::new(FairQueue::new(Env::real()));
         let first = queue.acquire("greedy").await.unwrap();
         // Further requests of the same user wait although a permit is free; those of others don't.
         let more: Vec<_> = (0..10)
@@ -105,7 +108,7 @@ mod tests {
     /// Endless work releases its permit at its timeout.
     #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
     async fn a_permit_is_released_at_the_timeout() {
-        let queue = FairQueue::new();
+        let queue = FairQueue::new(Env::real());
         for _ in 0..2 * CONCURRENT_MAX {
             let permit = queue.acquire("endless").await.unwrap();
             assert!(permit.run(Duration::from_millis(1), std::future::pending::<()>()).await.is_err());
@@ -117,14 +120,14 @@ mod tests {
     /// The same on a runtime with one thread.
     #[tokio::test(start_paused = true)]
     async fn a_permit_is_released_at_the_timeout_on_a_single_thread() {
-        let permit = FairQueue::new().acquire("endless").await.unwrap();
+        let permit = FairQueue::new(Env::real()).acquire("endless").await.unwrap();
         assert!(permit.run(Duration::from_secs(60), std::future::pending::<()>()).await.is_err());
     }
 
     /// One worker serves all other requests; four users' large requests delay it by one step of theirs at most.
     #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
     async fn large_requests_block_no_runtime_worker() {
-        let queue = Arc::new(FairQueue::new());
+        let queue = Arc::new(FairQueue::new(Env::real()));
         let (go, gone) = std::sync::mpsc::channel::<()>();
         let gone = Arc::new(Mutex::new(gone));
         let busy: Vec<_> = (0..4)

@@ -14,6 +14,7 @@ use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use machinery_api::error::GroupResource;
 use machinery_api::{ApiError, GroupVersion, names};
+use machinery_env::Env;
 use machinery_streaming::websocket::{self, upgrade_of};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
@@ -281,9 +282,18 @@ pub(super) async fn copy_streams(client: OnUpgrade, node: OnUpgrade, session: Se
 
 /// Sends a body over a connection that is upgraded to a WebSocket (`binary.k8s.io`), until either side closes, or until
 /// `stop`.
-pub(super) async fn send_body(client: OnUpgrade, body: Body, session: SessionGuards, stop: CancellationToken) {
+pub(super) async fn send_body(
+    client: OnUpgrade,
+    env: Env,
+    body: Body,
+    session: SessionGuards,
+    stop: CancellationToken,
+) {
     let pieces = body.into_data_stream().map_err(std::io::Error::other);
-    let sent = async { websocket::send(TokioIo::new(client.await.map_err(std::io::Error::other)?), pieces).await };
+    let sent = async {
+        let client = TokioIo::new(client.await.map_err(std::io::Error::other)?);
+        websocket::send(client, &env, pieces).await
+    };
     tokio::select! {
         done = sent => {
             if let Err(error) = done {

@@ -288,7 +288,7 @@ impl RequestHandler {
             true => None,
             false => ctx.permit.begin_body(&ctx.user.name)?,
         };
-        let collected = tokio::time::timeout(BODY_TIME_MAX, async {
+        let collected = self.deps.env.timeout(BODY_TIME_MAX, async {
             let mut body = Limited::new(body, BODY_BYTES_MAX);
             let mut body_bytes: Vec<Bytes> = Vec::new();
             while let Some(frame) = body.frame().await {

@@ -83,12 +83,12 @@ impl RequestHandler {
     #[must_use]
     pub fn new(deps: HandlerDeps) -> Self {
         Self {
+            fair_queue: Arc::new(FairQueue::new(deps.env.clone())),
             deps,
             stop: CancellationToken::new(),
             bootstrapped: AtomicBool::new(false),
             impersonator: impersonate::Impersonator::default(),
             in_flight: InFlightLimits::new(),
-            fair_queue: Arc::new(FairQueue::new()),
             slis: Slis::default(),
             proxied: Arc::default(),
         }
@@ -135,7 +135,7 @@ impl RequestHandler {
         let long_running = is_long_running(&info, target.as_ref());
         let gauge_guard = long_running.then(|| self.deps.metrics.long_running(&labels));
         let session = SessionGuards { peer: parts.extensions.get().cloned(), gauge_guard };
-        let (mut response, warned) = match with_timeout(self.authenticate(&parts, &info)).await {
+        let (mut response, warned) = match with_timeout(&self.deps.env, self.authenticate(&parts, &info)).await {
             Err(error) => (respond::error(&head, &error), Vec::new()),
             Ok(user) => {
                 let class = in_flight_class(&info, &user, long_running);
@@ -203,7 +203,7 @@ impl RequestHandler {
         if ctx.permit.is_rejected() {
             return too_many_requests();
         }
-        if let Err(error) = with_timeout(self.authorize(ctx)).await {
+        if let Err(error) = with_timeout(&self.deps.env, self.authorize(ctx)).await {
             let mut response = respond::error(&ctx.head, &error);
             response.headers_mut().insert("x-content-type-options", HeaderValue::from_static("nosniff"));
             return response;
@@ -218,7 +218,7 @@ impl RequestHandler {
         }
         ctx.deadline = self.deps.env.elapsed() + timeout;
         let gauge_guard = self.deps.metrics.in_flight(is_mutating(ctx.info));
-        let done = within(timeout, Box::pin(self.dispatch(ctx, method, route, body))).await;
+        let done = within(&self.deps.env, timeout, Box::pin(self.dispatch(ctx, method, route, body))).await;
         drop(gauge_guard);
         if ctx.permit.is_rejected() {
             return too_many_requests();
@@ -294,8 +294,11 @@ fn in_flight_class(info: &RequestInfo, user: &UserInfo, long_running: bool) -> I
 
 /// Bounds authentication and authorization by the request timeout; a future that completes at once sets no timer. (Not
 /// an `async fn`, which would hold the future twice: as argument and as awaited value.)
-fn with_timeout<T>(answer: impl Future<Output = Result<T, ApiError>>) -> impl Future<Output = Result<T, ApiError>> {
-    tokio::time::timeout(deadline::REQUEST_TIMEOUT, answer).map(|done| done.unwrap_or_else(|_| Err(timed_out())))
+fn with_timeout<T, F>(env: &Env, answer: F) -> impl Future<Output = F::Output> + use<T, F>
+where
+    F: Future<Output = Result<T, ApiError>>,
+{
+    env.timeout(deadline::REQUEST_TIMEOUT, answer).map(|done| done.unwrap_or_else(|_| Err(timed_out())))
 }
 
 fn too_many_requests() -> Response<Body> {

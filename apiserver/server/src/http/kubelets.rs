@@ -14,6 +14,7 @@ use hyper::client::conn::http1::SendRequest;
 use hyper_util::rt::TokioIo;
 use machinery_api::ApiError;
 use machinery_api::error::GroupResource;
+use machinery_env::Env;
 use machinery_serve::accept::keep_alive;
 use machinery_serve::descriptors::{Class, Descriptors};
 use rustls_pki_types::pem::PemObject;
@@ -21,7 +22,6 @@ use rustls_pki_types::{CertificateDer, ServerName};
 use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
-use tokio::time::Instant;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
@@ -49,34 +49,32 @@ type BoxError = Box<dyn std::error::Error + Send + Sync>;
 type Connection = SendRequest<RequestBody>;
 
 /// The client for kubelets; clones share one pool.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub struct Kubelets {
     /// Trusts the nodes' certificates and presents the server's own. `None` disables access to nodes.
     pub tls: Option<Arc<rustls::ClientConfig>>,
     idle: Arc<IdleConnections>,
 }
 
-/// The idle connections, and the start of the pool's clock.
+/// The idle connections, and the pool's clock.
 struct IdleConnections {
     pool: Mutex<Pool<Connection>>,
-    began: Instant,
-}
-
-impl Default for IdleConnections {
-    fn default() -> Self {
-        // Each connection also takes a descriptor of the kubelet in this process, if there is one.
-        let max = IDLE_CONNECTIONS_MAX.min(Descriptors::process().max(Class::Node) / 4);
-        Self { pool: Mutex::new(Pool::new(max)), began: Instant::now() }
-    }
+    env: Env,
 }
 
 impl IdleConnections {
+    fn new(env: Env) -> Self {
+        // Each connection also takes a descriptor of the kubelet in this process, if there is one.
+        let max = IDLE_CONNECTIONS_MAX.min(Descriptors::process().max(Class::Node) / 4);
+        Self { pool: Mutex::new(Pool::new(max)), env }
+    }
+
     fn pool(&self) -> MutexGuard<'_, Pool<Connection>> {
         self.pool.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn now(&self) -> Duration {
-        self.began.elapsed()
+        self.env.elapsed()
     }
 
     fn take(&self, to: &NodeAddress) -> Option<(Connection, Duration)> {
@@ -125,7 +123,7 @@ impl NodeAddress {
 
 impl Kubelets {
     /// Trusts certificates of the authority `ca_pem`, and presents `identity`.
-    pub fn new(ca_pem: &str, identity: &Identity) -> Result<Self, PkiError> {
+    pub fn new(env: &Env, ca_pem: &str, identity: &Identity) -> Result<Self, PkiError> {
         let failed = |why: &dyn std::fmt::Display| PkiError::Issue(why.to_string());
         let mut roots = rustls::RootCertStore::empty();
         let ca = CertificateDer::from_pem_slice(ca_pem.as_bytes()).map_err(|e| failed(&e))?;
@@ -137,7 +135,13 @@ impl Kubelets {
             .with_root_certificates(roots)
             .with_client_auth_cert(chain, key)
             .map_err(|e| failed(&e))?;
-        Ok(Self { tls: Some(Arc::new(config)), idle: Arc::default() })
+        Ok(Self { tls: Some(Arc::new(config)), idle: Arc::new(IdleConnections::new(env.clone())) })
+    }
+
+    /// Without access to nodes.
+    #[must_use]
+    pub fn disabled(env: &Env) -> Self {
+        Self { tls: None, idle: Arc::new(IdleConnections::new(env.clone())) }
     }
 
     /// Sends a request and waits for the response's head. A 101 can be upgraded (`hyper::upgrade::on`); other
@@ -147,7 +151,7 @@ impl Kubelets {
         B: Body<Data = Bytes> + Send + 'static,
         B::Error: Into<BoxError>,
     {
-        let answer = tokio::time::timeout(HEAD_TIMEOUT, self.send_without_timeout(to, request)).await;
+        let answer = self.idle.env.timeout(HEAD_TIMEOUT, self.send_without_timeout(to, request)).await;
         answer.map_err(|_| "the node takes too long to answer".to_owned())?
     }
 
@@ -185,7 +189,7 @@ impl Kubelets {
             keep_alive(&socket);
             TlsConnector::from(tls).connect(server, socket).await.map_err(|e| e.to_string())
         };
-        tokio::time::timeout(CONNECT_TIMEOUT, connect).await.map_err(|_| "connecting took too long")?
+        self.idle.env.timeout(CONNECT_TIMEOUT, connect).await.map_err(|_| "connecting took too long")?
     }
 
     /// Sends a request over a connection. With `created_at`, its creation time, the connection returns to the pool once the

@@ -161,7 +161,8 @@ impl RequestHandler {
         let Some(upgrade) = ctx.connection.upgrade.take() else {
             return Err(ApiError::BadRequest("this connection cannot be upgraded: use HTTP/1.1".into()));
         };
-        tokio::spawn(send_body(upgrade, body, std::mem::take(&mut ctx.connection.session), self.stop.clone()));
+        let session = std::mem::take(&mut ctx.connection.session);
+        tokio::spawn(send_body(upgrade, self.deps.env.clone(), body, session, self.stop.clone()));
         let mut response = Response::new(Body::empty());
         *response.status_mut() = http::StatusCode::SWITCHING_PROTOCOLS;
         response.headers_mut().extend(taken.headers);

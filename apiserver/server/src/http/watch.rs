@@ -65,7 +65,7 @@ struct Stream {
     end: Pin<Box<Sleep>>,
     bookmark: Pin<Box<Sleep>>,
     over: bool,
-    /// The clock for ages in tables.
+    /// The clock of ages in tables and of bookmarks.
     env: Env,
     /// Converts custom resources into the version that is watched.
     versions: Option<Arc<CustomVersions>>,
@@ -84,8 +84,8 @@ pub fn stream(
 ) -> Response<Body> {
     let initial = std::mem::take(&mut start.initial).into();
     let initial_events_bookmark = start.initial_events_bookmark;
-    let end = tokio::time::sleep(lasts);
-    let bookmark = tokio::time::sleep_until(next_bookmark(end.deadline()));
+    let end = env.sleep(lasts);
+    let bookmark = env.sleep_until(next_bookmark(env.instant(), end.deadline()));
     let encoding = encoding(&watch_form);
     let media = watch_form.media;
     let versions = watch_form.row.custom.is_some().then_some(versions);
@@ -115,8 +115,7 @@ pub fn stream(
 }
 
 /// A minute from now, or shortly before the watch's end if that is earlier.
-fn next_bookmark(end: Instant) -> Instant {
-    let now = Instant::now();
+fn next_bookmark(now: Instant, end: Instant) -> Instant {
     let heartbeat = now + BOOKMARK_EVERY;
     match end.checked_sub(BOOKMARK_BEFORE_END) {
         Some(last) if now < last && last < heartbeat => last,
@@ -178,10 +177,11 @@ impl Stream {
                 }
                 () = self.bookmark.as_mut(), if self.bookmarks => match self.start.watch.progress() {
                     Some(revision) => {
-                        self.bookmark.set(tokio::time::sleep_until(next_bookmark(self.end.deadline())));
+                        let next = next_bookmark(self.env.instant(), self.end.deadline());
+                        self.bookmark.set(self.env.sleep_until(next));
                         return Some(self.bookmark_frame(revision.max(self.start.revision), false));
                     }
-                    None => self.bookmark.set(tokio::time::sleep(BOOKMARK_AGAIN)),
+                    None => self.bookmark.set(self.env.sleep(BOOKMARK_AGAIN)),
                 },
             }
         }

@@ -52,10 +52,11 @@ impl NodeMetrics {
         cache.retain(|_, (until, _)| *until > now);
         let fetch = || {
             let (kubelets, at, permits) = (self.kubelets.clone(), NodeAddress::of(node), self.permits.clone());
+            let env = self.env.clone();
             let fetched = async move {
                 let Some(at) = at else { return Arc::default() };
                 let _permit = permits.acquire().await;
-                let fetched = tokio::time::timeout(FETCH_TIMEOUT, fetch(&kubelets, &at)).await;
+                let fetched = env.timeout(FETCH_TIMEOUT, fetch(&kubelets, &at)).await;
                 let summary = fetched.unwrap_or_else(|_| Err("the fetch timed out".into()));
                 let summary =
                     summary.inspect_err(|why| tracing::debug!(node = at.host(), why, "no metrics from a node"));

@@ -4,20 +4,20 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use machinery_api::ApiError;
+use machinery_env::{Deadline, Env};
 use tokio::time::error::Elapsed;
-use tokio::time::{Instant, timeout_at};
 
 tokio::task_local! {
-    static END: Instant;
+    static END: Deadline;
 }
 
 /// Runs a request's work within its timeout. The work is boxed, as it is moved several times.
 ///
 /// # Errors
 /// The timeout elapsed.
-pub async fn within<T>(time: Duration, work: Pin<Box<impl Future<Output = T>>>) -> Result<T, Elapsed> {
-    let end = Instant::now() + time;
-    timeout_at(end, END.scope(end, work)).await
+pub async fn within<T>(env: &Env, time: Duration, work: Pin<Box<impl Future<Output = T>>>) -> Result<T, Elapsed> {
+    let end = env.deadline(time);
+    env.timeout_at(end, END.scope(end, work)).await
 }
 
 /// 504 for a request that timed out.
@@ -27,20 +27,23 @@ pub(crate) fn timed_out() -> ApiError {
 
 /// The deadline of the current request; `None` if it has none, or outside a request.
 #[must_use]
-pub fn of_request() -> Option<Instant> {
+pub fn of_request() -> Option<Deadline> {
     END.try_get().ok()
 }
 
 #[cfg(test)]
 mod tests {
+    use machinery_env::TokioClock;
+
     use super::*;
 
     #[tokio::test(start_paused = true)]
     async fn work_knows_when_its_request_ends() {
         assert_eq!(of_request(), None);
-        let begun = Instant::now();
-        let end = within(Duration::from_secs(3), Box::pin(async { of_request() })).await.unwrap();
-        assert_eq!(end, Some(begun + Duration::from_secs(3)));
-        assert!(within(Duration::from_secs(3), Box::pin(std::future::pending::<()>())).await.is_err());
+        let (env, _) = TokioClock::env(1);
+        let begun = env.instant();
+        let end = within(&env, Duration::from_secs(3), Box::pin(async { of_request() })).await.unwrap();
+        assert_eq!(end.map(Deadline::instant), Some(begun + Duration::from_secs(3)));
+        assert!(within(&env, Duration::from_secs(3), Box::pin(std::future::pending::<()>())).await.is_err());
     }
 }

@@ -9,6 +9,7 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use http::header::{AUTHORIZATION, HeaderName, HeaderValue};
+use machinery_env::Env;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::Value;
@@ -34,8 +35,8 @@ pub(crate) struct Account {
 /// A token file that an external process renews.
 struct TokenFile {
     path: PathBuf,
-    /// The last token, and the time of the read.
-    last: Mutex<Option<(HeaderValue, Instant)>>,
+    /// The last token, and the time of its read; `None` before the first use.
+    last: Mutex<(HeaderValue, Option<Instant>)>,
 }
 
 /// All users of a kubeconfig.
@@ -109,7 +110,7 @@ impl Account {
             let inline = text("token");
             let of_file = read(&path).and_then(|bytes| bearer(&bytes));
             let first = of_file.or_else(|why| if inline.is_empty() { Err(why) } else { bearer(inline.as_bytes()) })?;
-            let last = Mutex::new(Some((first, Instant::now())));
+            let last = Mutex::new((first, None));
             own.token = Some(TokenFile { path, last });
         } else if has_token {
             own.headers.push((AUTHORIZATION, bearer(text("token").as_bytes())?));
@@ -130,10 +131,10 @@ impl Account {
     ///
     /// # Errors
     /// Fails if the token file cannot be read.
-    pub(crate) async fn headers(&self) -> Result<Vec<(HeaderName, HeaderValue)>, String> {
+    pub(crate) async fn headers(&self, env: &Env) -> Result<Vec<(HeaderName, HeaderValue)>, String> {
         let mut headers = self.headers.clone();
         if let Some(token) = &self.token {
-            headers.push((AUTHORIZATION, token.current().await?));
+            headers.push((AUTHORIZATION, token.current(env).await?));
         }
         Ok(headers)
     }
@@ -146,20 +147,16 @@ impl Account {
 
 impl TokenFile {
     /// Returns the token in the file, or the last one if the read fails.
-    async fn current(&self) -> Result<HeaderValue, String> {
-        let last = self.last.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        if let Some((header, _)) = last.as_ref().filter(|(_, since)| since.elapsed() < TOKEN_AGE_MAX) {
-            return Ok(header.clone());
+    async fn current(&self, env: &Env) -> Result<HeaderValue, String> {
+        let (last, read_at) = self.last.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let now = env.instant();
+        if read_at.is_some_and(|read_at| now - read_at < TOKEN_AGE_MAX) {
+            return Ok(last);
         }
         let read = tokio::fs::read(&self.path).await.map_err(|error| error.to_string());
-        match (read.and_then(|bytes| bearer(&bytes)), last) {
-            (Ok(header), _) => {
-                *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some((header.clone(), Instant::now()));
-                Ok(header)
-            }
-            (Err(_), Some((header, _))) => Ok(header),
-            (Err(why), None) => Err(format!("failed to read token file {:?}: {why}", self.path.display().to_string())),
-        }
+        let Ok(header) = read.and_then(|bytes| bearer(&bytes)) else { return Ok(last) };
+        *self.last.lock().unwrap_or_else(PoisonError::into_inner) = (header.clone(), Some(now));
+        Ok(header)
     }
 }
 
@@ -238,7 +235,7 @@ mod tests {
 
     async fn asks(accounts: &Accounts, host: &str, port: u16) -> Vec<String> {
         let Some(account) = accounts.for_host(host, port) else { return vec!["nobody".into()] };
-        let headers = account.headers().await.unwrap();
+        let headers = account.headers(&Env::real()).await.unwrap();
         headers.iter().map(|(name, value)| format!("{name}: {}", value.to_str().unwrap())).collect()
     }
 

@@ -12,6 +12,7 @@ use http::{Request, StatusCode, header};
 use http_body_util::Full;
 use hyper::client::conn::http1::SendRequest;
 use hyper_util::rt::TokioIo;
+use machinery_env::Env;
 use machinery_serve::accept::keep_alive;
 use rustls::client::danger::ServerCertVerifier;
 use rustls_pki_types::pem::PemObject;
@@ -152,8 +153,9 @@ impl Client {
     /// # Errors
     /// Returns the error in the form of Go's client.
     pub(crate) async fn post(&self, caller: &Caller, request: WebhookRequest) -> Result<WebhookResponse, CallError> {
-        let now = Instant::now();
-        let end = deadline::of_request().map_or(now + request.timeout, |end| end.min(now + request.timeout));
+        let now = caller.env.instant();
+        let end = now + request.timeout;
+        let end = deadline::of_request().map_or(end, |of_request| of_request.instant().min(end));
         // Leaves time to report a timeout within the request's own.
         let until = end - ERROR_RESERVE.min((end - now) / 10);
         let query = match request.sends_timeout {
@@ -163,7 +165,7 @@ impl Client {
         };
         let post = |why: String| CallError { why: format!("Post \"{}{query}\": {why}", self.url), code: 503 };
         let sent =
-            tokio::time::timeout_at(until, self.send(caller, request.body, &query, request.response_bytes_max)).await;
+            caller.env.timeout_at(until, self.send(caller, request.body, &query, request.response_bytes_max)).await;
         let (status, response) = sent.map_err(|_| post("context deadline exceeded".into()))?.map_err(post)?;
         let why = match status.as_u16() {
             200..=299 => return Ok(response),
@@ -195,9 +197,9 @@ impl Client {
             .body(Full::new(body))
             .map_err(|error| error.to_string())?;
         if let Some(account) = &self.account {
-            request.headers_mut().extend(account.headers().await?);
+            request.headers_mut().extend(account.headers(&caller.env).await?);
         }
-        while let Some(mut connection) = self.take_idle() {
+        while let Some(mut connection) = self.take_idle(&caller.env) {
             match connection.try_send_request(request).await {
                 Ok(response) => return self.read_response(caller, connection, response, response_bytes_max).await,
                 // The webhook closed the connection before the request was sent.
@@ -221,21 +223,22 @@ impl Client {
     ) -> Result<(StatusCode, WebhookResponse), String> {
         let status = response.status();
         let response = caller.budget.read(response.into_body(), response_bytes_max).await?;
-        self.put_idle(connection);
+        self.put_idle(connection, &caller.env);
         Ok((status, response))
     }
 
-    fn take_idle(&self) -> Option<Connection> {
+    fn take_idle(&self, env: &Env) -> Option<Connection> {
+        let now = env.instant();
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        idle.retain(|(connection, since)| since.elapsed() < IDLE_TIME_MAX && !connection.is_closed());
+        idle.retain(|(connection, since)| now - *since < IDLE_TIME_MAX && !connection.is_closed());
         let at = idle.iter().rposition(|(connection, _)| connection.is_ready())?;
         Some(idle.remove(at).0)
     }
 
-    fn put_idle(&self, connection: Connection) {
+    fn put_idle(&self, connection: Connection, env: &Env) {
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
         if idle.len() < IDLE_MAX && !connection.is_closed() {
-            idle.push((connection, Instant::now()));
+            idle.push((connection, env.instant()));
         }
     }
 

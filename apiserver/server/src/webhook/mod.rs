@@ -9,6 +9,8 @@ mod verifier;
 
 use std::sync::Arc;
 
+use machinery_env::Env;
+
 pub(crate) use self::accounts::{Accounts, ReadFile};
 pub(crate) use self::client::{Client, WebhookRequest};
 pub use self::client::{ServiceDialer, Stream};
@@ -20,11 +22,12 @@ use self::responses::ResponseBudget;
 pub(crate) struct Caller {
     pub(crate) service_dialer: Arc<dyn ServiceDialer>,
     pub(crate) metrics: Metrics,
+    env: Env,
     budget: ResponseBudget,
 }
 
 impl Caller {
-    pub(crate) fn new(service_dialer: Arc<dyn ServiceDialer>, metrics: Metrics) -> Self {
-        Self { service_dialer, metrics, budget: ResponseBudget::default() }
+    pub(crate) fn new(service_dialer: Arc<dyn ServiceDialer>, metrics: Metrics, env: Env) -> Self {
+        Self { service_dialer, metrics, env, budget: ResponseBudget::default() }
     }
 }

@@ -3,6 +3,7 @@
 use axum::body::Body;
 use http::Request;
 use http_body_util::BodyExt;
+use machinery_env::Env;
 use serde_json::{Value, json};
 
 use super::{MAPS, Server, WAIT, server};
@@ -154,13 +155,13 @@ async fn a_custom_scale_is_managed_where_its_path_leads_and_a_status_is_nothing_
     let body = json!({"apiVersion": "example.com/v1", "kind": "Thing", "metadata": {"name": "x"},
         "spec": {"unit": "m", "size": {"count": 1}}});
     // The definition is served once it is established.
-    let deadline = tokio::time::Instant::now() + WAIT;
+    let deadline = Env::real().deadline(WAIT);
     loop {
         let (code, said) = outside.ask("PATCH", &format!("{one}?fieldManager=a"), APPLY, &body).await;
         if code == 201 {
             break;
         }
-        assert!(code == 404 && tokio::time::Instant::now() < deadline, "{code} {said}");
+        assert!(code == 404 && !deadline.passed(&Env::real()), "{code} {said}");
         tokio::task::yield_now().await;
     }
     let scaled = json!({"spec": {"replicas": 3}});

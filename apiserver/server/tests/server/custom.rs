@@ -36,13 +36,14 @@ impl Server {
     async fn serve_things(&self, spec: &Value) {
         let (code, answer) = self.ask("POST", DEFINITIONS, &definition(spec)).await;
         assert_eq!(code, 201, "{answer}");
-        tokio::time::timeout(WAIT, async {
-            while self.ask("GET", ALL, &Value::Null).await.0 != 200 {
-                tokio::task::yield_now().await;
-            }
-        })
-        .await
-        .expect("things are served");
+        Env::real()
+            .timeout(WAIT, async {
+                while self.ask("GET", ALL, &Value::Null).await.0 != 200 {
+                    tokio::task::yield_now().await;
+                }
+            })
+            .await
+            .expect("things are served");
     }
 }
 
@@ -70,7 +71,7 @@ async fn a_rule_that_an_unchanged_part_breaks_warns() {
     assert_eq!(code, 200, "{answer}");
     // The new schema is in use once it rejects.
     let change = |spec: Value| json!({"spec": spec});
-    let later = tokio::time::timeout(WAIT, async {
+    let later = Env::real().timeout(WAIT, async {
         while server.ask("PATCH", &format!("{one}?dryRun=All"), &change(json!({"n": 8}))).await.0 != 422 {
             tokio::task::yield_now().await;
         }

@@ -71,7 +71,7 @@ async fn server_under(features: Features, extensions: ChainExtensions) -> Server
         },
         toleration_seconds: 300,
         features,
-        kubelets: Kubelets::new(pki.ca_pem(), pki.admin()).unwrap(),
+        kubelets: Kubelets::new(&env, pki.ca_pem(), pki.admin()).unwrap(),
         registry: Arc::new(Mutex::new(Default::default())),
     };
     let server = Apiserver::open_with(&env, Arc::new(MemoryStore::new(env.clone())), config, extensions).await.unwrap();
@@ -132,7 +132,7 @@ impl Watch {
                 let metadata = &event["object"]["metadata"];
                 return Some((text(&event["type"]), text(&metadata["name"]), text(&metadata["resourceVersion"])));
             }
-            let chunk = tokio::time::timeout(WAIT, self.stream.next()).await.expect("an event in time")?;
+            let chunk = Env::real().timeout(WAIT, self.stream.next()).await.expect("an event in time")?;
             self.rest.extend_from_slice(&chunk.unwrap());
         }
     }
@@ -340,7 +340,7 @@ async fn bookmarks_show_only_what_the_kind_has() {
         let mut request = Request::get(path).body(Body::empty()).unwrap();
         request.extensions_mut().insert(admin());
         let mut stream = server.send(request).await.into_body().into_data_stream();
-        let chunk = tokio::time::timeout(WAIT, stream.next()).await.unwrap().unwrap().unwrap();
+        let chunk = Env::real().timeout(WAIT, stream.next()).await.unwrap().unwrap().unwrap();
         let mark: Value = serde_json::from_slice(&chunk).unwrap();
         assert_eq!((&mark["type"], &mark["object"]["spec"]["replicas"]), (&json!("BOOKMARK"), &replicas));
     }

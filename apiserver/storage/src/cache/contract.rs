@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use machinery_api::{StorageKey, StoragePrefix};
+use machinery_env::Env;
 
 use super::watching::Watch as CacheWatch;
 use super::{Cached, Kind, Resource, Selectors, VersionError, WatchCache};
@@ -21,7 +22,7 @@ struct CacheStore(Arc<WatchCache>);
 impl CacheStore {
     async fn open(store: Arc<dyn Store>) -> Arc<dyn Store> {
         let resources = WATCHED.map(|prefix| Resource::plain(StoragePrefix::new(prefix)));
-        Arc::new(Self(WatchCache::open(store, resources.into()).await.unwrap()))
+        Arc::new(Self(WatchCache::open(&Env::real(), store, resources.into()).await.unwrap()))
     }
 
     fn list(&self, prefix: &str, at: Option<Revision>) -> Result<(Vec<Entry>, Revision), StoreError> {

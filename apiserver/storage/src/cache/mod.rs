@@ -28,6 +28,7 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
 use machinery_api::{StorageKey, StoragePrefix, StorageScope};
+use machinery_env::Env;
 use tokio::sync::watch;
 
 use crate::store::versions::{OutOfReach, Versions};
@@ -136,6 +137,7 @@ struct CacheState {
 /// The watch cache of a store.
 pub struct WatchCache {
     store: Arc<dyn Store>,
+    env: Env,
     state: RwLock<CacheState>,
     /// The newest revision whose events are all in the rings.
     visible: AtomicU64,
@@ -146,10 +148,11 @@ pub struct WatchCache {
 impl WatchCache {
     /// Loads the store into memory and follows it; further resources can be added with [`register`](Self::register). A
     /// task of the current runtime triggers the store's expiry and compaction every second, while the cache lives.
-    pub async fn open(store: Arc<dyn Store>, resources: Vec<Resource>) -> Result<Arc<Self>, StoreError> {
+    pub async fn open(env: &Env, store: Arc<dyn Store>, resources: Vec<Resource>) -> Result<Arc<Self>, StoreError> {
         let resources = resources.into_iter().map(|r| (r.prefix.clone(), ResourceCache::new(r, 0))).collect();
         let cache = Arc::new(Self {
             store: store.clone(),
+            env: env.clone(),
             state: RwLock::new(CacheState { versions: Versions::new(0), resources }),
             visible: AtomicU64::new(0),
             published: watch::Sender::new(0),
@@ -158,8 +161,8 @@ impl WatchCache {
         // Weak: the cache holds the store, so the store must not hold the cache.
         store.feed(Arc::new(Feed::of(&cache))).await?;
         let weak = Arc::downgrade(&cache);
+        let mut interval = env.interval(TICK_EVERY);
         tokio::spawn(async move {
-            let mut interval = tokio::time::interval(TICK_EVERY);
             interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
             let mut compressor = compress::ColdCompressor::new();
             loop {
@@ -194,9 +197,7 @@ impl WatchCache {
             return true;
         }
         let mut published = self.published.subscribe();
-        tokio::time::timeout(timeout, published.wait_for(|now| *now >= revision))
-            .await
-            .is_ok_and(|reached| reached.is_ok())
+        self.env.timeout(timeout, published.wait_for(|now| *now >= revision)).await.is_ok_and(|reached| reached.is_ok())
     }
 
     /// Whether the cache always has every acknowledged write, so that [`sync`](Self::sync) does nothing.

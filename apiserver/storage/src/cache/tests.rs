@@ -46,8 +46,8 @@ pub(super) fn pods() -> Resource {
 
 pub(super) async fn open() -> Arc<WatchCache> {
     let (env, _) = Env::seeded(1, Timestamp::UNIX_EPOCH);
-    let store = Arc::new(MemoryStore::new(env));
-    WatchCache::open(store, vec![pods(), Resource::plain(StoragePrefix::new("configmaps"))]).await.unwrap()
+    let store = Arc::new(MemoryStore::new(env.clone()));
+    WatchCache::open(&env, store, vec![pods(), Resource::plain(StoragePrefix::new("configmaps"))]).await.unwrap()
 }
 
 pub(super) fn pod(namespace: &str, name: &str, node: &str, app: &str) -> (String, Value) {
@@ -487,7 +487,7 @@ async fn a_resource_that_goes_ends_its_watches_and_no_others() {
 async fn a_large_resource_loads_during_changes() {
     const MANY: usize = 5 * SLICE_OBJECTS / 2;
     let (env, _) = Env::seeded(1, Timestamp::UNIX_EPOCH);
-    let cache = WatchCache::open(Arc::new(MemoryStore::new(env)), Vec::new()).await.unwrap();
+    let cache = WatchCache::open(&env, Arc::new(MemoryStore::new(env.clone())), Vec::new()).await.unwrap();
     let name = |n: usize| format!("p{n:05}");
     for n in 0..MANY {
         put(&cache, pod("a", &name(n), if n % 2 == 0 { "n0" } else { "n1" }, "web")).await;
@@ -533,7 +533,7 @@ async fn waits_until_a_revision_is_visible() {
 #[tokio::test]
 async fn objects_are_read_under_no_lock() {
     let (env, _) = Env::seeded(1, Timestamp::UNIX_EPOCH);
-    let cache = WatchCache::open(Arc::new(MemoryStore::new(env)), Vec::new()).await.unwrap();
+    let cache = WatchCache::open(&env, Arc::new(MemoryStore::new(env.clone())), Vec::new()).await.unwrap();
     // Objects of another program: their records lack the values of this one's selectors.
     put(&cache, pod("a", "before", "n1", "web")).await;
     let (reads, slot) = (Arc::new(AtomicU64::new(0)), Arc::downgrade(&cache));

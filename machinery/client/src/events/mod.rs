@@ -160,7 +160,7 @@ impl Writer {
                 Some((write, result)) = in_flight.next(), if !in_flight.is_empty() => {
                     let again = self.handle_result(write, result);
                     if again && pause.is_none() {
-                        pause = Some(Box::pin(tokio::time::sleep(back_off.next(&self.env))));
+                        pause = Some(Box::pin(self.env.sleep(back_off.next(&self.env))));
                     } else if !again {
                         back_off.reset();
                     }

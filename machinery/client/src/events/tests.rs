@@ -29,7 +29,7 @@ impl Server {
                 let (head, body) = request.into_parts();
                 let body: Value = serde_json::from_slice(&body.collect_bytes().await.unwrap()).unwrap();
                 *this.asked.lock().unwrap() += 1;
-                tokio::time::sleep(Duration::from_millis(20)).await;
+                Env::real().sleep(Duration::from_millis(20)).await;
                 if let Some(code) = this.failures.lock().unwrap().pop() {
                     return Ok(answer(code, &json!({"kind": "Status", "code": code, "reason": "x", "message": "x"})));
                 }
@@ -48,7 +48,7 @@ impl Server {
                 })
             }
         });
-        crate::in_process(service, |request| request)
+        crate::in_process(&Env::real(), service, |request| request)
     }
 
     fn counts(&self) -> Vec<u64> {
@@ -57,7 +57,7 @@ impl Server {
 
     async fn until(&self, wanted: impl Fn(&Self) -> bool) {
         while !wanted(self) {
-            tokio::time::sleep(Duration::from_millis(100)).await;
+            Env::real().sleep(Duration::from_millis(100)).await;
         }
     }
 }

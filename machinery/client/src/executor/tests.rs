@@ -32,9 +32,9 @@ fn refusing(code: u16, written: &Arc<Mutex<Vec<Value>>>) -> Executor {
             Ok::<_, Infallible>(Response::builder().status(code).body(Full::new(answer)).unwrap())
         }
     });
-    let client = in_process(service, |request| request);
+    let client = in_process(&Env::real(), service, |request| request);
     let recorder = Recorder::start(client.clone(), Env::real(), "test", &CancellationToken::new());
-    Executor { api: client.into(), recorder }
+    Executor { api: client.into(), recorder, env: Env::real() }
 }
 
 /// The failing pass itself writes the error: the next pass has no memory of it. A conflict is only retried.
@@ -64,9 +64,9 @@ async fn dependents_that_only_the_server_knows_of_fail_the_pass() {
         let body = Full::new(Bytes::from(list.to_string()));
         async move { Ok::<_, Infallible>(Response::builder().status(200).body(body).unwrap()) }
     });
-    let client = in_process(service, |request| request);
+    let client = in_process(&Env::real(), service, |request| request);
     let recorder = Recorder::start(client.clone(), Env::real(), "test", &CancellationToken::new());
-    let executor = Executor { api: client.into(), recorder };
+    let executor = Executor { api: client.into(), recorder, env: Env::real() };
     for (known, code) in [(vec!["known"], Some(409)), (vec!["known", "new"], None)] {
         let check = Action::RequireDependents {
             kind: Kind::of::<ConfigMap>(),
@@ -96,9 +96,9 @@ async fn only_one_error_means_a_terminating_namespace() {
         let answer = Full::new(Bytes::from(answer.to_string()));
         async move { Ok::<_, Infallible>(Response::builder().status(code).body(answer).unwrap()) }
     });
-    let client = in_process(service, |request| request);
+    let client = in_process(&Env::real(), service, |request| request);
     let recorder = Recorder::start(client.clone(), Env::real(), "test", &CancellationToken::new());
-    let executor = Executor { api: client.into(), recorder };
+    let executor = Executor { api: client.into(), recorder, env: Env::real() };
     let map = |namespace: &str| -> ConfigMap {
         serde_json::from_value(json!({"metadata": {"namespace": namespace, "name": "x"}})).unwrap()
     };
@@ -139,9 +139,9 @@ async fn a_create_without_response_waits_for_the_possible_object() {
                 }
             }
         });
-        let client = in_process(service, |request| request);
+        let client = in_process(&Env::real(), service, |request| request);
         let recorder = Recorder::start(client.clone(), Env::real(), "test", &CancellationToken::new());
-        let executor = Executor { api: client.into(), recorder };
+        let executor = Executor { api: client.into(), recorder, env: Env::real() };
         let map: ConfigMap = serde_json::from_value(json!({"metadata": metadata})).unwrap();
         let (pending, result) = executor.perform(vec![Action::create(&map)]).await;
         assert_eq!(result.unwrap_err().code, 0);

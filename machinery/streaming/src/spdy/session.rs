@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use machinery_env::Env;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::sync::mpsc;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -110,6 +111,7 @@ impl Drop for SpdyWriter {
 pub async fn serve<S>(
     io: S,
     idle: Duration,
+    env: &Env,
     accept: impl Fn(&Headers) -> bool,
     opened: mpsc::Sender<SpdyStream>,
 ) -> io::Result<()>
@@ -128,6 +130,7 @@ where
         opened,
         activity: &activity,
         idle,
+        env,
     };
     tokio::select! {
         done = session.read(read, accept) => done,
@@ -144,6 +147,7 @@ struct Session<'a> {
     opened: mpsc::Sender<SpdyStream>,
     activity: &'a AtomicU64,
     idle: Duration,
+    env: &'a Env,
 }
 
 impl Session<'_> {
@@ -155,7 +159,7 @@ impl Session<'_> {
             }
             let seen = self.activity.load(Ordering::Relaxed);
             buffer.reserve(READ_BYTES);
-            match tokio::time::timeout(self.idle, read.read_buf(&mut buffer)).await {
+            match self.env.timeout(self.idle, read.read_buf(&mut buffer)).await {
                 Ok(Ok(0)) => return Ok(()),
                 Ok(Ok(_)) => {}
                 Ok(Err(error)) => return Err(error),
@@ -173,7 +177,7 @@ impl Session<'_> {
                 if let Some(stream) = self.streams.get(&id) {
                     if !bytes.is_empty() {
                         // Without a reader the bytes are dropped.
-                        let sent = tokio::time::timeout(self.idle, stream.send(bytes)).await;
+                        let sent = self.env.timeout(self.idle, stream.send(bytes)).await;
                         sent.map(drop).map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?;
                     }
                     if fin {
@@ -302,7 +306,7 @@ mod tests {
         let (own, other) = tokio::io::duplex(64 << 10);
         let (opened, streams) = mpsc::channel(1);
         let accept = |headers: &Headers| headers.get("Name").is_some_and(|name| name != "refused");
-        let session = tokio::spawn(async move { serve(other, IDLE, accept, opened).await });
+        let session = tokio::spawn(async move { serve(other, IDLE, &Env::real(), accept, opened).await });
         let client =
             Client { io: own, encoder: Encoder::default(), decoder: Decoder::default(), buffer: BytesMut::new() };
         (client, streams, session)

@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde_json::Value;
 use tokio::time::Instant;
 
+use crate::clock;
 use crate::history::History;
 use crate::network::Link;
 
@@ -68,7 +69,7 @@ impl Autoscaling {
     }
 
     pub(crate) fn clock_stepped(&self) {
-        self.state().jumped = Some(Instant::now());
+        self.state().jumped = Some(clock::now());
     }
 
     /// Deployments whose size doesn't match their load after convergence.
@@ -92,7 +93,7 @@ impl Autoscaling {
 
     /// Records a metrics response.
     pub(crate) fn record_metric(&self, by: &Arc<Link>, deployment: &str, load: i64) {
-        let told = MetricSample { by: by.clone(), at: Instant::now(), load };
+        let told = MetricSample { by: by.clone(), at: clock::now(), load };
         self.state().told.entry(deployment.to_owned()).or_default().push(told);
     }
 
@@ -107,7 +108,7 @@ impl Autoscaling {
         if size >= deployment.value()["spec"]["replicas"].as_i64().unwrap_or(0) {
             return None;
         }
-        let (state, now) = (self.state(), Instant::now());
+        let (state, now) = (self.state(), clock::now());
         let recent = |at: Instant| at + WINDOW > now + SLACK;
         if state.jumped.is_some_and(|at| at + WINDOW > now) {
             return None;

@@ -18,11 +18,11 @@ use machinery_api::ObjectKey;
 use machinery_client::request::{ApiClient, PatchType};
 use machinery_client::{Kind, Pod};
 use serde_json::{Value, json};
-use tokio::time::Instant;
 
 use crate::checkers::autoscaling::{autoscaler, bounds};
 use crate::checkers::invariants::{ended, requested_millis};
 use crate::checkers::waits::TAINT;
+use crate::clock;
 use crate::cluster::Cluster;
 use crate::log::log;
 use crate::network::Link;
@@ -78,7 +78,7 @@ pub(crate) async fn run(cluster: Arc<Cluster>, seed: u64, steps: u64) {
     };
     let mut user = User { cluster, link, api, random, made: 0, nodes: NODES_MIN, theme };
     for _ in 0..steps {
-        tokio::time::sleep(user.random.millis(100, 3000)).await;
+        clock::sleep(user.random.millis(100, 3000)).await;
         user.step().await;
     }
 }
@@ -94,9 +94,9 @@ pub(crate) async fn settle(cluster: Arc<Cluster>, seed: u64) {
         cluster.add_node(&format!("node-{}", 100 + cluster.nodes().len()));
     }
     // Pods that tolerate their node's taint leave it on their own.
-    let leaving = Instant::now() + LEAVING_MAX;
-    while cluster.world.tolerates() && Instant::now() < leaving && cluster.world.violations().is_empty() {
-        tokio::time::sleep(Duration::from_secs(1)).await;
+    let leaving = clock::now() + LEAVING_MAX;
+    while cluster.world.tolerates() && clock::now() < leaving && cluster.world.violations().is_empty() {
+        clock::sleep(Duration::from_secs(1)).await;
     }
     loop {
         let mut left = kinds::settle(&cluster, &api).await + volumes::settle(&cluster, &api).await;
@@ -121,7 +121,7 @@ pub(crate) async fn settle(cluster: Arc<Cluster>, seed: u64) {
         if left == 0 {
             return;
         }
-        tokio::time::sleep(random.millis(500, 1500)).await;
+        clock::sleep(random.millis(500, 1500)).await;
     }
 }
 
@@ -421,7 +421,7 @@ impl User {
             let Some(name) = self.random.pick(&free).cloned() else { return };
             log!(self.cluster.world, "{}: takes {name} away", self.link.name);
             self.cluster.remove_node(&name);
-            tokio::time::sleep(Duration::from_millis(10)).await;
+            clock::sleep(Duration::from_millis(10)).await;
             self.delete(Kind::of::<Node>(), &ObjectKey::new("", name), json!({})).await;
         }
     }

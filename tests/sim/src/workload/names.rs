@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use super::{User, template};
 use crate::checkers::waits::TAINT;
+use crate::clock;
 
 /// Names that owners share over time.
 const NAMES: [&str; 2] = ["again-1", "again-2"];
@@ -47,7 +48,7 @@ impl User {
         let key = ObjectKey::new(namespace, name);
         self.delete(kind.clone(), &key, json!({"propagationPolicy": how})).await;
         if self.random.chance(300) {
-            tokio::time::sleep(self.random.millis(0, 2000)).await;
+            clock::sleep(self.random.millis(0, 2000)).await;
         }
         if namespace != "default" && self.random.chance(500) {
             self.create_namespace().await;
@@ -55,7 +56,7 @@ impl User {
         self.create(kind.clone(), namespace, object).await;
         // It may be deleted before its creation has been observed.
         if self.random.chance(300) {
-            tokio::time::sleep(self.random.millis(0, 300)).await;
+            clock::sleep(self.random.millis(0, 300)).await;
             let how = if self.random.chance(600) { "Orphan" } else { how };
             self.delete(kind, &key, json!({"propagationPolicy": how})).await;
         }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::Namespace;
 use kube::Client;
 use machinery_client::Api;
+use machinery_env::Env;
 use runtime_api::{Grants, KeyvalueOwner, Runtime};
 use tokio::sync::OnceCell;
 use tokio_util::sync::CancellationToken;
@@ -57,12 +58,12 @@ fn is_gone(owner: &KeyvalueOwner, answer: &NamespaceLookup) -> bool {
 }
 
 /// Removes the stores of deleted namespaces until `stop`: once per process, as its node agents share the stores.
-pub async fn collect(runtime: Arc<dyn Runtime>, client: Client, stop: CancellationToken) {
+pub async fn collect(runtime: Arc<dyn Runtime>, client: Client, env: Env, stop: CancellationToken) {
     let namespaces = Api::<Namespace>::all(client);
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
-            () = tokio::time::sleep(INTERVAL) => {}
+            () = env.sleep(INTERVAL) => {}
         }
         let of = runtime.clone();
         let owners = match tokio::task::spawn_blocking(move || of.keyvalue_owners()).await {

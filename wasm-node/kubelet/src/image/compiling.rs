@@ -24,7 +24,7 @@ pub(crate) async fn report_compilation<T>(
         tokio::select! {
             biased;
             done = &mut work => return done,
-            () = tokio::time::sleep(Duration::from_secs(wait)) => on_progress(env.elapsed().saturating_sub(began)),
+            () = env.sleep(Duration::from_secs(wait)) => on_progress(env.elapsed().saturating_sub(began)),
         }
     }
     work.await
@@ -35,7 +35,6 @@ mod tests {
     use std::sync::Mutex;
 
     use machinery_env::TokioClock;
-    use tokio::time::sleep;
 
     use super::*;
 
@@ -43,7 +42,7 @@ mod tests {
         let (env, times) = (TokioClock::env(1).0, Mutex::new(Vec::new()));
         let on_progress = |so_far: Duration| times.lock().unwrap().push(so_far.as_secs());
         let work = async {
-            sleep(Duration::from_secs(seconds)).await;
+            env.sleep(Duration::from_secs(seconds)).await;
             7
         };
         assert_eq!(report_compilation(&env, &on_progress, work).await, 7);

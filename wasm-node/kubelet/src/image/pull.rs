@@ -158,7 +158,7 @@ impl Images {
             }
         }
         let file_dirs = config.file_dirs.iter().filter_map(|dir| dir.canonicalize().ok()).collect();
-        let remote = RegistryClients::new(config.registries, config.built_in);
+        let remote = RegistryClients::new(&env, config.registries, config.built_in);
         let providers = Providers::new(config.credential_providers, &env);
         let source = ImageSource::new(remote, config.signature_policy, blobs.clone(), env.clone());
         let (index, flights, pull_limiter) =
@@ -387,7 +387,7 @@ impl Images {
         pins: &Arc<Pins>,
     ) -> Result<(Image, Trust), ImageError> {
         let fetched = self.source.fetch((image, key, purpose), reference, keyring, pins);
-        tokio::time::timeout(PULL_TIME_MAX, fetched).await.unwrap_or_else(|_| {
+        self.env.timeout(PULL_TIME_MAX, fetched).await.unwrap_or_else(|_| {
             let why = format!("not finished within {} s", PULL_TIME_MAX.as_secs());
             Err(ImageError::Transfer { image: key.to_owned(), registry: reference.registry.clone(), why })
         })

@@ -10,6 +10,7 @@ mod tests;
 
 use machinery_api::imports::ImportRules;
 use machinery_api::names::IMPORTS_OF_IMAGE;
+use machinery_env::Env;
 use serde_json::json;
 
 use super::manifest::{OCI_MANIFEST, WASM_CONFIG, WASM_LAYER};
@@ -80,6 +81,7 @@ pub struct Pushed {
 /// # Errors
 /// The name is invalid, the file is no module, or the registry rejects the push or is unreachable.
 pub async fn push(
+    env: &Env,
     module: Vec<u8>,
     inspect: Inspect,
     image: &str,
@@ -105,7 +107,7 @@ pub async fn push(
     let (inspection, imports, module) = inspected.await.map_err(|error| failed(error.to_string()))??;
     let (config, manifest) = documents(&module, &inspection, &imports);
 
-    let client = PushClient::new(access, &reference.repository)?;
+    let client = PushClient::new(env, access, &reference.repository)?;
     let size_bytes = module.len() as u64;
     for bytes in [module, config] {
         client.push_blob(&Blob::of_bytes(bytes), None).await?;
@@ -145,6 +147,11 @@ fn documents(module: &[u8], inspection: &Inspection, imports: &[String]) -> (Vec
 ///
 /// # Errors
 /// The registry rejects the request or is unreachable.
-pub async fn delete_pushed(repository: &str, digest: &str, access: &RegistryAccess) -> Result<(), PushError> {
-    PushClient::new(access, repository)?.delete_manifest(digest).await
+pub async fn delete_pushed(
+    env: &Env,
+    repository: &str,
+    digest: &str,
+    access: &RegistryAccess,
+) -> Result<(), PushError> {
+    PushClient::new(env, access, repository)?.delete_manifest(digest).await
 }

@@ -6,6 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
+use machinery_env::Env;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use reqwest::{Certificate, Client, ClientBuilder, Identity, Url};
 
@@ -41,6 +42,8 @@ pub(crate) enum HostError {
 
 /// Clients by the hosts that they may call.
 pub(crate) struct RegistryClients {
+    /// The clock of their timeouts and retries.
+    pub(super) env: Env,
     /// Maximum time between two reads of a response, from the beginning of the request. None for uploads, whose
     /// deadline depends on progress.
     read_time_max: Option<Duration>,
@@ -53,20 +56,26 @@ pub(crate) struct RegistryClients {
 }
 
 impl RegistryClients {
-    pub(crate) fn new(registries: Registries, built_in: Option<RegistryAccess>) -> Self {
-        Self::with(registries, built_in, Some(READ_TIME_MAX))
+    pub(crate) fn new(env: &Env, registries: Registries, built_in: Option<RegistryAccess>) -> Self {
+        Self::with(env, registries, built_in, Some(READ_TIME_MAX))
     }
 
     /// Creates clients for uploads, whose bodies may take longer than a response. The caller sets a deadline for each
     /// request.
-    pub(crate) fn for_uploads(registries: Registries, built_in: Option<RegistryAccess>) -> Self {
-        Self::with(registries, built_in, None)
+    pub(crate) fn for_uploads(env: &Env, registries: Registries, built_in: Option<RegistryAccess>) -> Self {
+        Self::with(env, registries, built_in, None)
     }
 
-    fn with(registries: Registries, built_in: Option<RegistryAccess>, read_time_max: Option<Duration>) -> Self {
+    fn with(
+        env: &Env,
+        registries: Registries,
+        built_in: Option<RegistryAccess>,
+        read_time_max: Option<Duration>,
+    ) -> Self {
         // reqwest uses the process's TLS provider. A second call fails harmlessly: the provider is the same.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        Self { read_time_max, registries, built_in, general: OnceLock::new(), named: Mutex::default() }
+        let (general, named) = (OnceLock::new(), Mutex::default());
+        Self { env: env.clone(), read_time_max, registries, built_in, general, named }
     }
 
     /// Returns the client that may call this URL.
@@ -207,7 +216,7 @@ mod tests {
             .unwrap();
         let credentials = Credentials { user: "u".into(), password: "p".into() };
         let access = RegistryAccess { address: "127.0.0.1:6000".into(), credentials, ca_pem: None };
-        RegistryClients::new(Registries::read(&file).unwrap(), Some(access))
+        RegistryClients::new(&Env::real(), Registries::read(&file).unwrap(), Some(access))
     }
 
     #[test]

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use http::header::{ACCEPT, AUTHORIZATION, HeaderValue, LOCATION};
 use http::{HeaderMap, Method, StatusCode};
+use machinery_env::Env;
 use reqwest::{Response, Url};
 use serde::Deserialize;
 
@@ -126,6 +127,11 @@ impl Session {
         Ok(Self { remote, base, stands_for, repository, access: AccessScope::Pull, credential, authorization })
     }
 
+    /// The clock of its timeouts and retries.
+    pub(super) fn env(&self) -> &Env {
+        &self.remote.env
+    }
+
     /// Returns the session with push access in its token requests.
     pub(super) fn with_push_scope(self) -> Self {
         Self { access: AccessScope::Push, ..self }
@@ -151,7 +157,7 @@ impl Session {
         let response = self.get(url, &ACCEPTED.join(", ")).await?;
         let announced = response.headers().get("docker-content-digest").and_then(|value| value.to_str().ok());
         let wanted = if name.contains(':') { Some(name.to_owned()) } else { announced.map(str::to_owned) };
-        let bytes = body(response, MANIFEST_BYTES_MAX, "its manifest").await?;
+        let bytes = body(self.env(), response, MANIFEST_BYTES_MAX, "its manifest").await?;
         let actual = digest(&bytes);
         match wanted.filter(|wanted| wanted.starts_with("sha256:") && *wanted != actual) {
             Some(_) => {
@@ -171,12 +177,13 @@ impl Session {
     pub(crate) async fn referrers(&self, digest: &str, artifact_type: &str) -> Result<Vec<u8>, RemoteError> {
         let mut url = self.url("referrers", digest)?;
         url.query_pairs_mut().append_pair("artifactType", artifact_type);
-        body(self.get(url, OCI_INDEX).await?, MANIFEST_BYTES_MAX, "its list of referrers").await
+        let response = self.get(url, OCI_INDEX).await?;
+        body(self.env(), response, MANIFEST_BYTES_MAX, "its list of referrers").await
     }
 
     /// Returns a whole small blob, verified against its digest.
     pub(crate) async fn small_blob(&self, name: &str, max_bytes: u64, what: &str) -> Result<Vec<u8>, RemoteError> {
-        let bytes = body(self.blob(name).await?, max_bytes, what).await?;
+        let bytes = body(self.env(), self.blob(name).await?, max_bytes, what).await?;
         if digest(&bytes) != name {
             return Err(RemoteError::Failed(format!("{what} is another blob than its manifest names")));
         }
@@ -200,7 +207,7 @@ impl Session {
     async fn get(&self, url: Url, accept: &str) -> Result<Response, RemoteError> {
         for wait in RETRY_WAITS {
             match self.get_once(url.clone(), accept).await {
-                Err(error) if error.is_transient() => tokio::time::sleep(wait).await,
+                Err(error) if error.is_transient() => self.env().sleep(wait).await,
                 done => return done,
             }
         }
@@ -225,7 +232,7 @@ impl Session {
             if let Some(value) = self.authorization().clone().filter(|_| own) {
                 request = request.header(AUTHORIZATION, value);
             }
-            let response = send(request, call.body.as_ref(), call.timeout).await?;
+            let response = send(self.env(), request, call.body.as_ref(), call.timeout).await?;
             let status = response.status();
             if status == StatusCode::UNAUTHORIZED && own && !is_authorized {
                 is_authorized = true;
@@ -296,11 +303,11 @@ impl Session {
         if self.credential.is_some() {
             request = request.header(AUTHORIZATION, self.basic()?);
         }
-        let response = send(request, None, HEAD_TIME_MAX).await?;
+        let response = send(self.env(), request, None, HEAD_TIME_MAX).await?;
         if response.status() != StatusCode::OK {
             return Err(self.response_error(response).await);
         }
-        let bytes = body(response, TOKEN_BYTES_MAX, "its token").await?;
+        let bytes = body(self.env(), response, TOKEN_BYTES_MAX, "its token").await?;
         // The parser's error may contain the token.
         let token: Token = serde_json::from_slice(&bytes).map_err(|_| failed("sent no token"))?;
         let token = token.token.filter(|token| !token.is_empty()).or(token.access_token);
@@ -316,7 +323,7 @@ impl Session {
         let mut text = status.to_string();
         // A registry that received a password could repeat it in a public message.
         if self.credential.is_none()
-            && let Ok(bytes) = body(response, ERROR_BYTES_MAX, "an error").await
+            && let Ok(bytes) = body(self.env(), response, ERROR_BYTES_MAX, "an error").await
             && let Some(message) = registry_message(&bytes)
         {
             text = format!("{text}: {message}");
@@ -366,6 +373,7 @@ fn scopes(access: AccessScope, repository: &str, requested: Option<&str>) -> Vec
 /// Sends a request without reading the response's body. The deadline counts from the last progress of the request's
 /// body.
 async fn send(
+    env: &Env,
     mut request: reqwest::RequestBuilder,
     body: Option<&Part<'_>>,
     timeout: Duration,
@@ -374,7 +382,7 @@ async fn send(
     if let Some(part) = body {
         request = request.body(part.body(&progress));
     }
-    let done = progress.within(timeout, request.send()).await;
+    let done = progress.within(env, timeout, request.send()).await;
     match (done, progress.failure()) {
         (Some(Ok(response)), _) => Ok(response),
         (_, Some(why)) => Err(RemoteError::Failed(why)),
@@ -384,7 +392,12 @@ async fn send(
 }
 
 /// Reads a whole small body.
-pub(super) async fn body(mut response: Response, max_bytes: u64, what: &str) -> Result<Vec<u8>, RemoteError> {
+pub(super) async fn body(
+    env: &Env,
+    mut response: Response,
+    max_bytes: u64,
+    what: &str,
+) -> Result<Vec<u8>, RemoteError> {
     let read = async {
         let mut bytes = Vec::new();
         while let Some(chunk) = response.chunk().await.map_err(|error| RemoteError::of(&error))? {
@@ -396,7 +409,7 @@ pub(super) async fn body(mut response: Response, max_bytes: u64, what: &str) -> 
         Ok(bytes)
     };
     let late = || RemoteError::Unavailable(format!("{what} takes more than {} s", BODY_TIME_MAX.as_secs()));
-    tokio::time::timeout(BODY_TIME_MAX, read).await.unwrap_or_else(|_| Err(late()))
+    env.timeout(BODY_TIME_MAX, read).await.unwrap_or_else(|_| Err(late()))
 }
 
 /// Returns the registry's own error message, if it has the specification's format.
@@ -412,7 +425,7 @@ mod tests {
     use crate::image::registries::Registries;
 
     fn session(https: bool) -> Session {
-        let remote = Arc::new(RegistryClients::new(Registries::default(), None));
+        let remote = Arc::new(RegistryClients::new(&Env::real(), Registries::default(), None));
         let endpoint = Endpoint::built_in("a.test:5000".into(), https);
         let credential = Credential { username: "u".into(), password: "hush-hush".into() };
         Session::new(&remote, &endpoint, ("a.test:5000", "app"), Some(credential)).unwrap()

@@ -53,7 +53,7 @@ pub async fn download(
     let reference = Reference::parse(image).map_err(invalid)?;
     let unkept = |source| ImageError::Blob { image: image.to_owned(), source };
     let blobs = Arc::new(BlobStore::open(folder).map_err(|error| unkept(error.into()))?);
-    let source = ImageSource::new(RegistryClients::new(registries, built_in), policy, blobs.clone(), env);
+    let source = ImageSource::new(RegistryClients::new(&env, registries, built_in), policy, blobs.clone(), env);
     let pins = Arc::new(blobs.pins());
     let (found, _) = source.fetch((image, &reference.to_string(), Purpose::Module), &reference, keyring, &pins).await?;
     let module = blobs.path(&found.module).map_err(unkept)?;
@@ -76,7 +76,7 @@ impl ImageSource {
     /// Sets the registries for pulls that begin later.
     pub(super) fn configure(&self, registries: Registries) {
         let mut remote = self.remote.lock().unwrap_or_else(PoisonError::into_inner);
-        *remote = Arc::new(RegistryClients::new(registries, remote.built_in.clone()));
+        *remote = Arc::new(RegistryClients::new(&self.env, registries, remote.built_in.clone()));
     }
 
     /// Tries each endpoint with each credential until one returns the image.

@@ -89,7 +89,7 @@ impl Bench {
 
     /// Pushes blobs and a manifest like another client.
     async fn push_raw(&self, name: &str, blobs: &[&[u8]], manifest: &serde_json::Value) {
-        let client = PushClient::new(&self.access, name).unwrap();
+        let client = PushClient::new(&Env::real(), &self.access, name).unwrap();
         for blob in blobs {
             client.push_blob(&Blob::of_bytes(blob.to_vec()), None).await.unwrap();
         }
@@ -118,7 +118,7 @@ async fn what_is_pushed_can_be_pulled() {
     assert_eq!(never.reason(), "ErrImageNeverPull");
     assert_eq!(never.to_string(), format!("Container image {image:?} is not present with pull policy of Never"));
 
-    let pushed = push(module(), INSPECT, image, &bench.access).await.unwrap();
+    let pushed = push(&Env::real(), module(), INSPECT, image, &bench.access).await.unwrap();
     assert!(!pushed.inspection.component);
     let pulled = bench.pull(image).await.unwrap();
     assert_eq!(pulled.image_id, format!("registry.local/team/app@{}", pushed.digest));
@@ -136,12 +136,12 @@ async fn what_is_pushed_can_be_pulled() {
     assert!(bench.error(&other).await.1.contains("not found"));
     // A moved tag is seen by a pull, not before.
     let moved = wat::parse_str("(module (func (export \"_start\") (nop)))").unwrap();
-    push(moved.clone(), INSPECT, image, &bench.access).await.unwrap();
+    push(&Env::real(), moved.clone(), INSPECT, image, &bench.access).await.unwrap();
     assert_eq!(bench.images.find_usable(image, Purpose::Module, &Keyring::default()).unwrap(), Some(pulled));
     assert_eq!(bench.pull(image).await.unwrap().module, digest(&moved));
     // After its deletion, nodes that haven't pulled it can't.
-    delete_pushed("team/app", &pushed.digest, &bench.access).await.unwrap();
-    delete_pushed("team/app", &pushed.digest, &bench.access).await.unwrap();
+    delete_pushed(&Env::real(), "team/app", &pushed.digest, &bench.access).await.unwrap();
+    delete_pushed(&Env::real(), "team/app", &pushed.digest, &bench.access).await.unwrap();
     assert!(bench.error(&by_digest).await.1.contains("not found"));
     // Records survive a restart.
     assert_eq!(bench.images.list().len(), 2);
@@ -162,7 +162,7 @@ async fn what_is_pushed_can_be_pulled() {
 #[tokio::test(flavor = "multi_thread")]
 async fn several_pulls_are_one() {
     let bench = Bench::new().await;
-    push(module(), INSPECT, "registry.local/app:v1", &bench.access).await.unwrap();
+    push(&Env::real(), module(), INSPECT, "registry.local/app:v1", &bench.access).await.unwrap();
     let pulls = (0..8).map(|_| bench.pull("registry.local/app:v1"));
     for pulled in futures::future::join_all(pulls).await {
         assert_eq!(pulled.unwrap().module, digest(&module()));
@@ -172,7 +172,7 @@ async fn several_pulls_are_one() {
         credentials: Credentials { user: "coracle".into(), password: "wrong".into() },
         ..bench.access.clone()
     };
-    let error = push(module(), INSPECT, "registry.local/app:v1", &access).await.unwrap_err();
+    let error = push(&Env::real(), module(), INSPECT, "registry.local/app:v1", &access).await.unwrap_err();
     assert!(matches!(error, PushError::Registry { .. }), "{error}");
 }
 
@@ -248,7 +248,7 @@ async fn other_images_are_refused_with_what_was_found() {
     assert!(scratch.blobs.contains(&tool) && bench.images.blobs.size(&tool).is_some(), "kept for exec");
 
     let text = b"not wasm at all".to_vec();
-    let error = push(text.clone(), INSPECT, "registry.local/text:v1", &bench.access).await.unwrap_err();
+    let error = push(&Env::real(), text.clone(), INSPECT, "registry.local/text:v1", &bench.access).await.unwrap_err();
     assert!(error.to_string().contains("\\0asm"), "{error}");
     let artifact = json!({
         "schemaVersion": 2,
@@ -330,13 +330,13 @@ async fn a_full_disk_takes_what_no_pod_has_and_leaves_the_registry() {
     let policy = CollectPolicy::default();
     let name = |number: usize| format!("registry.local/app:v{number}");
     for number in 0..3 {
-        push(numbered(number), INSPECT, &name(number), &bench.access).await.unwrap();
+        push(&Env::real(), numbered(number), INSPECT, &name(number), &bench.access).await.unwrap();
     }
     let running = bench.pull(&name(0)).await.unwrap();
     let moved = bench.pull(&name(1)).await.unwrap();
     drop(bench.pull(&name(2)).await.unwrap());
     // The tag of an image that a pod has now refers to another module, and its manifest is deleted.
-    push(numbered(3), INSPECT, &name(1), &bench.access).await.unwrap();
+    push(&Env::real(), numbered(3), INSPECT, &name(1), &bench.access).await.unwrap();
     drop(bench.pull(&name(1)).await.unwrap());
     let manifest = moved.image_id.split('@').nth(1).unwrap();
     let delete = http::Request::delete(format!("/v2/app/manifests/{manifest}"))
@@ -397,7 +397,7 @@ async fn pulls_and_pushes_beside_collections_find_their_blobs() {
         async move {
             for round in 0..6 {
                 let name = format!("registry.local/w{worker}:v1");
-                push(numbered(round % 2), INSPECT, &name, &bench.access).await.unwrap();
+                push(&Env::real(), numbered(round % 2), INSPECT, &name, &bench.access).await.unwrap();
                 let image = bench.pull(&name).await.unwrap();
                 assert_eq!(
                     bench.images.load(&image, Metering::Epochs, "default").await.unwrap().digest(),
@@ -409,7 +409,7 @@ async fn pulls_and_pushes_beside_collections_find_their_blobs() {
     });
     futures::future::join_all(work).await;
     let until = std::time::Duration::from_secs(60);
-    let forgotten = tokio::time::timeout(until, async {
+    let forgotten = Env::real().timeout(until, async {
         while !bench.names().is_empty() {
             tokio::task::yield_now().await;
         }

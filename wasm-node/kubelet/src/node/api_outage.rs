@@ -5,7 +5,6 @@ use std::time::Duration;
 use machinery_env::TokioClock;
 use machinery_serve::net::Protocol;
 use serde_json::{Value, json};
-use tokio::time::sleep;
 
 use super::lifecycle::{Node, is_ready};
 
@@ -64,10 +63,10 @@ async fn containers_crash_and_restart_while_the_api_is_away() {
     let known = ["crashes", "probed"].map(|name| restarts(written(&node, name, 0).last().unwrap()));
 
     node.set_unavailable(true);
-    sleep(Duration::from_secs(300)).await;
+    node.shared.parts.env.sleep(Duration::from_secs(300)).await;
     assert_eq!(written(&node, "crashes", before[0]), Vec::<Value>::new(), "nobody is told");
     node.set_unavailable(false);
-    sleep(SETTLED).await;
+    node.shared.parts.env.sleep(SETTLED).await;
 
     for (index, name) in ["crashes", "probed"].into_iter().enumerate() {
         let statuses = written(&node, name, before[index]);
@@ -97,7 +96,7 @@ async fn what_was_asked_for_while_the_api_could_not_be_seen_is_done_once_it_is_b
     }
     let kept = written(&node, "kept", 0).len();
     node.set_unavailable(true);
-    sleep(Duration::from_secs(120)).await;
+    node.shared.parts.env.sleep(Duration::from_secs(120)).await;
     node.run("new", "server status=204", &json!({}));
     node.api.with(|cluster| {
         cluster.pods.remove("removed");
@@ -105,7 +104,7 @@ async fn what_was_asked_for_while_the_api_could_not_be_seen_is_done_once_it_is_b
         deleted["metadata"]["deletionTimestamp"] = json!("1970-01-01T00:02:00Z");
         deleted["metadata"]["deletionGracePeriodSeconds"] = json!(10);
     });
-    sleep(Duration::from_secs(60)).await;
+    node.shared.parts.env.sleep(Duration::from_secs(60)).await;
     node.set_unavailable(false);
     node.until("new", "ready", is_ready).await;
     node.api.until("deleted", |cluster| (!cluster.pods.contains_key("deleted")).then_some(())).await;
@@ -139,10 +138,10 @@ async fn static_pods_begin_crash_and_end_while_the_api_is_away() {
 
     node.set_unavailable(true);
     write("second", "server status=204");
-    sleep(Duration::from_secs(60)).await;
+    node.shared.parts.env.sleep(Duration::from_secs(60)).await;
     assert_eq!(served(&node), 2, "a manifest begins without the API");
     std::fs::remove_file(manifest("first")).unwrap();
-    sleep(Duration::from_secs(60)).await;
+    node.shared.parts.env.sleep(Duration::from_secs(60)).await;
     assert_eq!(served(&node), 1, "and one that is gone ends");
     let mirrors: Vec<String> = node.api.with(|cluster| cluster.pods.keys().cloned().collect());
     assert_eq!(mirrors, ["crashes-n", "first-n"], "nobody is told");

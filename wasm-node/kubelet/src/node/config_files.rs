@@ -81,7 +81,7 @@ async fn reload<T: PartialEq + Send + 'static>(
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
-            () = tokio::time::sleep(INTERVAL) => {}
+            () = parts.env.sleep(INTERVAL) => {}
         }
         let file = config.clone();
         let read = tokio::task::spawn_blocking(move || (file.read)(&file.path));

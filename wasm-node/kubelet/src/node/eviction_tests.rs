@@ -5,7 +5,6 @@ use std::time::Duration;
 use machinery_env::TokioClock;
 use serde_json::{Value, json};
 use tokio::sync::watch;
-use tokio::time::sleep;
 
 use super::eviction::{self, CRITICAL_PRIORITY};
 use super::lifecycle::{Node, is_ready};
@@ -47,7 +46,7 @@ async fn pods_go_one_at_a_time_while_memory_is_short() {
         PODS.map(|(name, ..)| name).into_iter().filter(is_evicted).count()
     };
     for (already, (name, ..)) in PODS.into_iter().enumerate() {
-        sleep(Duration::from_secs(60)).await;
+        node.shared.parts.env.sleep(Duration::from_secs(60)).await;
         assert_eq!(evicted(), already, "one for each observation");
         tell.send(reading(1 << 20).shortages(&EvictionThresholds::default())).unwrap();
         if name != "critical" {
@@ -57,7 +56,7 @@ async fn pods_go_one_at_a_time_while_memory_is_short() {
             assert_eq!(message.contains("has larger consumption of memory"), name != "within", "{message}");
         }
     }
-    sleep(Duration::from_secs(60)).await;
+    node.shared.parts.env.sleep(Duration::from_secs(60)).await;
     assert!(evicted() == 4 && node.api.with(|cluster| is_ready(&cluster.pods["critical"]["status"])));
 }
 

@@ -10,6 +10,7 @@ use http_body::Frame;
 use http_body_util::{BodyExt as _, Full, StreamBody, combinators::BoxBody};
 use kube::Client;
 use machinery_client::in_process;
+use machinery_env::Env;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
@@ -76,7 +77,7 @@ impl<C: FakeCluster> FakeApi<C> {
             let api = api.clone();
             async move { Ok::<_, Infallible>(api.serve(request).await) }
         });
-        in_process(service, |request| request)
+        in_process(&Env::real(), service, |request| request)
     }
 
     async fn serve(&self, request: Request<kube::client::Body>) -> Response<BoxBody<Bytes, Infallible>> {
@@ -118,11 +119,11 @@ impl<C: FakeCluster> FakeApi<C> {
                 match self.with(|cluster| wanted(cluster)) {
                     Some(found) => return found,
                     // The sleep advances a paused clock.
-                    None => tokio::time::sleep(POLL).await,
+                    None => Env::real().sleep(POLL).await,
                 }
             }
         };
-        let found = tokio::time::timeout(PATIENCE, found).await;
+        let found = Env::real().timeout(PATIENCE, found).await;
         found.unwrap_or_else(|_| panic!("never {what}: {}", self.with(|cluster| cluster.describe())))
     }
 }

@@ -40,8 +40,8 @@ struct LastReport {
     at: Duration,
 }
 
-async fn with_timeout<T>(request: impl Future<Output = Result<T, kube::Error>>) -> Result<T, kube::Error> {
-    tokio::time::timeout(REPORT_TIMEOUT, request).await.unwrap_or_else(|_| {
+async fn with_timeout<T>(env: Env, request: impl Future<Output = Result<T, kube::Error>>) -> Result<T, kube::Error> {
+    env.timeout(REPORT_TIMEOUT, request).await.unwrap_or_else(|_| {
         let late = format!("no answer within {} s", REPORT_TIMEOUT.as_secs());
         Err(kube::Error::Service(late.into()))
     })
@@ -192,7 +192,7 @@ impl NodeStatusManager {
         self.observe().await;
         loop {
             if self.known.is_none()
-                && let Err(error) = with_timeout(self.try_register()).await
+                && let Err(error) = with_timeout(self.env.clone(), self.try_register()).await
             {
                 tracing::warn!(node = self.config.name, %error, "the node cannot be registered yet, trying again");
             }
@@ -205,7 +205,7 @@ impl NodeStatusManager {
             }
             tokio::select! {
                 event = self.events.next() => self.handle_event(event),
-                () = tokio::time::sleep(RETRY) => {}
+                () = self.env.sleep(RETRY) => {}
             }
         }
     }
@@ -253,7 +253,7 @@ impl NodeStatusManager {
             tokio::select! {
                 event = self.events.next() => self.handle_event(event),
                 () = shutdown.started(), if !shutting_down => shutting_down = true,
-                () = tokio::time::sleep(next.saturating_sub(now)) => {}
+                () = self.env.sleep(next.saturating_sub(now)) => {}
             }
         }
     }
@@ -261,12 +261,12 @@ impl NodeStatusManager {
     /// Registers and reports, if that is due.
     async fn sync(&mut self) -> Result<(), kube::Error> {
         if self.known.is_none() {
-            with_timeout(self.try_register()).await?;
+            with_timeout(self.env.clone(), self.try_register()).await?;
         }
         if !self.is_report_due() {
             return Ok(());
         }
-        let reported = with_timeout(self.report()).await;
+        let reported = with_timeout(self.env.clone(), self.report()).await;
         if reported.as_ref().is_err_and(|error| status_code(error) == 404) {
             self.set_known(None);
         }
@@ -278,7 +278,7 @@ impl NodeStatusManager {
             let observe = self.observe.clone();
             tokio::task::spawn_blocking(move || observe())
         });
-        match tokio::time::timeout(OBSERVE_TIMEOUT, observing).await {
+        match self.env.timeout(OBSERVE_TIMEOUT, observing).await {
             Ok(observed) => {
                 self.observing = None;
                 match observed {

@@ -24,7 +24,7 @@ pub async fn collect(parts: SharedNodeParts, policy: CollectPolicy, data_dir: Pa
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
-            () = tokio::time::sleep(INTERVAL) => {}
+            () = parts.env.sleep(INTERVAL) => {}
         }
         let (images, data_dir) = (parts.images.clone(), data_dir.clone());
         let collection = tokio::task::spawn_blocking(move || collect_once(&images, &policy, &data_dir));

@@ -40,7 +40,7 @@ pub(super) async fn keep(
                 // An attempt is limited to the renewal interval: the next one may succeed.
                 let renewed = tokio::select! {
                     () = stop.cancelled() => return,
-                    renewed = tokio::time::timeout(config.lease_interval, renewal) => renewed,
+                    renewed = env.timeout(config.lease_interval, renewal) => renewed,
                 };
                 match renewed {
                     Ok(Ok(())) => {
@@ -65,7 +65,7 @@ pub(super) async fn keep(
             changed = node.changed() => if changed.is_err() {
                 return;
             },
-            () = async { tokio::time::sleep(wait.unwrap_or_default()).await }, if wait.is_some() => {}
+            () = async { env.sleep(wait.unwrap_or_default()).await }, if wait.is_some() => {}
         }
     }
 }

@@ -186,7 +186,7 @@ impl Node {
         let (client, network) = (api.client(), PodNetwork::default());
         let files = dir.path().join("files");
         std::fs::create_dir(&files).unwrap();
-        let runtime = Arc::new(SimulatedRuntime::default());
+        let runtime = Arc::new(SimulatedRuntime::new(env.clone()));
         let blobs = Arc::new(BlobStore::open(dir.path().join("blobs")).unwrap());
         let images = Images::open(
             runtime.clone(),
@@ -397,10 +397,10 @@ async fn resumed_pods_run_also_where_the_api_takes_no_status() {
         let addresses = [ip, "127.66.0.1"].map(|ip| ip.parse().unwrap());
         let serves = async {
             while addresses.iter().all(|ip| node.network.find(*ip, Protocol::Tcp, PORT).is_none()) {
-                tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+                Env::real().sleep(std::time::Duration::from_millis(10)).await;
             }
         };
-        tokio::time::timeout(std::time::Duration::from_secs(30), serves).await.expect("it runs");
+        Env::real().timeout(std::time::Duration::from_secs(30), serves).await.expect("it runs");
     }
 }
 

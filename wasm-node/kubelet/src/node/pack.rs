@@ -17,7 +17,7 @@ const PACKED_AT_ONCE: usize = 32;
 /// Runs until the node stops.
 pub(super) async fn run(node: Arc<NodeContext>) {
     let mut packers = Packers::default();
-    let mut rounds = tokio::time::interval(PERIOD);
+    let mut rounds = node.parts.env.interval(PERIOD);
     rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let round = async {
         loop {

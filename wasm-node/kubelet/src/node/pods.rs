@@ -158,14 +158,14 @@ impl PodManager {
         self.running.spawn(async move {
             loop {
                 // On the heap: the size of a task is that of its largest state.
-                let (node, view, receiver) = (node.clone(), view.clone(), receiver.clone());
-                let worker = Box::new(PodWorker::new(node, view, receiver, ip.take(), rejected.take()));
+                let (context, view, receiver) = (node.clone(), view.clone(), receiver.clone());
+                let worker = Box::new(PodWorker::new(context, view, receiver, ip.take(), rejected.take()));
                 if AssertUnwindSafe(worker.run()).catch_unwind().await.is_ok() {
                     return uid;
                 }
                 // A pod's failure never ends the node: the pod is adopted again, as after a restart of the node.
                 tracing::error!(uid, "a pod's worker panicked; it is restarted");
-                tokio::time::sleep(WORKER_RETRY).await;
+                node.parts.env.sleep(WORKER_RETRY).await;
             }
         });
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::Method;
-use machinery_env::TokioClock;
+use machinery_env::{Env, TokioClock};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
@@ -73,14 +73,14 @@ async fn an_immutable_object_that_is_made_again_is_read_anew() {
                 if !Arc::ptr_eq(&source, before) {
                     return source;
                 }
-                tokio::time::sleep(Duration::from_millis(1)).await;
+                Env::real().sleep(Duration::from_millis(1)).await;
             }
         };
-        tokio::time::timeout(Duration::from_secs(60), other).await.expect("later callers still get the old object")
+        Env::real().timeout(Duration::from_secs(60), other).await.expect("later callers still get the old object")
     };
     let one = get();
     assert_eq!(text(&one).await, "one");
-    tokio::time::sleep(Duration::from_secs(1)).await;
+    Env::real().sleep(Duration::from_secs(1)).await;
     assert!(Arc::ptr_eq(&get(), &one), "one source for all pods while the object exists");
     api.with(|cluster| {
         cluster.delete();

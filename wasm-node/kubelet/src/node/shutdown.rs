@@ -49,7 +49,7 @@ pub(super) async fn run(node: Arc<NodeContext>) {
             if pods.is_empty() || node.parts.env.elapsed() >= until {
                 break;
             }
-            tokio::time::sleep(POLL_INTERVAL).await;
+            node.parts.env.sleep(POLL_INTERVAL).await;
         }
     }
     shutdown.end();

@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Container, Pod};
+use machinery_env::Env;
 use machinery_serve::accept::Listener;
 use machinery_serve::net::{PodNetwork, Protocol};
 use tokio::sync::Semaphore;
@@ -62,7 +63,7 @@ pub(super) fn clash(has: &[HostPort], wants: &[HostPort]) -> bool {
 ///
 /// # Errors
 /// One of them can't be opened; then none is.
-pub(crate) fn open(pod: &Pod, ip: IpAddr, node: IpAddr, network: &PodNetwork) -> Result<Vec<Task>, String> {
+pub(crate) fn open(env: &Env, pod: &Pod, ip: IpAddr, node: IpAddr, network: &PodNetwork) -> Result<Vec<Task>, String> {
     let connections = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let bound = of(pod).map(|port| {
         let address = port.address(node)?;
@@ -71,9 +72,9 @@ pub(crate) fn open(pod: &Pod, ip: IpAddr, node: IpAddr, network: &PodNetwork) ->
     });
     let bound: Vec<_> = bound.collect::<Result<_, String>>()?;
     let each = bound.into_iter().map(|(listener, address, port)| {
-        let (network, connections) = (network.clone(), connections.clone());
+        let (network, connections, env) = (network.clone(), connections.clone(), env.clone());
         let answers = move || network.find(ip, Protocol::Tcp, port);
-        Task(tokio::spawn(listen::serve((listener, address), connections, answers)))
+        Task(tokio::spawn(async move { listen::serve(&env, (listener, address), connections, answers).await }))
     });
     Ok(each.collect())
 }
@@ -115,10 +116,10 @@ mod tests {
         let (node, port) = (IpAddr::from([127, 0, 0, 1]), free.local_addr().unwrap().port());
         let (pod, network) = (pod(json!([{"containerPort": 80, "hostPort": port}])), PodNetwork::default());
         let own = IpAddr::from([127, 66, 0, 2]);
-        let refused = open(&pod, own, node, &network).err().unwrap();
+        let refused = open(&Env::real(), &pod, own, node, &network).err().unwrap();
         assert!(refused.starts_with(&format!("host port 127.0.0.1:{port}: ")), "{refused}");
         drop(free);
-        let opened = open(&pod, own, node, &network).unwrap();
+        let opened = open(&Env::real(), &pod, own, node, &network).unwrap();
         let mut connection = tokio::net::TcpStream::connect((node, port)).await.unwrap();
         let read = tokio::io::AsyncReadExt::read(&mut connection, &mut [0; 1]).await;
         assert!(!matches!(read, Ok(1)), "nothing listens in the pod");

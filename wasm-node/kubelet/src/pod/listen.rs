@@ -1,11 +1,12 @@
 //! `--host-pod-listeners`: makes pod addresses reachable for processes of the host.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::ObjectReference;
 use machinery_client::EventRecord;
 use machinery_client::events::Recorder;
+use machinery_env::Env;
 use machinery_serve::accept::{self, Limit, Listener};
 use machinery_serve::descriptors::Class;
 use machinery_serve::net::{Origin, Peer, Serve, Stream};
@@ -16,8 +17,13 @@ use tokio_util::sync::CancellationToken;
 pub(super) const CONNECTIONS_MAX: usize = 1024;
 
 /// Accepts connections until the future is dropped.
-pub(crate) async fn listen(ip: IpAddr, port: u16, pod: Arc<dyn Serve>, recorder: Recorder, about: ObjectReference) {
-    let address = SocketAddr::new(ip, port);
+pub(crate) async fn listen(
+    env: Env,
+    address: SocketAddr,
+    pod: Arc<dyn Serve>,
+    recorder: Recorder,
+    about: ObjectReference,
+) {
     let listener = match Listener::bind(address) {
         Ok(listener) => listener,
         Err(error) => {
@@ -26,11 +32,12 @@ pub(crate) async fn listen(ip: IpAddr, port: u16, pod: Arc<dyn Serve>, recorder:
             return;
         }
     };
-    serve((listener, address), Arc::new(Semaphore::new(CONNECTIONS_MAX)), || Some(pod.clone())).await;
+    serve(&env, (listener, address), Arc::new(Semaphore::new(CONNECTIONS_MAX)), || Some(pod.clone())).await;
 }
 
 /// Passes each connection to the pod's current handler; without one, the connection is closed.
 pub(super) async fn serve(
+    env: &Env,
     (listener, address): (Listener, SocketAddr),
     connections: Arc<Semaphore>,
     answers: impl Fn() -> Option<Arc<dyn Serve>>,
@@ -48,5 +55,5 @@ pub(super) async fn serve(
             }
         }
     };
-    accept::serve(listener, limit, None, &never, each).await;
+    accept::serve(listener, limit, None, env, &never, each).await;
 }

@@ -33,9 +33,9 @@ pub(crate) async fn run(
     let delay = spec.initial_delay.saturating_sub(run_for);
     // A zero-length timer fires up to 2 ms late, which would delay the pod's readiness.
     if !delay.is_zero() {
-        tokio::time::sleep(delay).await;
+        env.sleep(delay).await;
     }
-    let mut ticks = tokio::time::interval_at(tokio::time::Instant::now() + spec.period, spec.period);
+    let mut ticks = env.interval_at(env.deadline(spec.period), spec.period);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let (mut first, mut started) = (true, false);
     loop {

@@ -9,9 +9,9 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Container, ObjectReference};
 use machinery_client::EventRecord;
+use machinery_env::Deadline;
 use runtime_api::Kind;
 use tokio::sync::watch;
-use tokio::time::Instant;
 
 use super::handler::HandlerRunner;
 use super::message;
@@ -48,7 +48,7 @@ pub(crate) fn runner_class(kind: Kind) -> &'static RunnerClass {
 pub(crate) trait Runner: Send {
     /// Stops the container gracefully by `ends`, which may change, and reports the exit to the worker. `restart`: the
     /// exit code is that of a killed process. `None` if a stop is in progress.
-    fn stop(&mut self, restart: bool, ends: watch::Receiver<Instant>) -> Option<Task>;
+    fn stop(&mut self, restart: bool, ends: watch::Receiver<Deadline>) -> Option<Task>;
 
     /// Ends the run at once.
     fn kill(&mut self);

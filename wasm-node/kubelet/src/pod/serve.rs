@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use http::{Request, Response};
 use machinery_api::names::REASON_HEADER;
+use machinery_env::Env;
 use machinery_serve::net::{Attached, Body, CallRejected, Origin, Serve};
 
 use super::state::ContainerEvent;
@@ -39,6 +40,7 @@ pub(crate) struct ServerHandle {
     of: (usize, u32),
     messages: Sender<Message>,
     checking: AtomicBool,
+    env: Env,
     this: std::sync::Weak<ServerHandle>,
 }
 
@@ -48,9 +50,10 @@ impl ServerHandle {
         server: Arc<dyn Server>,
         of: (usize, u32),
         messages: Sender<Message>,
+        env: Env,
     ) -> Arc<Self> {
         let checking = AtomicBool::new(false);
-        Arc::new_cyclic(|this| Self { server, container, of, messages, checking, this: this.clone() })
+        Arc::new_cyclic(|this| Self { server, container, of, messages, checking, env, this: this.clone() })
     }
 
     /// Tries to create an instance until this succeeds, and reports each result to the worker.
@@ -79,8 +82,9 @@ impl ServerHandle {
                     handle.checking.store(false, Ordering::Release);
                     return;
                 }
+                let again = handle.env.sleep(TRY_INTERVAL);
                 drop(handle);
-                tokio::time::sleep(TRY_INTERVAL).await;
+                again.await;
             }
         });
     }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use machinery_env::Env;
 use tokio_util::sync::CancellationToken;
 
 /// The agent's time beyond its pods' grace periods, for the final status writes.
@@ -39,13 +40,13 @@ impl Shutdown {
     }
 
     /// Ends the node's pods; returns at once if the grace period is zero.
-    pub async fn run(&self) {
+    pub async fn run(&self, env: &Env) {
         if self.grace.whole.is_zero() {
             return;
         }
         self.started.cancel();
         // An agent that has already stopped never completes the shutdown.
-        let _ = tokio::time::timeout(self.grace.whole + AGENT_MAX, self.done.cancelled()).await;
+        let _ = env.timeout(self.grace.whole + AGENT_MAX, self.done.cancelled()).await;
     }
 
     /// Resolves when the shutdown begins.
@@ -78,7 +79,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn without_time_nothing_ends() {
         let off = Shutdown::default();
-        off.run().await;
+        off.run(&Env::real()).await;
         assert!(!off.has_begun());
         let on = Shutdown::new(ShutdownGrace { whole: Duration::from_secs(1), critical: Duration::ZERO });
         let asked = on.clone();
@@ -86,7 +87,8 @@ mod tests {
             on.started().await;
             on.end();
         };
-        tokio::join!(asked.run(), agent);
+        let env = Env::real();
+        tokio::join!(asked.run(&env), agent);
         assert!(asked.has_begun());
     }
 }

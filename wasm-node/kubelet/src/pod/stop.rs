@@ -1,7 +1,7 @@
 //! The `preStop` hook of a container, and the end of its grace period (contract.md §4).
 
+use machinery_env::{Deadline, Env};
 use tokio::sync::watch;
-use tokio::time::Instant;
 
 use super::check::HookSpec;
 use super::runner::RunContext;
@@ -9,11 +9,11 @@ use super::state::ContainerEvent;
 use super::worker::container_message;
 
 /// Runs the container's `preStop` hook, if it has one and time remains, at most until `ends`. Returns whether it has one.
-pub(crate) async fn pre_stop(context: &RunContext, ends: &watch::Receiver<Instant>) -> bool {
+pub(crate) async fn pre_stop(context: &RunContext, ends: &watch::Receiver<Deadline>) -> bool {
     let (Some(hook), Some(handlers)) = (HookSpec::pre_stop(&context.container.get()), context.handlers()) else {
         return false;
     };
-    if *ends.borrow() <= Instant::now() {
+    if ends.borrow().passed(&context.node.parts.env) {
         return true;
     }
     let send = async |event| {
@@ -29,7 +29,7 @@ pub(crate) async fn pre_stop(context: &RunContext, ends: &watch::Receiver<Instan
                 send(ContainerEvent::HookFailed).await;
             }
         }
-        () = grace_period_end(ends.clone()) => {
+        () = grace_period_end(&context.node.parts.env, ends.clone()) => {
             // As upstream, where a hook fails when the container is killed, unless it only sleeps.
             if !matches!(hook, HookSpec::Sleep(_)) {
                 send(ContainerEvent::HookFailed).await;
@@ -40,13 +40,13 @@ pub(crate) async fn pre_stop(context: &RunContext, ends: &watch::Receiver<Instan
 }
 
 /// Resolves at the end of the grace period, which may change.
-pub(crate) async fn grace_period_end(mut ends: watch::Receiver<Instant>) {
+pub(crate) async fn grace_period_end(env: &Env, mut ends: watch::Receiver<Deadline>) {
     loop {
         let end = *ends.borrow_and_update();
         tokio::select! {
-            () = tokio::time::sleep_until(end) => return,
+            () = env.sleep_until(end) => return,
             changed = ends.changed() => if changed.is_err() {
-                tokio::time::sleep_until(end).await;
+                env.sleep_until(end).await;
                 return;
             },
         }

@@ -356,7 +356,7 @@ impl PodWorker {
                     let wait = self.handle_write_result(status, result);
                     retry_at = wait.map(|wait| self.node.parts.env.elapsed() + wait);
                 }
-                () = async { tokio::time::sleep(wake.unwrap_or_default()).await }, if wake.is_some() => {
+                () = async { self.node.parts.env.sleep(wake.unwrap_or_default()).await }, if wake.is_some() => {
                     if wake == ticks {
                         self.apply(Event::Tick);
                         self.refresh_volumes(false);
@@ -389,7 +389,8 @@ impl PodWorker {
             return;
         }
         let (requests, key) = (self.requests(), ObjectKey::new("", self.node.identity.name.clone()));
-        let node = tokio::time::timeout(NODE_REQUEST_TIMEOUT, requests.get::<Node>(&Kind::of::<Node>(), &key)).await;
+        let node =
+            self.node.parts.env.timeout(NODE_REQUEST_TIMEOUT, requests.get::<Node>(&Kind::of::<Node>(), &key)).await;
         if let Ok(Ok(node)) = node
             && NodeFacts::of(&node).selected_by(self.pod())
         {
@@ -427,7 +428,7 @@ impl PodWorker {
                 last_reported = why;
             }
             tokio::select! {
-                () = tokio::time::sleep(wait) => {}
+                () = self.node.parts.env.sleep(wait) => {}
                 () = self.await_deletion() => return,
             }
             wait = (wait * 2).min(WRITE_RETRY_MAX);

@@ -290,7 +290,7 @@ fn count_as_duration(count: u64) -> Duration {
 
 /// Samples CPU time until `stop`.
 pub(super) async fn sample(kubelet: &Kubelet, stop: &CancellationToken) {
-    let mut ticks = tokio::time::interval(rates::PERIOD);
+    let mut ticks = kubelet.env.interval(rates::PERIOD);
     while stop.run_until_cancelled(ticks.tick()).await.is_some() {
         let all = running(kubelet);
         let total = kubelet.pods.totals.cpu(each(&all).map(|one| one.stats.cpu).sum());

@@ -175,7 +175,7 @@ pub(crate) fn serve(
         let limit = Limit::Seats(Descriptors::process().node_seats().clone());
         let each =
             |stream, _, permit| connection(stream, permit, acceptor.clone(), router.clone(), env.clone(), stop.clone());
-        tokio::join!(accept::serve(listener.into(), limit, Some(DRAIN), &stop, each), sampled);
+        tokio::join!(accept::serve(listener.into(), limit, Some(DRAIN), &env, &stop, each), sampled);
     })
 }
 
@@ -187,7 +187,7 @@ async fn connection(
     env: Env,
     stop: CancellationToken,
 ) {
-    let Ok(Ok(stream)) = tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await else {
+    let Ok(Ok(stream)) = env.timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await else {
         return;
     };
     let peer = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());

@@ -18,6 +18,7 @@ use axum::response::{IntoResponse as _, Response};
 use bytes::{Bytes, BytesMut};
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
+use machinery_env::{Deadline, Env};
 use machinery_serve::accept::ConnectionPermit;
 use machinery_serve::net::{Origin, Peer, PodNetwork, Protocol, Serve, Stream};
 use machinery_streaming::spdy::{self, Headers, SpdyStream};
@@ -70,6 +71,7 @@ pub(super) async fn upgrade(
         uid: seen.id.uid.clone(),
         ip: seen.status.get().pod_ip.as_deref().and_then(|ip| ip.parse().ok()),
         idle: kubelet.streaming_idle,
+        env: kubelet.env.clone(),
     };
     let upgraded = hyper::upgrade::on(&mut request);
     tokio::spawn(async move {
@@ -164,6 +166,7 @@ struct ForwardedPod {
     ip: Option<IpAddr>,
     /// Idle timeout of the session.
     idle: Duration,
+    env: Env,
 }
 
 impl ForwardedPod {
@@ -178,9 +181,10 @@ impl ForwardedPod {
     /// Serves pairs of streams, as many concurrently as the session allows.
     async fn serve_pairs(self, io: impl tokio::io::AsyncRead + tokio::io::AsyncWrite) -> io::Result<()> {
         let (opened, mut streams) = mpsc::channel(OPENED_QUEUED_MAX);
-        let session = spdy::serve(io, self.idle, |headers| part(headers).is_some(), opened);
+        let env = self.env.clone();
+        let session = spdy::serve(io, self.idle, &env, |headers| part(headers).is_some(), opened);
         let pairs = async move {
-            let mut waiting: HashMap<String, (SpdyStream, bool, tokio::time::Instant)> = HashMap::new();
+            let mut waiting: HashMap<String, (SpdyStream, bool, Deadline)> = HashMap::new();
             let mut served = JoinSet::new();
             loop {
                 let oldest = waiting.values().map(|(_, _, due)| *due).min();
@@ -190,9 +194,9 @@ impl ForwardedPod {
                         None => std::future::pending().await,
                     },
                     Some(_) = served.join_next(), if !served.is_empty() => continue,
-                    () = wait_until(oldest) => {
-                        let now = tokio::time::Instant::now();
-                        for (id, (stream, is_data, _)) in waiting.extract_if(|_, (_, _, due)| *due <= now) {
+                    () = wait_until(&self.env, oldest) => {
+                        let passed = |due: Deadline| due.passed(&self.env);
+                        for (id, (stream, is_data, _)) in waiting.extract_if(|_, (_, _, due)| passed(*due)) {
                             if !is_data {
                                 let why = format!("(request={id}) timed out waiting for streams");
                                 let _ = stream.outgoing.send(why.into()).await;
@@ -206,7 +210,7 @@ impl ForwardedPod {
                 let id = pair_of(&stream, is_data);
                 match waiting.remove(&id) {
                     None => {
-                        let due = tokio::time::Instant::now() + PAIR_TIMEOUT;
+                        let due = self.env.deadline(PAIR_TIMEOUT);
                         waiting.insert(id, (stream, is_data, due));
                     }
                     Some(first) if first.1 == is_data => {
@@ -272,7 +276,7 @@ impl ForwardedPod {
 
     /// Serves two numbered channels for each port. Both begin with the port as two bytes in little-endian order.
     async fn serve_channels(self, io: TokioIo<Upgraded>, ports: &[u16]) -> io::Result<()> {
-        let (Channels { mut incoming, outgoing }, session) = websocket::channels(io, self.idle);
+        let (Channels { mut incoming, outgoing }, session) = websocket::channels(io, self.idle, self.env.clone());
         let serves = async {
             let mut pieces = Vec::new();
             let mut served = JoinSet::new();
@@ -311,7 +315,7 @@ impl ForwardedPod {
         }
         drop(incoming);
         // The last bytes may not have been sent yet.
-        tokio::time::timeout(FINAL_READ_TIMEOUT, session).await.unwrap_or(Ok(()))
+        self.env.timeout(FINAL_READ_TIMEOUT, session).await.unwrap_or(Ok(()))
     }
 }
 
@@ -342,9 +346,9 @@ async fn copy(to: Stream, mut incoming: mpsc::Receiver<Bytes>, output: &Output) 
     }
 }
 
-async fn wait_until(due: Option<tokio::time::Instant>) {
+async fn wait_until(env: &Env, due: Option<Deadline>) {
     match due {
-        Some(due) => tokio::time::sleep_until(due).await,
+        Some(due) => env.sleep_until(due).await,
         None => std::future::pending().await,
     }
 }
@@ -447,6 +451,7 @@ mod tests {
             uid: "u".into(),
             ip: Some(ip),
             idle: Duration::from_secs(60),
+            env: Env::real(),
         };
         let ports = [(80, Arc::new(Hello) as Arc<dyn Serve>), (81, Arc::new(Gone))];
         let attached = ports.map(|(port, serve)| network.attach(Listen::tcp(ip, port), serve).unwrap());

@@ -149,7 +149,7 @@ pub(crate) async fn watch(
         let wait = INTERVAL.max((env.elapsed() - began) * PART);
         tokio::select! {
             () = stop.cancelled() => return,
-            () = tokio::time::sleep(wait) => {}
+            () = env.sleep(wait) => {}
         }
     }
 }

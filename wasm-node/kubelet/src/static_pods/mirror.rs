@@ -9,6 +9,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use machinery_api::ObjectKey;
 use machinery_client::Kind;
 use machinery_client::request::ApiClient;
+use machinery_env::Env;
 use serde::de::IgnoredAny;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -92,6 +93,7 @@ fn mirror_of(pod: &Pod, node: &str, node_uid: &str) -> Pod {
 /// Keeps the mirrors until `stop`.
 pub(crate) async fn keep(
     requests: ApiClient,
+    env: Env,
     node: String,
     mut pods: watch::Receiver<BTreeMap<String, Arc<Pod>>>,
     mut mirrors: watch::Receiver<Option<Mirrors>>,
@@ -120,7 +122,7 @@ pub(crate) async fn keep(
             changed = mirrors.changed(), if !failed => if changed.is_err() {
                 return;
             },
-            () = async { tokio::time::sleep(again.unwrap_or_default()).await }, if again.is_some() => {}
+            () = async { env.sleep(again.unwrap_or_default()).await }, if again.is_some() => {}
         }
     }
 }

@@ -12,6 +12,7 @@ use machinery_client::claims::{self, DELETION_PROTECTION, LOCAL_DRIVER, NodeTopo
 use machinery_client::informer::Listener;
 use machinery_client::request::ApiClient;
 use machinery_client::{Change, Informer, Kind, ObjectCache, key_of};
+use machinery_env::Env;
 use serde::de::IgnoredAny;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -47,7 +48,7 @@ impl DirtyVolumes {
 }
 
 /// Reconciles these nodes' volumes with the cluster's objects until `stop`.
-pub async fn run(informer: Arc<Informer>, client: ApiClient, nodes: Nodes, stop: CancellationToken) {
+pub async fn run(informer: Arc<Informer>, client: ApiClient, nodes: Nodes, env: Env, stop: CancellationToken) {
     informer.watch::<PersistentVolume>();
     informer.watch::<PersistentVolumeClaim>();
     informer.watch::<Node>();
@@ -79,7 +80,7 @@ pub async fn run(informer: Arc<Informer>, client: ApiClient, nodes: Nodes, stop:
         tokio::select! {
             () = stop.cancelled() => return,
             () = marks.changed.notified() => {}
-            () = tokio::time::sleep(RETRY), if !again.is_empty() => {}
+            () = env.sleep(RETRY), if !again.is_empty() => {}
         }
     }
 }

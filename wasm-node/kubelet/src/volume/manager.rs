@@ -151,7 +151,7 @@ pub(crate) async fn fill<I, M>(
             changed = input.changed() => if changed.is_err() {
                 return;
             },
-            () = tokio::time::sleep(wait) => {}
+            () = node.env.sleep(wait) => {}
         }
         wait = (wait * 2).min(RETRY_MAX);
     }

@@ -109,7 +109,8 @@ fn authenticate(wanted: &[u8; 32], request: &Request) -> Result<(), RegistryErro
 
 async fn handle(State(registry): State<Arc<Registry>>, request: Request) -> Response {
     let head = request.method() == Method::HEAD;
-    let request = request.map(|body| Body::new(UnreadBody::new(body, UNREAD)));
+    let env = registry.env.clone();
+    let request = request.map(|body| Body::new(UnreadBody::new(body, UNREAD, env)));
     let mut response = match registry.dispatch(request).await {
         Ok(response) => response,
         Err(error) => error.into_response(),

@@ -13,8 +13,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use futures::future::BoxFuture;
+use machinery_env::{Deadline, Env};
 use runtime_api::ledger::{Exceeded, Ledger, Level, Resource};
-use tokio::time::Instant;
 use wasmtime::ResourceLimiterAsync;
 
 use super::limits::{CORE_INSTANCES_MAX, MEMORIES_MAX, TABLE_ELEMENTS_MAX, TABLES_MAX};
@@ -29,8 +29,9 @@ const TABLE_ELEMENT_BYTES: u64 = size_of::<usize>() as u64;
 const WANTED_WITHOUT_LIMIT: u64 = u64::MAX;
 
 /// All waiting growth of the process.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Growth {
+    env: Env,
     waiters: Mutex<Waiters>,
     parked: IdleRegistry,
 }
@@ -44,6 +45,15 @@ struct Waiters {
 }
 
 impl Growth {
+    pub(crate) fn new(env: Env) -> Self {
+        Self { env, waiters: Mutex::default(), parked: IdleRegistry::default() }
+    }
+
+    /// The clock of the guests.
+    pub(crate) fn env(&self) -> &Env {
+        &self.env
+    }
+
     fn waiters(&self) -> MutexGuard<'_, Waiters> {
         self.waiters.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -117,7 +127,7 @@ pub(crate) struct StoreLimiter {
 struct Debt {
     bytes: u64,
     /// Deadline for other guests to free it.
-    due: Instant,
+    due: Deadline,
 }
 
 impl StoreLimiter {
@@ -180,7 +190,7 @@ impl StoreLimiter {
                     return false;
                 }
                 self.ledger.overdraw(Resource::Memory, more);
-                let due = Instant::now() + self.wait_max;
+                let due = self.growth.env.deadline(self.wait_max);
                 self.debt.get_or_insert(Debt { bytes: 0, due }).bytes += more;
             }
         } else {
@@ -208,7 +218,7 @@ impl StoreLimiter {
         };
         let (due, at) = (debt.due, self.ledger.at(level));
         let mut wait = self.growth.wait(self.held_bytes(), 0);
-        if Instant::now() >= due || wait.is_deadlocked(self.ledger.at(Level::Node).used(Resource::Memory)) {
+        if due.passed(&self.growth.env) || wait.is_deadlocked(self.ledger.at(Level::Node).used(Resource::Memory)) {
             let used = at.used(Resource::Memory).saturating_sub(debt.bytes);
             let limit = at.limit(Resource::Memory);
             let exceeded = Exceeded { resource: Resource::Memory, level, wanted: debt.bytes, used, limit };
@@ -222,7 +232,7 @@ impl StoreLimiter {
                 !over(at)
             };
             let given = ledger.changed(Resource::Memory, level, enough);
-            let _ = tokio::time::timeout_at(due, given).await;
+            let _ = growth.env.timeout_at(due, given).await;
             drop(wait);
         })))
     }
@@ -306,7 +316,7 @@ impl StoreLimiter {
                 }
             }
         };
-        let granted = tokio::time::timeout(self.wait_max, granted).await.unwrap_or(false);
+        let granted = self.growth.env.timeout(self.wait_max, granted).await.unwrap_or(false);
         drop(wait);
         // Waiting admissions check again: this growth no longer precedes them.
         node.wake(Resource::Memory);
@@ -397,7 +407,7 @@ mod tests {
         fn new(limit: usize) -> Self {
             let ledger = Ledger::node();
             ledger.set_limit(Resource::Memory, limit as u64);
-            Self { ledger, growth: Arc::default() }
+            Self { ledger, growth: Arc::new(Growth::new(Env::real())) }
         }
 
         fn container(&self, limit: u64) -> Arc<Ledger> {
@@ -426,9 +436,9 @@ mod tests {
         let container = node.container(MIB as u64);
         let (mut a, mut b) = (node.store(&container), node.store(&container));
         assert!(grow(&mut a, 700 << 10).await.unwrap());
-        let before = tokio::time::Instant::now();
+        let before = node.growth.env.instant();
         assert!(grow(&mut b, 700 << 10).await.is_err(), "two stores, one budget");
-        assert_eq!(before.elapsed(), Duration::ZERO, "over its container's own limit nobody waits");
+        assert_eq!(node.growth.env.instant() - before, Duration::ZERO, "over its container's own limit nobody waits");
         assert!(b.exceeded().is_some() && a.exceeded().is_none());
         assert_eq!(node.used(), 700 << 10, "a refused growth charges nobody");
         drop(a);
@@ -446,18 +456,18 @@ mod tests {
         grow(&mut neighbour, 8 * MIB).await.unwrap();
         grow(&mut other, MIB).await.unwrap();
         let ends = async {
-            tokio::time::sleep(Duration::from_secs(2)).await;
+            node.growth.env.sleep(Duration::from_secs(2)).await;
             assert_eq!(node.growth.wanted(), 3 * MIB as u64, "nobody new is let in before it");
             drop(neighbour);
-            tokio::time::Instant::now()
+            node.growth.env.instant()
         };
-        let before = tokio::time::Instant::now();
+        let before = node.growth.env.instant();
         let (grown, at) = tokio::join!(grow(&mut other, 4 * MIB), ends);
         assert!(grown.unwrap());
-        assert_eq!((at - before, before.elapsed()), (Duration::from_secs(2), Duration::from_secs(2)));
+        assert_eq!((at - before, node.growth.env.instant() - before), (Duration::from_secs(2), Duration::from_secs(2)));
         assert_eq!((node.used(), node.growth.wanted()), (4 * MIB as u64, 0));
         assert!(grow(&mut other, 11 * MIB).await.is_err(), "more than there is, for nobody");
-        assert_eq!(before.elapsed(), Duration::from_secs(2));
+        assert_eq!(node.growth.env.instant() - before, Duration::from_secs(2));
     }
 
     #[tokio::test(start_paused = true)]
@@ -485,9 +495,9 @@ mod tests {
         let (mut neighbour, mut other) = (node.store(&node.container(u64::MAX)), node.store(&node.container(u64::MAX)));
         grow(&mut neighbour, 8 * MIB).await.unwrap();
         assert!(other.set_host_bytes(3 * MIB as u64));
-        let before = Instant::now();
+        let before = node.growth.env.instant();
         other.debt().unwrap().unwrap().await;
-        assert_eq!(before.elapsed(), Duration::from_secs(5));
+        assert_eq!(node.growth.env.instant() - before, Duration::from_secs(5));
         assert!(other.debt().is_err());
         let exceeded = other.exceeded().unwrap();
         assert_eq!((exceeded.wanted, exceeded.used, exceeded.limit), (3 << 20, 8 << 20, 10 << 20));
@@ -509,19 +519,23 @@ mod tests {
         for store in &mut stores {
             grow(store, 3 * MIB).await.unwrap();
         }
-        let before = tokio::time::Instant::now();
+        let before = node.growth.env.instant();
         let mut c = stores.pop().unwrap();
         assert!(grow(&mut c, 5 * MIB).await.is_err());
-        assert_eq!(before.elapsed(), Duration::from_secs(5), "the others run, and may end at any time");
+        assert_eq!(
+            node.growth.env.instant() - before,
+            Duration::from_secs(5),
+            "the others run, and may end at any time"
+        );
         let (mut b, mut a) = (stores.pop().unwrap(), stores.pop().unwrap());
         // Each wants memory that only the others could free: the last one fails, which is enough for the others.
         let mut rest = [Box::pin(grow(&mut a, 5 * MIB)), Box::pin(grow(&mut b, 5 * MIB))];
         for one in &mut rest {
             assert!(futures::poll!(one).is_pending());
         }
-        let before = tokio::time::Instant::now();
+        let before = node.growth.env.instant();
         assert!(grow(&mut c, 5 * MIB).await.is_err());
-        assert_eq!(before.elapsed(), Duration::ZERO);
+        assert_eq!(node.growth.env.instant() - before, Duration::ZERO);
         drop(c);
         let [first, second] = rest;
         let (first, second) = tokio::join!(first, second);

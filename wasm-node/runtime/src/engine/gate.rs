@@ -4,8 +4,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use machinery_env::{Deadline, Env};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFuture};
 
 use super::container::ContainerState;
@@ -17,6 +17,7 @@ const NODE_CALLS_MAX: usize = 8;
 
 /// One container's gate.
 pub(crate) struct Gate {
+    env: Env,
     permits: Arc<Semaphore>,
     node_permits: Arc<Semaphore>,
     queued: AtomicUsize,
@@ -60,6 +61,7 @@ impl Gate {
         // More than there are slots would only wait for one.
         let most = shared.admission.share.slots().capacity().instances as usize;
         Self {
+            env: shared.engine.env().clone(),
             permits: Arc::new(Semaphore::new(shared.limits.concurrency.clamp(1, most))),
             node_permits: Arc::new(Semaphore::new(NODE_CALLS_MAX)),
             queued: AtomicUsize::new(0),
@@ -69,7 +71,7 @@ impl Gate {
     }
 
     /// Waits for a permit of a request, or of a call of the node.
-    pub(crate) async fn acquire(&self, node_call: bool, deadline: Instant) -> Result<GatePermit, Failure> {
+    pub(crate) async fn acquire(&self, node_call: bool, deadline: Deadline) -> Result<GatePermit, Failure> {
         let flight = InFlightRequest::new(&self.in_flight);
         let permits = if node_call { &self.node_permits } else { &self.permits };
         Ok(GatePermit { _permit: self.permit(permits, deadline).await?, _flight: flight })
@@ -107,7 +109,7 @@ impl Gate {
         self.shut.cancelled()
     }
 
-    async fn permit(&self, permits: &Arc<Semaphore>, deadline: Instant) -> Result<OwnedSemaphorePermit, Failure> {
+    async fn permit(&self, permits: &Arc<Semaphore>, deadline: Deadline) -> Result<OwnedSemaphorePermit, Failure> {
         if self.is_shut() {
             return Err(Failure::Stopped);
         }
@@ -128,7 +130,7 @@ impl Gate {
         tokio::select! {
             permit = permits.clone().acquire_owned() => permit.map_err(|_| Failure::Stopped),
             () = self.shut.cancelled() => Err(Failure::Stopped),
-            () = tokio::time::sleep_until(deadline) => Err(Failure::Timeout),
+            () = self.env.sleep_until(deadline) => Err(Failure::Timeout),
         }
     }
 }

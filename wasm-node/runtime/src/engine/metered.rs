@@ -91,7 +91,7 @@ impl<F: Future> Future for MeteredFuture<F> {
             }
             let Some(delay) = this.container.cpu.throttle_delay() else { break };
             this.cancel_return();
-            this.held = Some(Box::pin(tokio::time::sleep(delay)));
+            this.held = Some(Box::pin(this.container.engine.env().sleep(delay)));
         }
         if this.must_wait(cx) {
             return Poll::Pending;

@@ -171,6 +171,7 @@ impl Engine {
             disk: NodeDisk::new(&env, &ledger, Some(threads.ticker.polled())),
             guest_bounds: config.guest_bounds,
             compiler: compile::Compiler::new(config.compile_process, config.compile_bounds, &env),
+            growth: Arc::new(Growth::new(env.clone())),
             env,
             epochs: Arc::new(epochs),
             fuel: OnceLock::new(),
@@ -179,7 +180,6 @@ impl Engine {
             sessions: Slots::new(settings::sessions(live)),
             node_sessions: Slots::new(settings::sessions(live)),
             ledger,
-            growth: Arc::default(),
             cache,
             loaded: Mutex::default(),
         };

@@ -14,9 +14,9 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::BodyExt;
 use machinery_api::names::SESSION_HEADER;
+use machinery_env::Deadline;
 use machinery_serve::net::{Body, CallRejected, Origin, Peer, Serve};
 use percent_encoding::percent_decode_str;
-use tokio::time::Instant;
 use wasmtime::component::{Component, ComponentExportIndex, Instance, InstancePre, Val};
 
 use super::admission::fits_alone;
@@ -309,7 +309,7 @@ impl PluginServerInner {
         client: String,
         mut request: Request<Body>,
     ) -> Result<Response<Body>, CallRejected<Request<Body>>> {
-        let deadline = Instant::now() + self.shared.limits.timeout;
+        let deadline = self.shared.engine.env().deadline(self.shared.limits.timeout);
         let node = request.extensions_mut().remove::<NodeCall>();
         let permit = match self.gate.acquire(node.is_some(), deadline).await {
             Ok(permit) => permit,
@@ -330,7 +330,7 @@ impl PluginServerInner {
     }
 
     /// Serves an admitted call until its deadline.
-    async fn serve(self: Arc<Self>, call: Call, body: Body, deadline: Instant, permit: GatePermit) -> Response<Body> {
+    async fn serve(self: Arc<Self>, call: Call, body: Body, deadline: Deadline, permit: GatePermit) -> Response<Body> {
         let bypasses_queue = call.node.is_some();
         let guest = MeteredFuture::new(self.clone().call(call, body), self.shared.clone());
         let mut guest = guest.bypassing_queue(bypasses_queue);
@@ -344,7 +344,7 @@ impl PluginServerInner {
                 return Poll::Ready(Err(Failure::Stopped.into()));
             }
             // A timer is registered only for calls that don't end at once.
-            let sleep = sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
+            let sleep = sleep.get_or_insert_with(|| Box::pin(self.shared.engine.env().sleep_until(deadline)));
             sleep.as_mut().poll(cx).map(|()| Err(Failure::Timeout.into()))
         })
         .await;
@@ -515,7 +515,8 @@ impl PluginServerInner {
         loop {
             let of = (&*call.client, self.shared.is_half_full());
             let find = if call.session.is_some() { Sessions::find_or_create } else { Sessions::create };
-            let (session, unwatched) = find(&self.sessions, name, of, Instant::now()).map_err(|_| Failure::Sessions)?;
+            let now = self.shared.engine.env().instant();
+            let (session, unwatched) = find(&self.sessions, name, of, now).map_err(|_| Failure::Sessions)?;
             if unwatched {
                 self.watch_sessions();
             }
@@ -555,7 +556,7 @@ impl PluginServerInner {
             if let Some(instance) = instance {
                 known.put_back(taken);
                 *state = SessionState::Live(Box::new(LiveSession { instance, resources: known }));
-                visit.keep_session();
+                visit.keep_session(self.shared.engine.env().instant());
             }
             return Err(CallError::argument(why));
         }
@@ -582,16 +583,16 @@ impl PluginServerInner {
             return self.respond(call.format, function, result, None, charge);
         }
         *state = SessionState::Live(Box::new(LiveSession { instance, resources: known }));
-        visit.keep_session();
+        visit.keep_session(self.shared.engine.env().instant());
         self.respond(call.format, function, result, Some(session), charge)
     }
 
     /// Ends idle sessions while there are any.
     fn watch_sessions(self: &Arc<Self>) {
-        let this = Arc::downgrade(self);
+        let (this, env) = (Arc::downgrade(self), self.shared.engine.env().clone());
         self.shared.engine.guest_runtime().spawn(async move {
-            while let Some(next) = this.upgrade().and_then(|inner| inner.sessions.expire(Instant::now())) {
-                tokio::time::sleep_until(next).await;
+            while let Some(next) = this.upgrade().and_then(|inner| inner.sessions.expire(env.instant())) {
+                env.sleep_until(next).await;
             }
         });
     }

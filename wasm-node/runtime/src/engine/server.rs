@@ -8,6 +8,7 @@ use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 
 use http::{Method, Request, Response};
+use machinery_env::Deadline;
 use machinery_serve::net::{Body, CallRejected, Origin, Peer, Serve};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -55,7 +56,9 @@ impl Container {
         let own = call.clone();
         let attempt = async move { attempt(&shared, &own).await.map_err(|error| format!("{error:#}")) };
         let metered = MeteredFuture::new(attempt, self.shared.clone()).bypassing_queue(true);
-        let bounded = async move { tokio::time::timeout(timeout, metered).await };
+        let env = self.shared.engine.env().clone();
+        // Created on the guest runtime, whose timers it uses.
+        let bounded = async move { env.timeout(timeout, metered).await };
         match AbortOnDrop(self.shared.engine.guest_runtime().spawn(bounded)).await {
             Ok(Ok(Ok(()))) => Trial::Sound,
             Ok(Ok(Err(error))) => Trial::Broken(error),
@@ -131,8 +134,8 @@ impl HttpServerInner {
         self: Arc<Self>,
         mut request: Request<Body>,
     ) -> Result<Response<Body>, CallRejected<Request<Body>>> {
-        let began = Instant::now();
-        let deadline = began + self.shared.limits.timeout;
+        let began = self.shared.engine.env().instant();
+        let deadline = Deadline::after(began, self.shared.limits.timeout);
         let call = request.extensions_mut().remove::<NodeCall>();
         let permit = match self.gate.acquire(call.is_some(), deadline).await {
             Ok(permit) => permit,
@@ -148,11 +151,11 @@ impl HttpServerInner {
     async fn serve_admitted(
         self: Arc<Self>,
         request: (Request<Body>, Option<NodeCall>),
-        (began, deadline): (Instant, Instant),
+        (began, deadline): (Instant, Deadline),
         permit: GatePermit,
     ) -> Response<Body> {
         let head_only = request.0.method() == Method::HEAD;
-        let exchange = Arc::new(Exchange::new(began));
+        let exchange = Arc::new(Exchange::new(self.shared.engine.env().clone(), began));
         let bypasses_queue = request.1.is_some();
         let (sender, mut receiver) = oneshot::channel();
         let guest = guest(self.shared.clone(), request, exchange.clone(), sender, (self.warm.clone(), permit));
@@ -178,7 +181,7 @@ impl HttpServerInner {
                         return Poll::Ready(Err(Failure::Stopped));
                     }
                     // A timer is registered only for guests that don't respond at once.
-                    let sleep = sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
+                    let sleep = sleep.get_or_insert_with(|| Box::pin(self.shared.engine.env().sleep_until(deadline)));
                     return sleep.as_mut().poll(cx).map(|()| Err(Failure::Timeout));
                 }
             }
@@ -217,7 +220,7 @@ async fn drive_to_end<G: Future<Output = GuestResult>>(
     mut guest: MeteredFuture<G>,
     exchange: Arc<Exchange>,
 ) {
-    let timeout = inner.shared.limits.timeout;
+    let (timeout, env) = (inner.shared.limits.timeout, inner.shared.engine.env());
     let mut shut = std::pin::pin!(inner.gate.cut());
     loop {
         let idle_at = exchange.progress_at() + timeout;
@@ -231,8 +234,8 @@ async fn drive_to_end<G: Future<Output = GuestResult>>(
             }
             () = exchange.abandoned.notified() => break,
             () = &mut shut => break,
-            () = tokio::time::sleep_until(idle_at) => {
-                if exchange.progress_at() + timeout <= Instant::now() {
+            () = env.sleep_until(idle_at) => {
+                if exchange.progress_at() + timeout <= env.instant() {
                     Failure::Timeout.count(&inner.shared);
                     inner.shared.log_system(&format!("nothing moved for {timeout:?} after the response's head"));
                     break;

@@ -6,6 +6,7 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
+use machinery_env::Env;
 use runtime_api::Reuse;
 use runtime_api::ledger::{Ledger, Level, Resource};
 use tokio::time::Instant;
@@ -79,7 +80,7 @@ impl WarmPool {
         if used.requests >= self.reuse.count || !used.instance.is_reusable(HANDLES_MAX) || self.is_short() {
             return;
         }
-        let now = Instant::now();
+        let now = self.growth.env().instant();
         let watch = {
             let mut state = self.state();
             if state.closed {
@@ -93,7 +94,8 @@ impl WarmPool {
             self.evict();
         }
         if watch {
-            shared.engine.guest_runtime().spawn(watch_idle(Arc::downgrade(self), now + self.reuse.idle));
+            let env = self.growth.env().clone();
+            shared.engine.guest_runtime().spawn(watch_idle(Arc::downgrade(self), env, now + self.reuse.idle));
         }
     }
 
@@ -140,12 +142,12 @@ impl IdleInstances for WarmPool {
     }
 }
 
-async fn watch_idle(warm: Weak<WarmPool>, first: Instant) {
+async fn watch_idle(warm: Weak<WarmPool>, env: Env, first: Instant) {
     let mut next = first;
     loop {
-        tokio::time::sleep_until(next).await;
+        env.sleep_until(next).await;
         let Some(warm) = warm.upgrade() else { return };
-        match warm.expire(Instant::now()) {
+        match warm.expire(env.instant()) {
             Some(at) => next = at,
             None => return,
         }

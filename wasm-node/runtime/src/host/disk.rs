@@ -49,7 +49,7 @@ async fn wait(bucket: &Mutex<TokenBucket>, env: &Env) {
         let delay = bucket.lock().unwrap_or_else(PoisonError::into_inner).delay(env.elapsed());
         match delay {
             None => return,
-            Some(delay) => tokio::time::sleep(delay).await,
+            Some(delay) => env.sleep(delay).await,
         }
     }
 }
@@ -75,7 +75,7 @@ impl NodeDisk {
         Arc::new(Self {
             env: env.clone(),
             polled,
-            threads: DiskThreads::new(),
+            threads: DiskThreads::new(env.clone()),
             flushes: Flushes::new(SYNC_MILLIS, FLUSH_STALLED_AFTER, env),
             ledger: ledger.clone(),
             warm: Mutex::default(),
@@ -153,6 +153,11 @@ pub(crate) struct Disk {
 }
 
 impl Disk {
+    /// The clock of its waits.
+    pub(super) fn env(&self) -> &Env {
+        &self.node.env
+    }
+
     /// `ledger`: the container's own.
     pub(crate) fn new(node: &Arc<NodeDisk>, ledger: &Arc<Ledger>, namespace: &Arc<str>, folders: Vec<Preopen>) -> Self {
         let most = (node.ledger.limit(Resource::Descriptors) / CONTAINER_FILES_PART)
@@ -341,7 +346,7 @@ impl Disk {
             wait(&self.sync_time, env).await;
             own
         };
-        let _own = tokio::time::timeout(LATE_AFTER, own).await.map_err(|_| DiskBusy)?;
+        let _own = env.timeout(LATE_AFTER, own).await.map_err(|_| DiskBusy)?;
         let _flush = self.node.flushes.acquire(&self.namespace).await?;
         let before = env.elapsed();
         let done = self.work(work).await;

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use machinery_env::Env;
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::Instant;
 
@@ -32,6 +33,7 @@ pub(crate) struct DiskBusy;
 pub(crate) struct DiskThreads {
     all: Arc<Slots>,
     active_limit: StallLimit,
+    env: Env,
 }
 
 /// Thread limits of one container.
@@ -51,9 +53,10 @@ pub(crate) struct ThreadPermit<'a> {
 const ONE: Weight = Weight { instances: 1, memories: 0, tables: 0 };
 
 impl DiskThreads {
-    pub(crate) fn new() -> Arc<Self> {
+    pub(crate) fn new(env: Env) -> Arc<Self> {
         let all = Slots::new(Weight { instances: THREADS_MAX, memories: 0, tables: 0 });
-        Arc::new(Self { all, active_limit: StallLimit::new(ACTIVE_MAX, STALLED_AFTER) })
+        let active_limit = StallLimit::new(ACTIVE_MAX, STALLED_AFTER, env.clone());
+        Arc::new(Self { all, active_limit, env })
     }
 
     pub(crate) fn of_container(self: &Arc<Self>, namespace: &Arc<str>) -> ContainerThreads {
@@ -77,7 +80,7 @@ impl ContainerThreads {
             let slot = self.share.take(ONE).await;
             ThreadPermit { _active: self.node.active_limit.acquire().await, _slot: slot, _own: own }
         };
-        tokio::time::timeout(LATE_AFTER, acquired).await.map_err(|_| DiskBusy)
+        self.node.env.timeout(LATE_AFTER, acquired).await.map_err(|_| DiskBusy)
     }
 
     pub(crate) fn try_acquire(&self) -> Option<ThreadPermit<'_>> {
@@ -91,6 +94,7 @@ impl ContainerThreads {
 struct StallLimit {
     free: Semaphore,
     stalled_after: Duration,
+    env: Env,
     active: Mutex<ActivePermits>,
 }
 
@@ -117,8 +121,8 @@ impl Drop for StallPermit<'_> {
 }
 
 impl StallLimit {
-    fn new(places: usize, stalled_after: Duration) -> Self {
-        Self { free: Semaphore::new(places), stalled_after, active: Mutex::default() }
+    fn new(places: usize, stalled_after: Duration, env: Env) -> Self {
+        Self { free: Semaphore::new(places), stalled_after, env, active: Mutex::default() }
     }
 
     fn active(&self) -> MutexGuard<'_, ActivePermits> {
@@ -130,7 +134,7 @@ impl StallLimit {
         let mut active = self.active();
         let number = active.next;
         active.next += 1;
-        active.since.insert(number, Instant::now());
+        active.since.insert(number, self.env.instant());
         StallPermit { line: self, number }
     }
 
@@ -141,8 +145,9 @@ impl StallLimit {
     async fn acquire(&self) -> StallPermit<'_> {
         let mut place = std::pin::pin!(self.free.acquire());
         loop {
-            let stalls_at = self.pass_stalled(Instant::now());
-            let sleep = async { tokio::time::sleep_until(stalls_at.unwrap_or_else(Instant::now)).await };
+            let now = self.env.instant();
+            let stalls_at = self.pass_stalled(now);
+            let sleep = async { self.env.sleep_until(stalls_at.unwrap_or(now)).await };
             tokio::select! {
                 biased;
                 place = &mut place => return self.begin(place.expect("never closed")),
@@ -176,7 +181,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_stalled_container_delays_others_for_a_second() {
-        let threads = DiskThreads::new();
+        let threads = DiskThreads::new(Env::real());
         let stalled = others(&threads, "stalled", ACTIVE_MAX / CONTAINER_THREADS_MAX);
         let mut held = Vec::new();
         for container in &stalled {
@@ -184,9 +189,9 @@ mod tests {
         }
         let victim = threads.of_container(&"stalled".into());
         assert!(victim.try_acquire().is_none(), "all that may move do");
-        let before = Instant::now();
+        let before = threads.env.instant();
         drop(victim.acquire().await.unwrap());
-        assert_eq!(before.elapsed(), STALLED_AFTER);
+        assert_eq!(threads.env.instant() - before, STALLED_AFTER);
         assert!(victim.try_acquire().is_some(), "they are waited for once");
         // A permit that was passed on is not released a second time.
         drop(held);
@@ -198,19 +203,19 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_stalled_container_delays_only_itself() {
-        let threads = DiskThreads::new();
+        let threads = DiskThreads::new(Env::real());
         let container = threads.of_container(&"a".into());
         let held = (container.acquire().await.unwrap(), container.acquire().await.unwrap());
-        let before = Instant::now();
+        let before = threads.env.instant();
         assert_eq!(container.acquire().await.err(), Some(DiskBusy));
-        assert_eq!(before.elapsed(), LATE_AFTER);
+        assert_eq!(threads.env.instant() - before, LATE_AFTER);
         drop(held);
         assert!(container.acquire().await.is_ok());
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_namespace_that_stalls_leaves_threads_to_others() {
-        let threads = DiskThreads::new();
+        let threads = DiskThreads::new(Env::real());
         let stalled = others(&threads, "stalled", THREADS_MAX as usize);
         let mut held = Vec::new();
         for container in &stalled {
@@ -221,8 +226,8 @@ mod tests {
         }
         assert!(held.len() > ACTIVE_MAX && held.len() < THREADS_MAX as usize * 3 / 4, "{}", held.len());
         let victim = threads.of_container(&"victim".into());
-        let before = Instant::now();
+        let before = threads.env.instant();
         assert!(victim.acquire().await.is_ok());
-        assert!(before.elapsed() <= STALLED_AFTER);
+        assert!(threads.env.instant() - before <= STALLED_AFTER);
     }
 }

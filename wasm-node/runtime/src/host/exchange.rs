@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::time::Duration;
 
+use machinery_env::Env;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
@@ -15,13 +16,15 @@ pub(crate) struct Exchange {
     guest: AtomicU8,
     /// Notified when the body's reader disconnects before the end.
     pub(crate) abandoned: Notify,
+    env: Env,
     started: Instant,
     progress_ms: AtomicU64,
 }
 
 impl Exchange {
-    pub(crate) fn new(started: Instant) -> Self {
-        Self { guest: AtomicU8::new(RUNNING), abandoned: Notify::new(), started, progress_ms: AtomicU64::new(0) }
+    pub(crate) fn new(env: Env, started: Instant) -> Self {
+        let (guest, progress_ms) = (AtomicU8::new(RUNNING), AtomicU64::new(0));
+        Self { guest, abandoned: Notify::new(), env, started, progress_ms }
     }
 
     /// Records the guest's end. Set before its store is dropped, so that a body reads it when its channel closes.
@@ -40,7 +43,8 @@ impl Exchange {
         if self.guest.load(Ordering::Relaxed) != RUNNING {
             return;
         }
-        self.progress_ms.store(self.started.elapsed().as_millis() as u64, Ordering::Relaxed);
+        let elapsed = self.env.instant().saturating_duration_since(self.started);
+        self.progress_ms.store(elapsed.as_millis() as u64, Ordering::Relaxed);
     }
 
     /// Time of the last sent frame (or of the start).

@@ -98,11 +98,11 @@ impl Flushes {
                 tokio::select! {
                     biased;
                     number = &mut waiting.receiver => return number,
-                    () = tokio::time::sleep(stalls_in) => {}
+                    () = self.env.sleep(stalls_in) => {}
                 }
             }
         };
-        match tokio::time::timeout(LATE_AFTER, turn).await {
+        match self.env.timeout(LATE_AFTER, turn).await {
             Ok(Ok(number)) => Ok(FlushPermit { all: self.clone(), number }),
             Ok(Err(_)) | Err(_) => Err(DiskBusy),
         }
@@ -121,7 +121,7 @@ impl Flushes {
             state.paused = true;
             let all = self.clone();
             runtime.spawn(async move {
-                tokio::time::sleep(rest).await;
+                all.env.sleep(rest).await;
                 all.state().paused = false;
                 all.grant();
             });
@@ -182,7 +182,7 @@ mod tests {
         // Waiters are not polled and drop their grant: another one is next all the same.
         std::thread::sleep(Duration::from_millis(2));
         drop(first);
-        let turn = tokio::time::timeout(Duration::from_secs(10), one).await.unwrap();
+        let turn = flushes.env.timeout(Duration::from_secs(10), one).await.unwrap();
         assert!(turn.is_ok(), "it comes before all of the others");
     }
 
@@ -198,7 +198,7 @@ mod tests {
         assert!(futures::poll!(granted.as_mut()).is_pending());
         drop(first);
         drop(granted);
-        let last = tokio::time::timeout(Duration::from_secs(10), flushes.acquire("c")).await.unwrap();
+        let last = flushes.env.timeout(Duration::from_secs(10), flushes.acquire("c")).await.unwrap();
         assert!(last.is_ok());
     }
 
@@ -206,7 +206,7 @@ mod tests {
     async fn a_flush_that_stalls_is_not_waited_for() {
         let flushes = Flushes::new(1000, Duration::from_millis(30), &Env::real());
         let stalled = flushes.acquire("a").await.unwrap();
-        let next = tokio::time::timeout(Duration::from_secs(10), flushes.acquire("b")).await.unwrap().unwrap();
+        let next = flushes.env.timeout(Duration::from_secs(10), flushes.acquire("b")).await.unwrap().unwrap();
         // Its late end ends no other turn.
         drop(stalled);
         assert_eq!(flushes.state().running.as_ref().map(|running| running.number), Some(next.number));

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use machinery_env::Env;
 use machinery_serve::net::{Caller, Dial};
 use runtime_api::ledger::Ledger;
 use runtime_api::pipe::{PipeReader, PipeWriter};
@@ -54,6 +55,11 @@ pub(crate) struct Guest {
 }
 
 impl Guest {
+    /// The clock of its timeouts.
+    pub(super) fn clock(&self) -> &Env {
+        self.growth.env()
+    }
+
     pub(super) fn limiter(&self) -> StoreLimiter {
         StoreLimiter::new(self.ledger.clone(), self.growth.clone(), self.growth_wait_max)
     }

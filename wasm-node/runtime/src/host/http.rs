@@ -137,7 +137,8 @@ async fn send(guest: Arc<Guest>, request: Request<WasiBody>, options: RequestOpt
         _ => wanted,
     };
     let request = request.map(|body| body.map_err(|error| Box::new(error) as BoxError).boxed_unsync());
-    let sent = tokio::time::timeout(timeout.min(OUTGOING_TIMEOUT_MAX), dial.http(&guest.caller, request)).await;
+    let timeout = timeout.min(OUTGOING_TIMEOUT_MAX);
+    let sent = guest.clock().timeout(timeout, dial.http(&guest.caller, request)).await;
     let mut response = match sent {
         Ok(Ok(response)) => response,
         Ok(Err(error)) => return Err(code(error)),

@@ -9,6 +9,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use machinery_api::names::CLUSTER_DOMAIN;
+use machinery_env::Env;
 use machinery_serve::net::{Caller, Dial, DialError, NamePolicy, ResolvedName, Stream, Target};
 use runtime_api::ledger::{self, ResourceGuard};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf, ReadHalf, WriteHalf};
@@ -114,9 +115,10 @@ impl<T: Send + 'static> Operation<T> {
             (_, Err(problem)) => Err(problem),
             (Some(dial), Ok(held)) => Ok(work(dial, guest.caller.clone(), Arc::new(held))),
         };
+        let env = guest.clock().clone();
         let task = tokio::spawn(async move {
             let result = match work {
-                Ok(work) => match tokio::time::timeout(OUTGOING_TIMEOUT_MAX, work).await {
+                Ok(work) => match env.timeout(OUTGOING_TIMEOUT_MAX, work).await {
                     Ok(result) => result.map_err(Problem::from),
                     Err(_) => Err(Problem::Timeout),
                 },
@@ -147,7 +149,7 @@ impl AsyncRead for ReadStream {
 }
 
 /// The write half: dropping it signals the end of output to the peer.
-struct WriteStream(Option<(WriteHalf<Stream>, Arc<ResourceGuard>)>);
+struct WriteStream(Option<(WriteHalf<Stream>, Arc<ResourceGuard>)>, Env);
 
 impl WriteStream {
     fn half(&mut self) -> std::io::Result<Pin<&mut WriteHalf<Stream>>> {
@@ -175,8 +177,9 @@ impl Drop for WriteStream {
         let Some((mut half, held)) = self.0.take() else { return };
         // Without a runtime, the process is ending.
         let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        let env = self.1.clone();
         runtime.spawn(async move {
-            let _ = tokio::time::timeout(SHUTDOWN_WAIT, half.shutdown()).await;
+            let _ = env.timeout(SHUTDOWN_WAIT, half.shutdown()).await;
             drop(held);
         });
     }
@@ -230,7 +233,8 @@ fn connect(guest: &Guest, host: String, port: u16) -> Connecting {
 fn streams(store: &mut Guests<'_>, (stream, held): (Stream, Arc<ResourceGuard>)) -> wasmtime::Result<Streams> {
     let (reads, writes) = tokio::io::split(stream);
     let input: DynInputStream = Box::new(AsyncReadStream::new(ReadStream(reads, held.clone())));
-    let output: DynOutputStream = Box::new(AsyncWriteStream::new(WRITE_BYTES, WriteStream(Some((writes, held)))));
+    let writes = WriteStream(Some((writes, held)), store.data().guest.clock().clone());
+    let output: DynOutputStream = Box::new(AsyncWriteStream::new(WRITE_BYTES, writes));
     let table = &mut store.data_mut().table;
     Ok((table.push(input)?, table.push(output)?))
 }
@@ -335,7 +339,7 @@ mod tests {
         let held = Arc::new(node.hold(ledger::Resource::Connections, 1).unwrap());
         let (near, mut far) = Stream::pipe();
         let (reads, writes) = tokio::io::split(near);
-        let (mut reads, mut writes) = (ReadStream(reads, held.clone()), WriteStream(Some((writes, held))));
+        let (mut reads, mut writes) = (ReadStream(reads, held.clone()), WriteStream(Some((writes, held)), Env::real()));
         writes.write_all(b"ask").await.unwrap();
         drop(writes);
         let mut asked = String::new();

@@ -459,7 +459,7 @@ impl WasiSnapshotPreview1 for Preview1 {
             {
                 // wasmtime-wasi would sleep on the thread here, as file work may block it: two sleeping guests would
                 // then block all others.
-                tokio::time::sleep(std::time::Duration::from_nanos(clock.timeout)).await;
+                self.disk.env().sleep(std::time::Duration::from_nanos(clock.timeout)).await;
                 let fd_readwrite = types::EventFdReadwrite { nbytes: 1, flags: types::Eventrwflags::empty() };
                 let event = types::Event {
                     userdata: only.userdata,

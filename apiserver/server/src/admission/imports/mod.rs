@@ -18,9 +18,9 @@ use futures::future::{BoxFuture, join_all};
 use machinery_api::error::{ApiError, ApiResult, GroupResource};
 use machinery_api::imports::ImportPolicy;
 use machinery_api::names::IMPORTS;
+use machinery_env::{Deadline, Env};
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
-use tokio::time::Instant;
 
 use self::check::{DeclaredImports, findings, sentence};
 use self::containers::{Container, changed};
@@ -283,10 +283,11 @@ impl Imports {
         if images.is_empty() {
             return;
         }
-        let (secrets, deadline) = (pull_secrets(context, spec), Instant::now() + POD_TIME_MAX);
+        let (secrets, deadline) = (pull_secrets(context, spec), context.env.deadline(POD_TIME_MAX));
         let (asked, left) = images.split_at(images.len().min(IMAGES_MAX));
         for some in asked.chunks(POD_LOOKUPS_MAX) {
-            let results = join_all(some.iter().map(|image| self.read_metadata(image, &secrets, deadline))).await;
+            let lookups = some.iter().map(|image| self.read_metadata(image, &secrets, (context.env, deadline)));
+            let results = join_all(lookups).await;
             known.extend(some.iter().map(|image| (*image).to_owned()).zip(results));
         }
         let many = || format!("the pod has more than {IMAGES_MAX} images");
@@ -297,7 +298,7 @@ impl Imports {
         &self,
         image: &str,
         secrets: &[Arc<Value>],
-        deadline: Instant,
+        (env, deadline): (&Env, Deadline),
     ) -> Result<DeclaredImports, String> {
         let Some(images) = &self.images else { return Err("this API server asks no registry".into()) };
         if image.is_empty() {
@@ -307,8 +308,8 @@ impl Imports {
             let _permit = self.lookups.acquire().await.map_err(|error| error.to_string())?;
             images.imports(image, secrets).await
         };
-        let until = deadline.min(Instant::now() + LOOKUP_TIME_MAX);
-        match tokio::time::timeout_at(until, lookup).await {
+        let until = deadline.min(env.deadline(LOOKUP_TIME_MAX));
+        match env.timeout_at(until, lookup).await {
             Ok(lookup) => DeclaredImports::new(lookup?),
             Err(_) => Err("its registry doesn't answer in time".into()),
         }

@@ -387,7 +387,7 @@ async fn cluster() -> (Arc<WatchCache>, Lookup) {
     let (env, _) = Env::seeded(1, Timestamp::UNIX_EPOCH);
     let catalog = Catalog::built_in("127.0.0.1:6443");
     let resources = catalog.all_stored().filter_map(cached).collect();
-    let cache = WatchCache::open(Arc::new(MemoryStore::new(env)), resources).await.unwrap();
+    let cache = WatchCache::open(&env, Arc::new(MemoryStore::new(env.clone())), resources).await.unwrap();
     let lookup = Lookup::new(cache.clone(), move |group, plural| catalog.prefix(group, plural));
     let all: Vec<(usize, usize)> = (0..NODES).flat_map(|node| (0..PODS_OF_NODE).map(move |pod| (node, pod))).collect();
     for batch in all.chunks(BATCH_PODS) {

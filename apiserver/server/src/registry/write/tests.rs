@@ -161,7 +161,7 @@ async fn warnings_are_those_of_the_attempt_that_succeeded() {
 #[tokio::test]
 async fn an_attempt_that_exceeds_its_budget_leaves_no_warnings() {
     let server = Server::open().await;
-    let (queue, minute) = (Arc::new(FairQueue::new()), Duration::from_secs(60));
+    let (queue, minute) = (Arc::new(FairQueue::new(Env::real())), Duration::from_secs(60));
     server.attempts();
     server.plugin.excessive.store(1, Ordering::Relaxed);
     let created = server.create("", "namespaces", json!({"metadata": {"name": "a"}}));
@@ -190,7 +190,7 @@ async fn a_discarded_attempt_releases_its_quota_locks() {
     server.attempts();
     server.plugin.excessive.store(1, Ordering::Relaxed);
     let created = server.create("", "configmaps", json!({"metadata": {"name": "c"}}));
-    let created = budget::scope(&Arc::new(FairQueue::new()), "jo", Duration::from_secs(60), created).await;
+    let created = budget::scope(&Arc::new(FairQueue::new(Env::real())), "jo", Duration::from_secs(60), created).await;
     assert_eq!((server.attempts(), created), (2, WARNINGS.map(str::to_owned).to_vec()));
     let charged = server.registry().load(&call).await.unwrap().unwrap();
     assert_eq!(charged.value["status"]["used"]["count/configmaps"], "1");

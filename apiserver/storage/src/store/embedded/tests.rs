@@ -256,7 +256,7 @@ async fn kill_nine_loses_nothing_acknowledged() {
         // Killed in the middle of a round: as soon as it has acknowledged this many more writes.
         while acked().len() < before + 150 + 100 * round as usize {
             assert!(child.try_wait().unwrap().is_none(), "the child must not end by itself");
-            tokio::time::sleep(Duration::from_millis(2)).await;
+            Env::real().sleep(Duration::from_millis(2)).await;
         }
         child.kill().unwrap();
         child.wait().unwrap();

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
+use machinery_env::Env;
 use reqwest::{Method, Response, Url};
 use tokio::io::AsyncWriteExt as _;
 
@@ -53,10 +54,11 @@ impl std::fmt::Debug for ImageClient {
 impl ImageClient {
     /// Creates a client for the node with this registry.
     #[must_use]
-    pub fn new(access: RegistryAccess) -> Self {
+    pub fn new(env: &Env, access: RegistryAccess) -> Self {
         let built_in = || Some(access.clone());
-        let remote = RegistryClients::new(Registries::default(), built_in());
-        Self { remote, uploads: RegistryClients::for_uploads(Registries::default(), built_in()), access }
+        let remote = RegistryClients::new(env, Registries::default(), built_in());
+        let uploads = RegistryClients::for_uploads(env, Registries::default(), built_in());
+        Self { remote, uploads, access }
     }
 
     fn unreachable(&self, why: impl Into<String>) -> ManageError {

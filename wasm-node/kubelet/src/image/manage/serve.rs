@@ -171,6 +171,8 @@ impl Write for ChunkWriter {
 
 #[cfg(test)]
 mod tests {
+    use machinery_env::Env;
+
     use super::*;
 
     const PATIENCE: Duration = Duration::from_secs(30);
@@ -191,7 +193,7 @@ mod tests {
     async fn a_client_that_stops_reading_holds_no_thread() {
         let (pieces, ended) = endless(Duration::from_millis(50));
         let ended =
-            tokio::time::timeout(PATIENCE, ended).await.expect("the thread waits for a client that doesn't read");
+            Env::real().timeout(PATIENCE, ended).await.expect("the thread waits for a client that doesn't read");
         assert_eq!(ended.unwrap(), io::ErrorKind::TimedOut);
         let all: Vec<_> = pieces.collect().await;
         let (last, whole) = all.split_last().unwrap();

@@ -216,6 +216,7 @@ impl Provider {
         let request = response::request(&self.config.api_version, repository, request_account);
         let began = self.env.elapsed();
         let stdout = run::run(
+            &self.env,
             &self.config,
             (&request, request_account.map(|request_account| request_account.token.as_str())),
             self.bounds,

@@ -4,6 +4,7 @@
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
+use machinery_env::Env;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::process::{Child, Command};
 
@@ -55,6 +56,7 @@ impl Drop for ProviderProcess {
 
 /// Runs a provider with `request` on its stdin. Dropping the future kills the process. Errors don't contain `secret`.
 pub(super) async fn run(
+    env: &Env,
     provider: &ProviderConfig,
     (request, secret): (&[u8], Option<&str>),
     bounds: CallLimits,
@@ -71,7 +73,7 @@ pub(super) async fn run(
     command.process_group(0);
     let mut process = ProviderProcess(command.spawn()?);
     let call = call(&mut process.0, (request, secret), bounds.bytes);
-    tokio::time::timeout(bounds.time, call).await.unwrap_or(Err(RunError::Time(bounds.time)))
+    env.timeout(bounds.time, call).await.unwrap_or(Err(RunError::Time(bounds.time)))
 }
 
 async fn call(

@@ -10,6 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::StreamExt as _;
 use futures::stream::BoxStream;
+use machinery_env::Env;
 use sha2::{Digest as _, Sha256};
 use tokio::io::{AsyncReadExt as _, AsyncSeekExt as _};
 
@@ -180,7 +181,12 @@ impl Progress {
     }
 
     /// Awaits a request; `None` if nothing was sent for `timeout`, after at most twice that time.
-    pub(in super::super) async fn within<T>(&self, timeout: Duration, request: impl Future<Output = T>) -> Option<T> {
+    pub(in super::super) async fn within<T>(
+        &self,
+        env: &Env,
+        timeout: Duration,
+        request: impl Future<Output = T>,
+    ) -> Option<T> {
         let mut request = std::pin::pin!(request);
         let mut before = None;
         loop {
@@ -189,7 +195,7 @@ impl Progress {
                 return None;
             }
             before = Some(now);
-            if let Ok(done) = tokio::time::timeout(timeout, &mut request).await {
+            if let Ok(done) = env.timeout(timeout, &mut request).await {
                 return Some(done);
             }
         }
@@ -254,22 +260,23 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn the_deadline_counts_from_the_last_progress() {
-        let timeout = Duration::from_secs(60);
+        let (env, timeout) = (Env::real(), Duration::from_secs(60));
         let progress = Arc::new(Progress::default());
         let slow = async {
             for _ in 0..100 {
-                tokio::time::sleep(Duration::from_secs(50)).await;
+                env.sleep(Duration::from_secs(50)).await;
                 progress.sent(1);
             }
             "done"
         };
-        assert_eq!(progress.within(timeout, slow).await, Some("done"), "slow, and never idle for 60 s");
-        let began = tokio::time::Instant::now();
+        assert_eq!(progress.within(&env, timeout, slow).await, Some("done"), "slow, and never idle for 60 s");
+        let began = env.instant();
         let hangs = async {
             progress.sent(1);
             std::future::pending::<()>().await;
         };
-        assert_eq!(progress.within(timeout, hangs).await, None);
-        assert!(began.elapsed() >= timeout && began.elapsed() <= 2 * timeout, "{:?}", began.elapsed());
+        assert_eq!(progress.within(&env, timeout, hangs).await, None);
+        let elapsed = env.instant() - began;
+        assert!(elapsed >= timeout && elapsed <= 2 * timeout, "{elapsed:?}");
     }
 }

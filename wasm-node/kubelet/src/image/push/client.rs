@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use http::header::{ACCEPT, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, HeaderName, HeaderValue, RANGE};
 use http::{HeaderMap, Method, StatusCode};
+use machinery_env::Env;
 use reqwest::{Response, Url};
 
 use super::PushError;
@@ -88,8 +89,8 @@ impl PushClient {
     ///
     /// # Errors
     /// The registry's address is invalid.
-    pub fn new(access: &RegistryAccess, repository: &str) -> Result<Self, PushError> {
-        let remote = Arc::new(RegistryClients::for_uploads(Registries::default(), Some(access.clone())));
+    pub fn new(env: &Env, access: &RegistryAccess, repository: &str) -> Result<Self, PushError> {
+        let remote = Arc::new(RegistryClients::for_uploads(env, Registries::default(), Some(access.clone())));
         let endpoint = Endpoint::built_in(access.address.clone(), access.ca_pem.is_some());
         let Credentials { user, password } = access.credentials.clone();
         let credential = Credential { username: user, password };
@@ -151,7 +152,7 @@ impl PushClient {
     async fn retry<T, F: Future<Output = Transfer<T>>>(&self, attempt: impl Fn() -> F) -> Transfer<T> {
         for wait in self.bounds.retry_waits {
             match attempt().await {
-                Err(error) if error.is_transient() => tokio::time::sleep(wait).await,
+                Err(error) if error.is_transient() => self.session.env().sleep(wait).await,
                 done => return done,
             }
         }
@@ -253,7 +254,7 @@ impl PushClient {
                     let Some(wait) = retry_waits.next().filter(|_| error.is_transient() || is_out_of_order) else {
                         return Err(error);
                     };
-                    tokio::time::sleep(*wait).await;
+                    self.session.env().sleep(*wait).await;
                     // An upload unknown to the registry starts over from its first byte.
                     self.status(&location, end).await.map_err(|_| error)?
                 }
@@ -329,7 +330,7 @@ impl PushClient {
                 return if is_set { Ok(()) } else { Err(error) };
             }
             let Some(wait) = retry_waits.next() else { return Err(error) };
-            tokio::time::sleep(*wait).await;
+            self.session.env().sleep(*wait).await;
         }
     }
 
@@ -395,7 +396,7 @@ impl PushClient {
 
     async fn read_refusal(&self, response: Response) -> TransferError {
         let status = response.status();
-        let error_body = body(response, ERROR_BYTES_MAX, "an error").await.unwrap_or_default();
+        let error_body = body(self.session.env(), response, ERROR_BYTES_MAX, "an error").await.unwrap_or_default();
         let refusal = Refusal::read(status, &error_body);
         // The caller has the account, but a log of the message must not contain the password.
         let is_safe = !self.session.contains_secret(&refusal.to_string());

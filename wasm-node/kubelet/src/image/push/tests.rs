@@ -54,7 +54,7 @@ async fn the_built_in_registry_takes_each_way_of_a_push() {
     std::fs::write(&path, vec![3; 1 << 20]).unwrap();
     let file = Blob::of_file(&path).await.unwrap();
 
-    let mut app = PushClient::new(&access, "app").unwrap();
+    let mut app = PushClient::new(&Env::real(), &access, "app").unwrap();
     app.push_blob(&small(), None).await.unwrap();
     (app.bounds.whole_bytes_max, app.bounds.chunk_bytes) = (1000, 300_000);
     for blob in [&large(), &file, &file] {
@@ -62,7 +62,7 @@ async fn the_built_in_registry_takes_each_way_of_a_push() {
     }
     // Another repository mounts it: the file no longer exists.
     std::fs::remove_file(&path).unwrap();
-    let team = PushClient::new(&access, "team/app").unwrap();
+    let team = PushClient::new(&Env::real(), &access, "team/app").unwrap();
     team.push_blob(&file, Some("app")).await.unwrap();
     team.push_blob(&small(), Some("no/such")).await.unwrap();
 
@@ -87,7 +87,7 @@ async fn the_built_in_registry_takes_each_way_of_a_push() {
     }
 
     let credentials = Credentials { user: "coracle".into(), password: "guess".into() };
-    let other = PushClient::new(&RegistryAccess { credentials, ..access.clone() }, "app").unwrap();
+    let other = PushClient::new(&Env::real(), &RegistryAccess { credentials, ..access.clone() }, "app").unwrap();
     let error = other.push_blob(&Blob::of_bytes(&b"new"[..]), None).await.unwrap_err().to_string();
     assert_eq!(error, format!("pushing to {}: authentication required (UNAUTHORIZED)", access.address));
 }
@@ -99,7 +99,7 @@ async fn a_file_that_changed_is_refused_by_its_digest() {
     let path = dir.path().join("blob");
     std::fs::write(&path, SMALL).unwrap();
     let blob = Blob::of_file(&path).await.unwrap();
-    let client = PushClient::new(&access, "app").unwrap();
+    let client = PushClient::new(&Env::real(), &access, "app").unwrap();
     std::fs::write(&path, b"another").unwrap();
     let error = client.push_blob(&blob, None).await.unwrap_err().to_string();
     assert!(error.contains("(DIGEST_INVALID)") && error.contains(blob.digest()), "{error}");

@@ -102,7 +102,7 @@ pub(in super::super) async fn verify(
         }
         Ok(())
     };
-    let looked = tokio::time::timeout(TIME_MAX, all).await;
+    let looked = session.env().timeout(TIME_MAX, all).await;
     looked.unwrap_or_else(|_| {
         rule_check.fault(Fault::Unread(format!("its signatures take more than {} s", TIME_MAX.as_secs())));
         Ok(())

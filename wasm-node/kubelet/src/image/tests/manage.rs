@@ -8,7 +8,7 @@ async fn client(bench: &Bench, images: &Arc<Images>) -> ImageClient {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
     tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
-    ImageClient::new(RegistryAccess { address, ..bench.access.clone() })
+    ImageClient::new(&Env::real(), RegistryAccess { address, ..bench.access.clone() })
 }
 
 fn open(bench: &Bench, folder: &str) -> Arc<Images> {
@@ -21,7 +21,7 @@ fn open(bench: &Bench, folder: &str) -> Arc<Images> {
 async fn images_are_taken_out_and_brought_in() {
     let bench = Bench::new().await;
     let name = "registry.local/app:v1";
-    push(numbered(1), INSPECT, name, &bench.access).await.unwrap();
+    push(&Env::real(), numbered(1), INSPECT, name, &bench.access).await.unwrap();
     let (here, there) = (open(&bench, "here"), open(&bench, "there"));
     let (from, to) = (client(&bench, &here).await, client(&bench, &there).await);
     let pulled = here.pull(name, &Keyring::default(), Metering::Epochs, "default", &|_| ()).await.unwrap().image;
@@ -56,10 +56,13 @@ async fn images_are_taken_out_and_brought_in() {
     let removed = from.remove(name).await.unwrap();
     assert!(removed.name == name && removed.freed_bytes > 0 && here.blobs.size(&module).is_none());
     assert_eq!(from.list().await.unwrap(), []);
-    let other = ImageClient::new(RegistryAccess {
-        credentials: Credentials { user: "coracle".into(), password: "guess".into() },
-        ..bench.access.clone()
-    });
+    let other = ImageClient::new(
+        &Env::real(),
+        RegistryAccess {
+            credentials: Credentials { user: "coracle".into(), password: "guess".into() },
+            ..bench.access.clone()
+        },
+    );
     assert!(other.list().await.is_err());
 }
 

@@ -167,7 +167,7 @@ async fn a_tag_that_moves_leaves_what_pods_have_and_a_restart_unpacks_anew() {
             tokio::task::yield_now().await;
         }
     };
-    tokio::time::timeout(std::time::Duration::from_secs(60), emptied).await.expect("removed in the background");
+    bench.images.env.timeout(std::time::Duration::from_secs(60), emptied).await.expect("removed in the background");
     bench.server.abort();
     let known = restarted.decide((IMAGE, Purpose::Volume), PullPolicy::IfNotPresent, &Keyring::default()).unwrap();
     assert!(restarted.tree(&known.unwrap()).await.unwrap().unwrap().join("only").exists());

@@ -46,7 +46,8 @@ impl StaticPods {
     pub(super) fn start(node: &Arc<NodeContext>, manifests: &Manifests) -> Self {
         let (published, mirrors) = watch::channel(None);
         let (client, name, stop) = (node.client.clone().into(), node.identity.name.clone(), node.stop.clone());
-        tokio::spawn(mirror::keep(client, name, manifests.clone(), mirrors, stop));
+        let env = node.parts.env.clone();
+        tokio::spawn(mirror::keep(client, env, name, manifests.clone(), mirrors, stop));
         Self { wanted: manifests.borrow().clone(), started: BTreeMap::new(), mirrors: None, published }
     }
 

@@ -88,7 +88,7 @@ impl HandlerRunner {
         let (exit, wanted) = (self.start_session(&sandbox, command, &call).await?, timeout);
         match wanted {
             None => Ok(exit.await),
-            Some(timeout) => match tokio::time::timeout(timeout, exit).await {
+            Some(timeout) => match self.env.timeout(timeout, exit).await {
                 Ok(ended) => Ok(ended),
                 Err(_) if call.waits() => Err(ExecFailure::NoRoom),
                 Err(_) => Err(ExecFailure::TimedOut),

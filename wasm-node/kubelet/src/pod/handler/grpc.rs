@@ -221,7 +221,7 @@ impl HandlerRunner {
                 )),
             }
         };
-        match tokio::time::timeout(timeout, exchange).await {
+        match self.env.timeout(timeout, exchange).await {
             Ok(Ok(SERVING)) => ProbeOutcome::passed(),
             Ok(Ok(status)) => {
                 let name = STATUSES.get(usize::try_from(status).unwrap_or(usize::MAX));

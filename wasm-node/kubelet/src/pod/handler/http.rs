@@ -97,7 +97,7 @@ impl HandlerRunner {
         let Some(hop) = self.first_hop(get, get.https) else { return ProbeOutcome::errored(no_port(&get.port)) };
         let own = NodeCall::default();
         let url = hop.url();
-        match tokio::time::timeout(timeout, self.follow(hop, get, "kube-probe/1.36", &own)).await {
+        match self.env.timeout(timeout, self.follow(hop, get, "kube-probe/1.36", &own)).await {
             Ok(Ok(HttpReply { status: 200..=299, .. })) => ProbeOutcome::passed(),
             Ok(Ok(HttpReply { status: 300..=399, body })) => {
                 ProbeOutcome::Result(ProbeResult::Warned(format!("Probe terminated redirects, Response body: {body}")))

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Pod;
+use machinery_env::Env;
 use machinery_serve::net::{Caller, Dial, DialError, PodNetwork, Protocol, Target};
 
 use self::exec::{ExecFailure, ExecOutput};
@@ -58,6 +59,7 @@ pub(crate) struct HookOutcome {
 /// Runs the probes and hooks of one container.
 #[derive(Clone)]
 pub(crate) struct HandlerRunner {
+    env: Env,
     network: PodNetwork,
     dial: Arc<dyn Dial>,
     sandboxes: Arc<Sandboxes>,
@@ -73,6 +75,7 @@ impl HandlerRunner {
     pub(crate) fn new(node: &NodeContext, pod: &Pod, container: &str, ip: IpAddr) -> Self {
         let text = |text: &Option<String>| text.clone().unwrap_or_default();
         Self {
+            env: node.parts.env.clone(),
             network: node.parts.network.clone(),
             dial: node.parts.dial.clone(),
             sandboxes: node.pods.sandboxes.clone(),
@@ -106,7 +109,7 @@ impl HandlerRunner {
             return found.map(drop).ok_or_else(|| ProbeOutcome::failed(refused()));
         };
         let to = Target { host: host.to_owned(), port: number };
-        match tokio::time::timeout(timeout, self.dial.stream(&self.caller, &to)).await {
+        match self.env.timeout(timeout, self.dial.stream(&self.caller, &to)).await {
             Ok(Ok(_stream)) => Ok(()),
             Ok(Err(error)) => Err(ProbeOutcome::failed(dial_text(&error))),
             Err(_) => Err(ProbeOutcome::failed(format!("dial tcp {host}:{number}: i/o timeout"))),
@@ -132,7 +135,7 @@ impl HandlerRunner {
         let (name, pod) = (&self.container, &self.pod);
         match hook {
             HookSpec::Sleep(sleep) => {
-                tokio::time::sleep(*sleep).await;
+                self.env.sleep(*sleep).await;
                 HookOutcome::default()
             }
             HookSpec::Http(get) => match self.call(get).await {

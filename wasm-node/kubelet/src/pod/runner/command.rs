@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
+use machinery_env::Deadline;
 use runtime_api::{Kind, StopSignal};
 use tokio::sync::{oneshot, watch};
-use tokio::time::Instant;
 
 use super::{RunContext, Runner, RunnerClass};
 use crate::pod::start::{CreatedContainer, StartError};
@@ -57,7 +57,7 @@ fn start(context: RunContext, created: &mut CreatedContainer) -> Result<Box<dyn 
 }
 
 impl Runner for Command {
-    fn stop(&mut self, _: bool, ends: watch::Receiver<Instant>) -> Option<Task> {
+    fn stop(&mut self, _: bool, ends: watch::Receiver<Deadline>) -> Option<Task> {
         let signal = self.signal.take()?;
         Some(Task(tokio::spawn(interrupt(self.context.clone(), signal, self.at_grace, ends))))
     }
@@ -72,13 +72,14 @@ async fn interrupt(
     context: RunContext,
     signal: oneshot::Sender<StopSignal>,
     at_grace: bool,
-    ends: watch::Receiver<Instant>,
+    ends: watch::Receiver<Deadline>,
 ) {
     let hook_ran = pre_stop(&context, &ends).await;
     if at_grace {
-        grace_period_end(ends).await;
+        let env = &context.node.parts.env;
+        grace_period_end(env, ends).await;
         if hook_ran {
-            tokio::time::sleep(AFTER_HOOK_MIN).await;
+            env.sleep(AFTER_HOOK_MIN).await;
         }
         let _ = signal.send(StopSignal::Kill);
     } else {

@@ -1,13 +1,14 @@
 //! The runner of HTTP servers, which respond to requests at the pod's address until they are stopped.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{HTTPGetAction, Probe};
+use machinery_env::Deadline;
 use machinery_serve::net::{AddrInUse, Listen};
 use runtime_api::{Kind, LogSink as _, Server, StdStream};
 use tokio::sync::watch;
-use tokio::time::Instant;
 
 use super::{MessageReader, RunContext, Runner, RunnerClass};
 use crate::pod::listen::listen;
@@ -46,7 +47,9 @@ fn start(context: RunContext, created: &mut CreatedContainer) -> Result<Box<dyn 
     }
     let port = settings::server_port(&container);
     let of = (context.index, context.attempt);
-    let handle = ServerHandle::new(created.container.clone(), server.clone(), of, context.messages.clone());
+    let env = context.node.parts.env.clone();
+    let handle =
+        ServerHandle::new(created.container.clone(), server.clone(), of, context.messages.clone(), env.clone());
     let (mut address, mut listener) = (None, None);
     if let Some(ip) = context.ip {
         match context.node.parts.network.attach(Listen::tcp(ip, port), handle.clone()) {
@@ -55,7 +58,8 @@ fn start(context: RunContext, created: &mut CreatedContainer) -> Result<Box<dyn 
         }
         if context.node.identity.host_pod_listeners {
             let (recorder, about) = (context.node.recorder.clone(), context.about());
-            listener = Some(Task(tokio::spawn(listen(ip, port, handle.clone(), recorder, about))));
+            let address = SocketAddr::new(ip, port);
+            listener = Some(Task(tokio::spawn(listen(env, address, handle.clone(), recorder, about))));
         }
     }
     // Probes by request detect themselves whether an instance can be created.
@@ -87,7 +91,7 @@ impl PortConflict {
 }
 
 impl Runner for PortConflict {
-    fn stop(&mut self, _: bool, _: watch::Receiver<Instant>) -> Option<Task> {
+    fn stop(&mut self, _: bool, _: watch::Receiver<Deadline>) -> Option<Task> {
         None
     }
 
@@ -95,7 +99,7 @@ impl Runner for PortConflict {
 }
 
 impl Runner for HttpServer {
-    fn stop(&mut self, restart: bool, ends: watch::Receiver<Instant>) -> Option<Task> {
+    fn stop(&mut self, restart: bool, ends: watch::Receiver<Deadline>) -> Option<Task> {
         let read_message = self.read_message.take()?;
         let (context, server, address) = (self.context.clone(), self.server.clone(), self.address.clone());
         Some(Task(tokio::spawn(drain(context, server, address, restart, read_message, ends))))
@@ -116,9 +120,9 @@ async fn drain(
     address: Option<AttachedAddress>,
     restart: bool,
     read_message: MessageReader,
-    ends: watch::Receiver<Instant>,
+    ends: watch::Receiver<Deadline>,
 ) {
-    let network = context.node.parts.network.clone();
+    let (network, env) = (context.node.parts.network.clone(), &context.node.parts.env);
     let close = || {
         if let Some(address) = &address {
             address.close();
@@ -127,8 +131,8 @@ async fn drain(
     let drain = async {
         pre_stop(&context, &ends).await;
         if let Some(ip) = context.ip {
-            let _ = tokio::time::timeout(ROUTED_MAX, network.wait_unrouted(ip)).await;
-            tokio::time::sleep(UNROUTED_FOR).await;
+            let _ = env.timeout(ROUTED_MAX, network.wait_unrouted(ip)).await;
+            env.sleep(UNROUTED_FOR).await;
             close();
             let _ = context.messages.send(container_message(context.index, ContainerEvent::StoppedListening)).await;
         }
@@ -136,7 +140,7 @@ async fn drain(
     };
     let drained = tokio::select! {
         () = drain => true,
-        () = grace_period_end(ends.clone()) => false,
+        () = grace_period_end(env, ends.clone()) => false,
     };
     close();
     server.shut();

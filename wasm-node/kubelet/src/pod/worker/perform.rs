@@ -63,11 +63,17 @@ impl PodWorker {
             return self.mount_later("the node's podCIDR has no free address".into(), room);
         };
         if self.host_ports.is_empty() {
-            match host_ports::open(self.pod(), ip, self.node.identity.bind, &self.node.parts.network) {
+            match host_ports::open(
+                &self.node.parts.env,
+                self.pod(),
+                ip,
+                self.node.identity.bind,
+                &self.node.parts.network,
+            ) {
                 Ok(opened) => self.host_ports = opened,
                 Err(why) => {
                     let why = format!("{why}; it is tried again");
-                    return self.mount_later(why, tokio::time::sleep(HOST_PORT_RETRY));
+                    return self.mount_later(why, self.node.parts.env.sleep(HOST_PORT_RETRY));
                 }
             }
         }
@@ -308,7 +314,7 @@ impl PodWorker {
         let restart = self.machine(index).is_some_and(again);
         let Some(slot) = self.slots.get_mut(index) else { return };
         slot.probes.clear();
-        let deadline = tokio::time::Instant::now() + grace;
+        let deadline = self.node.parts.env.deadline(grace);
         let Some(live) = &mut slot.live else { return };
         if let Some((_, end)) = &live.stopping {
             end.send_replace(deadline);

@@ -124,9 +124,9 @@ impl PodWorker {
             let message = format!("Pod resize error: {}", resize::summary(&resized, Some(&error)));
             self.record_event(true, "ResizeError", message, None);
         }
-        let sender = self.sender.clone();
+        let (sender, env) = (self.sender.clone(), self.node.parts.env.clone());
         self.resize_retry = Some(Task(tokio::spawn(async move {
-            tokio::time::sleep(ACTUATE_AGAIN).await;
+            env.sleep(ACTUATE_AGAIN).await;
             let _ = sender.send(Message::Actuate).await;
         })));
     }

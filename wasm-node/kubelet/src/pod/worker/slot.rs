@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Container, Pod};
+use machinery_env::Deadline;
 use tokio::sync::watch;
-use tokio::time::Instant;
 
 use super::Task;
 use crate::pod::runner::Runner;
@@ -18,7 +18,7 @@ pub(super) struct LiveContainer {
     pub(super) created: CreatedContainer,
     pub(super) runner: Box<dyn Runner>,
     /// The stop in progress, with its deadline.
-    pub(super) stopping: Option<(Task, watch::Sender<Instant>)>,
+    pub(super) stopping: Option<(Task, watch::Sender<Deadline>)>,
 }
 
 /// One container of the pod.

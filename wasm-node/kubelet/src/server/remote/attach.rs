@@ -43,7 +43,7 @@ pub(in crate::server) async fn attach(
         let _held = (permit, counted);
         let session = async {
             let io = upgraded.await.map_err(std::io::Error::other)?;
-            wire::run(TokioIo::new(io), (wire, kubelet.streaming_idle), &options, |streams| {
+            wire::run(TokioIo::new(io), &kubelet.env, (wire, kubelet.streaming_idle), &options, |streams| {
                 run_attached(attached, streams)
             })
             .await

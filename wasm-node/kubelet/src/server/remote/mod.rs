@@ -22,6 +22,7 @@ use axum::response::{IntoResponse as _, Response};
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use hyper_util::rt::TokioIo;
+use machinery_env::Env;
 use machinery_serve::accept::ConnectionPermit;
 use runtime_api::{ExecError, ExecSpec};
 use tokio::sync::OwnedSemaphorePermit;
@@ -66,7 +67,7 @@ pub(super) async fn exec(
         let _held = (permit, counted);
         let session = async {
             let io = upgraded.await.map_err(std::io::Error::other)?;
-            wire::run(TokioIo::new(io), (wire, kubelet.streaming_idle), &options, |streams| async {
+            wire::run(TokioIo::new(io), &kubelet.env, (wire, kubelet.streaming_idle), &options, |streams| async {
                 let start = match start {
                     Deferred::Now(start) => Ok(start),
                     Deferred::Later(start) => start.await,
@@ -113,8 +114,12 @@ enum Deferred<T, E> {
 }
 
 /// Waits for a result for this long.
-async fn wait_up_to<T, E>(mut work: BoxFuture<'static, Result<T, E>>, wait: Duration) -> Result<Deferred<T, E>, E> {
-    match tokio::time::timeout(wait, &mut work).await {
+async fn wait_up_to<T, E>(
+    env: &Env,
+    mut work: BoxFuture<'static, Result<T, E>>,
+    wait: Duration,
+) -> Result<Deferred<T, E>, E> {
+    match env.timeout(wait, &mut work).await {
         Ok(done) => done.map(Deferred::Now),
         Err(_) => Ok(Deferred::Later(work)),
     }
@@ -138,7 +143,9 @@ async fn prepare(
     }
     let (headers, wire) = wire::choose(headers)?;
     let start = start_session(sandbox, options.clone(), container.to_owned()).boxed();
-    let start = wait_up_to(start, HEAD_WAIT_MAX).await.map_err(|(status, why)| upgrade::error_response(status, why))?;
+    let start = wait_up_to(&kubelet.env, start, HEAD_WAIT_MAX)
+        .await
+        .map_err(|(status, why)| upgrade::error_response(status, why))?;
     Ok((headers, wire, options, start))
 }
 
@@ -204,19 +211,21 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_compilation_is_waited_for_after_the_head() {
+        let env = Env::real();
         let takes = |seconds: u64| {
+            let sleep = env.sleep(Duration::from_secs(seconds));
             async move {
-                tokio::time::sleep(Duration::from_secs(seconds)).await;
+                sleep.await;
                 if seconds == 1 { Err("no") } else { Ok(seconds) }
             }
             .boxed()
         };
-        assert!(matches!(wait_up_to(takes(2), HEAD_WAIT_MAX).await, Ok(Deferred::Now(2))));
-        assert!(matches!(wait_up_to(takes(1), HEAD_WAIT_MAX).await, Err("no")));
-        let before = tokio::time::Instant::now();
-        let Ok(Deferred::Later(later)) = wait_up_to(takes(60), HEAD_WAIT_MAX).await else {
+        assert!(matches!(wait_up_to(&env, takes(2), HEAD_WAIT_MAX).await, Ok(Deferred::Now(2))));
+        assert!(matches!(wait_up_to(&env, takes(1), HEAD_WAIT_MAX).await, Err("no")));
+        let before = env.instant();
+        let Ok(Deferred::Later(later)) = wait_up_to(&env, takes(60), HEAD_WAIT_MAX).await else {
             panic!("it is not there yet")
         };
-        assert_eq!((before.elapsed(), later.await), (HEAD_WAIT_MAX, Ok(60)));
+        assert_eq!((env.instant() - before, later.await), (HEAD_WAIT_MAX, Ok(60)));
     }
 }

@@ -9,6 +9,7 @@ use axum::response::Response;
 use bytes::Bytes;
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
+use machinery_env::Env;
 use machinery_streaming::spdy::{self, Headers, SpdyStream};
 use machinery_streaming::websocket::{self, Channels};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -89,13 +90,14 @@ impl Streams {
 /// Runs `serve` with the streams; both end with the client, or after `idle` without any traffic.
 pub(super) async fn run<F: Future<Output = ()>>(
     io: TokioIo<Upgraded>,
+    env: &Env,
     (wire, idle): (Wire, Duration),
     options: &Options,
     serve: impl FnOnce(Streams) -> F,
 ) -> io::Result<()> {
     match wire {
-        Wire::Spdy => run_spdy(io, idle, options, serve).await,
-        Wire::Channels { ends, form } => run_channels(io, (ends, form, idle), options, serve).await,
+        Wire::Spdy => run_spdy(io, env, idle, options, serve).await,
+        Wire::Channels { ends, form } => run_channels(io, env, (ends, form, idle), options, serve).await,
     }
 }
 
@@ -150,20 +152,21 @@ impl OpenStreams {
 
 async fn run_spdy<F: Future<Output = ()>>(
     io: impl AsyncRead + AsyncWrite,
+    env: &Env,
     idle: Duration,
     options: &Options,
     serve: impl FnOnce(Streams) -> F,
 ) -> io::Result<()> {
     let (opening, mut opened) = mpsc::channel(OPENED_QUEUED_MAX);
-    let session = spdy::serve(io, idle, |headers| kind(headers).is_some(), opening);
+    let session = spdy::serve(io, idle, env, |headers| kind(headers).is_some(), opening);
     let work = async {
         let mut all = OpenStreams::default();
-        let deadline = tokio::time::Instant::now() + CREATION_TIMEOUT;
+        let deadline = env.deadline(CREATION_TIMEOUT);
         let streams = loop {
             if let Some(streams) = all.streams(options) {
                 break streams;
             }
-            let next = tokio::time::timeout_at(deadline, opened.recv()).await;
+            let next = env.timeout_at(deadline, opened.recv()).await;
             let Ok(Some(stream)) = next else {
                 return Err(io::Error::new(io::ErrorKind::TimedOut, "timed out waiting for client to create streams"));
             };
@@ -187,16 +190,17 @@ async fn run_spdy<F: Future<Output = ()>>(
         done = &mut session => return done,
         done = work => done?,
     }
-    tokio::time::timeout(FINAL_READ_TIMEOUT, session).await.unwrap_or(Ok(()))
+    env.timeout(FINAL_READ_TIMEOUT, session).await.unwrap_or(Ok(()))
 }
 
 async fn run_channels<F: Future<Output = ()>>(
     io: impl AsyncRead + AsyncWrite + Unpin + Send,
+    env: &Env,
     (ends, form, idle): (bool, StatusForm, Duration),
     options: &Options,
     serve: impl FnOnce(Streams) -> F,
 ) -> io::Result<()> {
-    let (Channels { mut incoming, outgoing }, session) = websocket::channels(io, idle);
+    let (Channels { mut incoming, outgoing }, session) = websocket::channels(io, idle, env.clone());
     let (to_stdin, stdin) = mpsc::channel(CHUNKS_QUEUED_MAX);
     let output = |channel| Output::Channel(channel, outgoing.clone());
     let streams = Streams {
@@ -237,5 +241,5 @@ async fn run_channels<F: Future<Output = ()>>(
         () = serve(streams) => {}
     }
     // The last bytes may still be in transit to a slow client.
-    tokio::time::timeout(idle, session).await.unwrap_or(Ok(()))
+    env.timeout(idle, session).await.unwrap_or(Ok(()))
 }

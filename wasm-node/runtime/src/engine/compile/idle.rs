@@ -31,7 +31,7 @@ impl Engine {
                 compiler.failures().slow(&key, now);
                 return self.compile(digest, file, metering, NAMESPACE).await;
             }
-            tokio::time::sleep(LOOK_INTERVAL).await;
+            env.sleep(LOOK_INTERVAL).await;
         }
         Ok(())
     }

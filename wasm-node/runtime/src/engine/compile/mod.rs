@@ -185,7 +185,7 @@ impl Engine {
                     compiler.failures().slow(key, self.env().elapsed());
                     Some(compiler.bounds.time)
                 };
-                worker::run(process, bounds, (metering, kind), (file, out.path()), extend).await?;
+                worker::run(self.env(), process, bounds, (metering, kind), (file, out.path()), extend).await?;
                 drop(seat);
                 self.inner.cache.adopt(digest, fingerprint, out).map_err(io("keeping the artifact"))
             }
@@ -206,7 +206,7 @@ impl Engine {
                     })
                     .map_err(io("starting the compiler"))?;
                 // A thread can't be stopped, so there is one run with the time of both lanes.
-                match tokio::time::timeout(self.inner.compiler.bounds.time, receiver).await {
+                match self.env().timeout(self.inner.compiler.bounds.time, receiver).await {
                     Ok(Ok(result)) => result.map_err(CompileFailure::Error),
                     Ok(Err(_)) => Err(CompileFailure::Error(LoadError::Compile("the compiler panicked".into()))),
                     Err(_) => {

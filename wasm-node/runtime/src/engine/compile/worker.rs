@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
+use machinery_env::Env;
 use tokio::io::{AsyncRead, AsyncReadExt};
 
 use super::super::aot;
@@ -77,6 +78,7 @@ pub(super) enum CompileFailure {
 /// Compiles `file` into `out`. Dropping the future kills the process. At the end of its slice of CPU time, `extend` returns the
 /// time that it may continue for, if any: no work is repeated then.
 pub(super) async fn run(
+    env: &Env,
     process: &CompileProcess,
     bounds: RunBounds,
     (metering, kind): (Metering, CodeKind),
@@ -98,14 +100,14 @@ pub(super) async fn run(
     let first = tokio::select! {
         ended = &mut ended => Some(ended),
         () = slice_used_up(stdout.as_mut()) => None,
-        () = tokio::time::sleep(bounds.wall) => None,
+        () = env.sleep(bounds.wall) => None,
     };
     let (status, output) = match (first, bounds.slice) {
         (Some(ended), _) => ended,
         (None, None) => return Err(CompileFailure::Time),
         (None, Some(_)) => {
             let more = extend().ok_or(CompileFailure::Slice)?;
-            tokio::time::timeout(more, ended).await.map_err(|_| CompileFailure::Time)?
+            env.timeout(more, ended).await.map_err(|_| CompileFailure::Time)?
         }
     };
     let status = status.map_err(|error| CompileFailure::Error(LoadError::io("waiting for the compiler")(error)))?;

@@ -247,8 +247,8 @@ impl<'a> Visit<'a> {
     }
 
     /// Keeps the session alive.
-    pub(crate) fn keep_session(&mut self) {
-        *self.session.used() = Instant::now();
+    pub(crate) fn keep_session(&mut self, now: Instant) {
+        *self.session.used() = now;
         self.ends = false;
     }
 }
@@ -263,12 +263,14 @@ impl Drop for Visit<'_> {
 
 #[cfg(test)]
 mod tests {
+    use machinery_env::Env;
+
     use super::*;
 
     #[test]
     fn one_client_leaves_sessions_for_the_next() {
         let sessions = Sessions::default();
-        let now = Instant::now();
+        let now = Env::real().instant();
         let take = |client: &str| {
             (0..).take_while(|n| sessions.find_or_create(&format!("{client}{n}"), (client, false), now).is_ok()).count()
         };
@@ -288,7 +290,7 @@ mod tests {
     #[test]
     fn a_chosen_session_name_gives_no_other_client_access() {
         let sessions = Sessions::default();
-        let now = Instant::now();
+        let now = Env::real().instant();
         let enter = |name: &str, client: &str| sessions.find_or_create(name, (client, false), now).unwrap().0;
         let ours = enter("cart", "shop/a");
         assert!(Arc::ptr_eq(&enter("cart", "shop/a"), &ours));
@@ -304,7 +306,7 @@ mod tests {
     #[test]
     fn sessions_leave_half_of_the_memory() {
         let sessions = Sessions::default();
-        let now = Instant::now();
+        let now = Env::real().instant();
         let (first, _) = sessions.find_or_create("a", ("x", true), now).unwrap();
         assert_eq!(sessions.find_or_create("b", ("y", true), now).err(), Some(SessionLimit));
         assert!(sessions.find_or_create("a", ("x", true), now).is_ok(), "one that lives");
@@ -315,7 +317,7 @@ mod tests {
     #[test]
     fn idle_sessions_end() {
         let sessions = Sessions::default();
-        let now = Instant::now();
+        let now = Env::real().instant();
         let (first, unwatched) = sessions.find_or_create("a", ("x", false), now).unwrap();
         assert!(unwatched && !sessions.find_or_create("a", ("x", false), now).unwrap().1);
         let later = now + Duration::from_secs(30);
@@ -337,10 +339,10 @@ mod tests {
     #[test]
     fn a_visit_that_is_cut_off_ends_its_session() {
         let sessions = Sessions::default();
-        let now = Instant::now();
+        let now = Env::real().instant();
         let (session, _) = sessions.find_or_create("a", ("x", false), now).unwrap();
         let mut visit = Visit::new(&sessions, session.clone());
-        visit.keep_session();
+        visit.keep_session(now);
         drop(visit);
         assert!(Arc::ptr_eq(&sessions.find_or_create("a", ("x", false), now).unwrap().0, &session));
         drop(Visit::new(&sessions, session.clone()));

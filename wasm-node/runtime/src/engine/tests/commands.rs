@@ -10,9 +10,9 @@ async fn never() -> StopSignal {
 
 /// Waits for a condition while a guest runs.
 async fn until(holds: impl Fn() -> bool) {
-    let waited = tokio::time::timeout(Duration::from_secs(60), async {
+    let waited = Env::real().timeout(Duration::from_secs(60), async {
         while !holds() {
-            tokio::time::sleep(Duration::from_millis(5)).await;
+            Env::real().sleep(Duration::from_millis(5)).await;
         }
     });
     waited.await.expect("in time");
@@ -252,15 +252,15 @@ async fn the_ticker_parks_when_no_guest_runs() {
     let bench = Bench::new();
     let parked = async {
         while !bench.engine.ticker().is_parked() {
-            tokio::time::sleep(Duration::from_millis(5)).await;
+            Env::real().sleep(Duration::from_millis(5)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(10), parked).await.unwrap();
+    Env::real().timeout(Duration::from_secs(10), parked).await.unwrap();
     // And it wakes: an endless guest yields, so the stop below takes effect.
     let loaded = bench.load_text(&module("(loop (br 0))"), Metering::Epochs).await.unwrap();
     let (container, _) = bench.container(loaded, |_| {});
     let stop = async {
-        tokio::time::sleep(Duration::from_millis(30)).await;
+        Env::real().sleep(Duration::from_millis(30)).await;
         StopSignal::Terminate
     };
     assert_eq!(container.run(stop).await.exit_code, 143);

@@ -215,7 +215,7 @@ async fn the_compiler_ends_with_its_parent() {
         .unwrap();
     // The system closes the pipe of a killed parent, as dropping does here.
     drop(worker.stdin.take());
-    let ended = tokio::time::timeout(Duration::from_secs(60), worker.wait()).await;
+    let ended = Env::real().timeout(Duration::from_secs(60), worker.wait()).await;
     assert_eq!(ended.expect("in time").unwrap().code(), Some(1));
 }
 

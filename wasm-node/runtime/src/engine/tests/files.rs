@@ -120,7 +120,7 @@ async fn file_work_is_cpu_time_of_its_container() {
     let began = env.elapsed();
     let running = container.clone();
     let stop = async {
-        tokio::time::sleep(Duration::from_secs(2)).await;
+        Env::real().sleep(Duration::from_secs(2)).await;
         StopSignal::Kill
     };
     assert_eq!(running.run(stop).await.exit_code, 137, "{}", log.text());

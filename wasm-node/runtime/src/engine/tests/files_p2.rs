@@ -352,7 +352,7 @@ async fn staller(bench: &Bench) -> (std::path::PathBuf, Arc<Loaded>) {
 async fn release(folder: &Path, stalled: Vec<tokio::task::JoinHandle<runtime_api::Outcome>>) {
     let writer = std::fs::OpenOptions::new().read(true).write(true).open(folder.join("pipe")).unwrap();
     for one in stalled {
-        let _ = tokio::time::timeout(Duration::from_secs(20), one).await.unwrap();
+        let _ = Env::real().timeout(Duration::from_secs(20), one).await.unwrap();
     }
     drop(writer);
 }
@@ -372,7 +372,7 @@ async fn a_stalled_file_operation_blocks_no_other_guest() {
     let (hello, _) = bench.container(hello, |_| {});
     let server = hello.serve().unwrap();
     for _ in 0..50 {
-        let answer = tokio::time::timeout(Duration::from_secs(20), server.http(get("/"))).await;
+        let answer = Env::real().timeout(Duration::from_secs(20), server.http(get("/"))).await;
         assert_eq!(answer.expect("others are served").status(), 200);
     }
     release(&a, stalled).await;
@@ -394,7 +394,7 @@ async fn pods_with_stalled_volumes_do_not_block_others() {
     }
     // Each is counted as soon as it works; those without a thread wait.
     while bench.engine.disk().threads_held() < 40 {
-        tokio::time::sleep(Duration::from_millis(20)).await;
+        Env::real().sleep(Duration::from_millis(20)).await;
     }
     let victim = bench.dir.path().join("victim");
     std::fs::create_dir_all(&victim).unwrap();
@@ -402,7 +402,7 @@ async fn pods_with_stalled_volumes_do_not_block_others() {
     let loaded = bench.load_text(&counts, Metering::Epochs).await.unwrap();
     let preopen = Preopen { host: victim.clone(), sub_paths: Vec::new(), guest: "/victim".into(), writable: true };
     let (container, log) = bench.container(loaded, |spec| spec.preopens = vec![preopen]);
-    let outcome = tokio::time::timeout(Duration::from_secs(20), container.run(std::future::pending())).await;
+    let outcome = Env::real().timeout(Duration::from_secs(20), container.run(std::future::pending())).await;
     assert_eq!(outcome.expect("its files are its own").exit_code, 0, "{}", log.text());
     assert_eq!(std::fs::read(victim.join("out")).unwrap(), [0]);
     release(&a, stalled).await;

@@ -118,7 +118,7 @@ async fn requests_beyond_the_concurrency_wait_and_give_up_at_their_timeout() {
     let mut stream = server.http(get("/stream?n=10000000")).await.into_body();
     let reading = async {
         loop {
-            tokio::time::sleep(Duration::from_millis(20)).await;
+            Env::real().sleep(Duration::from_millis(20)).await;
             stream.frame().await.unwrap().unwrap();
         }
     };
@@ -137,18 +137,18 @@ async fn a_client_that_leaves_takes_its_guest_along() {
     let bench = Bench::new();
     let (server, _) = plain(&bench, "endless", |_| {}).await;
     let request = server.http(get("/loop"));
-    assert!(tokio::time::timeout(Duration::from_millis(100), request).await.is_err());
-    tokio::time::timeout(Duration::from_secs(5), server.drained()).await.unwrap();
+    assert!(Env::real().timeout(Duration::from_millis(100), request).await.is_err());
+    Env::real().timeout(Duration::from_secs(5), server.drained()).await.unwrap();
     // A body that is not read to its end.
     let (server, _) = plain(&bench, "hello", |_| {}).await;
     let response = server.http(get("/stream?n=10000000")).await;
     drop(response);
-    tokio::time::timeout(Duration::from_secs(5), server.drained()).await.unwrap();
+    Env::real().timeout(Duration::from_secs(5), server.drained()).await.unwrap();
     // A body that is no longer read is cut off after the timeout.
     let (server, log) = plain(&bench, "hello", |spec| spec.limits.timeout = Duration::from_millis(100)).await;
     let response = server.http(get("/stream?n=10000000")).await;
     assert_eq!(response.status(), 200);
-    tokio::time::timeout(Duration::from_secs(5), server.drained()).await.unwrap();
+    Env::real().timeout(Duration::from_secs(5), server.drained()).await.unwrap();
     assert!(text(response).await.is_err(), "a cut body is no clean end");
     assert!(log.text().contains("nothing moved"), "{}", log.text());
 }
@@ -190,7 +190,7 @@ async fn a_log_flood_affects_no_other_pod() {
     let (flood, fine) = tokio::join!(chatter.http(get("/flood")), hello.http(get("/")));
     assert_eq!(fine.status(), 200);
     let _ = text(flood).await;
-    tokio::time::timeout(Duration::from_secs(5), chatter.drained()).await.unwrap();
+    Env::real().timeout(Duration::from_secs(5), chatter.drained()).await.unwrap();
     assert!(log.text().len() > 10_000);
 }
 
@@ -279,7 +279,7 @@ async fn only_a_finished_body_ends() {
             assert_eq!(response.status(), 200, "{why}");
             assert!(text(response).await.is_err(), "{why} is no clean end");
         }
-        tokio::time::timeout(Duration::from_secs(5), server.drained()).await.unwrap();
+        Env::real().timeout(Duration::from_secs(5), server.drained()).await.unwrap();
     }
     // Less than the guest's own content-length.
     let body = "(call $begin (local.get 1) (i32.const 2) (i32.const 200)) (call $say) (call $end)";
@@ -307,7 +307,7 @@ async fn work_after_the_response_ends_with_the_timeout() {
     let response = server.http(get("/")).await;
     assert_eq!(text(response).await.unwrap(), "partial", "the body is whole before that work ends");
     assert_eq!(server.in_flight(), 1);
-    tokio::time::timeout(Duration::from_secs(5), server.drained()).await.unwrap();
+    Env::real().timeout(Duration::from_secs(5), server.drained()).await.unwrap();
     let stats = server.container().stats();
     assert_eq!((stats.failures.timeout, stats.instances_live), (1, 0));
     assert!(stats.cpu > Duration::ZERO, "that work counts");

@@ -117,11 +117,11 @@ async fn a_flood_waits_for_its_reader_and_ends_with_its_session() {
     let (stop, stopped) = tokio::sync::oneshot::channel();
     let run = tokio::spawn(session.run(async move { stopped.await.unwrap() }));
     while stdout.has_room().unwrap() {
-        tokio::time::sleep(Duration::from_millis(1)).await;
+        Env::real().sleep(Duration::from_millis(1)).await;
     }
     // A full pipe: its guest blocks without using CPU.
     let cpu = container.stats().cpu;
-    tokio::time::sleep(Duration::from_millis(50)).await;
+    Env::real().sleep(Duration::from_millis(50)).await;
     assert!(container.stats().cpu - cpu < Duration::from_millis(25), "it spins");
     let piece = out.take(usize::MAX).unwrap();
     assert!((1..=PIPE_BYTES_MAX).contains(&piece.len()));

@@ -38,7 +38,7 @@ async fn requests_that_do_not_fit_beside_the_live_ones_wait() {
     // One instance fits, two don't: the first requests detect it, and none fails.
     let hello = server(&bench, "hello", |spec| spec.limits.memory_bytes = Some(one + one / 2)).await;
     let all = futures::future::join_all((0..8).map(|_| hello.http(get("/slow?ms=30"))));
-    for response in tokio::time::timeout(PATIENCE, all).await.unwrap() {
+    for response in Env::real().timeout(PATIENCE, all).await.unwrap() {
         assert_eq!(reason(&response), (200, ""));
     }
     hello.drained().await;
@@ -64,7 +64,7 @@ async fn requests_that_do_not_fit_beside_the_live_ones_wait() {
             assert_eq!(reason(&hello.http(get("/")).await), (504, "timeout"));
         }
         let (request, call) = probe("/");
-        assert!(tokio::time::timeout(short / 2, hello.http(request)).await.is_err());
+        assert!(Env::real().timeout(short / 2, hello.http(request)).await.is_err());
         assert!(call.waits(), "the probe was never asked of the guest");
         assert_eq!(hello.container().try_instantiate().await, Trial::NoRoom);
         assert_eq!(hello.container().broken(), None);
@@ -89,9 +89,9 @@ async fn memory_of_other_pods_is_waited_for_as_well() {
     let stream = a.http(get("/stream?n=10000000")).await;
     let waiting = b.http(get("/"));
     tokio::pin!(waiting);
-    assert!(tokio::time::timeout(Duration::from_millis(100), &mut waiting).await.is_err());
+    assert!(Env::real().timeout(Duration::from_millis(100), &mut waiting).await.is_err());
     drop(stream);
-    assert_eq!(tokio::time::timeout(PATIENCE, waiting).await.unwrap().status(), 200);
+    assert_eq!(Env::real().timeout(PATIENCE, waiting).await.unwrap().status(), 200);
     assert_eq!(b.container().broken(), None);
 }
 
@@ -118,17 +118,17 @@ async fn host_memory_waits_for_neighbours() {
     tokio::pin!(waiting);
     let over_limit = async {
         while bench.engine.memory_used_bytes() <= bench.engine.ledger().limit(ledger::Resource::Memory) {
-            tokio::time::sleep(Duration::from_millis(5)).await;
+            Env::real().sleep(Duration::from_millis(5)).await;
         }
-        tokio::time::sleep(Duration::from_millis(100)).await;
+        Env::real().sleep(Duration::from_millis(100)).await;
     };
     tokio::select! {
         answer = &mut waiting => panic!("{:?} {}", reason(&answer), log.text()),
         () = over_limit => {}
-        () = tokio::time::sleep(PATIENCE) => panic!("the host never held more than there is"),
+        () = Env::real().sleep(PATIENCE) => panic!("the host never held more than there is"),
     }
     drop(neighbour);
-    let answer = tokio::time::timeout(PATIENCE, waiting).await.expect("the neighbour has given back");
+    let answer = Env::real().timeout(PATIENCE, waiting).await.expect("the neighbour has given back");
     assert_eq!(reason(&answer), (200, ""), "{}", log.text());
 }
 
@@ -139,7 +139,7 @@ async fn the_nodes_own_calls_never_wait_for_requests() {
     let stream = hello.http(get("/stream?n=10000000")).await;
     assert_eq!(stream.status(), 200);
     let (request, _) = probe("/");
-    let answer = tokio::time::timeout(PATIENCE / 2, hello.http(request)).await;
+    let answer = Env::real().timeout(PATIENCE / 2, hello.http(request)).await;
     assert_eq!(answer.expect("the stream holds the only permit of requests").status(), 200);
     drop(stream);
 }
@@ -175,7 +175,7 @@ async fn two_hoarding_pods_leave_slots_for_a_third() {
     let live = || hoarders.iter().map(|server| server.container().stats().instances_live).sum::<u64>();
     let mut before = 0;
     loop {
-        tokio::time::sleep(Duration::from_millis(200)).await;
+        Env::real().sleep(Duration::from_millis(200)).await;
         let now = live();
         if now > 40 && now == before {
             break;
@@ -186,16 +186,16 @@ async fn two_hoarding_pods_leave_slots_for_a_third() {
     let neighbour = server(&bench, "hello", |_| {}).await;
     for victim in [&hello, &neighbour] {
         let answers = futures::future::join_all((0..16).map(|_| victim.http(get("/"))));
-        for response in tokio::time::timeout(PATIENCE, answers).await.unwrap() {
+        for response in Env::real().timeout(PATIENCE, answers).await.unwrap() {
             assert_eq!(response.status(), 200, "{} of them live", live());
         }
     }
     // And the hoarders' own probes.
     let (request, _) = probe("/");
-    assert_eq!(tokio::time::timeout(PATIENCE, hoarders[0].http(request)).await.unwrap().status(), 200);
+    assert_eq!(Env::real().timeout(PATIENCE, hoarders[0].http(request)).await.unwrap().status(), 200);
     held.shutdown().await;
     for server in &hoarders {
-        tokio::time::timeout(PATIENCE, server.drained()).await.unwrap();
+        Env::real().timeout(PATIENCE, server.drained()).await.unwrap();
     }
 }
 
@@ -220,10 +220,10 @@ async fn a_thousand_commands_take_nothing_from_requests() {
     }
     let all_live = async {
         while commands.iter().map(|command| command.stats().instances_live).sum::<u64>() < 1000 {
-            tokio::time::sleep(Duration::from_millis(20)).await;
+            Env::real().sleep(Duration::from_millis(20)).await;
         }
     };
-    let timed = tokio::time::timeout(Duration::from_secs(20), all_live).await;
+    let timed = Env::real().timeout(Duration::from_secs(20), all_live).await;
     let live = || commands.iter().map(|command| command.stats().instances_live).sum::<u64>();
     let mut ended = Vec::new();
     while let Some(Ok(outcome)) = runs.try_join_next() {
@@ -231,7 +231,7 @@ async fn a_thousand_commands_take_nothing_from_requests() {
     }
     assert!(timed.is_ok(), "{} of a thousand commands run at once; {} ended: {:?}", live(), ended.len(), ended.first());
     let hello = server(&bench, "hello", |_| {}).await;
-    let answer = tokio::time::timeout(PATIENCE, hello.http(get("/"))).await;
+    let answer = Env::real().timeout(PATIENCE, hello.http(get("/"))).await;
     assert_eq!(answer.unwrap().status(), 200);
     runs.shutdown().await;
 }
@@ -255,7 +255,7 @@ async fn a_command_waits_for_its_slot_before_it_runs() {
     let (other, _) = bench.container(loaded, |spec| spec.caller.namespace = "other".into());
     assert!(matches!(futures::poll!(Box::pin(other.admit())), std::task::Poll::Ready(_)), "shares are apart");
     held.pop();
-    tokio::time::timeout(PATIENCE, waiting).await.expect("who gives back wakes who waits");
+    Env::real().timeout(PATIENCE, waiting).await.expect("who gives back wakes who waits");
 }
 
 /// A command that computes for ever.
@@ -277,7 +277,7 @@ async fn cpu_is_shared_by_requests() {
     let burn = async |more: Duration| {
         let before: Duration = used().iter().sum();
         while used().iter().sum::<Duration>() < before + more {
-            tokio::time::sleep(Duration::from_millis(5)).await;
+            Env::real().sleep(Duration::from_millis(5)).await;
         }
     };
     let burnt = async {
@@ -288,17 +288,17 @@ async fn cpu_is_shared_by_requests() {
         let after = used();
         [after[0] - before[0], after[1] - before[1]]
     };
-    let burnt = tokio::time::timeout(PATIENCE * 2, burnt).await.expect("guests run");
+    let burnt = Env::real().timeout(PATIENCE * 2, burnt).await.expect("guests run");
     let ratio = burnt[0].as_secs_f64() / burnt[1].as_secs_f64();
     assert!((2.0..4.5).contains(&ratio), "three to one is asked for: {burnt:?}");
     // A request is served in between all the same, and a probe before all guests.
     let hello = server(&bench, "hello", |spec| spec.limits.cpu_shares = runtime_api::cpu_shares(500)).await;
     let (request, _) = probe("/");
     for request in [get("/"), request] {
-        assert_eq!(tokio::time::timeout(PATIENCE, hello.http(request)).await.unwrap().status(), 200);
+        assert_eq!(Env::real().timeout(PATIENCE, hello.http(request)).await.unwrap().status(), 200);
     }
     runs.shutdown().await;
-    assert_eq!(tokio::time::timeout(PATIENCE, hello.http(get("/"))).await.unwrap().status(), 200);
+    assert_eq!(Env::real().timeout(PATIENCE, hello.http(get("/"))).await.unwrap().status(), 200);
 }
 
 #[tokio::test(flavor = "multi_thread")]

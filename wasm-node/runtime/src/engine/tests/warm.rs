@@ -43,10 +43,10 @@ fn live(server: &HttpServer) -> u64 {
 async fn all_gone(server: &HttpServer) {
     let gone = async {
         while live(server) > 0 {
-            tokio::time::sleep(Duration::from_millis(1)).await;
+            Env::real().sleep(Duration::from_millis(1)).await;
         }
     };
-    tokio::time::timeout(PATIENCE, gone).await.expect("an instance lives on");
+    Env::real().timeout(PATIENCE, gone).await.expect("an instance lives on");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -152,12 +152,12 @@ async fn parked_instances_are_dropped_for_memory() {
     ok(&parked, "/eat?mb=40").await;
     pod.set_limit(Resource::Memory, 42 * MIB);
     let next = warm(&bench, "glutton", 100, FOR_EVER, |spec| spec.pod = pod.clone()).await;
-    tokio::time::timeout(PATIENCE, ok(&next, "/eat?mb=30")).await.unwrap();
+    Env::real().timeout(PATIENCE, ok(&next, "/eat?mb=30")).await.unwrap();
     assert_eq!((live(&parked), live(&next)), (0, 1));
     // Other pods' instances are unaffected.
     let other = warm(&bench, "hello", 100, FOR_EVER, |_| {}).await;
     ok(&other, "/").await;
-    tokio::time::timeout(PATIENCE, ok(&parked, "/eat?mb=30")).await.unwrap();
+    Env::real().timeout(PATIENCE, ok(&parked, "/eat?mb=30")).await.unwrap();
     assert_eq!((live(&parked), live(&next), live(&other)), (1, 0, 1));
     assert_eq!(Ledger::used(&pod, Resource::Memory), parked.container().stats().memory_bytes);
 }
@@ -168,14 +168,14 @@ async fn parked_instances_block_no_slot() {
     let hello = warm(&bench, "hello", 100, FOR_EVER, |spec| spec.limits.concurrency = 1000).await;
     let most = hello.container().shared.admission.share.slots().capacity().instances as usize;
     let all = futures::future::join_all((0..most).map(|_| hello.http(get("/slow?ms=100"))));
-    tokio::time::timeout(PATIENCE, all).await.unwrap();
+    Env::real().timeout(PATIENCE, all).await.unwrap();
     hello.drained().await;
     let parked = live(&hello);
     assert!(parked > 10, "{parked}");
     // As many of another container of the namespace, whose share the parked ones use up.
     let other = warm(&bench, "hello", 100, FOR_EVER, |spec| spec.limits.concurrency = 1000).await;
     let all = futures::future::join_all((0..most).map(|_| other.http(get("/slow?ms=100"))));
-    for response in tokio::time::timeout(PATIENCE, all).await.unwrap() {
+    for response in Env::real().timeout(PATIENCE, all).await.unwrap() {
         assert_eq!(reason(&response), (200, ""));
     }
     assert_eq!(live(&hello), 0);

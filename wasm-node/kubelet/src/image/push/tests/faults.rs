@@ -46,7 +46,7 @@ async fn a_short_failure_is_waited_out_and_a_long_one_told() {
     let address = listener.local_addr().unwrap().to_string();
     drop(listener);
     let credentials = Credentials { user: "u".into(), password: "p".into() };
-    let client = PushClient::new(&RegistryAccess { address, credentials, ca_pem: None }, "app").unwrap();
+    let client = PushClient::new(&Env::real(), &RegistryAccess { address, credentials, ca_pem: None }, "app").unwrap();
     let error = client.push_blob(&small(), None).await.unwrap_err().to_string();
     assert!(error.contains("refused"), "{error}");
 }
@@ -107,16 +107,17 @@ async fn a_peer_that_takes_nothing_is_given_up_and_little_is_read_for_it() {
     let fake = FakeRegistry::start(|seen| if seen.method == Method::PUT { Reply::Hang } else { Reply::Ordinary }).await;
     let mut client = client_with_short_timeout(&fake);
     client.bounds.whole_bytes_max = blob.size_bytes();
-    let began = tokio::time::Instant::now();
+    let env = Env::real();
+    let began = env.instant();
     let error = client.push_blob(&blob, None).await.unwrap_err().to_string();
     assert_eq!(error, format!("pushing to {}: no answer within 1 s", fake.address));
     assert_eq!(fake.requests(Some(Method::PUT)).len(), 3);
-    assert!(began.elapsed() >= 3 * PATIENCE);
+    assert!(env.instant() - began >= 3 * PATIENCE);
     // The same for the part: bytes that aren't sent aren't read.
     let progress = Arc::new(Progress::default());
     let url = format!("http://{}/x", fake.address);
     let request = reqwest::Client::builder().tls_certs_only([]).no_proxy().build().unwrap().put(url);
-    let sent = progress.within(PATIENCE, request.body(blob.whole().body(&progress)).send()).await;
+    let sent = progress.within(&env, PATIENCE, request.body(blob.whole().body(&progress)).send()).await;
     assert!(sent.is_none());
     let read = progress.sent_bytes();
     assert!(read > 0 && read < blob.size_bytes() / 2, "{read} bytes were read for sockets' buffers");
