@@ -414,9 +414,9 @@ struct OwnerUid {
     uid: String,
 }
 
-/// Whether the server may have done the failed write: it gave no response, or its store timed out.
+/// Whether the server may have done the failed write: it gave no response, or its store didn't acknowledge in time.
 fn outcome_is_unknown(failure: &Failure) -> bool {
-    matches!(failure.code, 0 | 500 | 504)
+    matches!(failure.code, 0 | 500 | 503 | 504)
 }
 
 fn access_review_kind() -> Kind {

@@ -50,13 +50,23 @@ pub(crate) enum Pace {
     Usual,
     /// With `--fast-failover`.
     Fast,
+    /// No node is declared unreachable during outages of the API server.
+    Lenient,
 }
 
 impl Pace {
     fn toleration_seconds(self) -> i64 {
         match self {
-            Self::Usual => TOLERATION_SECONDS,
+            Self::Usual | Self::Lenient => TOLERATION_SECONDS,
             Self::Fast => 1,
+        }
+    }
+
+    /// Time without a sign of life until a node is declared unreachable.
+    fn monitor_grace(self) -> Duration {
+        match self {
+            Self::Usual | Self::Fast => Duration::from_secs(14),
+            Self::Lenient => Duration::from_secs(120),
         }
     }
 }
@@ -219,7 +229,7 @@ impl Cluster {
         let settings = controllers::Settings {
             node_lifecycle: controllers::NodeLifecycle {
                 monitor_period: Duration::from_secs(2),
-                monitor_grace: Duration::from_secs(14),
+                monitor_grace: self.pace.monitor_grace(),
                 fast_failover: self.pace == Pace::Fast,
                 ..controllers::NodeLifecycle::default()
             },

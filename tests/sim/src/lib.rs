@@ -20,7 +20,6 @@ mod node;
 mod panics;
 mod parsed_request;
 mod random;
-#[expect(clippy::disallowed_methods, reason = "reads the paused clock directly until it takes it from `clock`")]
 mod rollouts;
 mod run;
 mod sabotage;

@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use crate::checkers::convergence::unmet;
+use crate::clock;
 use crate::cluster::{CONTROLLERS, Cluster, Pace, SCHEDULER};
 use crate::history::{History, KeyChange, Version};
 use crate::network::{Doom, Link};
@@ -35,18 +36,18 @@ const TICK: Duration = Duration::from_millis(200);
 const FAULTS: Duration = Duration::from_secs(25);
 const TIMEOUT: Duration = Duration::from_secs(900);
 
-/// Runs it under a seed. Returns the violations.
-pub(crate) fn rollout(seed: u64, sabotage: Sabotage) -> Vec<String> {
+/// Runs it under a seed. Returns the violations and the log.
+pub(crate) fn rollout(seed: u64, sabotage: Sabotage) -> (Vec<String>, String) {
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().expect("a runtime");
     runtime.block_on(async {
         let world = Arc::new(World::new(seed, sabotage));
-        let cluster = Cluster::with_room(seed, world.clone(), Pace::Usual, ROOM);
-        if tokio::time::timeout(TIMEOUT, simulate(seed, &cluster)).await.is_err() {
+        let cluster = Cluster::with_room(seed, world.clone(), Pace::Lenient, ROOM);
+        if clock::timeout(TIMEOUT, simulate(seed, &cluster)).await.is_err() {
             world.record_violation(format!("never came to rest: {:?}", unmet(&world.history)));
         }
         world.history.forget();
-        world.violations()
+        (world.violations(), world.log.take())
     })
 }
 
@@ -58,12 +59,12 @@ async fn simulate(seed: u64, cluster: &Arc<Cluster>) {
     let kinds = [Kind::of::<Deployment>(), Kind::of::<StatefulSet>(), Kind::of::<DaemonSet>()];
     for (kind, object) in kinds.iter().zip(workloads(&random)) {
         while api.create::<Value>(kind, "default", &object).await.is_err() {
-            tokio::time::sleep(TICK).await;
+            clock::sleep(TICK).await;
         }
     }
     wait_for_convergence(cluster).await;
     let begun = world.history.revision();
-    let until = Instant::now() + FAULTS;
+    let until = clock::now() + FAULTS;
     let change = async {
         // A broken template is one of the middle, and its successor is good.
         let broken = random.chance(400);
@@ -75,7 +76,7 @@ async fn simulate(seed: u64, cluster: &Arc<Cluster>) {
             if world.sabotage == Sabotage::UserMeddles {
                 violate_strategies(&world.history, &api).await;
             }
-            tokio::time::sleep(random.millis(0, 12_000)).await;
+            clock::sleep(random.millis(0, 12_000)).await;
             for kind in kinds.iter().filter(|kind| kind.kind != "DaemonSet") {
                 if random.chance(400) {
                     let replicas = random.between(REPLICAS.0, REPLICAS.1);
@@ -83,7 +84,7 @@ async fn simulate(seed: u64, cluster: &Arc<Cluster>) {
                         .await;
                 }
             }
-            tokio::time::sleep(random.millis(0, 4_000)).await;
+            clock::sleep(random.millis(0, 4_000)).await;
         }
     };
     tokio::join!(biased; change, inject_faults(cluster, &random, until));
@@ -104,7 +105,7 @@ async fn change(api: &ApiClient, kind: &Kind, (number, broken): (u64, bool)) {
 /// Patches until it succeeds.
 async fn patch(api: &ApiClient, kind: &Kind, key: &ObjectKey, patch: &Value) {
     while api.patch::<Value>(kind, key, None, PatchType::Merge, patch).await.is_err() {
-        tokio::time::sleep(TICK).await;
+        clock::sleep(TICK).await;
     }
 }
 
@@ -179,7 +180,7 @@ fn workloads(random: &Random) -> [Value; 3] {
 async fn wait_for_convergence(cluster: &Cluster) {
     let mut calm = 0;
     while calm < 5 {
-        tokio::time::sleep(5 * TICK).await;
+        clock::sleep(5 * TICK).await;
         let nodes = cluster.world.history.now("/registry/minions/").len();
         let done = unmet(&cluster.world.history).is_empty() && i64::try_from(nodes) == Ok(NODES);
         calm = if done { calm + 1 } else { 0 };
@@ -202,9 +203,9 @@ async fn inject_faults(cluster: &Cluster, random: &Random, until: Instant) {
             server_ms: 0,
         }
     };
-    while Instant::now() < until {
+    while clock::now() < until {
         world.set_weather(weather(random));
-        tokio::time::sleep(random.millis(200, 3000)).await;
+        clock::sleep(random.millis(200, 3000)).await;
         let Some(link) = random.pick(&[CONTROLLERS, CONTROLLERS, SCHEDULER]).and_then(|name| cluster.link(name)) else {
             continue;
         };
@@ -230,6 +231,15 @@ struct RolloutState {
     most: i64,
     /// Previous desired pods of each ReplicaSet: its controller may not have seen the newer value.
     before: BTreeMap<Arc<str>, i64>,
+}
+
+/// The serving pods that a size requires.
+struct ServingTarget {
+    pods: i64,
+    /// The serving pods that its controller doesn't remove any more.
+    reached: i64,
+    /// The bound until a smaller target is reached.
+    meanwhile: i64,
 }
 
 /// Violations at all revisions after one at which all was well.
@@ -272,6 +282,17 @@ fn strategy_of(deployment: &Value) -> (i64, i64) {
 
 fn number(object: &Value, path: &str) -> i64 {
     object.pointer(path).and_then(Value::as_i64).unwrap_or(0)
+}
+
+/// Whether the controller has observed the object's current spec.
+fn is_observed(object: &Value) -> bool {
+    number(object, "/status/observedGeneration") == number(object, "/metadata/generation")
+}
+
+/// The ordinal of a StatefulSet's pod.
+fn ordinal(pod: &Value) -> i64 {
+    let name = pod["metadata"]["name"].as_str().unwrap_or_default();
+    name.rsplit_once('-').and_then(|(_, ordinal)| ordinal.parse().ok()).unwrap_or(i64::MAX)
 }
 
 fn is_of(pod: &Value, owner: &Value) -> bool {
@@ -322,20 +343,36 @@ impl RolloutState {
         self.pods(app).into_iter().filter(|pod| ready(pod)).count() as i64
     }
 
-    /// Checks the number of serving pods against the size. `reached`: the pods that its controller doesn't remove any
-    /// more. A smaller size is divided among all sets in proportion, also those of broken pods, like upstream's: it
-    /// applies once reached.
-    fn served(&mut self, kind: &'static str, object: &Value, (target, reached): (i64, i64)) -> Option<String> {
+    /// Checks the number of serving pods against the target of the size, which applies once it is reached. Until a
+    /// smaller one is reached, `meanwhile` applies.
+    fn served(&mut self, kind: &'static str, object: &Value, target: ServingTarget) -> Option<String> {
         let serving = self.serving(kind);
-        let all_serve = i64::try_from(self.pods(kind).len()) == Ok(serving);
-        let fewest = self.fewest.entry(kind).or_insert(target);
-        let observed = number(object, "/status/observedGeneration") == number(object, "/metadata/generation");
-        if observed && reached >= target {
-            *fewest = target;
-        } else if target < *fewest {
-            *fewest = if all_serve { target } else { 0 };
+        let fewest = self.fewest.entry(kind).or_insert(target.pods);
+        if is_observed(object) && target.reached >= target.pods {
+            *fewest = target.pods;
+        } else if target.pods < *fewest {
+            *fewest = target.meanwhile;
         }
         (serving < *fewest).then(|| format!("{serving} pods of the {kind} serve, not {fewest}"))
+    }
+
+    /// A smaller size is divided among all sets in proportion, also those of broken pods, like upstream's. A set's
+    /// status lags behind its pods: its controller removes the pods that the status counts as unavailable.
+    fn deployment_target(&self, sets: &[Value], pods: i64) -> ServingTarget {
+        let available = |set: &Value| {
+            let known = number(set, "/spec/replicas").min(number(set, "/status/availableReplicas"));
+            self.of_set(set, ready).min(known)
+        };
+        let all_serve = i64::try_from(self.pods("Deployment").len()) == Ok(self.serving("Deployment"));
+        let reached = sets.iter().map(available).sum();
+        ServingTarget { pods, reached, meanwhile: if all_serve { pods } else { 0 } }
+    }
+
+    /// A smaller size removes the highest ordinals, whichever of the rest serve.
+    fn stateful_target(&self, replicas: i64, pods: i64) -> ServingTarget {
+        let stays = |pod: &&Value| ordinal(pod) < replicas && ready(pod);
+        let reached = self.pods("StatefulSet").into_iter().filter(stays).count() as i64;
+        ServingTarget { pods, reached, meanwhile: reached.min(pods) }
     }
 
     fn violations(&mut self, step: Option<&KeyChange>) -> Vec<(&'static str, String)> {
@@ -344,11 +381,13 @@ impl RolloutState {
         for deployment in self.all("deployments") {
             let (surge, unavailable) = strategy_of(&deployment);
             let replicas = number(&deployment, "/spec/replicas");
-            let reached: i64 = sets.iter().map(|set| self.of_set(set, ready).min(number(set, "/spec/replicas"))).sum();
-            let served = self.served("Deployment", &deployment, (replicas - unavailable, reached));
+            let target = self.deployment_target(&sets, replicas - unavailable);
+            let served = self.served("Deployment", &deployment, target);
             problems.extend(served.map(|problem| ("deployment", problem)));
             let wanted: i64 = sets.iter().map(|set| number(set, "/spec/replicas")).sum();
-            self.most = (replicas + surge).max(self.most.min(wanted));
+            // Until its controller has observed the new size, it writes sets of the previous one.
+            let before = if is_observed(&deployment) { self.most.min(wanted) } else { self.most };
+            self.most = (replicas + surge).max(before);
             if wanted > self.most {
                 problems.push(("surge", format!("{wanted} pods are asked for, {} may be", self.most)));
             }
@@ -365,9 +404,8 @@ impl RolloutState {
         for set in self.all("statefulsets") {
             let replicas = number(&set, "/spec/replicas");
             let unavailable = set.pointer("/spec/updateStrategy/rollingUpdate/maxUnavailable").unwrap_or(&Value::Null);
-            let target = replicas - resolved(unavailable, replicas, false).max(1);
-            let reached = self.serving("StatefulSet");
-            let served = self.served("StatefulSet", &set, (target, reached));
+            let target = self.stateful_target(replicas, replicas - resolved(unavailable, replicas, false).max(1));
+            let served = self.served("StatefulSet", &set, target);
             problems.extend(served.map(|problem| ("stateful", problem)));
         }
         for set in self.of("daemonsets") {

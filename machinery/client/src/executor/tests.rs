@@ -115,9 +115,13 @@ async fn only_one_error_means_a_terminating_namespace() {
 /// it.
 #[tokio::test]
 async fn a_create_without_response_waits_for_the_possible_object() {
-    for (metadata, lists, wrote) in [
-        (json!({"namespace": "a", "generateName": "web-", "labels": {"app": "web"}}), 3, vec![9]),
-        (json!({"namespace": "a", "name": "web", "labels": {"app": "web"}}), 0, vec![]),
+    let generated = json!({"namespace": "a", "generateName": "web-", "labels": {"app": "web"}});
+    // 503: the store committed and did not acknowledge. 0: no response.
+    for (metadata, code, lists, wrote) in [
+        (generated.clone(), 0, 3, vec![9]),
+        (generated.clone(), 503, 3, vec![9]),
+        (generated, 403, 0, vec![]),
+        (json!({"namespace": "a", "name": "web", "labels": {"app": "web"}}), 0, 0, vec![]),
     ] {
         let listed = Arc::<Mutex<u32>>::default();
         let seen = listed.clone();
@@ -131,10 +135,12 @@ async fn a_create_without_response_waits_for_the_possible_object() {
             async move {
                 let item = |version: &str| json!({"metadata": {"name": "x", "resourceVersion": version}});
                 let list = json!({"items": [item("8"), item("9"), item("7")]});
-                match tries {
-                    Some(3) => {
-                        Ok(Response::builder().status(200).body(Full::new(Bytes::from(list.to_string()))).unwrap())
-                    }
+                let response = |code: u16, body: Value| {
+                    Ok(Response::builder().status(code).body(Full::new(Bytes::from(body.to_string()))).unwrap())
+                };
+                match (tries, code) {
+                    (Some(3), _) => response(200, list),
+                    (None, 1..) => response(code, json!({"kind": "Status", "status": "Failure", "code": code})),
                     _ => Err(std::io::Error::other("the connection ended")),
                 }
             }
@@ -144,7 +150,7 @@ async fn a_create_without_response_waits_for_the_possible_object() {
         let executor = Executor { api: client.into(), recorder, env: Env::real() };
         let map: ConfigMap = serde_json::from_value(json!({"metadata": metadata})).unwrap();
         let (pending, result) = executor.perform(vec![Action::create(&map)]).await;
-        assert_eq!(result.unwrap_err().code, 0);
+        assert_eq!(result.unwrap_err().code, code);
         let expected: Vec<_> =
             wrote.into_iter().map(|version| PendingWrite::Version(Kind::of::<ConfigMap>(), version)).collect();
         assert_eq!((pending, *listed.lock().unwrap()), (expected, lists));
