@@ -4,7 +4,8 @@
 //! authenticate → in-flight limit → authorize → decode and default → load → build → mutating admission → strategy →
 //! normalise → validation → validating admission → one transaction (optimistic retry on a conflict) → encode. All
 //! writes take this path ([`registry`]). [`apiserver_resources`] has the one table that drives routes, discovery,
-//! OpenAPI, storage, columns, defaulting and validation; [`apiserver_storage`] the store and the watch cache.
+//! OpenAPI, storage, columns, defaulting and validation; [`apiserver_catalog`] the set of served resources;
+//! [`apiserver_storage`] the store and the watch cache.
 //!
 //! Absent on purpose: a Kubernetes client, and HTTP types outside [`http`] (except the TLS listener and the parsing of
 //! credentials in [`auth`]).
@@ -12,7 +13,6 @@
 pub mod admission;
 pub mod auth;
 pub mod bootstrap;
-pub mod catalog;
 mod component_statuses;
 mod conversion;
 mod default_objects;
@@ -28,3 +28,5 @@ pub mod webhook;
 
 #[cfg(test)]
 mod store_format;
+#[cfg(test)]
+mod test_catalog;

@@ -28,7 +28,6 @@ use crate::auth::jwt::SigningKey;
 use crate::auth::tls::{self, Acceptor};
 use crate::auth::{AuthenticateToken, Authenticator, Authorize, Authorizer};
 use crate::bootstrap::{self, Cluster};
-use crate::catalog::{Catalog, ResourceConflict, SharedCatalog};
 use crate::component_statuses;
 use crate::conversion::Converter;
 use crate::extensions::Extensions;
@@ -41,11 +40,15 @@ use crate::node_metrics::{self, NodeMetrics};
 use crate::registry::versions::CustomVersions;
 use crate::registry::{Registry, cached, facts_of_fields};
 use crate::webhook::{self, Caller, ServiceDialer};
+use apiserver_catalog::{Catalog, ResourceConflict, SharedCatalog};
 use apiserver_resources::ResourceInfo;
 use apiserver_resources::allocate::{Allocator, ServiceNetwork};
 use apiserver_resources::checking::{Warning, type_check};
 use apiserver_storage::cache::{Lookup, WatchCache};
 use apiserver_storage::store::{Record, Store, StoreError};
+
+#[cfg(test)]
+mod resource_tests;
 
 /// The maximum number of bootstrap plans at a start: several servers may write to a shared store.
 const BOOTSTRAP_TRIES_MAX: usize = 3;

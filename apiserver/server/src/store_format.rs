@@ -11,7 +11,7 @@ use machinery_api::apply::Managers;
 use machinery_api::selector::{FieldSelector, LabelSelector};
 use machinery_env::Env;
 
-use crate::catalog::tests::built_in;
+use crate::test_catalog::built_in;
 use crate::{registry, server};
 
 /// The resources of the watch cache.
@@ -84,7 +84,7 @@ async fn a_folder_of_the_first_format_starts_and_is_of_the_newest_one_then() {
                 ("", "namespaces", "/registry/namespaces/team"),
                 ("", "configmaps", "/registry/configmaps/team/held"),
             ] {
-                let row = crate::catalog::tests::resource(group, plural);
+                let row = crate::test_catalog::resource(group, plural);
                 let entry = store.get(key, None).await.unwrap().unwrap();
                 let value: serde_json::Value = serde_json::from_slice(&entry.record.body()).unwrap();
                 assert_eq!(

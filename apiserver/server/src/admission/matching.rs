@@ -10,7 +10,7 @@ use machinery_api::selector::{LabelSelector, SelectorError};
 use serde_json::Value;
 
 use super::{Context, Operation, Request};
-use crate::catalog::Catalog;
+use apiserver_catalog::Catalog;
 use apiserver_resources::ResourceInfo;
 
 /// The kinds that configure admission itself. Webhooks are not called for them, so that a broken configuration can

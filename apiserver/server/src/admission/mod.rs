@@ -39,10 +39,10 @@ use machinery_env::Env;
 use serde_json::Value;
 
 use crate::auth::{Authorizer, UserInfo};
-use crate::catalog::SharedCatalog;
 use crate::conversion::Converter;
 use crate::request::options::{DeleteOptions, WriteOptions};
 use crate::webhook::{Accounts, Caller};
+use apiserver_catalog::SharedCatalog;
 use apiserver_resources::objects::ObjectReader;
 use apiserver_storage::store::Txn;
 

@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use super::{Desired, ReconcilePolicy};
-use crate::catalog::Catalog;
+use apiserver_catalog::Catalog;
 
 /// Group versions with the priorities that determine their order in discovery.
 const PRIORITIES: &[(&str, &str, u16, u16)] = &[
@@ -62,7 +62,7 @@ pub(super) fn desired(catalog: &Catalog) -> impl Iterator<Item = Desired> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::catalog::tests::built_in;
+    use crate::test_catalog::built_in;
 
     #[test]
     fn each_version_of_a_built_in_group_has_one() {

@@ -15,8 +15,8 @@ use serde_json::{Map, Value, json};
 
 use crate::auth::rules::{Rule, missing_rules};
 use crate::auth::{NODES, RBAC_GROUP};
-use crate::catalog::Catalog;
 use crate::default_objects::default_objects;
+use apiserver_catalog::Catalog;
 use apiserver_resources::objects::ObjectReader;
 
 const FLOWCONTROL: &str = "flowcontrol.apiserver.k8s.io";
@@ -371,7 +371,7 @@ fn reconcile_role(object: &mut Value, wanted: &Value) {
 mod tests {
     use super::*;
     use crate::auth::{Attributes, Authorizer, UserInfo};
-    use crate::catalog::tests::built_in;
+    use crate::test_catalog::built_in;
     use apiserver_resources::objects::{ObjectReader as _, memory::Map as ObjectReader};
     use futures::FutureExt as _;
 

@@ -26,11 +26,11 @@ use super::route::{self, NoRoute, Route, Target};
 use super::warnings;
 use crate::auth::tls::Peer;
 use crate::auth::{ANONYMOUS, Attributes, Authenticator, Authorizer, Credentials, MASTERS, UserInfo, impersonate};
-use crate::catalog::Catalog;
 use crate::fair_queue::FairQueue;
 use crate::registry::Registry;
 use crate::request::deadline::{timed_out, within};
 use crate::request::query::Query;
+use apiserver_catalog::Catalog;
 
 /// The dependencies of a [`RequestHandler`].
 pub struct HandlerDeps {

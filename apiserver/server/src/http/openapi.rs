@@ -13,8 +13,8 @@ use super::large::{self, Pieces};
 use super::negotiate::{Media, clauses};
 use super::respond;
 use super::route::Route;
-use crate::catalog::openapi;
-use crate::catalog::openapi_v2::{Encoding, PROTOBUF};
+use apiserver_catalog::openapi;
+use apiserver_catalog::openapi_v2::{Encoding, PROTOBUF};
 
 /// The media types by which clients request protobuf, with `@` (older clients) and without: v2 and v3.
 const V2_PROTOBUF: [&str; 2] = ["application/com.github.proto-openapi.spec.v2@v1.0+protobuf", PROTOBUF];

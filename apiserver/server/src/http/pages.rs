@@ -13,9 +13,9 @@ use super::negotiate::{self, Form, Media, Offers, Produces};
 use super::route::Route;
 use super::{health, respond};
 use crate::auth::jwks;
-use crate::catalog::Catalog;
-use crate::catalog::discovery::{self, AGGREGATED, AGGREGATED_PROTOBUF, AGGREGATED_YAML};
-use crate::catalog::order::InOrder;
+use apiserver_catalog::Catalog;
+use apiserver_catalog::discovery::{self, AGGREGATED, AGGREGATED_PROTOBUF, AGGREGATED_YAML};
+use apiserver_catalog::order::InOrder;
 
 impl RequestHandler {
     /// Serves a route that is no resource.
@@ -160,5 +160,20 @@ impl RequestHandler {
         }
         paths.sort();
         paths
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Recorded from kube-apiserver v1.36.
+    #[test]
+    fn the_issuers_configuration_is_written_in_upstreams_order() {
+        let text = serde_json::to_string(&InOrder::of(&jwks::configuration("a:1"))).unwrap();
+        let keys: Vec<&str> = text.split("\":").filter_map(|before| before.rsplit('"').next()).collect();
+        let issuer =
+            "issuer jwks_uri response_types_supported subject_types_supported id_token_signing_alg_values_supported";
+        assert_eq!(keys[..5].join(" "), issuer);
     }
 }

@@ -7,7 +7,7 @@ use machinery_api::{ApiError, GroupVersionResource};
 use std::sync::Arc;
 
 use super::info::RequestInfo;
-use crate::catalog::Catalog;
+use apiserver_catalog::Catalog;
 use apiserver_resources::field::quoted;
 use apiserver_resources::{ResourceInfo, Subresource, SubresourceKind, Verb};
 

@@ -8,7 +8,7 @@ use machinery_api::{ApiError, GroupVersionKind};
 use serde_json::{Map, Value};
 
 use super::PatchType;
-use crate::catalog::Catalog;
+use apiserver_catalog::Catalog;
 use apiserver_resources::ResourceInfo;
 use machinery_api::patch;
 use machinery_api::schema::{self, Decoded, FieldValidation, Media, Target, decode};
@@ -212,7 +212,7 @@ mod tests {
 
     #[test]
     fn what_was_given_empty_is_shown_so_and_stored_as_absent() {
-        let row = crate::catalog::tests::resource("", "pods");
+        let row = crate::test_catalog::resource("", "pods");
         let text =
             br#"{"apiVersion":"v1","kind":"Pod","metadata":{"labels":{}},"spec":{"nodeSelector":{},"tolerations":null,
             "containers":[{"name":"c","resources":{"limits":{}}}]}}"#;

@@ -7,7 +7,7 @@ use machinery_api::error::GroupResource;
 use serde_json::{Map, Value, json};
 
 use super::body::{self, Body};
-use crate::catalog::tests::built_in;
+use crate::test_catalog::built_in;
 use apiserver_resources::field::ERRORS_MAX;
 use apiserver_resources::{Context, RESOURCES, ResourceInfo, metadata};
 use machinery_api::schema::{FieldValidation, Kind, Media, TypeRef, Types};

@@ -283,7 +283,7 @@ mod tests {
     use super::*;
 
     fn row(plural: &str) -> &'static ResourceInfo {
-        crate::catalog::tests::built_in().resources().iter().find(|r| &*r.plural == plural).unwrap()
+        crate::test_catalog::built_in().resources().iter().find(|r| &*r.plural == plural).unwrap()
     }
 
     #[test]

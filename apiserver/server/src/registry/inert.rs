@@ -67,7 +67,7 @@ mod tests {
 
     #[test]
     fn creates_and_updates_of_an_inert_kind_warn() {
-        let rows = crate::catalog::tests::built_in().resources();
+        let rows = crate::test_catalog::built_in().resources();
         let plain = rows.iter().find(|row| &*row.plural == "deployments").unwrap();
         let row = ResourceInfo { inert: Some("nothing acts on it".into()), ..(**plain).clone() };
         let object = |replicas, ready| json!({"metadata": {}, "spec": {"replicas": replicas}, "status": {"r": ready}});
@@ -88,7 +88,7 @@ mod tests {
 
     #[test]
     fn an_unsupported_pod_field_is_reported_with_its_path() {
-        let rows = crate::catalog::tests::built_in().resources();
+        let rows = crate::test_catalog::built_in().resources();
         let of = |plural: &str| rows.iter().find(|row| &*row.plural == plural).unwrap();
         let pod =
             json!({"containers": [{"name": "a", "ports": [{"containerPort": 53, "hostPort": 53, "protocol": "UDP"}]}]});

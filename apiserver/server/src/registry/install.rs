@@ -135,7 +135,7 @@ mod tests {
         };
         server.bootstrap(&cluster).await.unwrap();
         let objects = server.objects();
-        assert_eq!(bootstrap::plan(&*objects, &bootstrap::desired(&cluster, crate::catalog::tests::built_in())), []);
+        assert_eq!(bootstrap::plan(&*objects, &bootstrap::desired(&cluster, crate::test_catalog::built_in())), []);
         let class = objects.get("scheduling.k8s.io", "priorityclasses", "", "system-node-critical").unwrap();
         assert_eq!(class["metadata"]["creationTimestamp"], "2026-01-01T00:00:00Z");
 
@@ -144,7 +144,7 @@ mod tests {
 
         let moved = Cluster { port: 7000, ..cluster };
         server.bootstrap(&moved).await.unwrap();
-        assert_eq!(bootstrap::plan(&*objects, &bootstrap::desired(&moved, crate::catalog::tests::built_in())), []);
+        assert_eq!(bootstrap::plan(&*objects, &bootstrap::desired(&moved, crate::test_catalog::built_in())), []);
         let slice = objects.get("discovery.k8s.io", "endpointslices", "default", "kubernetes").unwrap();
         assert_eq!(slice["ports"][0]["port"], 7000);
     }

@@ -47,10 +47,10 @@ use serde_json::Value;
 
 use crate::admission::{Chain, Effects, Operation, Options, Request, ValidateInput};
 use crate::auth::{Attributes, Authorizer, UserInfo};
-use crate::catalog::{Catalog, SharedCatalog};
 use crate::fair_queue::budget;
 use crate::request::deadline::timed_out;
 use crate::request::options::WriteOptions;
+use apiserver_catalog::{Catalog, SharedCatalog};
 use apiserver_resources::allocate::Allocator;
 use apiserver_resources::field::{FieldError, causes};
 use apiserver_resources::{Allocation, Context, Requester, ResourceInfo, Subresource, SubresourceKind};

@@ -10,7 +10,7 @@ use super::lazy::Lazy;
 use super::name_of;
 use crate::admission::Context;
 use crate::admission::matching::{Matched, Matcher};
-use crate::catalog::Catalog;
+use apiserver_catalog::Catalog;
 use machinery_api::error::{ApiError, ApiResult};
 
 /// Parsed `matchConstraints` or `matchResources`.

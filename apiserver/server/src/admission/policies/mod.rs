@@ -20,7 +20,7 @@ use serde_json::Value;
 use self::compile::{Binding, Policy};
 use super::Context;
 use super::matching::{Matched, is_exempt_from_policies};
-use crate::catalog::{Catalog, SharedCatalog};
+use apiserver_catalog::{Catalog, SharedCatalog};
 use machinery_api::error::ApiResult;
 
 pub(super) use compile::Conditions;

@@ -14,8 +14,8 @@ use super::evaluate::{ExpressionAuthorizer, RequestVariables, activation, condit
 use super::{Index, Kind, Policies, YieldTimer, matches, merge, params};
 use crate::admission::matching::{Matched, has_own_body, resource_of};
 use crate::admission::{Context, Effects, MaybeReady, Operation, Plugin};
-use crate::catalog::{Catalog, SharedCatalog};
 use crate::fair_queue::budget;
+use apiserver_catalog::{Catalog, SharedCatalog};
 use apiserver_resources::ResourceInfo;
 
 pub(in crate::admission) struct Mutating(Policies);

@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::compile::{Binding, Policy};
 use crate::admission::Context;
-use crate::catalog::Catalog;
+use apiserver_catalog::Catalog;
 
 /// Returns the parameters, one per invocation of the policy. A policy without parameters gets a single null.
 pub(super) fn collect(

@@ -10,7 +10,7 @@ use serde_json::Value;
 use super::{GROUP, Kind};
 use crate::admission::{Context, Effects, MaybeReady, Operation, Plugin};
 use crate::auth::{Attributes, MASTERS, UserInfo};
-use crate::catalog::{Catalog, SharedCatalog};
+use apiserver_catalog::{Catalog, SharedCatalog};
 
 pub(in crate::admission) struct ParamRights {
     served: Arc<SharedCatalog>,

@@ -14,8 +14,8 @@ use super::{Index, Kind, Policies, YieldTimer, matches, params};
 use crate::admission::matching::Matched;
 use crate::admission::webhooks::with_managers;
 use crate::admission::{Context, Effects, Managed, MaybeReady, Plugin};
-use crate::catalog::{Catalog, SharedCatalog};
 use crate::fair_queue::budget;
+use apiserver_catalog::{Catalog, SharedCatalog};
 
 const MESSAGE_BYTES_MAX: usize = 5 * 1024;
 /// The maximum size of one audit annotation, as upstream, and the maximum number of values per key over all parameters.

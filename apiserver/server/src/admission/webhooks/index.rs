@@ -9,8 +9,8 @@ use serde_json::Value;
 use super::review;
 use crate::admission::matching::{Matcher, equivalents};
 use crate::admission::policies::{Conditions, Lazy};
-use crate::catalog::Catalog;
 use crate::webhook::{Accounts, Client};
+use apiserver_catalog::Catalog;
 
 /// One webhook of a configuration.
 pub(super) struct Hook {

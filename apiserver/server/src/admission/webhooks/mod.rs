@@ -27,8 +27,8 @@ pub(super) use self::review::options as request_options;
 use self::review::{ReviewResponse, ReviewTarget};
 use super::matching::{Matched, has_own_body, is_exempt, resource_of};
 use super::{Context, Effects, Managed, MaybeReady, Plugin};
-use crate::catalog::{Catalog, SharedCatalog};
 use crate::webhook::{Accounts, AdmissionPhase, CallOutcome, Caller, WebhookRequest};
+use apiserver_catalog::{Catalog, SharedCatalog};
 use apiserver_resources::{ResourceInfo, rules};
 
 /// The maximum response size: a base64 patch of the largest body, and as much again.

@@ -15,8 +15,8 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::catalog::Catalog;
 use crate::registry::cached;
+use apiserver_catalog::Catalog;
 
 fn secret(namespace: &str, name: &str) -> Reference {
     Reference::new(Kind::Secret, namespace, name)

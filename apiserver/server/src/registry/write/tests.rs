@@ -12,12 +12,12 @@ use serde_json::json;
 use super::*;
 use crate::admission::{self, MaybeReady, Plugin};
 use crate::auth::UserInfo;
-use crate::catalog::Catalog;
 use crate::fair_queue::FairQueue;
 use crate::registry::body::{self, Body};
 use crate::registry::{ObjectConversions, PatchType, RequestObject, fields, scale};
 use crate::request::options::WriteOptions;
 use crate::server::{Apiserver, ChainExtensions, Config};
+use apiserver_catalog::Catalog;
 use apiserver_storage::store::memory::MemoryStore;
 use apiserver_storage::store::{Store as _, Txn};
 

@@ -17,7 +17,7 @@ use super::{Catalog, custom, descriptions, gnostic_v3, operations, roots};
 use apiserver_resources::ResourceInfo;
 use machinery_api::schema::{Types, built_in};
 
-/// The approximate size of a document, which takes milliseconds to build.
+/// The approximate size of a document in bytes, which takes milliseconds to build.
 pub const DOCUMENT_BYTES: usize = 512 * 1024;
 /// The media type of the protobuf form in responses.
 pub const PROTOBUF: &str = "application/com.github.proto-openapi.spec.v3.v1.0+protobuf";
@@ -67,7 +67,7 @@ pub fn hash(catalog: &Catalog, path: &str) -> Option<String> {
 
 /// The hash over all documents.
 #[must_use]
-pub fn hash_of_all(catalog: &Catalog) -> String {
+pub(crate) fn hash_of_all(catalog: &Catalog) -> String {
     let mut digest = SOURCES.clone();
     for (group, version) in groups(catalog) {
         digest.update(hash_of(catalog, group, version));

@@ -1,6 +1,6 @@
 //! Tests that resources are added and removed on a running server, and that all documents and paths follow.
 
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::{Body, BodyDataStream};
@@ -8,51 +8,20 @@ use futures::StreamExt as _;
 use http::Request;
 use http_body_util::BodyExt as _;
 use machinery_api::schema::{self, types::Text};
-use machinery_api::{GroupVersionKind, GroupVersionResource, StoragePrefix};
+use machinery_api::{GroupVersionKind, StoragePrefix};
 use machinery_env::Env;
 use serde_json::{Value, json};
 use tower::ServiceExt as _;
 
-use super::{Catalog, ResourceConflict};
+use super::{Apiserver, Config};
 use crate::auth::UserInfo;
-use crate::server::{Apiserver, Config};
+use crate::test_catalog::resource;
+use apiserver_catalog::ResourceConflict;
 use apiserver_resources::cells::column;
 use apiserver_resources::{Column, Context, ResourceInfo, SharedStrategy, Strategy, field::FieldError};
 use apiserver_storage::store::memory::MemoryStore;
 
 const WAIT: Duration = Duration::from_secs(20);
-
-/// The catalog of the built-in kinds.
-pub(crate) fn built_in() -> &'static Catalog {
-    static BUILT_IN: LazyLock<Catalog> = LazyLock::new(|| Catalog::built_in("127.0.0.1:6443"));
-    &BUILT_IN
-}
-
-/// The storage version of a built-in kind.
-pub(crate) fn resource(group: &str, plural: &str) -> &'static Arc<ResourceInfo> {
-    built_in().stored(group, plural).unwrap()
-}
-
-#[test]
-fn resources_are_found_by_name_by_key_and_by_group() {
-    let catalog = built_in();
-    for resource in catalog.resources() {
-        assert_eq!(catalog.get(resource.gvr()).unwrap().gvr(), resource.gvr());
-        assert!(resource.group.is_empty() || catalog.has_group(&resource.group));
-        assert!(catalog.has_version(&resource.group, &resource.version));
-    }
-    assert!(!catalog.has_group("") && !catalog.has_group("app") && !catalog.has_version("apps", "v2"));
-    let of = |key: &str| catalog.of_key(key).map(|resource| &*resource.plural);
-    assert_eq!(of("/registry/services/specs/default/web"), Some("services"));
-    assert_eq!(of("/registry/minions/n"), Some("nodes"));
-    assert_eq!((of("/registry/services/"), of("/registry/ranges/servicenodeports/30000")), (None, None));
-    // Two groups share a key prefix; only one of them is the storage version.
-    let events =
-        catalog.get(GroupVersionResource { group: "events.k8s.io", version: "v1", resource: "events" }).unwrap();
-    assert_eq!(&*events.stored().group, "");
-    assert_eq!(catalog.prefix("events.k8s.io", "events"), catalog.prefix("", "events"));
-    assert!(catalog.stored("events.k8s.io", "events").is_none() && catalog.stored("", "bindings").is_none());
-}
 
 /// The strategy of widgets.
 struct Widgets;
@@ -363,15 +332,4 @@ async fn a_resource_comes_and_goes_on_a_running_server() {
     server.0.add_resource(widgets()).await.unwrap();
     assert_eq!(server.get(&format!("{WIDGETS}/w")).await.1["data"]["color"], "red");
     assert_eq!(server.aggregated().await.0, tag);
-}
-
-#[test]
-fn groups_stand_in_the_order_of_upstreams_priorities() {
-    let groups = built_in().discovery().groups();
-    let names: Vec<&str> =
-        groups["groups"].as_array().unwrap().iter().filter_map(|group| group["name"].as_str()).collect();
-    let at = |name: &str| names.iter().position(|known| *known == name).unwrap();
-    assert_eq!(names[..3], ["apiregistration.k8s.io", "apps", "events.k8s.io"]);
-    assert!(at("batch") < at("networking.k8s.io") && at("storage.k8s.io") < at("coordination.k8s.io"));
-    assert_eq!(names.last(), Some(&"flowcontrol.apiserver.k8s.io"));
 }

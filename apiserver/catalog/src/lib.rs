@@ -1,5 +1,8 @@
 //! All served resources as one immutable value. A request loads the catalog once and sees one state of the API from
 //! routing to response. Changes replace it as a whole; discovery and OpenAPI are derived on first use.
+//!
+//! Absent on purpose: stored objects, requests, tokio, a clock.
+#![warn(missing_docs)]
 
 mod custom;
 mod declared;
@@ -17,7 +20,7 @@ mod roots;
 mod schemas;
 
 #[cfg(test)]
-pub(crate) mod tests;
+mod tests;
 
 use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
@@ -107,29 +110,34 @@ impl Catalog {
 
     /// All resources in discovery order.
     #[must_use]
+    #[inline]
     pub fn resources(&self) -> &[Arc<ResourceInfo>] {
         &self.resources
     }
 
     /// Finds a resource by group, version and plural.
     #[must_use]
+    #[inline]
     pub fn get(&self, name: GroupVersionResource<'_>) -> Option<&Arc<ResourceInfo>> {
         let at = self.by_name.binary_search_by(|resource| resource.gvr().cmp(&name)).ok()?;
         self.by_name.get(at)
     }
 
+    #[inline]
     fn any_version(&self, group: &str, plural: &str) -> Option<&Arc<ResourceInfo>> {
         self.by_group.get(group)?.get(plural)
     }
 
     /// The storage version of a group's resource.
     #[must_use]
+    #[inline]
     pub fn stored(&self, group: &str, plural: &str) -> Option<&Arc<ResourceInfo>> {
         self.any_version(group, plural).filter(|resource| resource.is_storage_version())
     }
 
     /// The key prefix of a resource, whichever version is served.
     #[must_use]
+    #[inline]
     pub fn prefix(&self, group: &str, plural: &str) -> Option<StoragePrefix> {
         self.any_version(group, plural)?.prefix.clone()
     }
@@ -187,6 +195,9 @@ impl Catalog {
     }
 
     /// Checks that no other resource has the name or key prefix.
+    ///
+    /// # Errors
+    /// Another resource has one of them.
     pub fn check_free(&self, resource: &ResourceInfo) -> Result<(), ResourceConflict> {
         if self.get(resource.gvr()).is_some() {
             return Err(ResourceConflict::Name(resource.qualified()));
@@ -246,6 +257,7 @@ pub struct SharedCatalog {
 }
 
 impl SharedCatalog {
+    /// Starts with a catalog.
     #[must_use]
     pub fn new(catalog: Catalog) -> Self {
         Self { now: ArcSwap::from_pointee(catalog) }
@@ -253,6 +265,7 @@ impl SharedCatalog {
 
     /// The current catalog.
     #[must_use]
+    #[inline]
     pub fn load(&self) -> Arc<Catalog> {
         self.now.load_full()
     }
@@ -264,23 +277,25 @@ impl SharedCatalog {
 
     /// Adds a resource. The caller registers it with the watch cache before, and serializes calls that change the
     /// catalog.
-    pub(crate) fn add(&self, resource: Arc<ResourceInfo>) -> Result<(), ResourceConflict> {
+    ///
+    /// # Errors
+    /// Another resource has the name or key prefix; the catalog is unchanged.
+    pub fn add(&self, resource: Arc<ResourceInfo>) -> Result<(), ResourceConflict> {
         self.now.store(Arc::new(self.load().with_added(resource)?));
         Ok(())
     }
 
     /// Replaces resources atomically.
-    pub(crate) fn replace(
-        &self,
-        removed: &[Arc<ResourceInfo>],
-        added: &[Arc<ResourceInfo>],
-    ) -> Result<(), ResourceConflict> {
+    ///
+    /// # Errors
+    /// Another resource has the name or key prefix of an added one; the catalog is unchanged.
+    pub fn replace(&self, removed: &[Arc<ResourceInfo>], added: &[Arc<ResourceInfo>]) -> Result<(), ResourceConflict> {
         self.now.store(Arc::new(self.load().with_replaced(removed, added)?));
         Ok(())
     }
 
     /// Removes a resource; `None` if it is not served.
-    pub(crate) fn remove(&self, name: GroupVersionResource<'_>) -> Option<Arc<ResourceInfo>> {
+    pub fn remove(&self, name: GroupVersionResource<'_>) -> Option<Arc<ResourceInfo>> {
         let (remaining, removed) = self.load().with_removed(name)?;
         self.now.store(Arc::new(remaining));
         Some(removed)

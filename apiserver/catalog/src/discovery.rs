@@ -33,7 +33,9 @@ pub struct Discovery {
 
 /// Aggregated discovery of `/api` or `/apis`.
 pub struct Aggregated {
+    /// The document as JSON.
     pub json: Bytes,
+    /// The document as Kubernetes protobuf.
     pub protobuf: Bytes,
     /// The ETag, with quotes.
     pub tag: String,
@@ -104,7 +106,7 @@ fn group_rank(group: &str) -> (usize, &str) {
 impl Discovery {
     /// Builds the documents of all resources. `address` is the server's address for clients (`host:port`).
     #[must_use]
-    pub fn new(resources: &[Arc<ResourceInfo>], address: &str) -> Self {
+    pub(crate) fn new(resources: &[Arc<ResourceInfo>], address: &str) -> Self {
         let mut groups: Vec<Group> = Vec::new();
         for row in resources {
             let at = groups.iter().position(|g| g.name == row.group).unwrap_or_else(|| {

@@ -23,6 +23,7 @@ const DEFINITIONS: &str = "#/definitions/";
 /// The encoding of a document.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Encoding {
+    /// JSON.
     Json,
     /// Gnostic's protobuf.
     Protobuf,
@@ -41,7 +42,7 @@ pub(super) fn frame() -> Value {
 }
 
 /// Builds and gzips the whole document, which takes tens of milliseconds.
-pub fn build_gzipped(catalog: &Catalog, encoding: Encoding) -> io::Result<Bytes> {
+pub(crate) fn build_gzipped(catalog: &Catalog, encoding: Encoding) -> io::Result<Bytes> {
     let mut out = GzEncoder::new(Vec::new(), Compression::default());
     match encoding {
         Encoding::Json => {
@@ -219,7 +220,7 @@ mod tests {
     use flate2::read::GzDecoder;
 
     use super::*;
-    use crate::catalog::tests::built_in;
+    use crate::tests::built_in;
 
     fn read(encoding: Encoding) -> Vec<u8> {
         let mut out = Vec::new();
