@@ -68,6 +68,11 @@ const FORBIDDEN: &[(&str, &[&str], &str)] = &[
         "the store and its cache: no HTTP, no client",
     ),
     (
+        "apiserver/auth",
+        &["axum", "hyper", "machinery-serve", "machinery-client", "kube", "apiserver"],
+        "who a user is and what the user may do: no HTTP server or client, no socket",
+    ),
+    (
         "apiserver/catalog",
         &["tokio", "hyper", "axum", "http", "machinery-env", "machinery-serve", "apiserver-storage", "apiserver"],
         "served resources and their documents: no tokio, no clock, no HTTP, no store",

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::Context as _;
-use apiserver::auth::jwt::SigningKey;
+use apiserver_auth::jwt::SigningKey;
 use clap::Args;
 use controllers::Settings;
 use ipnet::IpNet;

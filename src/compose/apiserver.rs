@@ -5,10 +5,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context as _;
-use apiserver::auth::certificates::Certificates;
-use apiserver::auth::pki::{self, Identity, Pki};
-use apiserver::auth::tls::Acceptor;
 use apiserver::http::kubelets::Kubelets;
+use apiserver::tls::Acceptor;
+use apiserver_auth::certificates::Certificates;
+use apiserver_auth::pki::{self, Identity, Pki};
 use machinery_env::Env;
 use tokio_util::sync::CancellationToken;
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use apiserver::auth::signing::CertificateTemplate;
+use apiserver_auth::signing::CertificateTemplate;
 use apiserver_resources::checking::Warning;
 
 use super::ground::Ground;

@@ -7,9 +7,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use ::proxy::DataPlane;
 use anyhow::Context as _;
-use apiserver::auth::pki::{self, Pki};
 use apiserver::bootstrap::cidr_migration::CidrMigration;
 use apiserver::server::{self, ApiService, Apiserver, read_first_format};
+use apiserver_auth::pki::{self, Pki};
 use apiserver_resources::objects::ObjectReader as _;
 use apiserver_storage::store::Store as _;
 use apiserver_storage::store::embedded::{EmbeddedStore, Options};

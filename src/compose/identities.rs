@@ -1,8 +1,8 @@
 //! Identities of the roles and their API clients: over the in-process service, with the identity as a typed request
 //! extension.
 
-use apiserver::auth::UserInfo;
 use apiserver::server::ApiService;
+use apiserver_auth::UserInfo;
 use axum::body::Body;
 use http::HeaderValue;
 use http::header::USER_AGENT;

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use anyhow::Context as _;
-use apiserver::auth::pki::Pki;
+use apiserver_auth::pki::Pki;
 
 use super::ground::Ground;
 use super::identities::ComponentIdentity;

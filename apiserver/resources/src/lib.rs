@@ -19,6 +19,7 @@ mod certificates;
 mod conditions;
 mod coordination;
 mod core;
+pub mod default_objects;
 mod discovery;
 pub mod field;
 mod flowcontrol;

@@ -6,12 +6,12 @@ use std::error::Error;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
-use apiserver::auth::certificates::Certificates;
-use apiserver::auth::pki::{Pki, kubeconfig, write_private};
-use apiserver::auth::tls::Acceptor;
 use apiserver::bootstrap::Cluster;
 use apiserver::http::kubelets::Kubelets;
 use apiserver::server::{Apiserver, Config, read_first_format};
+use apiserver::tls::Acceptor;
+use apiserver_auth::certificates::Certificates;
+use apiserver_auth::pki::{Pki, kubeconfig, write_private};
 use apiserver_resources::allocate::ServiceNetwork;
 use apiserver_storage::store::Store;
 use apiserver_storage::store::embedded::{EmbeddedStore, Options};

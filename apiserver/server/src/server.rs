@@ -24,9 +24,6 @@ use tokio_util::sync::CancellationToken;
 use tower::Service;
 
 use crate::admission::{AdmissionConfiguration, Chain, ImageMetadata, Plugin};
-use crate::auth::jwt::SigningKey;
-use crate::auth::tls::{self, Acceptor};
-use crate::auth::{AuthenticateToken, Authenticator, Authorize, Authorizer};
 use crate::bootstrap::{self, Cluster};
 use crate::component_statuses;
 use crate::conversion::Converter;
@@ -38,15 +35,20 @@ use crate::http::metrics::Metrics;
 use crate::http::services::Services;
 use crate::node_metrics::{self, NodeMetrics};
 use crate::registry::versions::CustomVersions;
-use crate::registry::{Registry, cached, facts_of_fields};
+use crate::registry::{Registry, facts_of_fields};
+use crate::tls::{self, Acceptor};
 use crate::webhook::{self, Caller, ServiceDialer};
+use apiserver_auth::jwt::SigningKey;
+use apiserver_auth::{AuthenticateToken, Authenticator, Authorize, Authorizer};
 use apiserver_catalog::{Catalog, ResourceConflict, SharedCatalog};
 use apiserver_resources::ResourceInfo;
 use apiserver_resources::allocate::{Allocator, ServiceNetwork};
 use apiserver_resources::checking::{Warning, type_check};
-use apiserver_storage::cache::{Lookup, WatchCache};
+use apiserver_storage::cache::{Lookup, Resource, WatchCache};
 use apiserver_storage::store::{Record, Store, StoreError};
 
+#[cfg(test)]
+mod chain_tests;
 #[cfg(test)]
 mod resource_tests;
 
@@ -142,7 +144,7 @@ impl Apiserver {
         additions: ChainExtensions,
     ) -> Result<Self, StoreError> {
         let catalog = Catalog::with_features(&config.features, &config.address);
-        let cache = WatchCache::open(env, store, catalog.all_stored().filter_map(cached).collect()).await?;
+        let cache = WatchCache::open(env, store, catalog.all_stored().filter_map(Resource::of).collect()).await?;
         let served = Arc::new(SharedCatalog::new(catalog));
         let objects = Arc::new(Lookup::new(cache.clone(), {
             let served = served.clone();
@@ -212,7 +214,7 @@ impl Apiserver {
         let resource = Arc::new(resource);
         registry.served.load().check_free(&resource)?;
         // The cache comes first: a request that finds the resource can list it.
-        if let Some(cached) = cached(&resource) {
+        if let Some(cached) = Resource::of(&resource) {
             registry.cache.register(cached).await;
         }
         registry.served.add(resource)
@@ -232,8 +234,8 @@ impl Apiserver {
         true
     }
 
-    /// The service for components of this process: a [`UserInfo`](crate::auth::UserInfo) in a request's extensions is
-    /// its identity.
+    /// The service for components of this process: a [`UserInfo`](apiserver_auth::UserInfo) in a request's extensions
+    /// is its identity.
     #[must_use]
     pub fn service(&self) -> ApiService {
         ApiService { handler: self.handler.clone() }

@@ -11,12 +11,12 @@ use machinery_api::apply::Managers;
 use machinery_api::selector::{FieldSelector, LabelSelector};
 use machinery_env::Env;
 
+use crate::server;
 use crate::test_catalog::built_in;
-use crate::{registry, server};
 
 /// The resources of the watch cache.
 fn resources() -> Vec<Resource> {
-    built_in().all_stored().filter_map(registry::cached).collect()
+    built_in().all_stored().filter_map(Resource::of).collect()
 }
 
 async fn everything(store: &dyn Store) -> BTreeMap<String, (Vec<u8>, Revision, Revision)> {

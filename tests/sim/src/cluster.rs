@@ -7,11 +7,11 @@ use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
-use apiserver::auth::UserInfo;
-use apiserver::auth::jwt::SigningKey;
 use apiserver::bootstrap;
 use apiserver::http::kubelets::Kubelets;
 use apiserver::server::{Apiserver, Config};
+use apiserver_auth::UserInfo;
+use apiserver_auth::jwt::SigningKey;
 use apiserver_resources::RESOURCES;
 use apiserver_resources::allocate::ServiceNetwork;
 use ipnet::Ipv4Net;

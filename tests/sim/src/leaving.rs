@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use apiserver::auth::UserInfo;
+use apiserver_auth::UserInfo;
 use k8s_openapi::api::batch::v1::Job;
 use machinery_api::ObjectKey;
 use machinery_client::Kind;

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use apiserver::auth::UserInfo;
+use apiserver_auth::UserInfo;
 use apiserver_storage::store::Revision;
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, ReplicaSet, StatefulSet};
 use machinery_api::ObjectKey;

@@ -9,7 +9,7 @@ use machinery_api::selector::go_quoted;
 use serde_json::Value;
 
 use super::{Context, Effects, MaybeReady, Operation, Plugin};
-use crate::auth::{Attributes, MASTERS};
+use apiserver_auth::{Attributes, MASTERS};
 
 const GROUP: &str = "certificates.k8s.io";
 const CLIENT_SIGNER: &str = "kubernetes.io/kube-apiserver-client";

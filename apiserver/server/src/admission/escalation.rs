@@ -4,8 +4,8 @@
 use serde_json::Value;
 
 use super::{Context, Effects, MaybeReady, Operation, Plugin};
-use crate::auth::RBAC_GROUP;
-use crate::auth::escalation::{RbacWrite, check};
+use apiserver_auth::RBAC_GROUP;
+use apiserver_auth::escalation::{RbacWrite, check};
 
 pub(super) struct Escalation;
 

@@ -323,8 +323,8 @@ mod tests {
 
     use super::*;
     use crate::admission::Options;
-    use crate::auth::UserInfo;
     use crate::request::options::WriteOptions;
+    use apiserver_auth::UserInfo;
 
     fn matches(
         rule: Value,

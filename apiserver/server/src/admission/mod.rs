@@ -38,10 +38,10 @@ use machinery_api::error::{ApiError, ApiResult, GroupResource};
 use machinery_env::Env;
 use serde_json::Value;
 
-use crate::auth::{Authorizer, UserInfo};
 use crate::conversion::Converter;
 use crate::request::options::{DeleteOptions, WriteOptions};
 use crate::webhook::{Accounts, Caller};
+use apiserver_auth::{Authorizer, UserInfo};
 use apiserver_catalog::SharedCatalog;
 use apiserver_resources::objects::ObjectReader;
 use apiserver_storage::store::Txn;
@@ -225,7 +225,7 @@ pub struct SideWrite {
 }
 
 /// The result of a plugin: immediate, or a future.
-pub type MaybeReady<'a> = crate::step::MaybeReady<'a, ApiResult<()>>;
+pub type MaybeReady<'a> = apiserver_auth::MaybeReady<'a, ApiResult<()>>;
 
 /// An admission plugin. It may be called again for one request: after a write conflict with the client's object, or
 /// after a change by another plugin. Its changes must be idempotent.

@@ -10,8 +10,8 @@ use machinery_api::error::{ApiError, ApiResult, GroupResource};
 use serde_json::Value;
 
 use super::{Context, Effects, MaybeReady, Operation, Plugin, is_mirror};
-use crate::auth::Attributes;
-use crate::auth::node::LEASE_NAMESPACE;
+use apiserver_auth::Attributes;
+use apiserver_auth::node::LEASE_NAMESPACE;
 
 /// Labels in Kubernetes' domains that a kubelet may set on its Node.
 const KUBELET_LABELS: [&str; 11] = [

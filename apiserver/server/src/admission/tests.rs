@@ -6,7 +6,7 @@ use serde_json::json;
 use futures::FutureExt as _;
 
 use super::*;
-use crate::auth::NODES;
+use apiserver_auth::NODES;
 use apiserver_resources::objects::memory::Map;
 use machinery_api::schema::FieldValidation;
 

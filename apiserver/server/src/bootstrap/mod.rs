@@ -13,10 +13,10 @@ use std::net::IpAddr;
 use ipnet::Ipv4Net;
 use serde_json::{Map, Value, json};
 
-use crate::auth::rules::{Rule, missing_rules};
-use crate::auth::{NODES, RBAC_GROUP};
-use crate::default_objects::default_objects;
+use apiserver_auth::rules::{Rule, missing_rules};
+use apiserver_auth::{NODES, RBAC_GROUP};
 use apiserver_catalog::Catalog;
+use apiserver_resources::default_objects;
 use apiserver_resources::objects::ObjectReader;
 
 const FLOWCONTROL: &str = "flowcontrol.apiserver.k8s.io";
@@ -109,7 +109,7 @@ pub enum Write {
 /// Returns all objects that should exist, in the order in which they must be written (namespaces first).
 #[must_use]
 pub fn desired(cluster: &Cluster, catalog: &Catalog) -> Vec<Desired> {
-    let mut desired: Vec<Desired> = default_objects().filter_map(from_default_object).collect();
+    let mut desired: Vec<Desired> = default_objects::all().filter_map(from_default_object).collect();
     desired.extend(apiservices::desired(catalog));
     desired.push(Desired {
         group: "node.k8s.io",
@@ -370,8 +370,8 @@ fn reconcile_role(object: &mut Value, wanted: &Value) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::auth::{Attributes, Authorizer, UserInfo};
     use crate::test_catalog::built_in;
+    use apiserver_auth::{Attributes, Authorizer, UserInfo};
     use apiserver_resources::objects::{ObjectReader as _, memory::Map as ObjectReader};
     use futures::FutureExt as _;
 
@@ -399,8 +399,8 @@ mod tests {
 
     #[test]
     fn every_line_is_an_object_that_is_served() {
-        assert_eq!(default_objects().filter_map(from_default_object).count(), default_objects().count());
-        assert!(!crate::auth::node::default_rules().is_empty());
+        assert_eq!(default_objects::all().filter_map(from_default_object).count(), default_objects::all().count());
+        assert!(!apiserver_auth::node::default_rules().is_empty());
     }
 
     #[test]
@@ -476,9 +476,9 @@ mod tests {
         assert!(!may("system:kube-controller-manager", None, "create", "", "pods"));
         assert!(may("system:kube-scheduler", None, "create", "", "pods/binding"));
         assert!(may("system:kube-proxy", None, "watch", "discovery.k8s.io", "endpointslices"));
-        assert!(may("system:node:n1", Some(crate::auth::NODES), "create", "", "events"));
-        assert!(may("system:node:n1", Some(crate::auth::NODES), "watch", "node.k8s.io", "runtimeclasses"));
-        assert!(!may("system:node:n1", Some(crate::auth::NODES), "create", "", "services"));
+        assert!(may("system:node:n1", Some(apiserver_auth::NODES), "create", "", "events"));
+        assert!(may("system:node:n1", Some(apiserver_auth::NODES), "watch", "node.k8s.io", "runtimeclasses"));
+        assert!(!may("system:node:n1", Some(apiserver_auth::NODES), "create", "", "services"));
         assert!(!may("jo", None, "get", "", "pods"));
     }
 }

@@ -11,10 +11,10 @@ use machinery_api::ApiError;
 use serde_json::{Value, json};
 
 use super::{Extensions, lock};
-use crate::auth::{MASTERS, UserInfo};
 use crate::http::handle::RequestHandler;
 use crate::registry::{ObjectConversions, Registry, RequestScope, object};
 use crate::request::options::DeleteOptions;
+use apiserver_auth::{MASTERS, UserInfo};
 
 /// The time after which remaining instances are reported in the status.
 const DELETION_TIMEOUT: Duration = Duration::from_secs(60);

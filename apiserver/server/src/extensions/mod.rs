@@ -17,7 +17,7 @@ use std::time::Duration;
 use apiserver_resources::ResourceInfo;
 use apiserver_resources::apiextensions::compiled::SchemaCache;
 use apiserver_resources::apiextensions::{conditions, custom};
-use apiserver_storage::cache::{Cached, Selectors};
+use apiserver_storage::cache::{Cached, Resource, Selectors};
 use futures::FutureExt as _;
 use machinery_api::{ApiError, GroupVersionResource};
 use machinery_env::Env;
@@ -25,10 +25,10 @@ use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
 use crate::admission::Options;
-use crate::auth::{MASTERS, UserInfo};
 use crate::http::handle::RequestHandler;
-use crate::registry::{ObjectConversions, Registry, RequestScope, cached, object};
+use crate::registry::{ObjectConversions, Registry, RequestScope, object};
 use crate::request::options::WriteOptions;
+use apiserver_auth::{MASTERS, UserInfo};
 
 pub(crate) const GROUP: &str = "apiextensions.k8s.io";
 pub(crate) const PLURAL: &str = "customresourcedefinitions";
@@ -258,7 +258,7 @@ impl Extensions {
         {
             registry.cache.unregister(prefix.as_str()).await;
         }
-        if let Some(resource) = cached(&stored) {
+        if let Some(resource) = Resource::of(&stored) {
             registry.cache.register(resource).await;
         }
         if let Err(conflict) = registry.served.replace(before, &compiled) {

@@ -25,10 +25,10 @@ use super::kubelets;
 use super::logs;
 use super::proxy;
 use super::respond;
-use crate::auth::Attributes;
-use crate::auth::tls::Peer;
 use crate::registry::RequestScope;
 use crate::request::query::Query;
+use crate::tls::Peer;
+use apiserver_auth::Attributes;
 use apiserver_resources::SubresourceKind;
 
 /// The maximum number of ports of one WebSocket. Each port takes two of the numbered channels.

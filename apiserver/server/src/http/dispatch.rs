@@ -18,7 +18,6 @@ use super::respond;
 use super::route::Target;
 use super::table::{Include, Tables};
 use super::watch;
-use crate::auth::{reviews, tokens};
 use crate::fair_queue::{FairQueuePermit, SMALL_BYTES_MAX, budget};
 use crate::registry::body::{self as bodies, Body as RequestBody};
 use crate::registry::{
@@ -26,6 +25,7 @@ use crate::registry::{
 };
 use crate::request::deadline::timed_out;
 use crate::request::options::{DeleteOptions, ListOptions, WriteOptions};
+use apiserver_auth::{reviews, tokens};
 use apiserver_resources::{SubresourceKind, Verb, rules};
 
 /// The largest request body (upstream's default).

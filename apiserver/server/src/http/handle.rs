@@ -24,12 +24,12 @@ use super::metrics::{Metrics, RequestLabels};
 use super::respond::{self, RequestHead};
 use super::route::{self, NoRoute, Route, Target};
 use super::warnings;
-use crate::auth::tls::Peer;
-use crate::auth::{ANONYMOUS, Attributes, Authenticator, Authorizer, Credentials, MASTERS, UserInfo, impersonate};
 use crate::fair_queue::FairQueue;
 use crate::registry::Registry;
 use crate::request::deadline::{timed_out, within};
 use crate::request::query::Query;
+use crate::tls::{self, Peer};
+use apiserver_auth::{ANONYMOUS, Attributes, Authenticator, Authorizer, MASTERS, UserInfo, impersonate};
 use apiserver_catalog::Catalog;
 
 /// The dependencies of a [`RequestHandler`].
@@ -175,7 +175,7 @@ impl RequestHandler {
     async fn authenticate(&self, parts: &http::request::Parts, info: &RequestInfo) -> Result<UserInfo, ApiError> {
         let objects = &*self.deps.registry.objects;
         let user =
-            self.deps.authenticator.authenticate(objects, &Credentials::of(&parts.headers, &parts.extensions)).await?;
+            self.deps.authenticator.authenticate(objects, &tls::credentials(&parts.headers, &parts.extensions)).await?;
         if user.name != ANONYMOUS
             && let Some(peer) = parts.extensions.get::<Peer>()
         {

@@ -27,9 +27,9 @@ use tokio_rustls::client::TlsStream;
 
 use super::handle::RequestHandler;
 use super::node_pool::{IDLE_CONNECTIONS_MAX, Pool};
-use crate::auth::pki::{Identity, PkiError};
-use crate::auth::tls;
 use crate::registry::RequestScope;
+use apiserver_auth::pki::{Identity, PkiError};
+use apiserver_auth::tls;
 use apiserver_resources::objects::ObjectReader;
 
 /// The connect timeout, after which a node counts as unreachable.

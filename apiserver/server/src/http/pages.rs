@@ -12,7 +12,7 @@ use super::handle::{RequestContext, RequestHandler};
 use super::negotiate::{self, Form, Media, Offers, Produces};
 use super::route::Route;
 use super::{health, respond};
-use crate::auth::jwks;
+use apiserver_auth::jwks;
 use apiserver_catalog::Catalog;
 use apiserver_catalog::discovery::{self, AGGREGATED, AGGREGATED_PROTOBUF, AGGREGATED_YAML};
 use apiserver_catalog::order::InOrder;

@@ -13,9 +13,9 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 
 use crate::admission::{self, Effects, Plugin};
-use crate::auth::{Attributes, Authorize, Decision, UserInfo};
 use crate::server::{Apiserver, ChainExtensions, Config};
-use crate::step::MaybeReady;
+use apiserver_auth::MaybeReady;
+use apiserver_auth::{Attributes, Authorize, Decision, UserInfo};
 use apiserver_resources::objects::ObjectReader;
 use apiserver_storage::store::memory::MemoryStore;
 

@@ -9,9 +9,9 @@ use super::intent::Intent;
 use super::object::{self, metadata_mut};
 use super::{ObjectConversions, Registry, RequestScope, body};
 use crate::admission::Options;
-use crate::auth::{MASTERS, UserInfo};
 use crate::bootstrap::Write;
 use crate::request::options::WriteOptions;
+use apiserver_auth::{MASTERS, UserInfo};
 use machinery_api::schema;
 
 /// The maximum number of concurrent writes, so that they share the store's syncs.

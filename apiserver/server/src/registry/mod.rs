@@ -46,15 +46,15 @@ use machinery_env::Env;
 use serde_json::Value;
 
 use crate::admission::{Chain, Effects, Operation, Options, Request, ValidateInput};
-use crate::auth::{Attributes, Authorizer, UserInfo};
 use crate::fair_queue::budget;
 use crate::request::deadline::timed_out;
 use crate::request::options::WriteOptions;
+use apiserver_auth::{Attributes, Authorizer, UserInfo};
 use apiserver_catalog::{Catalog, SharedCatalog};
 use apiserver_resources::allocate::Allocator;
 use apiserver_resources::field::{FieldError, causes};
 use apiserver_resources::{Allocation, Context, Requester, ResourceInfo, Subresource, SubresourceKind};
-use apiserver_storage::cache::{Cached, Fields, Lookup, Resource, WatchCache};
+use apiserver_storage::cache::{Cached, Lookup, WatchCache};
 use apiserver_storage::store::record::{Facts, fingerprint};
 use apiserver_storage::store::{Record, Revision, StoreError};
 
@@ -233,22 +233,6 @@ impl RequestScope<'_> {
 #[must_use]
 pub fn facts_of_fields(row: &ResourceInfo, object: &Value) -> (u64, Vec<String>) {
     (fingerprint(row.strategy.selectable_labels().iter().map(|label| &**label)), row.strategy.selectable(object))
-}
-
-/// The watch cache's description of a resource; `None` if it is virtual.
-pub(crate) fn cached(resource: &Arc<ResourceInfo>) -> Option<Resource> {
-    let strategy = resource.strategy.clone();
-    let fields = (!strategy.selectable_labels().is_empty()).then(|| {
-        let names = strategy.selectable_labels().to_vec();
-        let read = move |object: &Value| strategy.selectable(object);
-        Arc::new(Fields::new(names, read))
-    });
-    Some(Resource {
-        prefix: resource.prefix.clone()?,
-        fields,
-        indexed_fields: resource.indexed_fields.clone(),
-        indexes_labels: resource.indexes_labels,
-    })
 }
 
 /// The storage key of an object: `/registry/pods/default/a`. A virtual resource has none; its name is used.

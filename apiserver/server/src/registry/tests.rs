@@ -15,8 +15,8 @@ use machinery_env::Env;
 use serde_json::{Value, json};
 use tower::ServiceExt as _;
 
-use crate::auth::UserInfo;
 use crate::server::{Apiserver, Config};
+use apiserver_auth::UserInfo;
 use apiserver_resources::allocate::ServiceNetwork;
 use apiserver_storage::store::late::LateStore;
 use apiserver_storage::store::memory::MemoryStore;

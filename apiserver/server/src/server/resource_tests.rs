@@ -14,8 +14,8 @@ use serde_json::{Value, json};
 use tower::ServiceExt as _;
 
 use super::{Apiserver, Config};
-use crate::auth::UserInfo;
 use crate::test_catalog::resource;
+use apiserver_auth::UserInfo;
 use apiserver_catalog::ResourceConflict;
 use apiserver_resources::cells::column;
 use apiserver_resources::{Column, Context, ResourceInfo, SharedStrategy, Strategy, field::FieldError};

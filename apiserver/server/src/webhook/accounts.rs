@@ -214,7 +214,7 @@ fn certificate(chain: &[u8], key: &[u8]) -> Result<(Vec<CertificateDer<'static>>
     let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(chain).collect();
     let chain = chain.map_err(|error| format!("client-certificate: {error}"))?;
     let key = PrivateKeyDer::from_pem_slice(key).map_err(|error| format!("client-key: {error}"))?;
-    let pair = rustls::sign::CertifiedKey::from_der(chain.clone(), key.clone_key(), &crate::auth::tls::provider());
+    let pair = rustls::sign::CertifiedKey::from_der(chain.clone(), key.clone_key(), &apiserver_auth::tls::provider());
     pair.map_err(|error| format!("client-certificate: {error}"))?;
     Ok((chain, key))
 }

@@ -27,8 +27,8 @@ use super::Caller;
 use super::accounts::{Account, Accounts};
 use super::responses::WebhookResponse;
 use super::verifier::verifier;
-use crate::auth::tls;
 use crate::request::deadline;
+use apiserver_auth::tls;
 
 /// A bidirectional byte stream.
 pub trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}

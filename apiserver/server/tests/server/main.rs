@@ -22,12 +22,13 @@ mod writes;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use apiserver::auth::UserInfo;
-use apiserver::auth::certificates::Certificates;
-use apiserver::auth::pki::Pki;
-use apiserver::auth::tls::{self, Acceptor, Peer, PeerCertificate};
 use apiserver::http::kubelets::Kubelets;
 use apiserver::server::{Apiserver, ChainExtensions, Config};
+use apiserver::tls::{self, Acceptor, Peer};
+use apiserver_auth::UserInfo;
+use apiserver_auth::certificates::Certificates;
+use apiserver_auth::pki::Pki;
+use apiserver_auth::tls::PeerCertificate;
 use apiserver_resources::allocate::ServiceNetwork;
 use apiserver_storage::store::memory::MemoryStore;
 use axum::body::Body;

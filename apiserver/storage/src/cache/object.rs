@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use std::io::Write as _;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
+use apiserver_resources::ResourceInfo;
 use bytes::Bytes;
 use machinery_api::apply::Managers;
 use machinery_api::{ObjectName, StorageKey, StoragePrefix};
@@ -67,6 +68,23 @@ impl Resource {
     #[must_use]
     pub fn plain(prefix: StoragePrefix) -> Self {
         Self { prefix, fields: None, indexed_fields: Arc::default(), indexes_labels: false }
+    }
+
+    /// The description of a served resource; `None` if it is virtual.
+    #[must_use]
+    pub fn of(resource: &Arc<ResourceInfo>) -> Option<Self> {
+        let strategy = resource.strategy.clone();
+        let fields = (!strategy.selectable_labels().is_empty()).then(|| {
+            let names = strategy.selectable_labels().to_vec();
+            let read = move |object: &Value| strategy.selectable(object);
+            Arc::new(Fields::new(names, read))
+        });
+        Some(Self {
+            prefix: resource.prefix.clone()?,
+            fields,
+            indexed_fields: resource.indexed_fields.clone(),
+            indexes_labels: resource.indexes_labels,
+        })
     }
 }
 

@@ -10,7 +10,7 @@ mod volumes;
 use std::sync::Arc;
 use std::time::Duration;
 
-use apiserver::auth::UserInfo;
+use apiserver_auth::UserInfo;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Node, Service};

@@ -10,8 +10,8 @@ use serde_json::json;
 
 use super::super::{Chain, Options, Request};
 use super::*;
-use crate::auth::UserInfo;
 use crate::request::options::WriteOptions;
+use apiserver_auth::UserInfo;
 use apiserver_resources::objects::memory::Map;
 use jiff::Timestamp;
 use machinery_api::schema::FieldValidation;

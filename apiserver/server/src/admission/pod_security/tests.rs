@@ -8,8 +8,8 @@ use serde_json::json;
 
 use super::*;
 use crate::admission::{AdmissionConfiguration, Chain, Options, Request};
-use crate::auth::UserInfo;
 use crate::request::options::WriteOptions;
+use apiserver_auth::UserInfo;
 use apiserver_resources::objects::memory::Map;
 use machinery_api::GroupVersionKind;
 

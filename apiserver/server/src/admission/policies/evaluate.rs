@@ -14,8 +14,8 @@ use super::compile::{Conditions, Programs};
 use crate::admission::Context;
 use crate::admission::matching::Matched;
 use crate::admission::webhooks::request_options;
-use crate::auth::{Attributes, UserInfo};
 use crate::fair_queue::budget;
+use apiserver_auth::{Attributes, UserInfo};
 
 /// The error of an expression whose cost budget is exhausted.
 pub(super) const OUT_OF_BUDGET: &str =

@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::{GROUP, Kind};
 use crate::admission::{Context, Effects, MaybeReady, Operation, Plugin};
-use crate::auth::{Attributes, MASTERS, UserInfo};
+use apiserver_auth::{Attributes, MASTERS, UserInfo};
 use apiserver_catalog::{Catalog, SharedCatalog};
 
 pub(in crate::admission) struct ParamRights {

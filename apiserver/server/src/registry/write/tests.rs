@@ -11,12 +11,12 @@ use serde_json::json;
 
 use super::*;
 use crate::admission::{self, MaybeReady, Plugin};
-use crate::auth::UserInfo;
 use crate::fair_queue::FairQueue;
 use crate::registry::body::{self, Body};
 use crate::registry::{ObjectConversions, PatchType, RequestObject, fields, scale};
 use crate::request::options::WriteOptions;
 use crate::server::{Apiserver, ChainExtensions, Config};
+use apiserver_auth::UserInfo;
 use apiserver_catalog::Catalog;
 use apiserver_storage::store::memory::MemoryStore;
 use apiserver_storage::store::{Store as _, Txn};
@@ -95,7 +95,8 @@ impl Server {
         let extensions = ChainExtensions { plugins: vec![plugin.clone()], ..ChainExtensions::default() };
         let server = Apiserver::open_with(&env, store, Config::of_tests(), extensions).await.unwrap();
         let catalog = server.handler().deps.registry.served.load();
-        let server = Self { server, plugin, catalog, user: UserInfo::component("admin", Some(crate::auth::MASTERS)) };
+        let server =
+            Self { server, plugin, catalog, user: UserInfo::component("admin", Some(apiserver_auth::MASTERS)) };
         assert_eq!(server.create("", "namespaces", json!({"metadata": {"name": "default"}})).await, WARNINGS);
         server
     }

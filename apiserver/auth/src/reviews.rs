@@ -52,12 +52,13 @@ impl Context<'_> {
         if audiences.is_empty() {
             audiences.push(TOKEN_ISSUER.to_owned());
         }
-        let known = self.authenticator.authenticate_token(self.objects, self.now, token.trim(), &audiences).await;
-        let status = match known {
-            Ok(known) => json!({
+        let authenticated =
+            self.authenticator.authenticate_token(self.objects, self.now, token.trim(), &audiences).await;
+        let status = match authenticated {
+            Ok(authenticated) => json!({
                 "authenticated": true,
-                "user": user_info(&with_group(known.user)),
-                "audiences": known.audiences,
+                "user": user_info(&with_group(authenticated.user)),
+                "audiences": authenticated.audiences,
             }),
             Err(error) if error == "invalid bearer token" => json!({"user": {}, "error": error}),
             Err(error) => json!({"user": {}, "error": format!("[invalid bearer token, {error}]")}),

@@ -78,18 +78,18 @@ impl Impersonator {
         authorizer: &Authorizer,
         objects: &dyn ObjectReader,
         requestor: &UserInfo,
-        wanted: &UserInfo,
+        target: &UserInfo,
         request: &Attributes<'_>,
     ) -> ApiResult<UserInfo> {
         let last = self.last.lock().unwrap_or_else(PoisonError::into_inner).get(&requestor.name).copied();
         let others = MODES.into_iter().filter(|mode| last != Some(*mode));
         let mut first_error = None;
         for mode in last.into_iter().chain(others) {
-            if !mode.applies(requestor, wanted) {
+            if !mode.applies(requestor, target) {
                 continue;
             }
             let check = ImpersonationCheck { authorizer, objects, requestor, mode };
-            match check.impersonate(wanted, request).await {
+            match check.impersonate(target, request).await {
                 Ok(user) => {
                     if last != Some(mode) {
                         self.record_mode(&requestor.name, mode);
@@ -136,10 +136,10 @@ impl Mode {
         }
     }
 
-    fn applies(self, requestor: &UserInfo, wanted: &UserInfo) -> bool {
-        let only_name = wanted.uid.is_empty() && wanted.groups.is_empty() && wanted.extra.is_empty();
-        let node = node_name(&wanted.name);
-        let service_account = parse_service_account(&wanted.name).is_some();
+    fn applies(self, requestor: &UserInfo, target: &UserInfo) -> bool {
+        let only_name = target.uid.is_empty() && target.groups.is_empty() && target.extra.is_empty();
+        let node = node_name(&target.name);
+        let service_account = parse_service_account(&target.name).is_some();
         match self {
             Self::AssociatedNode => {
                 let own = requestor.extra.get(NODE_NAME).filter(|values| values.len() == 1).and_then(|v| v.first());
@@ -175,18 +175,18 @@ struct ImpersonationCheck<'a> {
 }
 
 impl ImpersonationCheck<'_> {
-    async fn impersonate(&self, wanted: &UserInfo, request: &Attributes<'_>) -> ApiResult<UserInfo> {
+    async fn impersonate(&self, target: &UserInfo, request: &Attributes<'_>) -> ApiResult<UserInfo> {
         if self.mode != Mode::Legacy {
             let verb = format!("impersonate-on:{}:{}", self.mode.name(), request.verb);
             self.authorizer.check(self.objects, self.requestor, &Attributes { verb: &verb, ..*request }).await?;
         }
-        let mut user = wanted.clone();
+        let mut user = target.clone();
         self.name(&mut user).await?;
-        if !wanted.uid.is_empty() {
-            self.check(AUTHENTICATION, "uids", "", "", &wanted.uid).await?;
+        if !target.uid.is_empty() {
+            self.check(AUTHENTICATION, "uids", "", "", &target.uid).await?;
         }
-        self.groups(&wanted.groups).await?;
-        self.extra(&wanted.extra).await?;
+        self.groups(&target.groups).await?;
+        self.extra(&target.extra).await?;
         if user.name == ANONYMOUS {
             ensure_group(&mut user, UNAUTHENTICATED);
         } else if !user.is_in(UNAUTHENTICATED) {
@@ -334,7 +334,7 @@ fn ensure_group(user: &mut UserInfo, group: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::auth::RBAC_GROUP;
+    use crate::RBAC_GROUP;
     use apiserver_resources::objects::memory::Map;
     use futures::FutureExt as _;
     use serde_json::json;
@@ -378,10 +378,10 @@ mod tests {
         let admin = UserInfo::component("admin", Some(MASTERS));
         let become_user = |name: &str, groups: &[&str]| {
             let groups = groups.iter().map(ToString::to_string).collect();
-            let wanted = UserInfo { name: name.into(), groups, ..UserInfo::default() };
+            let target = UserInfo { name: name.into(), groups, ..UserInfo::default() };
             let by = Impersonator::default();
             let done = by
-                .impersonate(&authorizer, &map, &admin, &wanted, &get_namespaces())
+                .impersonate(&authorizer, &map, &admin, &target, &get_namespaces())
                 .now_or_never()
                 .expect("no link waits");
             done.unwrap().groups
@@ -419,9 +419,9 @@ mod tests {
         );
         let by = Impersonator::default();
         let check = |requestor: &str, list: &[(&str, &str)]| {
-            let wanted = requested_user(&headers(list)).unwrap().unwrap();
+            let target = requested_user(&headers(list)).unwrap().unwrap();
             let requestor = UserInfo::component(requestor, None);
-            by.impersonate(&authorizer, &map, &requestor, &wanted, &get_namespaces())
+            by.impersonate(&authorizer, &map, &requestor, &target, &get_namespaces())
                 .now_or_never()
                 .expect("no link waits")
         };

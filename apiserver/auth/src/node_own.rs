@@ -75,8 +75,8 @@ mod tests {
     use apiserver_resources::objects::memory::Map;
     use serde_json::json;
 
-    use crate::auth::node::{NodeAuthorizer, default_rules};
-    use crate::auth::{Attributes, NODES, UserInfo};
+    use crate::node::{NodeAuthorizer, default_rules};
+    use crate::{Attributes, NODES, UserInfo};
 
     #[test]
     fn nothing_of_another_node_is_reached() {

@@ -83,7 +83,7 @@ fn certified(identity: &Identity) -> Result<CertifiedKey, PkiError> {
 ///
 /// # Errors
 /// Returns the number of the invalid line.
-pub fn read_revoked(text: &str) -> Result<HashSet<Fingerprint>, String> {
+pub(crate) fn read_revoked(text: &str) -> Result<HashSet<Fingerprint>, String> {
     let mut revoked = HashSet::new();
     for (index, line) in text.lines().enumerate() {
         let entry = line.split('#').next().unwrap_or_default().trim();

@@ -1,39 +1,24 @@
 //! The TLS listener: accepts connections of untrusted clients within limits, and attaches the peer's identity to each
-//! request.
-//!
-//! As upstream, a client certificate is requested but optional. An invalid one results in 401 for the request, not in a
-//! failed handshake. The handshake therefore only proves possession of the key, and the certificate is verified
-//! afterwards.
+//! request. [`PeerVerifier`] verifies client certificates.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use apiserver_auth::certificates::Certificates;
+use apiserver_auth::pki::PkiError;
+use apiserver_auth::tls::{PeerCertificate, PeerVerifier, fingerprint};
+use apiserver_auth::{Credentials, UserInfo};
 use bytes::Bytes;
-use http::{Request, Response};
+use http::{Extensions, HeaderMap, HeaderValue, Request, Response};
 use hyper::body::Incoming;
-use jiff::Timestamp;
 use machinery_env::Env;
 use machinery_serve::accept::{self, ConnectionPermit, Limit, Seats};
 use machinery_serve::descriptors::Descriptors;
-use rustls::client::danger::HandshakeSignatureValid;
-use rustls::crypto::CryptoProvider;
-use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
-use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
-use rustls::time_provider::TimeProvider;
-use rustls::{DigitallySignedStruct, DistinguishedName, RootCertStore, ServerConfig, SignatureScheme};
-use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, UnixTime};
-use sha2::{Digest, Sha256};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
-use x509_parser::prelude::FromDer;
-
-use super::certificates::{Certificates, Fingerprint};
-use super::pki::PkiError;
-use super::{CREDENTIAL_ID, UserInfo};
 
 /// The maximum duration of a handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -56,23 +41,20 @@ impl Peer {
     }
 }
 
-/// The state of the peer's certificate.
-#[derive(Debug, Clone)]
-pub enum PeerCertificate {
-    /// The peer sent none.
-    Absent,
-    /// The certificate is valid for this user until this time.
-    Verified(Arc<UserInfo>, Timestamp),
-    /// The certificate is expired, revoked, of another authority, or not for clients.
-    Invalid,
+/// Reads the credentials from a request's extensions ([`UserInfo`], [`Peer`]) and headers.
+pub(crate) fn credentials<'a>(headers: &'a HeaderMap, extensions: &'a Extensions) -> Credentials<'a> {
+    Credentials {
+        in_process: extensions.get::<UserInfo>(),
+        certificate: extensions.get::<Peer>().map(|peer| &peer.certificate),
+        authorization: headers.get(http::header::AUTHORIZATION).map(HeaderValue::as_bytes),
+    }
 }
 
 /// The configuration and dependencies of a listener.
 #[derive(Clone)]
 pub struct Acceptor {
     tls: TlsAcceptor,
-    certificates: Arc<Certificates>,
-    verifier: Arc<dyn ClientCertVerifier>,
+    peers: PeerVerifier,
     env: Env,
     seats: Arc<Seats>,
 }
@@ -85,64 +67,15 @@ impl std::fmt::Debug for Acceptor {
 
 impl Acceptor {
     /// Serves with the certificate in `certificates`, and verifies clients against the authority `ca_pem`.
+    ///
+    /// # Errors
+    /// Fails if the authority's certificate is invalid.
     pub fn new(env: &Env, certificates: Arc<Certificates>, ca_pem: &str) -> Result<Self, PkiError> {
-        let failed = |why: &dyn std::fmt::Display| PkiError::Issue(why.to_string());
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let mut roots = RootCertStore::empty();
-        let ca = CertificateDer::from_pem_slice(ca_pem.as_bytes()).map_err(|e| failed(&e))?;
-        roots.add(ca).map_err(|e| failed(&e))?;
-        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone())
-            .allow_unauthenticated()
-            .build()
-            .map_err(|e| failed(&e))?;
-        let mut config = ServerConfig::builder_with_details(provider, Arc::new(EnvTime(env.clone())))
-            .with_safe_default_protocol_versions()
-            .map_err(|e| failed(&e))?
-            .with_client_cert_verifier(Arc::new(AnyCertificate(verifier.clone())))
-            .with_cert_resolver(certificates.clone());
-        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-        // Session resumption is disabled: a resumed session would carry a certificate that was verified at an earlier
-        // time.
-        config.session_storage = Arc::new(NoServerSessionStorage {});
-        config.send_tls13_tickets = 0;
+        let peers = PeerVerifier::new(env, certificates, ca_pem)?;
+        let tls = TlsAcceptor::from(Arc::new(peers.server_config()?));
         let seats = Descriptors::process().api_seats().clone();
-        Ok(Self { tls: TlsAcceptor::from(Arc::new(config)), certificates, verifier, env: env.clone(), seats })
+        Ok(Self { tls, peers, env: env.clone(), seats })
     }
-
-    fn verify_peer(&self, chain: Option<&[CertificateDer<'_>]>) -> PeerCertificate {
-        let Some((leaf, intermediates)) = chain.and_then(<[_]>::split_first) else { return PeerCertificate::Absent };
-        if self.certificates.is_revoked(&fingerprint(leaf)) {
-            return PeerCertificate::Invalid;
-        }
-        let now = UnixTime::since_unix_epoch(Duration::from_secs(self.env.now().as_second().max(0).cast_unsigned()));
-        if self.verifier.verify_client_cert(leaf, intermediates, now).is_err() {
-            return PeerCertificate::Invalid;
-        }
-        subject(leaf).map_or(PeerCertificate::Invalid, |(user, until)| PeerCertificate::Verified(Arc::new(user), until))
-    }
-}
-
-fn fingerprint(leaf: &CertificateDer<'_>) -> Fingerprint {
-    Sha256::digest(leaf).into()
-}
-
-/// The user in a certificate, and its expiry.
-fn subject(leaf: &CertificateDer<'_>) -> Option<(UserInfo, Timestamp)> {
-    let (_, cert) = x509_parser::certificate::X509Certificate::from_der(leaf).ok()?;
-    let name = cert.subject().iter_common_name().next()?.as_str().ok()?.to_owned();
-    if name.is_empty() {
-        return None;
-    }
-    let groups = cert
-        .subject()
-        .iter_organization()
-        .map(|o| o.as_str().map(str::to_owned))
-        .collect::<Result<Vec<_>, _>>()
-        .ok()?;
-    let until = Timestamp::from_second(cert.validity().not_after.timestamp()).ok()?;
-    let id = format!("X509SHA256={}", hex::encode(fingerprint(leaf)));
-    let extra = std::iter::once((CREDENTIAL_ID.to_owned(), vec![id])).collect();
-    Some((UserInfo { name, uid: String::new(), groups, extra }, until))
 }
 
 /// Serves until `stop`, then drains running requests for a limited time and returns.
@@ -186,7 +119,7 @@ async fn connection<H, F, B>(
         },
     };
     let chain = stream.get_ref().1.peer_certificates();
-    let peer = Peer { address, certificate: acceptor.verify_peer(chain), permit };
+    let peer = Peer { address, certificate: acceptor.peers.verify(chain), permit };
     let leaf_fingerprint = chain.and_then(<[_]>::first).map(fingerprint);
     let verified = matches!(peer.certificate, PeerCertificate::Verified(..));
     if verified {
@@ -194,15 +127,15 @@ async fn connection<H, F, B>(
     }
     let service = hyper::service::service_fn(move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(peer.clone());
-        let answer = handle(request);
-        async move { Ok::<_, Infallible>(answer.await) }
+        let response = handle(request);
+        async move { Ok::<_, Infallible>(response.await) }
     });
     let served = machinery_serve::connection::serve(stream, &acceptor.env, service, &stop);
     let Some(leaf_fingerprint) = leaf_fingerprint.filter(|_| verified) else { return log_end(address, served.await) };
     tokio::select! {
         done = served => log_end(address, done),
         // Ends everything on the connection, also watches and sessions.
-        () = acceptor.certificates.revoked(&leaf_fingerprint) => {
+        () = acceptor.peers.revoked(&leaf_fingerprint) => {
             tracing::info!(%address, "the client's certificate was revoked");
         }
     }
@@ -214,78 +147,15 @@ fn log_end<E: std::fmt::Display>(address: SocketAddr, done: Result<(), E>) {
     }
 }
 
-/// Supplies the environment's clock to rustls.
-struct EnvTime(Env);
-
-impl std::fmt::Debug for EnvTime {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("EnvTime")
-    }
-}
-
-impl TimeProvider for EnvTime {
-    fn current_time(&self) -> Option<UnixTime> {
-        let seconds = u64::try_from(self.0.now().as_second()).ok()?;
-        Some(UnixTime::since_unix_epoch(Duration::from_secs(seconds)))
-    }
-}
-
-/// Accepts any certificate whose key the client holds; [`Acceptor::verify_peer`] verifies it afterwards.
-#[derive(Debug)]
-struct AnyCertificate(Arc<dyn ClientCertVerifier>);
-
-impl ClientCertVerifier for AnyCertificate {
-    fn client_auth_mandatory(&self) -> bool {
-        false
-    }
-
-    fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        self.0.root_hint_subjects()
-    }
-
-    fn verify_client_cert(
-        &self,
-        _end_entity: &CertificateDer<'_>,
-        _intermediates: &[CertificateDer<'_>],
-        _now: UnixTime,
-    ) -> Result<ClientCertVerified, rustls::Error> {
-        Ok(ClientCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.0.verify_tls12_signature(message, cert, dss)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.0.verify_tls13_signature(message, cert, dss)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.supported_verify_schemes()
-    }
-}
-
-/// The crypto provider of every TLS configuration. No process-wide default is set or used.
-#[must_use]
-pub fn provider() -> Arc<CryptoProvider> {
-    Arc::new(rustls::crypto::ring::default_provider())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::auth::pki::{Identity, Pki};
+    use apiserver_auth::pki::{Identity, Pki};
+    use apiserver_auth::tls::provider;
     use http_body_util::Full;
+    use rustls::RootCertStore;
+    use rustls_pki_types::CertificateDer;
+    use rustls_pki_types::pem::PemObject;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio_rustls::client::TlsStream;
 
@@ -314,9 +184,9 @@ mod tests {
     async fn ask(address: SocketAddr, ca_pem: &str, identity: Option<&Identity>) -> String {
         let mut stream = connect(address, ca_pem, identity).await;
         stream.write_all(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await.unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).await.unwrap();
-        answer.split("\r\n\r\n").nth(1).unwrap_or_default().to_owned()
+        let mut response = String::new();
+        stream.read_to_string(&mut response).await.unwrap();
+        response.split("\r\n\r\n").nth(1).unwrap_or_default().to_owned()
     }
 
     async fn connect(address: SocketAddr, ca_pem: &str, identity: Option<&Identity>) -> TlsStream<TcpStream> {

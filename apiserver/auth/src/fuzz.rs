@@ -51,8 +51,9 @@ fn any_claims_are_judged() {
             let value = VALUES[usize::from(*value) % VALUES.len()];
             claims[NAMES[usize::from(*name) % NAMES.len()]] = serde_json::from_str(value).unwrap();
         }
-        let known = tokens::authenticate(Some(&claims), &map, Timestamp::UNIX_EPOCH, "a.b.c", &["x".to_owned()]);
-        assert!(known.is_err(), "no such token was made: {claims}");
+        let authenticated =
+            tokens::authenticate(Some(&claims), &map, Timestamp::UNIX_EPOCH, "a.b.c", &["x".to_owned()]);
+        assert!(authenticated.is_err(), "no such token was issued: {claims}");
     });
 }
 
@@ -77,9 +78,9 @@ fn who_wants_to_be_somebody_has_a_name() {
         "impersonate-extra-%2f",
         "impersonate-extra-%ff",
     ];
-    check!().with_type::<Vec<(u8, Vec<u8>)>>().for_each(|given| {
+    check!().with_type::<Vec<(u8, Vec<u8>)>>().for_each(|pairs| {
         let mut headers = http::HeaderMap::new();
-        for (name, value) in given {
+        for (name, value) in pairs {
             if let Ok(value) = http::HeaderValue::from_bytes(value) {
                 headers.append(NAMES[usize::from(*name) % NAMES.len()], value);
             }

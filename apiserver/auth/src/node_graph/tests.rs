@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
 
 use apiserver_resources::objects::memory::Map;
-use apiserver_storage::cache::{Lookup, WatchCache};
+use apiserver_storage::cache::{Lookup, Resource, WatchCache};
 use apiserver_storage::store::memory::MemoryStore;
 use apiserver_storage::store::{Op, Outcome, Record, Txn};
 use futures::future::BoxFuture;
@@ -15,7 +15,6 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::registry::cached;
 use apiserver_catalog::Catalog;
 
 fn secret(namespace: &str, name: &str) -> Reference {
@@ -386,7 +385,7 @@ const BATCH_PODS: usize = 100;
 async fn cluster() -> (Arc<WatchCache>, Lookup) {
     let (env, _) = Env::seeded(1, Timestamp::UNIX_EPOCH);
     let catalog = Catalog::built_in("127.0.0.1:6443");
-    let resources = catalog.all_stored().filter_map(cached).collect();
+    let resources = catalog.all_stored().filter_map(Resource::of).collect();
     let cache = WatchCache::open(&env, Arc::new(MemoryStore::new(env.clone())), resources).await.unwrap();
     let lookup = Lookup::new(cache.clone(), move |group, plural| catalog.prefix(group, plural));
     let all: Vec<(usize, usize)> = (0..NODES).flat_map(|node| (0..PODS_OF_NODE).map(move |pod| (node, pod))).collect();

@@ -10,6 +10,7 @@ pub struct Attributes<'a> {
     pub verb: &'a str,
     /// The API group; empty for core.
     pub group: &'a str,
+    /// The API version; empty where it does not matter.
     pub version: &'a str,
     /// The plural name.
     pub resource: &'a str,
@@ -31,6 +32,7 @@ pub struct Attributes<'a> {
 /// The result of an authorizer or of the whole chain.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Decision {
+    /// Whether the request is allowed. `false` means no opinion.
     pub allowed: bool,
     /// The reason shown in access reviews and Forbidden errors; often empty.
     pub reason: String,
@@ -52,7 +54,7 @@ impl Decision {
 
 /// Upstream's 403 for a request that no authorizer allowed.
 #[must_use]
-pub fn forbidden(user: &str, request: &Attributes<'_>, reason: &str) -> ApiError {
+pub(crate) fn forbidden(user: &str, request: &Attributes<'_>, reason: &str) -> ApiError {
     let (user, verb) = (go_quoted(user), request.verb);
     let sentence = if request.is_resource {
         let resource = if request.subresource.is_empty() {

@@ -9,21 +9,22 @@ use super::node_graph::NodeGraph;
 use super::node_references::{Kind, Reference, claim_of_volume, is_on_node};
 use super::rules::Rule;
 use super::{Attributes, Decision, UserInfo, node_own};
-use crate::default_objects::default_objects;
+use apiserver_resources::default_objects;
 use apiserver_resources::objects::ObjectReader;
 
 /// The namespace of node leases.
 pub const LEASE_NAMESPACE: &str = "kube-node-lease";
 
 /// The rules that do not depend on the node: those of the default role `system:node`.
-pub(crate) fn default_rules() -> Vec<Rule> {
-    let role = default_objects().find(|o| o["kind"] == "ClusterRole" && o["metadata"]["name"] == "system:node");
+#[must_use]
+pub fn default_rules() -> Vec<Rule> {
+    let role = default_objects::all().find(|o| o["kind"] == "ClusterRole" && o["metadata"]["name"] == "system:node");
     role.map(|role| Rule::parse_all(&role)).unwrap_or_default()
 }
 
 /// The Node authorizer.
 #[derive(Debug)]
-pub struct NodeAuthorizer {
+pub(crate) struct NodeAuthorizer {
     rules: Vec<Rule>,
     graph: NodeGraph,
 }
@@ -31,13 +32,13 @@ pub struct NodeAuthorizer {
 impl NodeAuthorizer {
     /// `rules` are those that do not depend on the node.
     #[must_use]
-    pub fn new(rules: Vec<Rule>) -> Self {
+    pub(crate) fn new(rules: Vec<Rule>) -> Self {
         Self { rules, graph: NodeGraph::default() }
     }
 
     /// Decides for a kubelet. Returns no opinion for other users.
     #[must_use]
-    pub fn authorize(&self, objects: &dyn ObjectReader, user: &UserInfo, request: &Attributes<'_>) -> Decision {
+    pub(crate) fn authorize(&self, objects: &dyn ObjectReader, user: &UserInfo, request: &Attributes<'_>) -> Decision {
         let Some(node) = user.node() else { return Decision::no_opinion("") };
         if node.is_empty() {
             return Decision::no_opinion(format!("unknown node for user {}", go_quoted(&user.name)));
@@ -214,7 +215,7 @@ pub(super) fn unrelated(node: &str) -> Decision {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::auth::NODES;
+    use crate::NODES;
     use apiserver_resources::objects::memory::Map;
     use serde_json::json;
 

@@ -8,7 +8,7 @@ use super::attributes::forbidden;
 use super::node::{NodeAuthorizer, default_rules};
 use super::rbac::{Rbac, ResolvedRules};
 use super::{ANONYMOUS, Attributes, Decision, MASTERS, UNAUTHENTICATED, UserInfo};
-use crate::step::MaybeReady;
+use crate::maybe_ready::MaybeReady;
 use apiserver_resources::objects::ObjectReader;
 
 /// The paths that are open to anonymous GET requests (contract.md §2).
@@ -86,7 +86,7 @@ impl Authorizer {
 
     /// The RBAC rules of a user in a namespace.
     #[must_use]
-    pub fn rules_for(&self, objects: &dyn ObjectReader, user: &UserInfo, namespace: &str) -> ResolvedRules {
+    pub(crate) fn rules_for(&self, objects: &dyn ObjectReader, user: &UserInfo, namespace: &str) -> ResolvedRules {
         self.rbac.rules_for(objects, user, namespace)
     }
 }

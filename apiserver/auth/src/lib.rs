@@ -1,15 +1,18 @@
-//! Authentication and authorization: PKI, TLS, authenticators, RBAC, the Node authorizer, impersonation, tokens,
-//! reviews.
+//! Authentication and authorization: PKI, client certificates, authenticators, RBAC, the Node authorizer,
+//! impersonation, tokens, reviews.
 //!
-//! In the order of a request: [`tls::serve`] supplies the peer's certificate, and [`authenticate::Authenticator`]
-//! derives a [`UserInfo`] from it or from a token. [`impersonate::Impersonator`] may replace the user, and
-//! [`authorize::Authorizer`] decides. [`escalation`] checks writes of RBAC objects; [`tokens`] and [`reviews`]
-//! implement the API for these subjects. Everything except the listener and the key files is a pure function over
-//! [`ObjectReader`](apiserver_resources::objects::Objects).
+//! In the order of a request: [`tls::PeerVerifier`] verifies the peer's certificate, and
+//! [`Authenticator`] derives a [`UserInfo`] from it or from a token. [`Impersonator`] may replace the user, and
+//! [`Authorizer`] decides. [`escalation`] checks writes of RBAC objects; [`tokens`] and [`reviews`]
+//! implement the API for these subjects. Everything except the key files is a function over
+//! [`ObjectReader`](apiserver_resources::objects::ObjectReader).
+//!
+//! Absent on purpose: HTTP servers and clients, sockets, the store.
+#![warn(missing_docs)]
 
-pub mod attributes;
-pub mod authenticate;
-pub mod authorize;
+mod attributes;
+mod authenticate;
+mod authorize;
 mod bootstrap_tokens;
 pub mod certificates;
 pub mod escalation;
@@ -19,12 +22,13 @@ pub mod impersonate;
 pub mod jwks;
 pub mod jwt;
 mod leaf;
+mod maybe_ready;
 pub mod node;
 mod node_graph;
 mod node_own;
 mod node_references;
 pub mod pki;
-pub mod rbac;
+mod rbac;
 pub mod reviews;
 pub mod rules;
 pub mod signing;
@@ -38,6 +42,7 @@ pub use attributes::{Attributes, Decision};
 pub use authenticate::{AuthenticateToken, Authenticator, Credentials};
 pub use authorize::{Authorize, Authorizer};
 pub use impersonate::Impersonator;
+pub use maybe_ready::MaybeReady;
 
 /// The group whose members bypass authorization.
 pub const MASTERS: &str = "system:masters";
@@ -73,6 +78,7 @@ pub const RBAC_GROUP: &str = "rbac.authorization.k8s.io";
 /// In-process components put it into the request's extensions; it is never a header.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct UserInfo {
+    /// The user's name.
     pub name: String,
     /// The user's UID, if the authenticator supplies one.
     pub uid: String,
@@ -99,13 +105,16 @@ impl UserInfo {
         Self { name: service_account_user(namespace, name), groups, ..Self::default() }
     }
 
+    /// Whether the user is in a group.
     #[must_use]
+    #[inline]
     pub fn is_in(&self, group: &str) -> bool {
         self.groups.iter().any(|g| g == group)
     }
 
     /// The node of a kubelet. `Some("")` for a member of `system:nodes` with an invalid name.
     #[must_use]
+    #[inline]
     pub fn node(&self) -> Option<&str> {
         if self.is_in(NODES) { self.name.strip_prefix(NODE_PREFIX) } else { None }
     }
@@ -136,6 +145,3 @@ pub fn parse_service_account(user: &str) -> Option<(&str, &str)> {
 pub fn service_account_groups(namespace: &str) -> Vec<String> {
     vec![SERVICE_ACCOUNTS.to_owned(), format!("{SERVICE_ACCOUNTS}:{namespace}")]
 }
-
-#[cfg(test)]
-mod tests;

@@ -30,6 +30,7 @@ pub enum KeyError {
     /// The key is not on P-256.
     #[error("not a P-256 key")]
     Key,
+    /// The system provides no randomness.
     #[error("signing failed")]
     Sign,
 }
@@ -49,6 +50,9 @@ impl std::fmt::Debug for SigningKey {
 
 impl SigningKey {
     /// Reads a PKCS#8 key.
+    ///
+    /// # Errors
+    /// The text holds no PKCS#8 key on P-256.
     pub fn from_pem(pem: &str) -> Result<Self, KeyError> {
         let der = PrivatePkcs8KeyDer::from_pem_slice(pem.as_bytes()).map_err(|e| KeyError::Pem(e.to_string()))?;
         let random = SystemRandom::new();
@@ -61,14 +65,14 @@ impl SigningKey {
     }
 
     /// The key ID: the hash of the public key, as upstream.
-    #[must_use]
-    pub fn id(&self) -> &str {
+    #[cfg(test)]
+    pub(crate) fn id(&self) -> &str {
         &self.id
     }
 
     /// The public key in PEM.
     #[must_use]
-    pub fn public_pem(&self) -> String {
+    pub(crate) fn public_pem(&self) -> String {
         let body = STANDARD.encode(&self.spki);
         let mut pem = String::from("-----BEGIN PUBLIC KEY-----\n");
         for line in body.as_bytes().chunks(64) {
@@ -81,7 +85,7 @@ impl SigningKey {
 
     /// The public key as a JSON Web Key (RFC 7517).
     #[must_use]
-    pub fn jwk(&self) -> Value {
+    pub(crate) fn jwk(&self) -> Value {
         // An uncompressed point: the byte 4, then x and y with 32 bytes each.
         let point = self.pair.public_key().as_ref();
         let (x, y) = (point.get(1..33).unwrap_or_default(), point.get(33..65).unwrap_or_default());
@@ -92,6 +96,9 @@ impl SigningKey {
     }
 
     /// Signs claims.
+    ///
+    /// # Errors
+    /// The system provides no randomness.
     pub fn sign(&self, claims: &Value) -> Result<String, KeyError> {
         let header = json!({"alg": "ES256", "kid": self.id});
         let part = |value: &Value| URL_SAFE_NO_PAD.encode(value.to_string());
@@ -102,7 +109,7 @@ impl SigningKey {
 
     /// Returns the claims if this key signed the token.
     #[must_use]
-    pub fn verify(&self, token: &str) -> Option<Value> {
+    pub(crate) fn verify(&self, token: &str) -> Option<Value> {
         if token.len() > TOKEN_BYTES_MAX {
             return None;
         }

@@ -65,7 +65,7 @@ impl Rule {
 
     /// All rights, which the author of an aggregation rule must hold.
     #[must_use]
-    pub fn full_authority() -> Vec<Self> {
+    pub(crate) fn full_authority() -> Vec<Self> {
         let all = || vec!["*".to_owned()];
         vec![
             Self { verbs: all(), groups: all(), resources: all(), ..Self::default() },
@@ -75,7 +75,7 @@ impl Rule {
 
     /// Whether the rule allows the request.
     #[must_use]
-    pub fn allows(&self, request: &Attributes<'_>) -> bool {
+    pub(crate) fn allows(&self, request: &Attributes<'_>) -> bool {
         if !has_or_star(&self.verbs, request.verb) {
             return false;
         }
@@ -141,7 +141,7 @@ impl Rule {
 
 /// `["a" "b"]`.
 #[must_use]
-pub fn quoted_list(list: &[String]) -> String {
+pub(crate) fn quoted_list(list: &[String]) -> String {
     let quoted: Vec<String> = list.iter().map(|s| go_quoted(s)).collect();
     format!("[{}]", quoted.join(" "))
 }
@@ -156,7 +156,7 @@ pub fn missing_rules(owned: &[Rule], wanted: &[Rule]) -> Vec<Rule> {
 
 /// The result of [`missing_rules`] as text, compacted per resource and sorted.
 #[must_use]
-pub fn missing(owned: &[Rule], wanted: &[Rule]) -> Vec<String> {
+pub(crate) fn missing(owned: &[Rule], wanted: &[Rule]) -> Vec<String> {
     let mut simple: BTreeMap<(String, String, Option<String>), Rule> = BTreeMap::new();
     let mut missing = Vec::new();
     for single in missing_rules(owned, wanted) {

@@ -8,10 +8,10 @@ use machinery_api::error::{ApiError, ApiResult};
 use machinery_env::Env;
 
 use super::jwt::SigningKey;
-use super::tls::{Peer, PeerCertificate};
+use super::tls::PeerCertificate;
 use super::token_cache::TokenCache;
 use super::{ANONYMOUS, AUTHENTICATED, UNAUTHENTICATED, UserInfo, bootstrap_tokens, tokens};
-use crate::step::MaybeReady;
+use crate::maybe_ready::MaybeReady;
 use apiserver_resources::objects::ObjectReader;
 
 /// The credentials of a request.
@@ -26,16 +26,6 @@ pub struct Credentials<'a> {
 }
 
 impl<'a> Credentials<'a> {
-    /// Reads the credentials from a request's extensions ([`UserInfo`], [`Peer`]) and headers.
-    #[must_use]
-    pub fn of(headers: &'a http::HeaderMap, extensions: &'a http::Extensions) -> Self {
-        Self {
-            in_process: extensions.get::<UserInfo>(),
-            certificate: extensions.get::<Peer>().map(|peer| &peer.certificate),
-            authorization: headers.get(http::header::AUTHORIZATION).map(http::HeaderValue::as_bytes),
-        }
-    }
-
     /// The bearer token. Other schemes count as no credentials, as upstream.
     fn token(&self) -> Option<&'a str> {
         let text = std::str::from_utf8(self.authorization?).ok()?;
@@ -154,6 +144,7 @@ impl Authenticator {
         self.env.now()
     }
 
+    /// The clock and source of randomness.
     #[must_use]
     pub fn env(&self) -> &Env {
         &self.env
@@ -217,8 +208,8 @@ mod tests {
         pod["spec"] = json!({"serviceAccountName": "robot"});
         map.put("", "pods", pod.clone());
         let bound = json!({"spec": {"boundObjectRef": {"apiVersion": "v1", "kind": "Pod", "name": "p"}}});
-        let answer = tokens::issue(&key, &env, &map, "ns", "robot", &bound).unwrap();
-        let header = format!("Bearer {}", answer["status"]["token"].as_str().unwrap());
+        let issued = tokens::issue(&key, &env, &map, "ns", "robot", &bound).unwrap();
+        let header = format!("Bearer {}", issued["status"]["token"].as_str().unwrap());
         let ask = || {
             let bearer = Credentials { authorization: Some(header.as_bytes()), ..Credentials::default() };
             authenticator.authenticate(&map, &bearer).now_or_never().expect("no link waits").map(|user| user.name)

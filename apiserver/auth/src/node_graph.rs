@@ -45,15 +45,15 @@ impl NodeGraph {
     }
 
     /// Whether a pod of the node references an object now: directly, or a Secret through the volume of a claim.
-    pub(super) fn references(&self, objects: &dyn ObjectReader, node: &str, wanted: &Reference) -> bool {
+    pub(super) fn references(&self, objects: &dyn ObjectReader, node: &str, reference: &Reference) -> bool {
         let entry = lock(&self.nodes).open(node);
         let mut pods = lock(&entry);
         let before = pods.len();
-        if pods.witness_references(objects, node, wanted) {
+        if pods.witness_references(objects, node, reference) {
             return true;
         }
         pods.refresh(objects, node);
-        let referenced = pods.references(wanted) || self.is_secret_of_claim(objects, &pods, wanted);
+        let referenced = pods.references(reference) || self.is_secret_of_claim(objects, &pods, reference);
         if pods.len() != before || pods.len() == 0 {
             // Under the node's lock, so that sizes are recorded in order.
             self.resize(objects, node, &entry, pods.len());
@@ -61,13 +61,13 @@ impl NodeGraph {
         referenced
     }
 
-    fn is_secret_of_claim(&self, objects: &dyn ObjectReader, pods: &NodePods, wanted: &Reference) -> bool {
-        if wanted.kind != Kind::Secret || pods.claims == 0 {
+    fn is_secret_of_claim(&self, objects: &dyn ObjectReader, pods: &NodePods, reference: &Reference) -> bool {
+        if reference.kind != Kind::Secret || pods.claims == 0 {
             return false;
         }
         let mut volumes = lock(&self.volumes);
         volumes.refresh(objects);
-        let mut claims = volumes.claims.get(&wanted.object).into_iter().flatten();
+        let mut claims = volumes.claims.get(&reference.object).into_iter().flatten();
         claims.any(|claim| pods.references(&Reference { kind: Kind::Claim, object: claim.clone() }))
     }
 
@@ -190,13 +190,13 @@ impl NodePods {
         self.pods.len()
     }
 
-    fn references(&self, wanted: &Reference) -> bool {
-        self.pods_by_reference.contains_key(wanted)
+    fn references(&self, reference: &Reference) -> bool {
+        self.pods_by_reference.contains_key(reference)
     }
 
     /// Whether the first pod that referenced the object still does, without a read of other pods.
-    fn witness_references(&mut self, objects: &dyn ObjectReader, node: &str, wanted: &Reference) -> bool {
-        let Some(witness) = self.pods_by_reference.get(wanted).and_then(|pods| pods.first()).cloned() else {
+    fn witness_references(&mut self, objects: &dyn ObjectReader, node: &str, reference: &Reference) -> bool {
+        let Some(witness) = self.pods_by_reference.get(reference).and_then(|pods| pods.first()).cloned() else {
             return false;
         };
         let version = objects.version("", "pods", &witness.namespace, &witness.name);
@@ -207,7 +207,7 @@ impl NodePods {
             Some(version) => self.read(objects, node, &witness, version),
             None => self.remove(&witness),
         }
-        self.pods_by_reference.get(wanted).is_some_and(|pods| pods.contains(&witness))
+        self.pods_by_reference.get(reference).is_some_and(|pods| pods.contains(&witness))
     }
 
     /// Applies the changes since the last call.
@@ -231,7 +231,7 @@ impl NodePods {
         }
         for (pod, version) in changes {
             match version {
-                Some(version) if self.pods.get(&pod).is_some_and(|known| known.version == version) => {}
+                Some(version) if self.pods.get(&pod).is_some_and(|cached| cached.version == version) => {}
                 Some(version) => self.read(objects, node, &pod, version),
                 None => self.remove(&pod),
             }
@@ -244,10 +244,10 @@ impl NodePods {
         let object = objects.get_uncached("", "pods", &pod.namespace, &pod.name);
         let Some(object) = object.filter(|object| is_on_node(object, node)) else { return self.remove(pod) };
         let references = of_pod(&object);
-        if let Some(known) = self.pods.get_mut(pod)
-            && known.references.iter().map(|reference| &**reference).eq(&references)
+        if let Some(pod_entry) = self.pods.get_mut(pod)
+            && pod_entry.references.iter().map(|reference| &**reference).eq(&references)
         {
-            known.version = version;
+            pod_entry.version = version;
             return;
         }
         self.remove(pod);
@@ -257,8 +257,8 @@ impl NodePods {
     }
 
     fn add(&mut self, reference: Reference, pod: &Arc<ObjectKey>) -> Arc<Reference> {
-        let known = self.pods_by_reference.get_key_value(&reference).map(|(known, _)| known.clone());
-        let reference = known.unwrap_or_else(|| {
+        let shared = self.pods_by_reference.get_key_value(&reference).map(|(shared, _)| shared.clone());
+        let reference = shared.unwrap_or_else(|| {
             self.claims += usize::from(reference.kind == Kind::Claim);
             Arc::new(reference)
         });
@@ -267,8 +267,8 @@ impl NodePods {
     }
 
     fn remove(&mut self, pod: &ObjectKey) {
-        let Some(known) = self.pods.remove(pod) else { return };
-        for reference in known.references {
+        let Some(pod_entry) = self.pods.remove(pod) else { return };
+        for reference in pod_entry.references {
             let Some(pods) = self.pods_by_reference.get_mut(&reference) else { continue };
             if let Some(at) = pods.iter().position(|other| **other == *pod) {
                 pods.swap_remove(at);
@@ -308,7 +308,7 @@ impl VolumeSecrets {
         let mut old = std::mem::take(&mut self.volumes);
         let mut changed = Vec::new();
         objects.each("", "persistentvolumes", None, None, &mut |_, name, version| match old.remove_entry(name) {
-            Some((name, known)) if known.version == version => drop(self.volumes.insert(name, known)),
+            Some((name, cached)) if cached.version == version => drop(self.volumes.insert(name, cached)),
             _ => changed.push((name.to_owned(), version)),
         });
         for (name, version) in changed {

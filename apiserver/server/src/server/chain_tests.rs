@@ -9,10 +9,9 @@ use machinery_env::Env;
 use tokio::sync::Semaphore;
 use tower::ServiceExt as _;
 
-use super::tokens::AuthenticatedToken;
-use super::{Attributes, AuthenticateToken, Authorize, Decision, UserInfo};
-use crate::server::{Apiserver, ChainExtensions, Config};
-use crate::step::MaybeReady;
+use super::{Apiserver, ChainExtensions, Config};
+use apiserver_auth::tokens::AuthenticatedToken;
+use apiserver_auth::{Attributes, AuthenticateToken, Authorize, Decision, MASTERS, MaybeReady, UserInfo};
 use apiserver_resources::objects::ObjectReader;
 use apiserver_storage::store::memory::MemoryStore;
 
@@ -80,13 +79,13 @@ async fn links_that_wait_are_waited_for() {
     tokio::task::yield_now().await;
     // A request that needs neither link completes meanwhile.
     let mut request = Request::get("/api/v1/pods").body(Body::empty()).unwrap();
-    request.extensions_mut().insert(UserInfo::component("admin", Some(super::MASTERS)));
+    request.extensions_mut().insert(UserInfo::component("admin", Some(MASTERS)));
     assert_eq!(server.service().oneshot(request).await.unwrap().status(), 200);
     assert!(!waiting.is_finished());
     let_go.add_permits(2);
     assert_eq!(waiting.await.unwrap(), 200);
     let_go.add_permits(4);
-    assert_eq!(code(&server, "GET", "slow-jo").await, 403, "the link was asked, and refused");
+    assert_eq!(code(&server, "GET", "slow-jo").await, 403, "the link denied");
     assert_eq!(code(&server, "LIST", "slow-bo").await, 403);
     assert_eq!(code(&server, "LIST", "nonsense").await, 401, "nobody knows it");
 }

@@ -15,7 +15,7 @@ use apiserver_resources::objects::ObjectReader;
 const KINDS: [&str; 4] = ["roles", "clusterroles", "rolebindings", "clusterrolebindings"];
 
 /// Decides by Roles and ClusterRoles. The index is rebuilt after a change of one of the four kinds.
-pub struct Rbac {
+pub(crate) struct Rbac {
     index: ArcSwap<Index>,
     parsed_objects: Mutex<ParsedObjects>,
 }
@@ -34,18 +34,18 @@ impl Default for Rbac {
 
 /// All rules of a user in a namespace (empty: cluster-wide only), and the missing roles.
 #[derive(Debug, Default)]
-pub struct ResolvedRules {
+pub(crate) struct ResolvedRules {
     /// Cluster-wide rules first.
-    pub rules: Vec<Rule>,
+    pub(crate) rules: Vec<Rule>,
     /// One message for each binding to a missing role.
-    pub errors: Vec<String>,
+    pub(crate) errors: Vec<String>,
 }
 
 /// Formats several errors as upstream does: `[a, b]`, or `a` alone, without duplicates.
 #[must_use]
-pub fn aggregate(errors: &[String]) -> String {
-    let mut seen = BTreeSet::new();
-    let unique: Vec<&str> = errors.iter().map(String::as_str).filter(|e| seen.insert(*e)).collect();
+pub(crate) fn aggregate(errors: &[String]) -> String {
+    let mut reported = BTreeSet::new();
+    let unique: Vec<&str> = errors.iter().map(String::as_str).filter(|e| reported.insert(*e)).collect();
     match unique.as_slice() {
         [one] => (*one).to_owned(),
         many => format!("[{}]", many.join(", ")),
@@ -55,7 +55,7 @@ pub fn aggregate(errors: &[String]) -> String {
 impl Rbac {
     /// Whether a rule allows the request. As upstream, the reason names the first binding with such a rule.
     #[must_use]
-    pub fn authorize(&self, objects: &dyn ObjectReader, user: &UserInfo, request: &Attributes<'_>) -> Decision {
+    pub(crate) fn authorize(&self, objects: &dyn ObjectReader, user: &UserInfo, request: &Attributes<'_>) -> Decision {
         let index = self.current_index(objects);
         let mut errors = Vec::new();
         for binding in index.bindings(user, request.namespace) {
@@ -76,7 +76,7 @@ impl Rbac {
 
     /// All rules that a user has.
     #[must_use]
-    pub fn rules_for(&self, objects: &dyn ObjectReader, user: &UserInfo, namespace: &str) -> ResolvedRules {
+    pub(crate) fn rules_for(&self, objects: &dyn ObjectReader, user: &UserInfo, namespace: &str) -> ResolvedRules {
         let index = self.current_index(objects);
         let mut granted = ResolvedRules::default();
         for binding in index.bindings(user, namespace) {
@@ -117,9 +117,9 @@ struct ParsedObjects {
 /// Keyed by plural, namespace and name.
 type ParsedByKey<T> = HashMap<(&'static str, String, String), (u64, T)>;
 
-/// Updates `known` to the current objects of a kind, and visits them in key order.
+/// Updates `parsed` to the current objects of a kind, and visits them in key order.
 fn refresh<T: Clone>(
-    known: &mut ParsedByKey<T>,
+    parsed: &mut ParsedByKey<T>,
     objects: &dyn ObjectReader,
     plural: &'static str,
     read: impl Fn(&Value) -> T,
@@ -131,8 +131,8 @@ fn refresh<T: Clone>(
     });
     let mut next = ParsedByKey::with_capacity(listed.len());
     for (key, version) in listed {
-        let value = match known.remove(&key) {
-            Some((known, value)) if known == version => value,
+        let value = match parsed.remove(&key) {
+            Some((parsed_version, value)) if parsed_version == version => value,
             _ => match objects.get(RBAC_GROUP, plural, &key.1, &key.2) {
                 Some(object) => read(&object),
                 // The object was just deleted. The revision has moved, so that the next request rebuilds.
@@ -142,8 +142,8 @@ fn refresh<T: Clone>(
         visit(&key.1, &key.2, &value);
         next.insert(key, (version, value));
     }
-    known.retain(|(other, ..), _| *other != plural);
-    known.extend(next);
+    parsed.retain(|(other, ..), _| *other != plural);
+    parsed.extend(next);
 }
 
 #[derive(Default)]
@@ -252,13 +252,13 @@ impl Bindings {
 
     /// The bindings of the user and its groups, in order, without duplicates.
     fn of_subject(&self, user: &UserInfo) -> impl Iterator<Item = &Binding> {
-        let mut found: Vec<usize> = self.users.get(&user.name).into_iter().flatten().copied().collect();
+        let mut indices: Vec<usize> = self.users.get(&user.name).into_iter().flatten().copied().collect();
         for group in &user.groups {
-            found.extend(self.groups.get(group).into_iter().flatten());
+            indices.extend(self.groups.get(group).into_iter().flatten());
         }
-        found.sort_unstable();
-        found.dedup();
-        found.into_iter().filter_map(|at| self.list.get(at))
+        indices.sort_unstable();
+        indices.dedup();
+        indices.into_iter().filter_map(|at| self.list.get(at))
     }
 }
 

@@ -37,6 +37,7 @@ const SERVER_NAMES: [&str; 5] =
 /// Why keys or certificates could not be read or created.
 #[derive(Debug, thiserror::Error)]
 pub enum PkiError {
+    /// A file could not be read or written.
     #[error("{path}: {source}")]
     File {
         /// The file.
@@ -74,6 +75,7 @@ impl From<rcgen::Error> for PkiError {
 /// A certificate (PEM) and its private key.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Identity {
+    /// The certificate in PEM.
     pub cert_pem: String,
     /// The private key in PEM (PKCS#8).
     pub key_pem: String,
@@ -381,7 +383,7 @@ fn load_certificates(
 }
 
 /// Reads `<stem>.crt` and `<stem>.key`, and reissues them if they are missing, invalid, for other names, or near
-/// expiry. If both equal `seen`, only the expiry is checked, which avoids generating a key for the comparison.
+/// expiry. If both equal `last_read`, only the expiry is checked, which avoids generating a key for the comparison.
 fn load_or_issue(
     files: &PkiFolder,
     stem: &str,
@@ -425,7 +427,7 @@ fn matches_spec(
 fn authority_params(env: &Env) -> Result<CertificateParams, PkiError> {
     let mut params = CertificateParams::new(Vec::new())?;
     params.distinguished_name = DistinguishedName::new();
-    // All clusters' authorities have the same name.
+    // The same name in every cluster: key identifiers tell authorities apart (`matches_spec`).
     params.distinguished_name.push(DnType::CommonName, "coracle");
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
@@ -525,7 +527,7 @@ mod tests {
         assert_ne!((&renewed.serving, &renewed.admin), (pki.serving(), pki.admin()));
         assert_eq!(pki.reload_and_renew().unwrap().admin, renewed.admin, "once");
         // A pair that an administrator placed is used if the authority issued it, and replaced otherwise.
-        let another = pki.issue_client("kubernetes-admin", crate::auth::MASTERS).unwrap();
+        let another = pki.issue_client("kubernetes-admin", crate::MASTERS).unwrap();
         fs::write(dir.path().join("admin.crt"), &another.cert_pem).unwrap();
         fs::write(dir.path().join("admin.key"), &another.key_pem).unwrap();
         assert_eq!(pki.reload_and_renew().unwrap().admin, another);

@@ -53,6 +53,7 @@ pub struct CertificateTemplate<'a> {
     pub request: &'a CertificateRequest,
     /// Usages by the API's names.
     pub usages: &'a [String],
+    /// The start of its validity.
     pub not_before: Timestamp,
     /// Capped at the authority's own expiry.
     pub not_after: Timestamp,
@@ -135,14 +136,14 @@ fn unix_lines() -> pem::EncodeConfig {
 type Algorithm = (&'static [u64], bool);
 
 fn algorithm(of: &rcgen::SignatureAlgorithm) -> Result<Algorithm, PkiError> {
-    let known: [(&rcgen::SignatureAlgorithm, Algorithm); 4] = [
+    let supported: [(&rcgen::SignatureAlgorithm, Algorithm); 4] = [
         (&rcgen::PKCS_ECDSA_P256_SHA256, (&[1, 2, 840, 10045, 4, 3, 2], false)),
         (&rcgen::PKCS_ECDSA_P384_SHA384, (&[1, 2, 840, 10045, 4, 3, 3], false)),
         (&rcgen::PKCS_ED25519, (&[1, 3, 101, 112], false)),
         (&rcgen::PKCS_RSA_SHA256, (&[1, 2, 840, 113_549, 1, 1, 11], true)),
     ];
-    let found = known.iter().find(|(known, _)| *known == of).map(|(_, algorithm)| *algorithm);
-    found.ok_or_else(|| PkiError::Issue("the authority's key is of an unsupported type".into()))
+    let algorithm = supported.iter().find(|(supported, _)| *supported == of).map(|(_, algorithm)| *algorithm);
+    algorithm.ok_or_else(|| PkiError::Issue("the authority's key is of an unsupported type".into()))
 }
 
 fn write_algorithm(writer: DERWriter<'_>, (id, explicit_null): Algorithm) {
@@ -180,8 +181,8 @@ fn extensions(
     authority_key: Option<&[u8]>,
 ) -> Vec<(&'static [u64], bool, Vec<u8>)> {
     let mut list = Vec::new();
-    let wanted = |word: &str| template.usages.iter().any(|usage| usage == word);
-    let bits: Vec<usize> = KEY_USAGES.iter().filter(|(word, _)| wanted(word)).map(|(_, bit)| *bit).collect();
+    let is_requested = |word: &str| template.usages.iter().any(|usage| usage == word);
+    let bits: Vec<usize> = KEY_USAGES.iter().filter(|(word, _)| is_requested(word)).map(|(_, bit)| *bit).collect();
     if let Some(last) = bits.iter().max() {
         let mut bytes = [0u8; 2];
         for bit in &bits {
@@ -190,7 +191,7 @@ fn extensions(
         let bytes = &bytes[..=last / 8];
         list.push((KEY_USAGE, true, yasna::construct_der(|writer| writer.write_bitvec_bytes(bytes, last + 1))));
     }
-    let mut purposes: Vec<&[u64]> = PURPOSES.iter().filter(|(word, _)| wanted(word)).map(|(_, id)| *id).collect();
+    let mut purposes: Vec<&[u64]> = PURPOSES.iter().filter(|(word, _)| is_requested(word)).map(|(_, id)| *id).collect();
     purposes.dedup();
     if !purposes.is_empty() {
         let value = yasna::construct_der(|writer| {

@@ -201,10 +201,10 @@ impl BoundObject {
             }
             rules::check_segment(name)?;
             // The token of a pod is requested only a few times in the pod's life, so the object is not cached.
-            let found = objects.get_uncached("", plural, namespace, name);
-            found.ok_or_else(|| ApiError::NotFound(GroupResource::new("", plural), name.to_owned()))
+            let object = objects.get_uncached("", plural, namespace, name);
+            object.ok_or_else(|| ApiError::NotFound(GroupResource::new("", plural), name.to_owned()))
         };
-        let (bound, found_uid) = match (group, kind) {
+        let (bound, actual_uid) = match (group, kind) {
             ("", "Pod") => {
                 let pod = find("pods", namespace)?;
                 if pod["spec"]["serviceAccountName"].as_str() != Some(account) {
@@ -239,7 +239,7 @@ impl BoundObject {
                 )));
             }
         };
-        if !uid.is_empty() && uid != found_uid {
+        if !uid.is_empty() && uid != actual_uid {
             return Err(ApiError::Conflict(
                 GroupResource::new(group, kind),
                 name.into(),
@@ -336,9 +336,9 @@ fn bound_user(objects: &dyn ObjectReader, now: Timestamp, claims: &Value) -> Res
     let account = objects
         .get("", "serviceaccounts", &namespace, &name)
         .ok_or_else(|| format!("serviceaccounts {} not found", go_quoted(&name)))?;
-    let found = text(&account["metadata"]["uid"]);
-    if found != uid {
-        return Err(format!("service account UID ({found}) does not match claim ({uid})"));
+    let actual = text(&account["metadata"]["uid"]);
+    if actual != uid {
+        return Err(format!("service account UID ({actual}) does not match claim ({uid})"));
     }
     if is_deleted(&account, now) {
         return Err(format!("service account {namespace}/{name} has been deleted"));
@@ -347,9 +347,9 @@ fn bound_user(objects: &dyn ObjectReader, now: Timestamp, claims: &Value) -> Res
         let (name, uid) = (text(&private_claims[what]["name"]), text(&private_claims[what]["uid"]));
         let invalidated = || "service account token has been invalidated".to_owned();
         let object = objects.get("", plural, namespace, &name).ok_or_else(invalidated)?;
-        let found = text(&object["metadata"]["uid"]);
-        if found != uid {
-            return Err(format!("{what} UID ({found}) does not match service account {what} ref claim ({uid})"));
+        let actual = text(&object["metadata"]["uid"]);
+        if actual != uid {
+            return Err(format!("{what} UID ({actual}) does not match service account {what} ref claim ({uid})"));
         }
         if is_deleted(&object, now) { Err(invalidated()) } else { Ok((name, uid)) }
     };
@@ -414,9 +414,9 @@ fn legacy_user(objects: &dyn ObjectReader, token: &str, claims: &Value) -> Resul
     if deleted(&account) {
         return Err(format!("ServiceAccount {namespace}/{name} has been deleted"));
     }
-    let found = account["metadata"]["uid"].as_str().unwrap_or_default();
-    if found != uid {
-        return Err(format!("ServiceAccount UID ({found}) does not match claim ({uid})"));
+    let actual = account["metadata"]["uid"].as_str().unwrap_or_default();
+    if actual != uid {
+        return Err(format!("ServiceAccount UID ({actual}) does not match claim ({uid})"));
     }
     if secret["metadata"]["labels"].get(INVALID_SINCE).is_some() {
         return Err(format!("the token in secret {namespace}/{secret_name} has been marked invalid"));
@@ -483,7 +483,7 @@ mod tests {
             self.ask("default", body).unwrap()["status"]["token"].as_str().unwrap().to_owned()
         }
 
-        fn known(&self, token: &str, audience: &str) -> Result<AuthenticatedToken, String> {
+        fn authenticate(&self, token: &str, audience: &str) -> Result<AuthenticatedToken, String> {
             authenticate(self.key.verify(token).as_ref(), &self.map, self.env.now(), token, &[audience.to_owned()])
         }
     }
@@ -491,16 +491,16 @@ mod tests {
     #[test]
     fn answers_as_upstream() {
         let world = world();
-        let answer = world.ask("default", &json!({"spec": {"audiences": ["a", "a", ""]}})).unwrap();
+        let issued = world.ask("default", &json!({"spec": {"audiences": ["a", "a", ""]}})).unwrap();
         assert_eq!(
-            answer["metadata"],
+            issued["metadata"],
             json!({"creationTimestamp": "2026-01-01T00:00:00Z", "name": "default", "namespace": "ns", "uid": "u1"})
         );
         assert_eq!(
-            answer["spec"],
+            issued["spec"],
             json!({"audiences": ["a", "a", ""], "boundObjectRef": null, "expirationSeconds": 3600})
         );
-        assert_eq!(answer["status"]["expirationTimestamp"], "2026-01-01T01:00:00Z");
+        assert_eq!(issued["status"]["expirationTimestamp"], "2026-01-01T01:00:00Z");
         let refused = |account: &str, body: &Value| world.ask(account, body).unwrap_err().status();
         let short = refused("default", &json!({"spec": {"expirationSeconds": 599}}));
         assert_eq!(
@@ -531,31 +531,34 @@ mod tests {
     fn tokens_live_and_die_with_their_objects() {
         let world = world();
         let plain = world.token(&json!({}));
-        let known = world.known(&plain, TOKEN_ISSUER).unwrap();
-        assert_eq!(known.user.name, "system:serviceaccount:ns:default");
-        assert_eq!(known.user.groups, ["system:serviceaccounts", "system:serviceaccounts:ns"]);
-        assert!(known.user.extra[CREDENTIAL_ID][0].starts_with("JTI="));
-        assert!(world.known(&plain, "other").unwrap_err().starts_with("token audiences ["));
+        let authenticated = world.authenticate(&plain, TOKEN_ISSUER).unwrap();
+        assert_eq!(authenticated.user.name, "system:serviceaccount:ns:default");
+        assert_eq!(authenticated.user.groups, ["system:serviceaccounts", "system:serviceaccounts:ns"]);
+        assert!(authenticated.user.extra[CREDENTIAL_ID][0].starts_with("JTI="));
+        assert!(world.authenticate(&plain, "other").unwrap_err().starts_with("token audiences ["));
 
         let bind = |kind: &str, name: &str| json!({"spec": {"boundObjectRef": {"apiVersion": "v1", "kind": kind, "name": name}}});
         let by_secret = world.token(&bind("Secret", "hold"));
-        world.known(&by_secret, TOKEN_ISSUER).unwrap();
+        world.authenticate(&by_secret, TOKEN_ISSUER).unwrap();
         world.map.put("", "secrets", object("ns", "hold", "another"));
-        assert!(world.known(&by_secret, TOKEN_ISSUER).is_err());
+        assert!(world.authenticate(&by_secret, TOKEN_ISSUER).is_err());
 
         let by_pod = world.token(&bind("Pod", "p"));
-        let extra = world.known(&by_pod, TOKEN_ISSUER).unwrap().user.extra;
+        let extra = world.authenticate(&by_pod, TOKEN_ISSUER).unwrap().user.extra;
         assert_eq!((extra[POD_NAME][0].as_str(), extra[NODE_UID][0].as_str()), ("p", "u5"));
         world.map.remove("", "pods", "ns", "p");
-        assert_eq!(world.known(&by_pod, TOKEN_ISSUER).unwrap_err(), "service account token has been invalidated");
+        assert_eq!(
+            world.authenticate(&by_pod, TOKEN_ISSUER).unwrap_err(),
+            "service account token has been invalidated"
+        );
 
         world.clock.advance(Duration::from_secs(3600 + 59));
-        world.known(&plain, TOKEN_ISSUER).unwrap();
+        world.authenticate(&plain, TOKEN_ISSUER).unwrap();
         world.clock.advance(Duration::from_secs(2));
-        assert_eq!(world.known(&plain, TOKEN_ISSUER).unwrap_err(), "service account token has expired");
+        assert_eq!(world.authenticate(&plain, TOKEN_ISSUER).unwrap_err(), "service account token has expired");
         let fresh = world.token(&json!({}));
         world.map.put("", "serviceaccounts", object("ns", "default", "recreated"));
-        assert!(world.known(&fresh, TOKEN_ISSUER).is_err());
+        assert!(world.authenticate(&fresh, TOKEN_ISSUER).is_err());
     }
 
     #[test]
@@ -570,10 +573,10 @@ mod tests {
             "kubernetes.io/serviceaccount/service-account.uid": "u1",
         });
         let token = world.key.sign(&claims).unwrap();
-        assert_eq!(world.known(&token, TOKEN_ISSUER).unwrap_err(), "Token does not match server's copy");
+        assert_eq!(world.authenticate(&token, TOKEN_ISSUER).unwrap_err(), "Token does not match server's copy");
         let mut secret = object("ns", "hold", "u3");
         secret["data"] = json!({"token": base64::engine::general_purpose::STANDARD.encode(&token)});
         world.map.put("", "secrets", secret);
-        assert_eq!(world.known(&token, TOKEN_ISSUER).unwrap().user.uid, "u1");
+        assert_eq!(world.authenticate(&token, TOKEN_ISSUER).unwrap().user.uid, "u1");
     }
 }

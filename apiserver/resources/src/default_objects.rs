@@ -5,8 +5,8 @@ use serde_json::Value;
 
 static DEFAULT_OBJECTS: &str = include_str!("default-objects.jsonl");
 
-/// Parsed on each call, as they are only read at a start. A broken line would be a fault of the build, which a test
+/// All default objects. Parsed on each call, as they are only read at a start. A broken line would be a fault of the build, which a test
 /// rules out.
-pub(crate) fn default_objects() -> impl Iterator<Item = Value> {
+pub fn all() -> impl Iterator<Item = Value> {
     DEFAULT_OBJECTS.lines().filter_map(|line| serde_json::from_str(line).ok())
 }

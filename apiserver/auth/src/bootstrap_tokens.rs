@@ -97,7 +97,7 @@ mod tests {
 
     const TOKEN: &str = "abcdef.0123456789abcdef";
 
-    fn asked(change: impl Fn(&mut Value), token: &str) -> Option<UserInfo> {
+    fn authenticate_changed(change: impl Fn(&mut Value), token: &str) -> Option<UserInfo> {
         let text = |text: &str| STANDARD.encode(text);
         let mut secret = json!({
             "metadata": {"namespace": "kube-system", "name": "bootstrap-token-abcdef"},
@@ -116,17 +116,17 @@ mod tests {
 
     #[test]
     fn a_token_is_good_for_what_its_secret_says() {
-        let user = asked(|_| {}, TOKEN).unwrap();
+        let user = authenticate_changed(|_| {}, TOKEN).unwrap();
         assert_eq!(user.name, "system:bootstrap:abcdef");
         let groups = ["system:bootstrappers", "system:bootstrappers:b", "system:bootstrappers:team:a"];
         assert_eq!(user.groups, groups);
         for token in ["abcdef.0123456789abcdeg", "abcdeg.0123456789abcdef", "abcdef", "ABCDEF.0123456789abcdef", "."] {
-            assert_eq!(asked(|_| {}, token), None, "{token}");
+            assert_eq!(authenticate_changed(|_| {}, token), None, "{token}");
         }
         let set = |key: &'static str, value: &'static str| {
             move |secret: &mut Value| secret["data"][key] = json!(STANDARD.encode(value))
         };
-        assert!(asked(set("expiration", ""), TOKEN).is_some(), "for ever");
+        assert!(authenticate_changed(set("expiration", ""), TOKEN).is_some(), "for ever");
         for (key, value) in [
             ("expiration", "2026-01-01T00:00:00Z"),
             ("expiration", "soon"),
@@ -135,10 +135,10 @@ mod tests {
             ("auth-extra-groups", "system:masters"),
             ("auth-extra-groups", "system:bootstrappers:"),
         ] {
-            assert_eq!(asked(set(key, value), TOKEN), None, "{key} {value}");
+            assert_eq!(authenticate_changed(set(key, value), TOKEN), None, "{key} {value}");
         }
-        assert_eq!(asked(|secret| secret["type"] = json!("Opaque"), TOKEN), None);
+        assert_eq!(authenticate_changed(|secret| secret["type"] = json!("Opaque"), TOKEN), None);
         let terminating = |secret: &mut Value| secret["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
-        assert_eq!(asked(terminating, TOKEN), None);
+        assert_eq!(authenticate_changed(terminating, TOKEN), None);
     }
 }

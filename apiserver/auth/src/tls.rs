@@ -1,0 +1,197 @@
+//! TLS of the listener: its configuration, and the verification of client certificates.
+//!
+//! As upstream, a client certificate is requested but optional. An invalid one results in 401 for the request, not in a
+//! failed handshake. The handshake therefore only proves possession of the key, and [`PeerVerifier::verify`] verifies
+//! the certificate afterwards.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use machinery_env::Env;
+use rustls::client::danger::HandshakeSignatureValid;
+use rustls::crypto::CryptoProvider;
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
+use rustls::time_provider::TimeProvider;
+use rustls::{DigitallySignedStruct, DistinguishedName, RootCertStore, ServerConfig, SignatureScheme};
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, UnixTime};
+use sha2::{Digest, Sha256};
+use x509_parser::prelude::FromDer;
+
+use super::certificates::{Certificates, Fingerprint};
+use super::pki::PkiError;
+use super::{CREDENTIAL_ID, UserInfo};
+
+/// The state of the peer's certificate.
+#[derive(Debug, Clone)]
+pub enum PeerCertificate {
+    /// The peer sent none.
+    Absent,
+    /// The certificate is valid for this user until this time.
+    Verified(Arc<UserInfo>, Timestamp),
+    /// The certificate is expired, revoked, of another authority, or not for clients.
+    Invalid,
+}
+
+/// Verifies the certificates of clients.
+#[derive(Clone)]
+pub struct PeerVerifier {
+    certificates: Arc<Certificates>,
+    verifier: Arc<dyn ClientCertVerifier>,
+    env: Env,
+}
+
+impl std::fmt::Debug for PeerVerifier {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("PeerVerifier(…)")
+    }
+}
+
+impl PeerVerifier {
+    /// Verifies against the authority `ca_pem` and the revocation list of `certificates`.
+    ///
+    /// # Errors
+    /// Fails if the authority's certificate is invalid.
+    pub fn new(env: &Env, certificates: Arc<Certificates>, ca_pem: &str) -> Result<Self, PkiError> {
+        let failed = |why: &dyn std::fmt::Display| PkiError::Issue(why.to_string());
+        let mut roots = RootCertStore::empty();
+        let ca = CertificateDer::from_pem_slice(ca_pem.as_bytes()).map_err(|e| failed(&e))?;
+        roots.add(ca).map_err(|e| failed(&e))?;
+        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider())
+            .allow_unauthenticated()
+            .build()
+            .map_err(|e| failed(&e))?;
+        Ok(Self { certificates, verifier, env: env.clone() })
+    }
+
+    /// The configuration of a listener with the serving certificate, HTTP/2 and HTTP/1.1.
+    ///
+    /// # Errors
+    /// Fails if the provider lacks the protocol versions.
+    pub fn server_config(&self) -> Result<ServerConfig, PkiError> {
+        let mut config = ServerConfig::builder_with_details(provider(), Arc::new(EnvTime(self.env.clone())))
+            .with_safe_default_protocol_versions()
+            .map_err(|error| PkiError::Issue(error.to_string()))?
+            .with_client_cert_verifier(Arc::new(AnyCertificate(self.verifier.clone())))
+            .with_cert_resolver(self.certificates.clone());
+        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        // Session resumption is disabled: a resumed session would carry a certificate that was verified at an earlier
+        // time.
+        config.session_storage = Arc::new(NoServerSessionStorage {});
+        config.send_tls13_tickets = 0;
+        Ok(config)
+    }
+
+    /// Verifies the chain that a client sent, leaf first.
+    #[must_use]
+    pub fn verify(&self, chain: Option<&[CertificateDer<'_>]>) -> PeerCertificate {
+        let Some((leaf, intermediates)) = chain.and_then(<[_]>::split_first) else { return PeerCertificate::Absent };
+        if self.certificates.is_revoked(&fingerprint(leaf)) {
+            return PeerCertificate::Invalid;
+        }
+        let now = UnixTime::since_unix_epoch(Duration::from_secs(self.env.now().as_second().max(0).cast_unsigned()));
+        if self.verifier.verify_client_cert(leaf, intermediates, now).is_err() {
+            return PeerCertificate::Invalid;
+        }
+        subject(leaf).map_or(PeerCertificate::Invalid, |(user, until)| PeerCertificate::Verified(Arc::new(user), until))
+    }
+
+    /// Waits until a certificate is revoked.
+    pub async fn revoked(&self, fingerprint: &Fingerprint) {
+        self.certificates.revoked(fingerprint).await;
+    }
+}
+
+/// The fingerprint of a certificate.
+#[must_use]
+pub fn fingerprint(leaf: &CertificateDer<'_>) -> Fingerprint {
+    Sha256::digest(leaf).into()
+}
+
+/// The user in a certificate, and its expiry.
+fn subject(leaf: &CertificateDer<'_>) -> Option<(UserInfo, Timestamp)> {
+    let (_, cert) = x509_parser::certificate::X509Certificate::from_der(leaf).ok()?;
+    let name = cert.subject().iter_common_name().next()?.as_str().ok()?.to_owned();
+    if name.is_empty() {
+        return None;
+    }
+    let groups = cert
+        .subject()
+        .iter_organization()
+        .map(|o| o.as_str().map(str::to_owned))
+        .collect::<Result<Vec<_>, _>>()
+        .ok()?;
+    let until = Timestamp::from_second(cert.validity().not_after.timestamp()).ok()?;
+    let id = format!("X509SHA256={}", hex::encode(fingerprint(leaf)));
+    let extra = std::iter::once((CREDENTIAL_ID.to_owned(), vec![id])).collect();
+    Some((UserInfo { name, uid: String::new(), groups, extra }, until))
+}
+
+/// Supplies the environment's clock to rustls.
+struct EnvTime(Env);
+
+impl std::fmt::Debug for EnvTime {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("EnvTime")
+    }
+}
+
+impl TimeProvider for EnvTime {
+    fn current_time(&self) -> Option<UnixTime> {
+        let seconds = u64::try_from(self.0.now().as_second()).ok()?;
+        Some(UnixTime::since_unix_epoch(Duration::from_secs(seconds)))
+    }
+}
+
+/// Accepts any certificate whose key the client holds; [`PeerVerifier::verify`] verifies it afterwards.
+#[derive(Debug)]
+struct AnyCertificate(Arc<dyn ClientCertVerifier>);
+
+impl ClientCertVerifier for AnyCertificate {
+    fn client_auth_mandatory(&self) -> bool {
+        false
+    }
+
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        self.0.root_hint_subjects()
+    }
+
+    fn verify_client_cert(
+        &self,
+        _end_entity: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        _now: UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        Ok(ClientCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.0.verify_tls12_signature(message, cert, dss)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.0.verify_tls13_signature(message, cert, dss)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.supported_verify_schemes()
+    }
+}
+
+/// The crypto provider of every TLS configuration. No process-wide default is set or used.
+#[must_use]
+pub fn provider() -> Arc<CryptoProvider> {
+    Arc::new(rustls::crypto::ring::default_provider())
+}
