@@ -15,7 +15,6 @@ const LONG_FUNCTIONS: &[(&str, &str, &str)] = &[
     ("scheduler/src/tests.rs", "the_messages_are_upstreams", "a table of cases"),
     ("src/cmd/demo/mod.rs", "run_story", "a story, told in its order"),
     ("tests/sim/src/network.rs", "send", "the faults of one request, in the order in which they can happen"),
-    ("wasm-node/kubelet/src/pod/worker.rs", "run", "the loop of a pod: one arm an input"),
 ];
 
 /// Files that are longer, and why.

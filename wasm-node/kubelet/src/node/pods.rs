@@ -159,8 +159,8 @@ impl PodManager {
             loop {
                 // On the heap: the size of a task is that of its largest state.
                 let (context, view, receiver) = (node.clone(), view.clone(), receiver.clone());
-                let worker = Box::new(PodWorker::new(context, view, receiver, ip.take(), rejected.take()));
-                if AssertUnwindSafe(worker.run()).catch_unwind().await.is_ok() {
+                let worker = Box::new(PodWorker::new(context, view, receiver, ip.take()));
+                if AssertUnwindSafe(worker.run(rejected.take())).catch_unwind().await.is_ok() {
                     return uid;
                 }
                 // A pod's failure never ends the node: the pod is adopted again, as after a restart of the node.

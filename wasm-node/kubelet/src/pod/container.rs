@@ -7,12 +7,12 @@ use jiff::Timestamp;
 
 use super::backoff::BackOff;
 use super::event::{
-    Action, Class, ContainerEvent, ContainerPolicy, ImageOwner, LifecyclePolicy, PostStart, ProbeKind, ProbeResult,
-    RestartPolicy,
+    Action, Class, ContainerEvent, ContainerPolicy, ImageOwner, LifecyclePolicy, PostStart, ProbeKind, RestartPolicy,
 };
 pub use super::stage::{ContainerRun, ContainerStage, Exit, StopReason, WaitReason};
 
 mod hook;
+mod probe;
 
 /// How long the error of a failed pull is shown before the back-off, so that clients can observe both reasons.
 const PULL_ERROR_SHOWN: Duration = Duration::from_secs(1);
@@ -136,7 +136,12 @@ impl ContainerMachine {
             ContainerStage::Running(running) => running.serves(),
             // A deletion alone marks its endpoints not ready; if a Service has no others, they still receive traffic.
             ContainerStage::Stopping { running, why: StopReason::Pod } => deleted && running.serves(),
-            _ => false,
+            ContainerStage::Idle
+            | ContainerStage::Pulling
+            | ContainerStage::Waiting { .. }
+            | ContainerStage::Starting
+            | ContainerStage::Stopping { .. }
+            | ContainerStage::Done => false,
         }
     }
 
@@ -330,7 +335,11 @@ impl ContainerMachine {
                 self.pull = BackOff::default();
                 self.prepare(cx, actions);
             }
-            _ => {}
+            // The next start pulls the new image.
+            ContainerStage::Waiting { wait: WaitReason::Hook { .. } | WaitReason::Crash { .. }, .. }
+            | ContainerStage::Idle
+            | ContainerStage::Stopping { .. }
+            | ContainerStage::Done => {}
         }
     }
 
@@ -404,74 +413,6 @@ impl ContainerMachine {
         }
     }
 
-    fn handle_trial(&mut self, cx: &ContainerContext<'_>, broken: Option<String>, actions: &mut Vec<Action>) {
-        let ContainerStage::Running(running) = &mut self.stage else { return };
-        if let Some(broken) = &broken
-            && running.instantiable
-        {
-            actions.push(cx.warning("Unhealthy", format!("The module cannot be instantiated: {broken}")));
-        }
-        running.instantiable = broken.is_none();
-        if cx.own.startup.is_none() && cx.own.readiness.is_none() {
-            running.first_probe_pending = false;
-        }
-    }
-
-    fn handle_probe(
-        &mut self,
-        cx: &ContainerContext<'_>,
-        kind: ProbeKind,
-        result: ProbeResult,
-        actions: &mut Vec<Action>,
-    ) {
-        let ContainerStage::Running(running) = &mut self.stage else { return };
-        let Some(thresholds) = cx.own.thresholds(kind) else { return };
-        let word = kind.word();
-        let failure = match result {
-            ProbeResult::Passed => None,
-            ProbeResult::Failed(why) => Some(why),
-            ProbeResult::Warned(what) => {
-                actions.push(cx.warning("ProbeWarning", format!("{word} probe warning: {what}")));
-                None
-            }
-            ProbeResult::Errored(why) => {
-                let message = format!("{word} probe errored and resulted in unknown state: {why}");
-                actions.push(cx.warning("Unhealthy", message));
-                return;
-            }
-        };
-        let good = failure.is_none();
-        let streak = &mut running.streaks[kind as usize];
-        *streak = if streak.0 == good { (good, streak.1.saturating_add(1)) } else { (good, 1) };
-        let (_, times) = *streak;
-        if kind != ProbeKind::Liveness {
-            running.first_probe_pending = false;
-        }
-        if let Some(failure) = failure {
-            actions.push(cx.warning("Unhealthy", format!("{word} probe failed: {failure}")));
-            if times < thresholds.failure {
-                return;
-            }
-            if kind == ProbeKind::Readiness {
-                running.ready = false;
-                return;
-            }
-            let grace = thresholds.grace.unwrap_or(cx.rules.grace);
-            self.stop_running(cx, (failed_probe(cx.own, kind), grace, StopReason::Probe), actions);
-        } else if times >= thresholds.success {
-            match kind {
-                ProbeKind::Readiness => running.ready = true,
-                ProbeKind::Startup if !running.started => {
-                    running.started = true;
-                    self.passed |= self.class == Class::Sidecar;
-                    running.first_probe_pending = cx.own.readiness.is_some();
-                    cx.start_other_probes(actions);
-                }
-                ProbeKind::Startup | ProbeKind::Liveness => {}
-            }
-        }
-    }
-
     /// Stops a running container. `sooner`: also shortens a stop in progress.
     pub(super) fn stop(
         &mut self,
@@ -496,7 +437,12 @@ impl ContainerMachine {
                 *why = reason.clone();
                 actions.push(Action::Stop { container, grace });
             }
-            _ => {}
+            ContainerStage::Idle
+            | ContainerStage::Pulling
+            | ContainerStage::Waiting { .. }
+            | ContainerStage::Starting
+            | ContainerStage::Stopping { .. }
+            | ContainerStage::Done => {}
         }
     }
 
@@ -522,7 +468,12 @@ impl ContainerMachine {
                 actions.push(cx.hook_failed());
                 None
             }
-            _ => None,
+            ContainerStage::Idle
+            | ContainerStage::Pulling
+            | ContainerStage::Waiting { .. }
+            | ContainerStage::Starting
+            | ContainerStage::Running(_)
+            | ContainerStage::Done => None,
         };
         self.finish_hook(false);
         let (ContainerStage::Running(running) | ContainerStage::Stopping { running, .. }) = &self.stage else { return };
@@ -583,15 +534,5 @@ impl ContainerMachine {
             self.crash.next(finished, now);
             self.prepare(cx, actions);
         }
-    }
-}
-
-/// Upstream's message, which depends on the container's class.
-fn failed_probe(own: &ContainerPolicy, kind: ProbeKind) -> String {
-    let (name, word) = (&own.name, kind.word().to_lowercase());
-    match own.class {
-        Class::Sidecar => format!("Init container {name} failed {word} probe"),
-        _ if own.restart == RestartPolicy::Never => format!("Container {name} failed {word} probe"),
-        _ => format!("Container {name} failed {word} probe, will be restarted"),
     }
 }

@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use jiff::SignedDuration;
+
 pub use crate::spec::containers::Class;
 
 /// `restartPolicy` of a pod or a container.
@@ -160,11 +162,34 @@ impl ContainerPolicy {
     }
 }
 
+/// The facts that decide whether a pod starts, at its first step.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Admission {
+    /// `status.reason` and `status.message` of a pod that the node rejects.
+    pub rejection: Option<(&'static str, String)>,
+    /// The unsupported fields of the spec, as a sentence and one message each.
+    pub unsupported: Option<(String, Vec<String>)>,
+    /// The grace period, if the pod is being deleted.
+    pub deleted: Option<Duration>,
+    /// The object was removed from the API.
+    pub removed: bool,
+}
+
+impl Admission {
+    /// Whether the pod ends before it starts.
+    #[must_use]
+    pub fn ends(&self) -> bool {
+        self.rejection.is_some() || self.deleted.is_some() || self.removed
+    }
+}
+
 /// An event of a pod.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Event {
     /// A deadline of the state may have passed.
     Tick,
+    /// The wall clock was set forward by this, or back if it is negative.
+    ClockStepped(SignedDuration),
     /// The API requests deletion with this grace period.
     Deleted(Duration),
     /// The object was removed from the API: the pod ends without a grace period.

@@ -6,6 +6,7 @@ pub mod admit;
 pub(crate) mod attached;
 pub mod backoff;
 pub mod check;
+mod clock;
 mod compiling;
 pub mod container;
 pub mod event;

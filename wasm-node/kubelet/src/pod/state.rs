@@ -1,5 +1,6 @@
 //! The lifecycle of a pod: its stage, its containers, and the step function. Pure. The worker performs the returned
-//! actions and projects the status from this state.
+//! actions and projects the status from this state. Fields are private to this module: after its construction, a state
+//! changes only by [`PodState::begin`] and [`PodState::step`].
 
 use std::time::Duration;
 
@@ -8,10 +9,12 @@ use jiff::{SignedDuration, Timestamp};
 use super::container::{ContainerContext, after};
 pub use super::container::{ContainerMachine, ContainerRun, ContainerStage, Exit, StopReason, WaitReason};
 pub use super::event::{
-    Action, Class, ContainerEvent, ContainerPolicy, Event, ImageOwner, LifecyclePolicy, PostStart, ProbeKind,
-    ProbeResult, RestartPolicy, RestartRule, Thresholds,
+    Action, Admission, Class, ContainerEvent, ContainerPolicy, Event, ImageOwner, LifecyclePolicy, PostStart,
+    ProbeKind, ProbeResult, RestartPolicy, RestartRule, Thresholds,
 };
 use super::order;
+
+mod accessors;
 
 /// How long a transient status is held back while a pod starts and during its first probe. This halves the API writes
 /// of a quick start.
@@ -67,28 +70,27 @@ struct Closing {
 /// The state of a pod.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PodState {
-    /// The stage.
-    pub stage: Stage,
+    stage: Stage,
     /// Its containers, in the order of [`crate::spec::containers`].
-    pub machines: Vec<ContainerMachine>,
+    machines: Vec<ContainerMachine>,
     /// `status.startTime`.
-    pub began: Timestamp,
+    began: Timestamp,
     /// The time of adoption by this agent.
     adopted_at: Timestamp,
     /// The volumes are filled and the pod has an address.
-    pub sandbox: bool,
+    sandbox: bool,
     /// Set if the pod fails regardless of its containers.
-    pub terminal_reason: Option<TerminalReason>,
+    terminal_reason: Option<TerminalReason>,
     /// The final phase: `true` is Succeeded.
-    pub succeeded: Option<bool>,
+    succeeded: Option<bool>,
     /// The grace period, if the pod is being deleted.
-    pub deleted: Option<Duration>,
+    deleted: Option<Duration>,
     /// The object was removed from the API.
-    pub removed: bool,
+    removed: bool,
     /// Resumed after a restart of the agent: the containers in the pod's status don't exist any more.
-    pub resumed: bool,
+    resumed: bool,
     /// All containers are being stopped, to restart together.
-    pub restarting_all: bool,
+    restarting_all: bool,
     /// Set once no container starts any more.
     closes: Option<Closing>,
 }
@@ -131,23 +133,26 @@ impl PodState {
         }
     }
 
+    /// Records the final phase that an earlier run of the agent or another writer has reported, with its reason.
+    pub fn resume_ended(&mut self, succeeded: bool, terminal_reason: Option<TerminalReason>) {
+        self.succeeded = Some(succeeded);
+        self.terminal_reason = terminal_reason;
+    }
+
     /// The first step: returns the initial actions.
     #[must_use]
-    pub fn begin(
-        mut self,
-        rules: &LifecyclePolicy,
-        refused: Option<(String, Vec<String>)>,
-        now: Timestamp,
-    ) -> (Self, Vec<Action>) {
+    pub fn begin(mut self, rules: &LifecyclePolicy, admission: Admission, now: Timestamp) -> (Self, Vec<Action>) {
         let mut actions = Vec::new();
-        if let Some(TerminalReason { reason: Some(reason), message: Some(message), rejected: true }) =
-            &self.terminal_reason
-        {
+        let Admission { rejection, unsupported, deleted, removed } = admission;
+        (self.deleted, self.removed) = (deleted, removed);
+        if let Some((reason, message)) = rejection {
             actions.push(pod_warning(reason, message.clone()));
+            self.terminal_reason =
+                Some(TerminalReason { reason: Some(reason), message: Some(message), rejected: true });
         }
         if self.succeeded.is_some() || self.ending() {
             self.finish(&mut actions);
-        } else if let Some((message, each)) = refused {
+        } else if let Some((message, each)) = unsupported {
             actions.extend(each.into_iter().map(|one| pod_warning("Unsupported", one)));
             self.stage = Stage::Refused { message };
         } else {
@@ -185,29 +190,9 @@ impl PodState {
         }
     }
 
-    /// Whether the pod counts as ready, as far as its containers decide.
-    #[must_use]
-    pub fn ready(&self) -> bool {
-        let mut count =
-            self.machines.iter().filter(|machine| matches!(machine.class, Class::Main | Class::Sidecar)).peekable();
-        count.peek().is_some() && count.all(|machine| machine.ready(self.deleted.is_some()))
-    }
-
     /// Whether no container of the pod starts any more.
     fn closing(&self) -> bool {
         self.ending() || self.closes.is_some() || self.succeeded.is_some()
-    }
-
-    /// Whether the pod's end is decided.
-    #[must_use]
-    pub fn ending(&self) -> bool {
-        self.deleted.is_some() || self.removed || self.terminal_reason.is_some()
-    }
-
-    /// Whether any container was ever started.
-    #[must_use]
-    pub fn ran(&self) -> bool {
-        self.machines.iter().any(|machine| machine.exit.is_some() || machine.attempt.is_some())
     }
 
     /// The time of the next [`Event::Tick`].
@@ -220,13 +205,18 @@ impl PodState {
         let late = self.closes.filter(|_| self.machines.iter().any(waits_for_turn)).map(|closes| closes.until);
         let waits = self.machines.iter().filter_map(|machine| match &machine.stage {
             ContainerStage::Waiting { until, .. } => Some(*until),
-            _ => None,
+            ContainerStage::Idle
+            | ContainerStage::Pulling
+            | ContainerStage::Starting
+            | ContainerStage::Running(_)
+            | ContainerStage::Stopping { .. }
+            | ContainerStage::Done => None,
         });
         deadline.into_iter().chain(late).chain(waits).min()
     }
 
     /// Shifts all deadlines after a step of the wall clock, so that waits keep their length.
-    pub fn shift_deadlines(&mut self, by: SignedDuration) {
+    fn shift_deadlines(&mut self, by: SignedDuration) {
         for machine in &mut self.machines {
             if let ContainerStage::Waiting { until, .. } = &mut machine.stage {
                 *until = until.saturating_add(by).unwrap_or(*until);
@@ -252,16 +242,12 @@ impl PodState {
             ContainerStage::Running(running) if running.first_probe_pending => {
                 Some(after(running.since, HOLD_FIRST_PROBE))
             }
-            _ => None,
+            ContainerStage::Running(_)
+            | ContainerStage::Waiting { .. }
+            | ContainerStage::Stopping { .. }
+            | ContainerStage::Done => None,
         });
         settles.max()
-    }
-
-    /// Whether the stage of the pod or of a container differs.
-    #[must_use]
-    pub fn stage_differs_from(&self, before: &Self) -> bool {
-        self.stage != before.stage
-            || self.machines.iter().zip(&before.machines).any(|(now, was)| now.stage != was.stage)
     }
 
     /// Applies an event: returns the new state and the actions.
@@ -298,12 +284,13 @@ impl PodState {
     fn handle_event(&mut self, rules: &LifecyclePolicy, event: Event, now: Timestamp, actions: &mut Vec<Action>) {
         match event {
             Event::Tick => self.tick(rules, now, actions),
+            Event::ClockStepped(by) => self.shift_deadlines(by),
             Event::Deleted(grace) => {
                 self.deleted = Some(grace);
                 match &self.stage {
                     Stage::Cleaning => {}
                     Stage::Ended => actions.push(Action::Delete),
-                    _ => self.end(rules, grace, now, actions),
+                    Stage::Refused { .. } | Stage::Mounting | Stage::Active => self.end(rules, grace, now, actions),
                 }
             }
             Event::Removed => {

@@ -46,11 +46,11 @@ pub fn project(
 ) -> PodStatus {
     // As upstream: reason and message appear with the final phase, not while containers may still run.
     let terminal_reason = state
-        .terminal_reason
-        .clone()
-        .filter(|_| state.succeeded.is_some())
+        .terminal_reason()
+        .cloned()
+        .filter(|_| state.succeeded().is_some())
         .unwrap_or(TerminalReason { reason: None, message: None, rejected: false });
-    let pod_ip = facts.pod_ip.filter(|_| !matches!(state.stage, Stage::Refused { .. })).map(|ip| ip.to_string());
+    let pod_ip = facts.pod_ip.filter(|_| !matches!(state.stage(), Stage::Refused { .. })).map(|ip| ip.to_string());
     let (mut init, mut own, mut ephemeral) = (Vec::new(), Vec::new(), Vec::new());
     for (index, (class, container)) in containers::each(&containers::spec(pod)).enumerate() {
         let status = container_status(state, pod, index, &container);
@@ -64,14 +64,14 @@ pub fn project(
         let ran = machine.attempt.is_some() && (!machine.hook_pending() || machine.exit.is_some());
         machine.class == Class::Main && machine.stage != ContainerStage::Idle && ran
     };
-    let phase = match state.succeeded {
+    let phase = match state.succeeded() {
         Some(true) => "Succeeded",
         Some(false) => "Failed",
         None => {
-            let begun = state.machines.iter().any(begun);
+            let begun = state.machines().iter().any(begun);
             // Containers that run again after a node restart: an earlier exit doesn't count as initialized.
             let initializing =
-                !begun && state.machines.iter().any(|machine| machine.class == Class::Init && !machine.passed);
+                !begun && state.machines().iter().any(|machine| machine.class == Class::Init && !machine.passed);
             if initializing { "Pending" } else { conditions::phase(&init, &own, begun) }
         }
     };
@@ -87,7 +87,7 @@ pub fn project(
         host_ips: Some(vec![HostIP { ip: facts.host_ip.to_string() }]),
         pod_ips: pod_ip.clone().map(|ip| vec![PodIP { ip }]),
         pod_ip,
-        start_time: Some(Time(whole_seconds(state.began))),
+        start_time: Some(Time(whole_seconds(state.began()))),
         observed_generation: pod.metadata.generation,
         init_container_statuses: listed(init.into_iter().map(|(_, status)| status).collect()),
         container_statuses: listed(own),
@@ -218,7 +218,7 @@ fn current(
         ..ContainerState::default()
     };
     let exit = || machine.exit.as_ref().map(terminated);
-    if let Stage::Refused { message } = &state.stage {
+    if let Stage::Refused { message } = state.stage() {
         return (waiting("CreateContainerConfigError", Some(message.clone())), None);
     }
     match &machine.stage {
@@ -235,13 +235,20 @@ fn current(
             };
             (current, exit())
         }
-        ContainerStage::Idle if state.restarting_all && machine.class != Class::Ephemeral && machine.exit.is_some() => {
+        ContainerStage::Idle
+            if state.is_restarting_all() && machine.class != Class::Ephemeral && machine.exit.is_some() =>
+        {
             let message = "The container is removed because RestartAllContainers in place".to_owned();
             (waiting("RestartingAllContainers", Some(message)), exit())
         }
-        _ => match exit() {
+        ContainerStage::Idle
+        | ContainerStage::Pulling
+        | ContainerStage::Starting
+        | ContainerStage::Running(_)
+        | ContainerStage::Stopping { .. }
+        | ContainerStage::Done => match exit() {
             Some(exit) => (exit, None),
-            None if state.succeeded.is_some() && is_lost(&state.machines, index) => (lost(), None),
+            None if state.succeeded().is_some() && is_lost(state.machines(), index) => (lost(), None),
             None => {
                 let first = containers::spec(pod).init_containers.as_ref().is_none_or(Vec::is_empty);
                 (waiting(if first { "ContainerCreating" } else { "PodInitializing" }, None), None)
@@ -282,11 +289,17 @@ fn is_lost(machines: &[ContainerMachine], index: usize) -> bool {
 
 fn container_status(state: &PodState, pod: &Pod, index: usize, container: &Container) -> ContainerStatus {
     let never = ContainerMachine::new(Class::Main);
-    let machine = state.machines.get(index).unwrap_or(&never);
+    let machine = state.machines().get(index).unwrap_or(&never);
     let (current, last) = current(state, pod, index, machine, &container.name);
     let run = match &machine.stage {
         ContainerStage::Running(run) | ContainerStage::Stopping { running: run, .. } if !run.hook_pending => Some(run),
-        _ => None,
+        ContainerStage::Idle
+        | ContainerStage::Pulling
+        | ContainerStage::Waiting { .. }
+        | ContainerStage::Starting
+        | ContainerStage::Running(_)
+        | ContainerStage::Stopping { .. }
+        | ContainerStage::Done => None,
     };
     // Until its `postStart` hook has ended, the status shows the previous run.
     let starts =
@@ -294,7 +307,7 @@ fn container_status(state: &PodState, pod: &Pod, index: usize, container: &Conta
     let ended_well = current.terminated.as_ref().is_some_and(|ended| ended.exit_code == 0);
     let ready = match machine.class {
         Class::Init => ended_well,
-        Class::Main | Class::Sidecar => machine.ready(state.deleted.is_some()),
+        Class::Main | Class::Sidecar => machine.ready(state.deleted().is_some()),
         Class::Ephemeral => false,
     };
     let container_id = run.map(|run| run.container_id.clone());

@@ -6,23 +6,21 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::BoxFuture;
-use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::api::core::v1::{Container, Node, ObjectReference, Pod, PodCondition, PodStatus};
-use k8s_openapi::api::node::v1::RuntimeClass;
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Container, ObjectReference, Pod, PodCondition, PodStatus};
 use machinery_api::ObjectKey;
 use machinery_client::{EventRecord, Kind, reference_to, version_of};
-use machinery_env::Env;
 use tokio::sync::OnceCell;
 use tokio::task::JoinHandle;
 
 use super::admit::{Claim, Rejection};
-use super::node_facts::NodeFacts;
+use super::clock::ClockStepDetector;
 use super::settings::{self, grace, rules};
 use super::shared::NodeContext;
 use super::start::{self, CreatedContainer};
 use super::state::{
-    Action, Class, ContainerEvent, ContainerMachine, ContainerStage, Event, LifecyclePolicy, PodState, ProbeKind,
-    Stage, StopReason, TerminalReason,
+    Action, Admission, Class, ContainerEvent, ContainerMachine, ContainerStage, Event, LifecyclePolicy, PodState,
+    ProbeKind, Stage, StopReason,
 };
 use super::{probe, resize, status, unsupported};
 use crate::config::sources::{Source, SourceKind};
@@ -37,6 +35,7 @@ use runtime_api::{CpuQuota, KeyvalueOwner, MemoryFiles};
 use slot::{ContainerSlot, LiveContainer};
 use volumes::PodVolumes;
 
+mod admission;
 mod message;
 mod perform;
 mod report;
@@ -53,10 +52,6 @@ const MESSAGES_MAX: usize = 32;
 /// The first delay before a failed write to the API is retried; it doubles up to the maximum.
 const WRITE_RETRY_FIRST: Duration = Duration::from_millis(200);
 const WRITE_RETRY_MAX: Duration = Duration::from_secs(15);
-/// The RuntimeClass handler that this node supports.
-const HANDLER: &str = "wasm";
-/// The timeout of the Node request before a rejection by labels.
-const NODE_REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// The maximum time that a resumed pod waits for the API to accept Ready=False, so that clients observe the restart. A
 /// slower API counts as unavailable; a pod that this node already ran starts without it.
 const RESUME_HELD_MAX: Duration = Duration::from_secs(5);
@@ -64,8 +59,6 @@ const RESUME_HELD_MAX: Duration = Duration::from_secs(5);
 const REPAIR_INTERVAL: Duration = Duration::from_secs(10);
 /// The delay of the first repair after a foreign status write, so that controllers can react to that write.
 const REPAIR_FIRST: Duration = Duration::from_secs(5);
-/// A larger offset of the wall clock is a clock step; a smaller one is slewing, or the time between two readings.
-const CLOCK_STEP_MIN: SignedDuration = SignedDuration::from_secs(1);
 
 /// The pod as the API holds it.
 #[derive(Debug, Clone)]
@@ -178,12 +171,9 @@ pub(crate) struct PodWorker {
     adopted_at: Duration,
     /// The pod was ready once, so its start latency is recorded.
     was_ready: bool,
-    /// The offset between the wall clock and the monotonic clock at the last check.
-    clock_offset: SignedDuration,
+    clock: ClockStepDetector,
     /// The final status that an earlier run of the agent wrote.
     final_status_before_restart: Option<Compressed<PodStatus>>,
-    /// The pod was rejected because of the node's labels in the local cache.
-    by_labels: bool,
 }
 
 /// A write to the API. Yields the written status (`None` for a delete) and the pod's version after the write.
@@ -197,30 +187,24 @@ struct HeldActions {
 }
 
 impl PodWorker {
-    /// A worker for a pod of this node. `ip` is the address of an earlier run; `rejected` is the admission failure.
+    /// A worker for a pod of this node. `ip` is the address of an earlier run.
     pub(crate) fn new(
         node: Arc<NodeContext>,
         view: Arc<PodView>,
         mut input: Receiver<PodInput>,
         ip: Option<IpAddr>,
-        rejected: Option<Rejection>,
     ) -> Self {
         let (compressed, status_target) = input.read(|input| (input.pod.clone(), input.status_target.clone()));
         let pod = compressed.get();
         let (sender, messages) = mailbox(MESSAGES_MAX);
         view.set_worker(sender.clone());
         let now = node.parts.env.now();
-        let clock_offset = offset(&node.parts.env);
+        let clock = ClockStepDetector::new(now, node.parts.env.elapsed());
         let rules = rules(&pod);
         let ledger = Ledger::pod(node.parts.runtime.ledger());
         ledger.set_limit(Resource::Memory, requests::memory_bound(&pod).unwrap_or(u64::MAX));
         let cpu = Arc::new(CpuQuota::new(requests::pod_limit(&pod, "cpu"), node.parts.env.elapsed()));
-        let mut state = status::recall(&pod, &rules, now);
-        let by_labels = rejected.as_ref().is_some_and(|rejected| rejected.by_labels);
-        if let Some(Rejection { reason, message, .. }) = rejected {
-            state.terminal_reason =
-                Some(TerminalReason { reason: Some(reason), message: Some(message), rejected: true });
-        }
+        let state = status::recall(&pod, &rules, now);
         Self {
             about: Arc::new(reference_to(&*pod)),
             rules,
@@ -260,9 +244,8 @@ impl PodWorker {
             failures: 0,
             too_large: false,
             was_ready: false,
-            clock_offset,
+            clock,
             final_status_before_restart: None,
-            by_labels,
         }
     }
 
@@ -270,47 +253,17 @@ impl PodWorker {
         self.node.parts.env.now()
     }
 
-    /// Runs the pod until it is removed. A stopping node drops the future.
-    pub(crate) async fn run(mut self: Box<Self>) {
+    /// Runs the pod until it is removed. A stopping node drops the future. `rejection` is the admission failure.
+    pub(crate) async fn run(mut self: Box<Self>, rejection: Option<Rejection>) {
         let now = self.now();
-        if let Some(grace) = grace(self.pod()) {
-            self.state.deleted = Some(grace);
-        }
-        let refused = unsupported::fields(self.pod());
         // On the heap for its duration: the size of a pod's task is that of its largest state.
-        Box::pin(async {
-            self.recheck_rejection().await;
-            self.await_runtime_class().await;
-        })
-        .await;
-        let refused = (!refused.is_empty()).then(|| {
-            let each = refused.iter().map(|field| format!("{}: {}", field.path, field.why)).collect();
-            (unsupported::sentence(&refused), each)
-        });
-        let ended_before = self.state.succeeded.is_some();
-        let (state, actions) = self.state.clone().begin(&self.rules, refused, now);
-        self.state = state;
-        if ended_before {
-            // The written status is complete, and this run has less information than the one that wrote it.
-            self.final_status_before_restart =
-                self.pod().status.clone().filter(status::tells_the_end).map(Compressed::from);
-        }
-        self.project();
-        if ended_before && self.state.deleted.is_none() {
-            self.reported.suppress_writes(self.desired_status.clone());
-            self.dirty = None;
-        }
-        if self.state.resumed {
-            // Ready goes through False before anything runs again, and the API must have observed it.
-            self.held_actions = Some(HeldActions { actions, until: self.node.parts.env.elapsed() + RESUME_HELD_MAX });
-        } else {
-            self.perform(actions);
-        }
+        let admission = Box::pin(self.admit(rejection)).await;
+        self.begin(admission, now);
         let mut writing: Option<Write> = None;
         // The earliest monotonic time of the next write after a failed one.
         let mut retry_at: Option<Duration> = None;
         loop {
-            if self.state.removed && self.state.stage == Stage::Ended {
+            if self.state.is_removed() && *self.state.stage() == Stage::Ended {
                 return;
             }
             self.detect_clock_step();
@@ -325,7 +278,7 @@ impl PodWorker {
                 self.perform_held();
             }
             let settles = self.settle_delay();
-            if writing.is_none() && retry_at.is_none() && !self.state.removed {
+            if writing.is_none() && retry_at.is_none() && !self.state.is_removed() {
                 if dirty && settles.is_none() {
                     writing = Some(self.write_status());
                 } else if !dirty && !self.stale && self.delete_pending {
@@ -366,13 +319,33 @@ impl PodWorker {
         }
     }
 
-    /// Detects a step of the wall clock by comparison with the monotonic clock.
+    /// The first step of the pod's state.
+    fn begin(&mut self, admission: Admission, now: Timestamp) {
+        let ended_before = self.state.succeeded().is_some();
+        let (state, actions) = self.state.clone().begin(&self.rules, admission, now);
+        self.state = state;
+        if ended_before {
+            // The written status is complete, and this run has less information than the one that wrote it.
+            self.final_status_before_restart =
+                self.pod().status.clone().filter(status::tells_the_end).map(Compressed::from);
+        }
+        self.project();
+        if ended_before && self.state.deleted().is_none() {
+            self.reported.suppress_writes(self.desired_status.clone());
+            self.dirty = None;
+        }
+        if self.state.is_resumed() {
+            // Ready goes through False before anything runs again, and the API must have observed it.
+            self.held_actions = Some(HeldActions { actions, until: self.node.parts.env.elapsed() + RESUME_HELD_MAX });
+        } else {
+            self.perform(actions);
+        }
+    }
+
+    /// Passes a step of the wall clock to the pod's state.
     fn detect_clock_step(&mut self) {
-        let offset = offset(&self.node.parts.env);
-        let by = offset - self.clock_offset;
-        if by.abs() > CLOCK_STEP_MIN {
-            self.clock_offset = offset;
-            self.state.shift_deadlines(by);
+        if let Some(by) = self.clock.step(self.now(), self.node.parts.env.elapsed()) {
+            self.apply(Event::ClockStepped(by));
         }
     }
 
@@ -380,73 +353,6 @@ impl PodWorker {
     fn next_tick_in(&self) -> Option<Duration> {
         let at = self.state.wake_at(&self.rules)?;
         Some(Duration::try_from(at.duration_since(self.now())).unwrap_or_default())
-    }
-
-    /// Labels may have changed just before the pod was bound. As upstream, the kubelet fetches the Node before it
-    /// rejects a pod for the labels in its cache.
-    async fn recheck_rejection(&mut self) {
-        if !self.by_labels {
-            return;
-        }
-        let (requests, key) = (self.requests(), ObjectKey::new("", self.node.identity.name.clone()));
-        let node =
-            self.node.parts.env.timeout(NODE_REQUEST_TIMEOUT, requests.get::<Node>(&Kind::of::<Node>(), &key)).await;
-        if let Ok(Ok(node)) = node
-            && NodeFacts::of(&node).selected_by(self.pod())
-        {
-            self.state.terminal_reason = None;
-        }
-    }
-
-    /// Waits until the pod's RuntimeClass names the handler of this node, or the pod is being deleted.
-    async fn await_runtime_class(&mut self) {
-        let spec = self.pod().spec.as_ref();
-        let Some(name) = spec.and_then(|spec| spec.runtime_class_name.clone()).filter(|name| name != HANDLER) else {
-            return;
-        };
-        let classes: machinery_client::Api<RuntimeClass> = machinery_client::Api::all(self.node.client.clone());
-        let (mut wait, mut last_reported) = (WRITE_RETRY_FIRST, String::new());
-        loop {
-            let answer = tokio::select! {
-                answer = classes.get_opt(&name) => answer,
-                () = self.await_deletion() => return,
-            };
-            let why = match answer {
-                Ok(Some(class)) if class.handler == HANDLER => return,
-                Ok(Some(class)) => {
-                    format!(
-                        "no runtime for {:?} is configured: RuntimeClasses of this node have the handler {HANDLER:?}",
-                        class.handler
-                    )
-                }
-                Ok(None) => format!("runtimeclass.node.k8s.io {name:?} not found"),
-                Err(error) => format!("RuntimeClass {name:?} cannot be read, trying again: {error}"),
-            };
-            if why != last_reported {
-                let message = format!("Failed to create pod sandbox: {why}");
-                self.record_event(true, "FailedCreatePodSandBox", message, None);
-                last_reported = why;
-            }
-            tokio::select! {
-                () = self.node.parts.env.sleep(wait) => {}
-                () = self.await_deletion() => return,
-            }
-            wait = (wait * 2).min(WRITE_RETRY_MAX);
-        }
-    }
-
-    /// Applies API updates to a pod that has not started, until its deletion is requested.
-    async fn await_deletion(&mut self) {
-        while !self.state.ending() {
-            if self.input.changed().await.is_err() {
-                return std::future::pending().await;
-            }
-            let PodInput { pod, removed, status_target, .. } = self.input.read(PodInput::clone);
-            self.status_target = status_target;
-            self.state.deleted = grace(&pod.get());
-            self.state.removed = removed;
-            self.set_pod(pod);
-        }
     }
 
     fn set_pod(&mut self, pod: Arc<Compressed<Pod>>) {
@@ -475,7 +381,7 @@ impl PodWorker {
 
     /// The state of a container.
     fn machine(&self, container: usize) -> Option<&ContainerMachine> {
-        self.state.machines.get(container)
+        self.state.machines().get(container)
     }
 
     /// Whether `preparation` is the number of the container's newest pull or start. Results of older ones are dropped.
@@ -498,7 +404,7 @@ impl PodWorker {
         self.dirty = None;
         self.reported.observe(version_of(&self.pod().metadata));
         if removed {
-            if !self.state.removed {
+            if !self.state.is_removed() {
                 self.apply(Event::Removed);
             }
             return;
@@ -511,7 +417,7 @@ impl PodWorker {
         for container in ContainerSlot::update(&mut self.slots, &pod) {
             self.apply(Event::Container(container, ContainerEvent::ImageChanged));
         }
-        if self.slots.len() > self.state.machines.len() {
+        if self.slots.len() > self.state.machines().len() {
             // New ephemeral containers join the state in the next step.
             self.apply(Event::Tick);
         }
@@ -525,7 +431,7 @@ impl PodWorker {
         match message {
             Message::Event(event) => self.apply(*event),
             // Another pod may have taken the resource meanwhile, and this pod may have ended.
-            Message::Mount if self.state.stage == Stage::Mounting && self.volumes.is_none() => self.mount(),
+            Message::Mount if *self.state.stage() == Stage::Mounting && self.volumes.is_none() => self.mount(),
             Message::Mount => {}
             Message::Filled(filled) => self.handle_filled(filled),
             Message::Pulled(pulled) => {
@@ -580,9 +486,4 @@ impl PodWorker {
             self.perform(held.actions);
         }
     }
-}
-
-fn offset(env: &Env) -> SignedDuration {
-    let elapsed = SignedDuration::try_from(env.elapsed()).unwrap_or(SignedDuration::MAX);
-    env.now().duration_since(Timestamp::UNIX_EPOCH).saturating_sub(elapsed)
 }

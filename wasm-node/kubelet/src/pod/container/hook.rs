@@ -14,7 +14,11 @@ impl ContainerMachine {
     pub fn hook_pending(&self) -> bool {
         match &self.stage {
             ContainerStage::Running(running) | ContainerStage::Stopping { running, .. } => running.hook_pending,
-            _ => false,
+            ContainerStage::Idle
+            | ContainerStage::Pulling
+            | ContainerStage::Waiting { .. }
+            | ContainerStage::Starting
+            | ContainerStage::Done => false,
         }
     }
 

@@ -239,7 +239,7 @@ fn what_ran_before_begins_from_the_start_where_it_always_restarts() {
         state.resume(0, 0, exit(0), String::new());
         state.resume(1, 0, exit(255), String::new());
         state.resume(2, 0, exit(255), String::new());
-        let (state, actions) = state.begin(&rules, None, at(0));
+        let (state, actions) = state.begin(&rules, Admission::default(), at(0));
         assert_eq!(actions, [Action::Mount]);
         let (_, actions) = state.step(&rules, Event::Mounted, at(1));
         assert_eq!(actions, [Action::Pull(first)]);
@@ -248,7 +248,7 @@ fn what_ran_before_begins_from_the_start_where_it_always_restarts() {
     let mut state = PodState::adopted(at(0), at(-9), &rules);
     state.resume(0, 0, exit(255), String::new());
     state.resume(1, 0, exit(255), String::new());
-    let (state, actions) = state.begin(&rules, None, at(0));
+    let (state, actions) = state.begin(&rules, Admission::default(), at(0));
     assert_eq!((state.succeeded, actions), (Some(false), vec![Action::Kill(0), Action::Clean]));
 }
 
@@ -261,7 +261,7 @@ fn thousands_of_init_containers_run_one_after_the_other() {
     let classes = std::iter::repeat_n(Class::Init, COUNT).chain([Class::Main]);
     let named = |(index, class)| ContainerPolicy { name: format!("c{index}"), class, ..one.clone() };
     rules.containers = classes.enumerate().map(named).collect::<Vec<_>>().into();
-    let (mut state, mut to_do) = PodState::new(at(0), &rules).begin(&rules, None, at(0));
+    let (mut state, mut to_do) = PodState::new(at(0), &rules).begin(&rules, Admission::default(), at(0));
     let mut begun = Vec::new();
     while !to_do.is_empty() {
         for action in std::mem::take(&mut to_do) {

@@ -59,6 +59,7 @@ fn container_event() -> impl Strategy<Value = ContainerEvent> {
 fn event() -> impl Strategy<Value = Event> {
     prop_oneof![
         2 => Just(Event::Tick),
+        1 => (-500..500_i64).prop_map(|seconds| Event::ClockStepped(SignedDuration::from_secs(seconds))),
         1 => (0..60_u64).prop_map(|seconds| Event::Deleted(Duration::from_secs(seconds))),
         1 => Just(Event::Removed),
         4 => Just(Event::Mounted),
@@ -217,8 +218,9 @@ proptest! {
         events in proptest::collection::vec((event(), 0..100_i64), 0..80),
         refused in any::<bool>(),
     ) {
-        let refused = (refused && events.len() % 5 == 0).then(|| ("no".to_owned(), vec!["no".to_owned()]));
-        let (mut state, _) = PodState::new(at(0), &rules).begin(&rules, refused, at(0));
+        let unsupported = (refused && events.len() % 5 == 0).then(|| ("no".to_owned(), vec!["no".to_owned()]));
+        let admission = Admission { unsupported, ..Admission::default() };
+        let (mut state, _) = PodState::new(at(0), &rules).begin(&rules, admission, at(0));
         let mut now = 0;
         for (event, later) in events {
             now += later;

@@ -29,7 +29,7 @@ pub(super) fn at(second: i64) -> Timestamp {
 
 /// Applies events at given times. Returns the state, and the actions as text.
 pub(super) fn play(rules: &LifecyclePolicy, events: &[(i64, Event)]) -> (PodState, Vec<String>) {
-    let (mut state, actions) = PodState::new(at(0), rules).begin(rules, None, at(0));
+    let (mut state, actions) = PodState::new(at(0), rules).begin(rules, Admission::default(), at(0));
     let mut log: Vec<String> = actions.iter().map(describe).collect();
     for (second, event) in events {
         let event = addressed(&state, event.clone());
@@ -305,8 +305,9 @@ fn a_deadline_and_an_eviction_fail_the_pod() {
 #[test]
 fn a_pod_that_is_refused_ends_at_its_deadline() {
     let rules = LifecyclePolicy { deadline: Some(Duration::from_secs(5)), ..rules(RestartPolicy::Always) };
-    let refused = Some(("spec.hostNetwork: no".to_owned(), vec!["spec.hostNetwork: no".to_owned()]));
-    let (state, _) = PodState::new(at(0), &rules).begin(&rules, refused, at(0));
+    let unsupported = Some(("spec.hostNetwork: no".to_owned(), vec!["spec.hostNetwork: no".to_owned()]));
+    let admission = Admission { unsupported, ..Admission::default() };
+    let (state, _) = PodState::new(at(0), &rules).begin(&rules, admission, at(0));
     assert_eq!(state.wake_at(&rules), Some(at(5)));
     let (state, actions) = state.step(&rules, Event::Tick, at(4));
     assert!(matches!(state.stage, Stage::Refused { .. }) && actions.is_empty());
@@ -323,7 +324,7 @@ fn what_ran_before_counts_one_restart_more() {
     let rules = rules(RestartPolicy::Always);
     let mut state = PodState::adopted(at(0), at(-9), &rules);
     state.resume(0, 4, exit, String::new());
-    let (state, actions) = state.begin(&rules, None, at(0));
+    let (state, actions) = state.begin(&rules, Admission::default(), at(0));
     assert_eq!(actions, [Action::Mount]);
     let state = [Event::Mounted, pulled(), started()].into_iter().fold(state, |s, e| {
         let event = addressed(&s, e);
@@ -389,9 +390,10 @@ fn a_deleted_server_is_ready_while_it_takes_requests() {
 fn a_clock_that_is_set_back_prolongs_no_wait() {
     let rules = rules(RestartPolicy::Always);
     let failed = pull_failed(ImageOwner::Container, "ErrImageNeverPull", "m");
-    let (mut state, _) = play(&rules, &[(0, Event::Mounted), (5, failed)]);
+    let (state, _) = play(&rules, &[(0, Event::Mounted), (5, failed)]);
     assert_eq!(state.wake_at(&rules), Some(at(15)));
-    state.shift_deadlines(SignedDuration::from_hours(-1));
+    let (state, actions) = state.step(&rules, Event::ClockStepped(SignedDuration::from_hours(-1)), at(5 - 3600));
+    assert_eq!(actions, []);
     assert_eq!(state.wake_at(&rules), Some(at(15 - 3600)));
     let (state, actions) = state.step(&rules, Event::Tick, at(15 - 3600));
     assert_eq!((&state.machines[0].stage, actions), (&ContainerStage::Pulling, vec![Action::Pull(0)]));

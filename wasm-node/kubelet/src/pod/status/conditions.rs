@@ -31,13 +31,13 @@ pub(super) fn phase(init: &[(Class, ContainerStatus)], own: &[ContainerStatus], 
 
 /// The Initialized condition, as upstream computes it.
 fn initialized(state: &PodState, rules: &LifecyclePolicy, was: bool) -> Now {
-    if state.succeeded == Some(true) {
+    if state.succeeded() == Some(true) {
         return (true, Some("PodCompleted"), None);
     }
     let begun = |machine: &ContainerMachine| {
         machine.class == Class::Main && (machine.is_live() && !machine.hook_pending() || machine.exit.is_some())
     };
-    if was || state.machines.iter().any(begun) {
+    if was || state.machines().iter().any(begun) {
         return (true, None, None);
     }
     let lacks = |machine: &ContainerMachine| matches!(machine.class, Class::Init | Class::Sidecar) && !machine.passed;
@@ -51,7 +51,7 @@ fn initialized(state: &PodState, rules: &LifecyclePolicy, was: bool) -> Now {
 
 /// The names of matching containers; `None` without a match.
 fn names(state: &PodState, rules: &LifecyclePolicy, which: impl Fn(&ContainerMachine) -> bool) -> Option<String> {
-    let named = state.machines.iter().zip(rules.containers.iter()).filter(|(machine, _)| which(machine));
+    let named = state.machines().iter().zip(rules.containers.iter()).filter(|(machine, _)| which(machine));
     let names: Vec<&str> = named.map(|(_, own)| own.name.as_str()).collect();
     (!names.is_empty()).then(|| names.join(" "))
 }
@@ -59,10 +59,10 @@ fn names(state: &PodState, rules: &LifecyclePolicy, which: impl Fn(&ContainerMac
 /// The AllContainersRestarting condition, if a rule of the pod can restart all containers.
 fn restarting(state: &PodState, rules: &LifecyclePolicy) -> Option<Now> {
     let could = rules.containers.iter().any(|own| own.restart_rules.iter().any(|rule| rule.all));
-    could.then(|| match state.succeeded {
+    could.then(|| match state.succeeded() {
         Some(true) => (false, Some("PodCompleted"), None),
         Some(false) => (false, Some("PodFailed"), None),
-        None if state.restarting_all => {
+        None if state.is_restarting_all() => {
             (true, Some("RestartAllContainersStarted"), Some("container exited with restart policy rule".into()))
         }
         None => (false, None, None),
@@ -77,11 +77,11 @@ pub(super) fn conditions(
     known: &[PodCondition],
     now: Timestamp,
 ) -> Vec<PodCondition> {
-    let sandbox = state.sandbox && !matches!(state.stage, Stage::Ended | Stage::Refused { .. });
+    let sandbox = state.has_sandbox() && !matches!(state.stage(), Stage::Ended | Stage::Refused { .. });
     let was = known.iter().any(|condition| condition.type_ == "Initialized" && condition.status == "True");
     let counts = |machine: &ContainerMachine| matches!(machine.class, Class::Main | Class::Sidecar);
-    let unready = |machine: &ContainerMachine| counts(machine) && !machine.ready(state.deleted.is_some());
-    let containers: Now = match (state.succeeded, names(state, rules, unready)) {
+    let unready = |machine: &ContainerMachine| counts(machine) && !machine.ready(state.deleted().is_some());
+    let containers: Now = match (state.succeeded(), names(state, rules, unready)) {
         (Some(true), _) => (false, Some("PodCompleted"), None),
         (Some(false), _) => (false, Some("PodFailed"), None),
         (None, None) if state.ready() => (true, None, None),
@@ -101,7 +101,7 @@ pub(super) fn conditions(
     ];
     rows.extend(restarting(state, rules).map(|now| ("AllContainersRestarting", now)));
     if let (Some(_), Some(TerminalReason { reason: Some("Evicted" | "Terminated"), message, .. })) =
-        (state.succeeded, &state.terminal_reason)
+        (state.succeeded(), state.terminal_reason())
     {
         rows.push(("DisruptionTarget", (true, Some("TerminationByKubelet"), message.clone())));
     }

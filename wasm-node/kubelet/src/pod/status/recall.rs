@@ -14,37 +14,39 @@ pub fn recall(pod: &Pod, rules: &LifecyclePolicy, now: Timestamp) -> PodState {
     let began = status.start_time.as_ref().map_or(now, |time| time.0);
     let mut state = PodState::adopted(now, began, rules);
     let lists = [&status.init_container_statuses, &status.container_statuses, &status.ephemeral_container_statuses];
-    let known: BTreeMap<&str, &ContainerStatus> =
+    let reported: BTreeMap<&str, &ContainerStatus> =
         lists.into_iter().flatten().flatten().map(|status| (status.name.as_str(), status)).collect();
     for (index, own) in rules.containers.iter().enumerate() {
-        let container = known.get(own.name.as_str());
-        if let Some((container, exit)) = container.and_then(|container| Some((container, left(container, now)?))) {
+        let container = reported.get(own.name.as_str());
+        if let Some((container, exit)) =
+            container.and_then(|container| Some((container, previous_exit(container, now)?)))
+        {
             let attempt = u32::try_from(container.restart_count).unwrap_or(0);
             state.resume(index, attempt, exit, container.image_id.clone());
         }
     }
     match status.phase.as_deref() {
-        Some("Succeeded") => state.succeeded = Some(true),
+        Some("Succeeded") => state.resume_ended(true, None),
         Some("Failed") => {
-            state.succeeded = Some(false);
-            if status.reason.is_some() {
-                state.terminal_reason = Some(TerminalReason {
-                    reason: status.reason.as_deref().and_then(known_reason),
-                    message: status.message.clone(),
-                    rejected: false,
-                });
-            }
+            let terminal_reason = status.reason.as_deref().map(|reason| TerminalReason {
+                reason: static_reason(reason),
+                message: status.message.clone(),
+                rejected: false,
+            });
+            state.resume_ended(false, terminal_reason);
         }
         _ => {}
     }
     state
 }
 
-fn known_reason(reason: &str) -> Option<&'static str> {
-    ["Evicted", "DeadlineExceeded"].into_iter().find(|known| *known == reason)
+/// The reason, if this node writes it.
+fn static_reason(reason: &str) -> Option<&'static str> {
+    ["Evicted", "DeadlineExceeded"].into_iter().find(|own| *own == reason)
 }
 
-fn left(container: &ContainerStatus, now: Timestamp) -> Option<Exit> {
+/// The exit that an earlier run of the agent has reported, or that its end implies for a running container.
+fn previous_exit(container: &ContainerStatus, now: Timestamp) -> Option<Exit> {
     let state = container.state.clone().unwrap_or_default();
     if let Some(running) = state.running {
         return Some(Exit {

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::pod::settings::rules;
-use crate::pod::state::{ContainerEvent, Event, ProbeKind, ProbeResult};
+use crate::pod::state::{Admission, ContainerEvent, Event, ProbeKind, ProbeResult};
 
 fn pod(status: Value) -> Pod {
     serde_json::from_value(json!({
@@ -20,7 +20,7 @@ fn at(second: i64) -> Timestamp {
 #[test]
 fn a_running_pod_is_ready_and_its_patch_replaces_what_merging_would_keep() {
     let pod = pod(json!({}));
-    let (mut state, _) = PodState::new(at(1), &rules(&pod)).begin(&rules(&pod), None, at(1));
+    let (mut state, _) = PodState::new(at(1), &rules(&pod)).begin(&rules(&pod), Admission::default(), at(1));
     let facts = Facts { host_ip: [127, 0, 0, 1].into(), pod_ip: Some([127, 66, 0, 1].into()) };
     let before = project(&state, &pod, &rules(&pod), &facts, &[], at(1));
     assert_eq!(before.phase.as_deref(), Some("Pending"));
@@ -51,7 +51,7 @@ fn a_running_pod_is_ready_and_its_patch_replaces_what_merging_would_keep() {
 fn an_evicted_pod_shows_its_reason_with_its_final_phase() {
     let pod = pod(json!({}));
     let facts = Facts { host_ip: [127, 0, 0, 1].into(), pod_ip: None };
-    let mut state = PodState::new(at(1), &rules(&pod)).begin(&rules(&pod), None, at(1)).0;
+    let mut state = PodState::new(at(1), &rules(&pod)).begin(&rules(&pod), Admission::default(), at(1)).0;
     let mut shown = Vec::new();
     for event in [
         Event::Mounted,
@@ -73,7 +73,7 @@ fn an_evicted_pod_shows_its_reason_with_its_final_phase() {
 #[test]
 fn what_others_write_into_the_nodes_part_is_seen() {
     let pod = pod(json!({}));
-    let state = PodState::new(at(1), &rules(&pod)).begin(&rules(&pod), None, at(1)).0;
+    let state = PodState::new(at(1), &rules(&pod)).begin(&rules(&pod), Admission::default(), at(1)).0;
     let facts = Facts { host_ip: [127, 0, 0, 1].into(), pod_ip: None };
     let wanted = project(&state, &pod, &rules(&pod), &facts, &[], at(1));
     // The status through JSON, with fields and conditions of other writers.
@@ -116,14 +116,14 @@ fn an_earlier_run_is_recalled() {
     };
     let recall = |pod: &Pod, now| recall(pod, &rules(pod), now);
     let running = recall(&pod(container(json!({"running": {"startedAt": "1970-01-01T00:00:08Z"}}), json!({}))), at(20));
-    assert_eq!((running.machines[0].attempt, running.resumed, running.began), (Some(4), true, at(7)));
-    assert_eq!(running.machines[0].exit.as_ref().map(|exit| (exit.code, exit.finished)), Some((255, at(20))));
+    assert_eq!((running.machines()[0].attempt, running.is_resumed(), running.began()), (Some(4), true, at(7)));
+    assert_eq!(running.machines()[0].exit.as_ref().map(|exit| (exit.code, exit.finished)), Some((255, at(20))));
     let crashed = json!({"terminated": {"exitCode": 3, "finishedAt": "1970-01-01T00:00:09Z"}});
     let waiting = recall(&pod(container(json!({"waiting": {"reason": "CrashLoopBackOff"}}), crashed)), at(20));
-    assert_eq!(waiting.machines[0].exit.as_ref().map(|exit| (exit.code, exit.finished)), Some((3, at(9))));
+    assert_eq!(waiting.machines()[0].exit.as_ref().map(|exit| (exit.code, exit.finished)), Some((3, at(9))));
     let fresh = recall(&pod(container(json!({"waiting": {"reason": "ContainerCreating"}}), json!({}))), at(20));
-    assert_eq!((fresh.machines[0].attempt, fresh.began), (None, at(7)));
-    assert_eq!(recall(&pod(json!({"phase": "Failed"})), at(1)).succeeded, Some(false));
+    assert_eq!((fresh.machines()[0].attempt, fresh.began()), (None, at(7)));
+    assert_eq!(recall(&pod(json!({"phase": "Failed"})), at(1)).succeeded(), Some(false));
 }
 
 /// The status of a pod with a sidecar, an init container and a main one, after some events.
@@ -138,7 +138,8 @@ fn several(restart: &str, events: Vec<(usize, ContainerEvent)>) -> PodStatus {
     }))
     .unwrap();
     let rules = rules(&pod);
-    let state = PodState::new(at(1), &rules).begin(&rules, None, at(1)).0.step(&rules, Event::Mounted, at(1)).0;
+    let state =
+        PodState::new(at(1), &rules).begin(&rules, Admission::default(), at(1)).0.step(&rules, Event::Mounted, at(1)).0;
     let step = |state: PodState, (index, event)| state.step(&rules, Event::Container(index, event), at(2)).0;
     let state = events.into_iter().fold(state, step);
     project(&state, &pod, &rules, &Facts { host_ip: [127, 0, 0, 1].into(), pod_ip: None }, &[], at(3))

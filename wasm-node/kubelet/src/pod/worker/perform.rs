@@ -272,7 +272,7 @@ impl PodWorker {
     fn probe(&mut self, index: usize, kind: ProbeKind) {
         let pod = self.pod().clone();
         let (Some(machine), Some(slot), Some(ip)) =
-            (self.state.machines.get(index), self.slots.get_mut(index), self.ip)
+            (self.state.machines().get(index), self.slots.get_mut(index), self.ip)
         else {
             return;
         };
@@ -307,11 +307,9 @@ impl PodWorker {
     }
 
     fn stop(&mut self, index: usize, grace: Duration) {
-        let again = |machine: &ContainerMachine| match &machine.stage {
-            ContainerStage::Stopping { why, .. } => !matches!(why, StopReason::Pod),
-            _ => false,
-        };
-        let restart = self.machine(index).is_some_and(again);
+        let restart = self.machine(index).is_some_and(
+            |machine| matches!(&machine.stage, ContainerStage::Stopping { why, .. } if *why != StopReason::Pod),
+        );
         let Some(slot) = self.slots.get_mut(index) else { return };
         slot.probes.clear();
         let deadline = self.node.parts.env.deadline(grace);
@@ -358,7 +356,7 @@ impl PodWorker {
         }
         let uid = self.pod().metadata.uid.clone().unwrap_or_default();
         let dir = self.node.pod_dir(&uid);
-        let logs = self.state.removed.then(|| self.node.log_dir(&uid));
+        let logs = self.state.is_removed().then(|| self.node.log_dir(&uid));
         let memory = self.node.volumes.memory.clone().ok();
         self.node.volumes.local.release(&uid);
         let writer = self.node.logs.clone();

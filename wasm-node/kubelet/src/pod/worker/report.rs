@@ -119,7 +119,7 @@ impl PodWorker {
             return;
         }
         self.project_now();
-        if self.state.machines.len() > PROJECTED_AT_ONCE_MAX {
+        if self.state.machines().len() > PROJECTED_AT_ONCE_MAX {
             let ended = self.node.parts.env.elapsed();
             self.next_projection_at = Some(ended + ended.saturating_sub(began) * PROJECTED_PART);
         }
