@@ -16,11 +16,6 @@ const WIDE_STRUCTS: &[(&str, &str, &str)] = &[
     ("src/cmd/up.rs", "Up", "one field for each flag"),
     ("src/compose/ground.rs", "Ground", "what the roles share; house.md names its split, which is not done"),
     ("wasm-node/kubelet/src/node/mod.rs", "NodeConfig", "one field for each setting of a node"),
-    (
-        "wasm-node/kubelet/src/pod/worker.rs",
-        "PodWorker",
-        "to be split into machines for status, clock, resize and compression",
-    ),
 ];
 
 /// Functions with more parameters, and why.

@@ -12,6 +12,10 @@ use serde_json::json;
 
 use super::admit::{self, Claim};
 
+mod tracker;
+
+pub(crate) use tracker::{ResizeAction, ResizeEvent, ResizeTracker};
+
 /// The resources that can be resized.
 const RESIZABLE: [&str; 2] = ["cpu", "memory"];
 /// The condition types of a resize.
@@ -31,11 +35,11 @@ pub(crate) struct PendingResize {
 
 /// A granted resize that isn't applied to all containers yet.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub(crate) struct ResizeProgress {
+struct ResizeProgress {
     /// The pod's generation with that resize.
-    pub(crate) generation: Option<i64>,
+    generation: Option<i64>,
     /// The error that delays it.
-    pub(crate) error: Option<String>,
+    error: Option<String>,
 }
 
 fn resizable(pod: &mut Pod) -> impl Iterator<Item = &mut Container> {
@@ -163,16 +167,17 @@ pub(crate) fn summary(pod: &Pod, error: Option<&str>) -> String {
     format!("{{{}}}", fields.join(","))
 }
 
-/// The conditions of a resize; `known` are the pod's current ones, for their transition times.
-pub(crate) fn conditions(
+/// The conditions of a resize; `previous` are the pod's current ones, for their transition times.
+fn conditions(
     pending: Option<&PendingResize>,
     progress: Option<&ResizeProgress>,
     generation: Option<i64>,
-    known: &[PodCondition],
+    previous: &[PodCondition],
     now: Timestamp,
 ) -> Vec<PodCondition> {
     let condition = |kind: &str, reason: Option<&str>, message: Option<String>, generation| {
-        let since = known.iter().find(|known| known.type_ == kind).and_then(|known| known.last_transition_time.clone());
+        let before = previous.iter().find(|previous| previous.type_ == kind);
+        let since = before.and_then(|before| before.last_transition_time.clone());
         let now = Timestamp::from_second(now.as_second()).unwrap_or(now);
         PodCondition {
             type_: kind.into(),
@@ -275,15 +280,16 @@ mod tests {
         assert!(
             lower_error(&[(None, 1, 2), (Some("c"), 1, 2)]).unwrap().contains("limits: [attempting to set pod memory")
         );
-        let known: Vec<PodCondition> = serde_json::from_value(
+        let previous: Vec<PodCondition> = serde_json::from_value(
             json!([{"type": PENDING, "status": "True", "lastTransitionTime": "2026-01-01T00:00:00Z"}]),
         )
         .unwrap();
         let pending = PendingResize { message: "why".into(), requested: String::new() };
-        let now = conditions(Some(&pending), Some(&ResizeProgress::default()), Some(3), &known, Timestamp::UNIX_EPOCH);
+        let now =
+            conditions(Some(&pending), Some(&ResizeProgress::default()), Some(3), &previous, Timestamp::UNIX_EPOCH);
         let reported: Vec<_> =
             now.iter().map(|c| (c.type_.as_str(), c.reason.as_deref(), c.observed_generation)).collect();
         assert_eq!(reported, [(PENDING, Some("Deferred"), Some(3)), (IN_PROGRESS, None, None)]);
-        assert_eq!(now[0].last_transition_time, known[0].last_transition_time);
+        assert_eq!(now[0].last_transition_time, previous[0].last_transition_time);
     }
 }

@@ -34,14 +34,14 @@ pub struct Facts {
     pub pod_ip: Option<IpAddr>,
 }
 
-/// Projects the whole status. `known` are the pod's current conditions: they supply transition times and readiness gates.
+/// Projects the whole status. `previous` are the pod's current conditions: they supply transition times and readiness gates.
 #[must_use]
 pub fn project(
     state: &PodState,
     pod: &Pod,
     rules: &LifecyclePolicy,
     facts: &Facts,
-    known: &[PodCondition],
+    previous: &[PodCondition],
     now: Timestamp,
 ) -> PodStatus {
     // As upstream: reason and message appear with the final phase, not while containers may still run.
@@ -82,7 +82,7 @@ pub fn project(
         phase: Some(phase.into()),
         reason: terminal_reason.reason.map(Into::into),
         message: terminal_reason.message.clone(),
-        conditions: Some(conditions::conditions(state, pod, rules, known, now)),
+        conditions: Some(conditions::conditions(state, pod, rules, previous, now)),
         host_ip: Some(facts.host_ip.to_string()),
         host_ips: Some(vec![HostIP { ip: facts.host_ip.to_string() }]),
         pod_ips: pod_ip.clone().map(|ip| vec![PodIP { ip }]),
@@ -344,8 +344,8 @@ fn mounts(pod: &Pod, container: &Container) -> Option<Vec<VolumeMountStatus>> {
                 mount_path: mount.mount_path.clone(),
                 read_only: read_only.then_some(true),
                 recursive_read_only: read_only.then(|| {
-                    let asked = mount.recursive_read_only.as_deref();
-                    asked.filter(|asked| *asked != "IfPossible").unwrap_or("Disabled").to_owned()
+                    let requested = mount.recursive_read_only.as_deref();
+                    requested.filter(|requested| *requested != "IfPossible").unwrap_or("Disabled").to_owned()
                 }),
                 ..VolumeMountStatus::default()
             }

@@ -1,46 +1,54 @@
-//! The worker of one pod: passes events to [`PodState`], performs the returned actions, and writes the resulting status.
+//! The worker of one pod: passes the events of its sources to the pod's machines and performs the actions that they
+//! return. [`PodState`] decides the lifecycle, [`StatusWriter`] the writes to the API, [`StatusProjection`] the status,
+//! [`ResizeTracker`] a resize. The worker itself decides nothing, and changes their state only by their steps.
 
-use std::collections::BTreeMap;
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::future::BoxFuture;
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Container, ObjectReference, Pod, PodCondition, PodStatus};
+use k8s_openapi::api::core::v1::{Container, ObjectReference, Pod, PodStatus};
 use machinery_api::ObjectKey;
-use machinery_client::{EventRecord, Kind, reference_to, version_of};
+use machinery_client::{EventRecord, Kind, version_of};
 use tokio::sync::OnceCell;
 use tokio::task::JoinHandle;
 
 use super::admit::{Claim, Rejection};
 use super::clock::ClockStepDetector;
+use super::first_actions::{FirstActions, ReleaseEvent};
+use super::object::PodObject;
+use super::projection::{ProjectionInput, StatusProjection};
+use super::resize::{self, PendingResize, ResizeAction, ResizeEvent, ResizeTracker};
 use super::settings::{self, grace, rules};
 use super::shared::NodeContext;
 use super::start::{self, CreatedContainer};
+use super::start_latency::StartLatency;
 use super::state::{
     Action, Admission, Class, ContainerEvent, ContainerMachine, ContainerStage, Event, LifecyclePolicy, PodState,
     ProbeKind, Stage, StopReason,
 };
-use super::{probe, resize, status, unsupported};
-use crate::config::sources::{Source, SourceKind};
+pub(crate) use super::status_writer::StatusTarget;
+use super::status_writer::{
+    StatusAction, StatusEvent, StatusWrite, StatusWriter, WRITE_RETRY_FIRST, WRITE_RETRY_MAX, WriteFacts, WriteOutcome,
+};
+use super::{probe, status, unsupported};
 use crate::latest::Receiver;
 use crate::mailbox::{self, Sender, mailbox};
-use crate::spec::compressed::{Compressed, Decompressed};
+use crate::spec::compressed::Compressed;
 use crate::spec::{containers, requests};
-use crate::volume::measure::{MeasureGuard, MeasuredPod};
-use crate::volume::usage::{self, VolumeLimits};
 use runtime_api::ledger::{Ledger, Resource};
-use runtime_api::{CpuQuota, KeyvalueOwner, MemoryFiles};
+use runtime_api::{CpuQuota, KeyvalueOwner};
+use sandbox::PodSandbox;
 use slot::{ContainerSlot, LiveContainer};
-use volumes::PodVolumes;
+use sources::{Deadlines, StatusRequest, WorkerEvent};
 
 mod admission;
 mod message;
 mod perform;
 mod report;
 mod resized;
+mod sandbox;
 mod slot;
+mod sources;
 mod view;
 mod volumes;
 
@@ -49,16 +57,6 @@ pub(crate) use view::{ContainerSnapshot, Packers, PodSnapshot, PodView};
 
 /// The capacity of a worker's mailbox. Its tasks send few messages, and wait when the mailbox is full.
 const MESSAGES_MAX: usize = 32;
-/// The first delay before a failed write to the API is retried; it doubles up to the maximum.
-const WRITE_RETRY_FIRST: Duration = Duration::from_millis(200);
-const WRITE_RETRY_MAX: Duration = Duration::from_secs(15);
-/// The maximum time that a resumed pod waits for the API to accept Ready=False, so that clients observe the restart. A
-/// slower API counts as unavailable; a pod that this node already ran starts without it.
-const RESUME_HELD_MAX: Duration = Duration::from_secs(5);
-/// The minimum interval between two repairs of a status that others keep overwriting (upstream's reconcile period).
-const REPAIR_INTERVAL: Duration = Duration::from_secs(10);
-/// The delay of the first repair after a foreign status write, so that controllers can react to that write.
-const REPAIR_FIRST: Duration = Duration::from_secs(5);
 
 /// The pod as the API holds it.
 #[derive(Debug, Clone)]
@@ -70,19 +68,9 @@ pub(crate) struct PodInput {
     /// The pod was removed from the API.
     pub(crate) removed: bool,
     /// The requested CPU and memory amounts, if they differ from the allocated amounts in `pod`.
-    pub(crate) pending_resize: Option<resize::PendingResize>,
+    pub(crate) pending_resize: Option<PendingResize>,
     /// The API object that receives the status.
     pub(crate) status_target: StatusTarget,
-}
-
-/// The API object that receives a pod's status.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub(crate) enum StatusTarget {
-    /// The pod itself.
-    #[default]
-    Pod,
-    /// The mirror of a static pod, by uid; `None` while there is no mirror.
-    Mirror(Option<String>),
 }
 
 impl AsRef<Arc<Compressed<Pod>>> for PodInput {
@@ -117,73 +105,26 @@ pub(crate) struct PodWorker {
     node: Arc<NodeContext>,
     view: Arc<PodView>,
     input: Receiver<PodInput>,
-    pod: Arc<Compressed<Pod>>,
-    decompressed: Decompressed<Pod>,
-    about: Arc<ObjectReference>,
-    rules: LifecyclePolicy,
-    state: PodState,
-    ip: Option<IpAddr>,
-    host_ports: Vec<Task>,
     sender: Sender<Message>,
     messages: mailbox::Receiver<Message>,
+    object: PodObject,
+    rules: LifecyclePolicy,
+    state: PodState,
     /// The containers, in the order of the state's list.
     slots: Vec<ContainerSlot>,
     /// The host resources that the containers hold together.
     ledger: Arc<Ledger>,
     /// The CPU quota that the containers share.
     cpu: Arc<CpuQuota>,
-    /// A resize that can't be granted now, and the progress of a granted one.
-    pending_resize: Option<resize::PendingResize>,
-    /// The API object that receives the status.
-    status_target: StatusTarget,
-    resize_progress: Option<resize::ResizeProgress>,
-    /// Retries the rest of a resize.
-    resize_retry: Option<Task>,
-    /// The memory account of the pod's in-memory volumes, if it has any.
-    memory_files: Option<Arc<MemoryFiles>>,
-    /// The ConfigMaps and Secrets of the containers. They are held from the first start on, so that restarts work while
-    /// the API is unavailable.
-    sources: BTreeMap<(SourceKind, String), Arc<Source>>,
     /// The owner of the pod's keyvalue store, once it was resolved.
     keyvalue: Arc<OnceCell<KeyvalueOwner>>,
-    volumes: Option<PodVolumes>,
-    /// Waits for an address or a host port.
-    mount_retry: Option<Task>,
-    /// The missing resource of the last event.
-    last_mount_error: Option<String>,
-    measure: Option<(VolumeLimits, MeasureGuard)>,
-    /// The conditions at adoption, for their transition times, until the first status is projected.
-    first_conditions: Option<Vec<PodCondition>>,
-    desired_status: Arc<Compressed<PodStatus>>,
-    /// The state has changed since `desired_status` was projected. The next projection is due at `next_projection_at`.
-    stale: bool,
-    next_projection_at: Option<Duration>,
-    reported: report::ReportedStatus,
-    /// Whether the status has to be written; `None` until this is computed.
-    dirty: Option<bool>,
-    /// The first actions of a resumed pod, held back until the API has its status.
-    held_actions: Option<HeldActions>,
-    delete_pending: bool,
-    /// The number of consecutive failed writes.
-    failures: u32,
-    /// The event for a status above the API's size limit was recorded.
-    too_large: bool,
-    adopted_at: Duration,
-    /// The pod was ready once, so its start latency is recorded.
-    was_ready: bool,
+    sandbox: PodSandbox,
+    resize: ResizeTracker,
+    projection: StatusProjection,
+    writer: StatusWriter,
+    first_actions: FirstActions,
     clock: ClockStepDetector,
-    /// The final status that an earlier run of the agent wrote.
-    final_status_before_restart: Option<Compressed<PodStatus>>,
-}
-
-/// A write to the API. Yields the written status (`None` for a delete) and the pod's version after the write.
-type Write = BoxFuture<'static, (Option<Arc<Compressed<PodStatus>>>, Result<u64, kube::Error>)>;
-
-/// Actions that wait for a status write.
-struct HeldActions {
-    actions: Vec<Action>,
-    /// The deadline, by the monotonic clock.
-    until: Duration,
+    start_latency: StartLatency,
 }
 
 impl PodWorker {
@@ -192,65 +133,47 @@ impl PodWorker {
         node: Arc<NodeContext>,
         view: Arc<PodView>,
         mut input: Receiver<PodInput>,
-        ip: Option<IpAddr>,
+        ip: Option<std::net::IpAddr>,
     ) -> Self {
         let (compressed, status_target) = input.read(|input| (input.pod.clone(), input.status_target.clone()));
         let pod = compressed.get();
         let (sender, messages) = mailbox(MESSAGES_MAX);
         view.set_worker(sender.clone());
-        let now = node.parts.env.now();
-        let clock = ClockStepDetector::new(now, node.parts.env.elapsed());
+        let (now, elapsed) = (node.parts.env.now(), node.parts.env.elapsed());
         let rules = rules(&pod);
         let ledger = Ledger::pod(node.parts.runtime.ledger());
         ledger.set_limit(Resource::Memory, requests::memory_bound(&pod).unwrap_or(u64::MAX));
-        let cpu = Arc::new(CpuQuota::new(requests::pod_limit(&pod, "cpu"), node.parts.env.elapsed()));
-        let state = status::recall(&pod, &rules, now);
+        let first_conditions = pod.status.as_ref().and_then(|status| status.conditions.clone());
         Self {
-            about: Arc::new(reference_to(&*pod)),
+            state: status::recall(&pod, &rules, now),
             rules,
-            state,
             slots: ContainerSlot::all(&pod),
             ledger,
-            cpu,
-            pending_resize: None,
-            status_target,
-            resize_progress: None,
-            resize_retry: None,
-            memory_files: None,
-            sources: BTreeMap::new(),
+            cpu: Arc::new(CpuQuota::new(requests::pod_limit(&pod, "cpu"), elapsed)),
             keyvalue: Arc::default(),
-            first_conditions: pod.status.as_ref().and_then(|status| status.conditions.clone()),
-            desired_status: Arc::default(),
-            stale: false,
-            next_projection_at: None,
-            reported: report::ReportedStatus::default(),
-            dirty: None,
-            held_actions: None,
-            adopted_at: node.parts.env.elapsed(),
+            sandbox: PodSandbox { ip, ..PodSandbox::default() },
+            resize: ResizeTracker::default(),
+            projection: StatusProjection::new(first_conditions),
+            writer: StatusWriter::new(status_target),
+            first_actions: FirstActions::default(),
+            clock: ClockStepDetector::new(now, elapsed),
+            start_latency: StartLatency::new(elapsed),
+            object: PodObject::new(compressed),
             node,
             view,
             input,
-            pod: compressed,
-            decompressed: Decompressed::default(),
-            ip,
-            host_ports: Vec::new(),
             sender,
             messages,
-            volumes: None,
-            mount_retry: None,
-            last_mount_error: None,
-            measure: None,
-            delete_pending: false,
-            failures: 0,
-            too_large: false,
-            was_ready: false,
-            clock,
-            final_status_before_restart: None,
         }
     }
 
     fn now(&self) -> Timestamp {
         self.node.parts.env.now()
+    }
+
+    /// The monotonic time.
+    fn elapsed(&self) -> Duration {
+        self.node.parts.env.elapsed()
     }
 
     /// Runs the pod until it is removed. A stopping node drops the future. `rejection` is the admission failure.
@@ -259,62 +182,12 @@ impl PodWorker {
         // On the heap for its duration: the size of a pod's task is that of its largest state.
         let admission = Box::pin(self.admit(rejection)).await;
         self.begin(admission, now);
-        let mut writing: Option<Write> = None;
-        // The earliest monotonic time of the next write after a failed one.
-        let mut retry_at: Option<Duration> = None;
-        loop {
-            if self.state.is_removed() && *self.state.stage() == Stage::Ended {
-                return;
-            }
-            self.detect_clock_step();
-            let elapsed = self.node.parts.env.elapsed();
-            retry_at = retry_at.filter(|at| elapsed < *at);
-            if self.held_actions.as_ref().is_some_and(|held| held.until <= elapsed) {
-                self.perform_held();
-            }
-            let dirty = self.dirty();
-            if !dirty && self.held_actions.is_some() {
-                // The API already has the status that was to be written first.
-                self.perform_held();
-            }
-            let settles = self.settle_delay();
-            if writing.is_none() && retry_at.is_none() && !self.state.is_removed() {
-                if dirty && settles.is_none() {
-                    writing = Some(self.write_status());
-                } else if !dirty && !self.stale && self.delete_pending {
-                    writing = Some(self.write_delete());
-                }
-            }
-            let prepares = self.slots.iter().any(|slot| slot.preparing.is_some());
-            if writing.is_none() && retry_at.is_none() && self.held_actions.is_none() && !dirty && !prepares {
-                self.compress();
-            }
-            let held = self.held_actions.as_ref().map(|held| held.until.saturating_sub(elapsed));
-            let projects = self.next_projection_at.filter(|_| self.stale).map(|from| from.saturating_sub(elapsed));
-            let settles = settles.filter(|_| dirty && writing.is_none());
-            let ticks =
-                [self.next_tick_in(), settles, held, projects, self.next_refill_in()].into_iter().flatten().min();
-            // One timer for all deadlines: each further timer would enlarge every pod's task.
-            let wake = ticks.into_iter().chain(retry_at.map(|at| at.saturating_sub(elapsed))).min();
-            tokio::select! {
-                changed = self.input.changed() => {
-                    if changed.is_err() {
-                        return;
-                    }
-                    self.handle_input();
-                }
-                message = self.messages.recv() => self.handle_message(message),
-                (status, result) = async { writing.as_mut().expect("guarded").await }, if writing.is_some() => {
-                    writing = None;
-                    let wait = self.handle_write_result(status, result);
-                    retry_at = wait.map(|wait| self.node.parts.env.elapsed() + wait);
-                }
-                () = async { self.node.parts.env.sleep(wake.unwrap_or_default()).await }, if wake.is_some() => {
-                    if wake == ticks {
-                        self.apply(Event::Tick);
-                        self.refresh_volumes(false);
-                    }
-                }
+        let mut request: Option<StatusRequest> = None;
+        while !(self.state.is_removed() && *self.state.stage() == Stage::Ended) {
+            let deadlines = self.prepare_wait(&mut request);
+            match self.next_event(&mut request, deadlines).await {
+                WorkerEvent::InputClosed => return,
+                event => self.handle(event),
             }
         }
     }
@@ -324,57 +197,74 @@ impl PodWorker {
         let ended_before = self.state.succeeded().is_some();
         let (state, actions) = self.state.clone().begin(&self.rules, admission, now);
         self.state = state;
-        if ended_before {
-            // The written status is complete, and this run has less information than the one that wrote it.
-            self.final_status_before_restart =
-                self.pod().status.clone().filter(status::tells_the_end).map(Compressed::from);
+        if ended_before && let Some(status) = self.pod().status.clone().filter(status::tells_the_end) {
+            self.projection.keep_final_status(status);
         }
         self.project();
         if ended_before && self.state.deleted().is_none() {
-            self.reported.suppress_writes(self.desired_status.clone());
-            self.dirty = None;
+            self.step_writer(StatusEvent::WrittenBefore);
         }
         if self.state.is_resumed() {
-            // Ready goes through False before anything runs again, and the API must have observed it.
-            self.held_actions = Some(HeldActions { actions, until: self.node.parts.env.elapsed() + RESUME_HELD_MAX });
+            self.first_actions.hold(actions, self.elapsed());
         } else {
             self.perform(actions);
         }
     }
 
-    /// Passes a step of the wall clock to the pod's state.
-    fn detect_clock_step(&mut self) {
-        if let Some(by) = self.clock.step(self.now(), self.node.parts.env.elapsed()) {
+    /// The steps before each wait: the clock, passed deadlines, the next write. Returns the deadlines of the wait.
+    fn prepare_wait(&mut self, request: &mut Option<StatusRequest>) -> Deadlines {
+        if let Some(by) = self.clock.step(self.now(), self.elapsed()) {
             self.apply(Event::ClockStepped(by));
         }
-    }
-
-    /// The time until the state's next [`Event::Tick`].
-    fn next_tick_in(&self) -> Option<Duration> {
-        let at = self.state.wake_at(&self.rules)?;
-        Some(Duration::try_from(at.duration_since(self.now())).unwrap_or_default())
+        let elapsed = self.elapsed();
+        self.step_resize(ResizeEvent::Elapsed);
+        self.release_first_actions(ReleaseEvent::Elapsed(elapsed));
+        let now = self.now();
+        let wait_until = |at: Timestamp| Duration::try_from(at.duration_since(now));
+        let facts = WriteFacts {
+            elapsed,
+            settles_in: self.state.settles_at().map(wait_until).and_then(Result::ok),
+            stale: self.projection.is_stale(),
+            removed: self.state.is_removed(),
+        };
+        let next = self.writer.next(&facts, || self.object.get().status.as_ref());
+        if !next.dirty {
+            // The API already has the status that was to be written first.
+            self.release_first_actions(ReleaseEvent::StatusReported);
+        }
+        if let Some(write) = next.start {
+            *request = Some(self.request(write));
+        }
+        let prepares = self.slots.iter().any(|slot| slot.preparing.is_some());
+        if next.idle && !self.first_actions.is_holding() && !prepares {
+            self.compress();
+        }
+        let ticks = [
+            self.state.wake_at(&self.rules).map(|at| wait_until(at).unwrap_or_default()),
+            next.settles_in,
+            self.first_actions.wake_in(elapsed),
+            self.projection.wake_in(elapsed),
+            self.next_refill_in(),
+        ];
+        let retries = [next.retry_in, self.resize.retry_in(elapsed)];
+        Deadlines { tick_in: ticks.into_iter().flatten().min(), retry_in: retries.into_iter().flatten().min() }
     }
 
     fn set_pod(&mut self, pod: Arc<Compressed<Pod>>) {
-        let pod = containers::in_stable_order(self.pod(), &pod.get()).map_or(pod, |ordered| Arc::new(ordered.into()));
-        self.view.update(|snapshot| snapshot.pod = pod.clone());
-        self.decompressed.clear();
-        self.pod = pod;
+        let pod = self.object.replace(pod);
+        self.view.update(|snapshot| snapshot.pod = pod);
     }
 
     /// The newest state of the pod.
     fn pod(&self) -> &Arc<Pod> {
-        self.decompressed.get(&self.pod)
+        self.object.get()
     }
 
-    /// Drops the decompressed forms once no step needs them.
+    /// Compresses the objects once no step needs them.
     fn compress(&mut self) {
-        if self.decompressed.clear() {
-            self.pod.compress();
-            [Some(&*self.desired_status), self.final_status_before_restart.as_ref()]
-                .into_iter()
-                .flatten()
-                .for_each(Compressed::compress);
+        if self.object.compress() {
+            self.writer.desired().compress();
+            self.projection.compress();
             self.slots.iter().for_each(|slot| slot.container.compress());
         }
     }
@@ -389,20 +279,27 @@ impl PodWorker {
         self.machine(container).is_some_and(|machine| machine.awaits(preparation))
     }
 
-    // --- inputs -------------------------------------------------------------------------------------------------------
+    /// Handles an event of a source.
+    fn handle(&mut self, event: WorkerEvent) {
+        match event {
+            WorkerEvent::InputChanged => self.handle_input(),
+            WorkerEvent::Message(message) => self.handle_message(message),
+            WorkerEvent::WriteEnded(result) => self.handle_write_result(result),
+            WorkerEvent::TickDue => {
+                self.apply(Event::Tick);
+                self.refresh_volumes(false);
+            }
+            // The next preparation of the wait retries; a closed input ends the loop.
+            WorkerEvent::RetryDue | WorkerEvent::InputClosed => {}
+        }
+    }
 
     fn handle_input(&mut self) {
         let PodInput { pod, removed, pending_resize, status_target, .. } = self.input.read(PodInput::clone);
-        if status_target != self.status_target {
-            // Another object, whose contents are unknown.
-            self.reported = report::ReportedStatus::default();
-            self.status_target = status_target;
-        }
-        let had = self.pod().clone();
-        let before = grace(&had);
+        let before = self.pod().clone();
         self.set_pod(pod);
-        self.dirty = None;
-        self.reported.observe(version_of(&self.pod().metadata));
+        let version = version_of(&self.pod().metadata);
+        self.step_writer(StatusEvent::Observed { target: status_target, version });
         if removed {
             if !self.state.is_removed() {
                 self.apply(Event::Removed);
@@ -413,7 +310,7 @@ impl PodWorker {
         // `activeDeadlineSeconds` may have been set or shortened, and images changed.
         let pod = self.pod().clone();
         self.rules = rules(&pod);
-        self.handle_resize(&had, pending_resize);
+        self.handle_resize(&before, pending_resize);
         for container in ContainerSlot::update(&mut self.slots, &pod) {
             self.apply(Event::Container(container, ContainerEvent::ImageChanged));
         }
@@ -422,7 +319,7 @@ impl PodWorker {
             self.apply(Event::Tick);
         }
         match grace(&pod) {
-            Some(grace) if before != Some(grace) => self.apply(Event::Deleted(grace)),
+            Some(new) if grace(&before) != Some(new) => self.apply(Event::Deleted(new)),
             _ => self.project(),
         }
     }
@@ -431,7 +328,7 @@ impl PodWorker {
         match message {
             Message::Event(event) => self.apply(*event),
             // Another pod may have taken the resource meanwhile, and this pod may have ended.
-            Message::Mount if *self.state.stage() == Stage::Mounting && self.volumes.is_none() => self.mount(),
+            Message::Mount if *self.state.stage() == Stage::Mounting && self.sandbox.volumes.is_none() => self.mount(),
             Message::Mount => {}
             Message::Filled(filled) => self.handle_filled(filled),
             Message::Pulled(pulled) => {
@@ -447,10 +344,6 @@ impl PodWorker {
                 }
                 self.apply(Event::Container(container, ContainerEvent::Pulled { preparation, image_id, message }));
             }
-            Message::Actuate => {
-                self.actuate();
-                self.project();
-            }
             Message::Created(created) => {
                 let ((container, preparation), created) = *created;
                 if self.awaits(container, preparation) {
@@ -460,30 +353,26 @@ impl PodWorker {
         }
     }
 
+    /// Applies an event to the pod's state, performs its actions, and projects the status.
     fn apply(&mut self, event: Event) {
         let now = self.now();
         // Repeated probe results without a change are frequent.
-        let steady = matches!(event, Event::Container(_, ContainerEvent::Probed { .. })) && !self.stale;
-        let before = (steady || self.held_actions.is_some()).then(|| self.state.clone());
+        let steady = matches!(event, Event::Container(_, ContainerEvent::Probed { .. })) && !self.projection.is_stale();
+        let before = (steady || self.first_actions.is_holding()).then(|| self.state.clone());
         let actions = self.state.apply(&self.rules, event, now);
         if steady && actions.is_empty() && before.as_ref() == Some(&self.state) {
             return;
         }
-        if before.is_some_and(|before| self.state.stage_differs_from(&before))
-            && let Some(held) = &mut self.held_actions
-        {
-            // The held actions are obsolete, but their events are still true.
-            held.actions.retain(|action| matches!(action, Action::EventRecord { .. }));
-            self.perform_held();
+        if before.is_some_and(|before| self.state.stage_differs_from(&before)) {
+            self.release_first_actions(ReleaseEvent::StageChanged);
         }
         self.perform(actions);
         self.project();
     }
 
-    /// Performs the held actions.
-    fn perform_held(&mut self) {
-        if let Some(held) = self.held_actions.take() {
-            self.perform(held.actions);
-        }
+    /// Passes an event to the first actions, and performs those that it releases.
+    fn release_first_actions(&mut self, event: ReleaseEvent) {
+        let actions = self.first_actions.step(event);
+        self.perform(actions);
     }
 }

@@ -69,16 +69,16 @@ fn restarting(state: &PodState, rules: &LifecyclePolicy) -> Option<Now> {
     })
 }
 
-/// The conditions of the node; `known` are the pod's current ones.
+/// The conditions of the node; `previous` are the pod's current ones.
 pub(super) fn conditions(
     state: &PodState,
     pod: &Pod,
     rules: &LifecyclePolicy,
-    known: &[PodCondition],
+    previous: &[PodCondition],
     now: Timestamp,
 ) -> Vec<PodCondition> {
     let sandbox = state.has_sandbox() && !matches!(state.stage(), Stage::Ended | Stage::Refused { .. });
-    let was = known.iter().any(|condition| condition.type_ == "Initialized" && condition.status == "True");
+    let was = previous.iter().any(|condition| condition.type_ == "Initialized" && condition.status == "True");
     let counts = |machine: &ContainerMachine| matches!(machine.class, Class::Main | Class::Sidecar);
     let unready = |machine: &ContainerMachine| counts(machine) && !machine.ready(state.deleted().is_some());
     let containers: Now = match (state.succeeded(), names(state, rules, unready)) {
@@ -91,7 +91,7 @@ pub(super) fn conditions(
         }
     };
     let readiness = containers::spec(pod).readiness_gates.clone().unwrap_or_default();
-    let ready = if containers.0 { gates(&readiness, known) } else { containers.clone() };
+    let ready = if containers.0 { gates(&readiness, previous) } else { containers.clone() };
     let mut rows = vec![
         ("PodReadyToStartContainers", (sandbox, None, None)),
         ("Initialized", initialized(state, rules, was)),
@@ -108,7 +108,7 @@ pub(super) fn conditions(
     rows.into_iter()
         .map(|(kind, (status, reason, message))| {
             let status = if status { "True" } else { "False" };
-            let before = known.iter().find(|condition| condition.type_ == kind);
+            let before = previous.iter().find(|condition| condition.type_ == kind);
             let since = before.filter(|before| before.status == status).and_then(|b| b.last_transition_time.clone());
             PodCondition {
                 type_: kind.into(),
@@ -124,11 +124,11 @@ pub(super) fn conditions(
         .collect()
 }
 
-fn gates(gates: &[k8s_openapi::api::core::v1::PodReadinessGate], known: &[PodCondition]) -> Now {
+fn gates(gates: &[k8s_openapi::api::core::v1::PodReadinessGate], previous: &[PodCondition]) -> Now {
     let mut messages = Vec::new();
     for gate in gates {
         let name = &gate.condition_type;
-        match known.iter().find(|condition| condition.type_ == *name) {
+        match previous.iter().find(|condition| condition.type_ == *name) {
             None => messages.push(format!("corresponding condition of pod readiness gate {name:?} does not exist.")),
             Some(condition) if condition.status != "True" => messages
                 .push(format!("the status of pod readiness gate {name:?} is not \"True\", but {}", condition.status)),

@@ -33,8 +33,8 @@ fn a_running_pod_is_ready_and_its_patch_replaces_what_merging_would_keep() {
     }
     let status = project(&state, &pod, &rules(&pod), &facts, &before.conditions.unwrap(), at(9));
     let since = |kind: &str| {
-        let found = status.conditions.iter().flatten().find(|c| c.type_ == kind).unwrap();
-        (found.status.clone(), found.last_transition_time.as_ref().unwrap().0.as_second())
+        let condition = status.conditions.iter().flatten().find(|c| c.type_ == kind).unwrap();
+        (condition.status.clone(), condition.last_transition_time.as_ref().unwrap().0.as_second())
     };
     assert_eq!(since("Ready"), ("True".to_owned(), 9));
     assert_eq!(since("Initialized"), ("True".to_owned(), 1), "it holds since before");
@@ -159,54 +159,54 @@ fn passes(index: usize, kind: ProbeKind) -> (usize, ContainerEvent) {
 }
 
 /// The phase; status, reason and message of Initialized and Ready; the state's reason of each container.
-fn told(status: &PodStatus) -> Vec<String> {
-    let mut told = vec![status.phase.clone().unwrap_or_default()];
+fn summary(status: &PodStatus) -> Vec<String> {
+    let mut lines = vec![status.phase.clone().unwrap_or_default()];
     for kind in ["Initialized", "Ready"] {
         let of = status.conditions.iter().flatten().find(|condition| condition.type_ == kind).unwrap();
         let text = |text: &Option<String>| text.clone().unwrap_or_default();
-        told.push(format!("{} {} {}", of.status, text(&of.reason), text(&of.message)).trim_end().to_owned());
+        lines.push(format!("{} {} {}", of.status, text(&of.reason), text(&of.message)).trim_end().to_owned());
     }
     let lists = [&status.init_container_statuses, &status.container_statuses];
     for status in lists.into_iter().flatten().flatten() {
         let state = status.state.clone().unwrap();
         let reason = state.waiting.and_then(|waiting| waiting.reason);
         let reason = reason.or(state.terminated.and_then(|ended| ended.reason)).unwrap_or_else(|| "runs".into());
-        told.push(format!("{} {reason}{}", status.name, if status.ready { " ready" } else { "" }));
+        lines.push(format!("{} {reason}{}", status.name, if status.ready { " ready" } else { "" }));
     }
-    told
+    lines
 }
 
 #[test]
-fn init_containers_and_sidecars_are_told_as_upstream_does() {
+fn init_containers_and_sidecars_are_reported_as_upstream_does() {
     let mut events = Vec::new();
     let unready = "False ContainersNotReady containers with unready status: [s c]";
     let lacks = |names: &str| format!("False ContainersNotInitialized containers with incomplete status: [{names}]");
     let wait = "PodInitializing";
-    let told = |events: &[(usize, ContainerEvent)]| told(&several("Always", events.to_vec()));
+    let lines = |events: &[(usize, ContainerEvent)]| summary(&several("Always", events.to_vec()));
     let waits = format!("c {wait}");
-    assert_eq!(told(&events), ["Pending", &lacks("s i"), unready, &format!("s {wait}"), &format!("i {wait}"), &waits]);
+    assert_eq!(lines(&events), ["Pending", &lacks("s i"), unready, &format!("s {wait}"), &format!("i {wait}"), &waits]);
     events.extend(starts(0));
-    assert_eq!(told(&events), ["Pending", &lacks("s i"), unready, "s runs", &format!("i {wait}"), &waits]);
+    assert_eq!(lines(&events), ["Pending", &lacks("s i"), unready, "s runs", &format!("i {wait}"), &waits]);
     events.push(passes(0, ProbeKind::Startup));
     let sidecar_ready = unready.replace("s c", "c");
-    assert_eq!(told(&events), ["Pending", &lacks("i"), &sidecar_ready, "s runs ready", &format!("i {wait}"), &waits]);
+    assert_eq!(lines(&events), ["Pending", &lacks("i"), &sidecar_ready, "s runs ready", &format!("i {wait}"), &waits]);
     events.extend(starts(1));
     events.push(ends(1, 3));
     let failed = [&events[..], &[]].concat();
     // The first restart is immediate, and the status shows the exit meanwhile.
-    assert_eq!(told(&failed), ["Pending", &lacks("i"), &sidecar_ready, "s runs ready", "i Error", &waits]);
+    assert_eq!(lines(&failed), ["Pending", &lacks("i"), &sidecar_ready, "s runs ready", "i Error", &waits]);
     events.pop();
     events.push(ends(1, 0));
     let done = "i Error ready";
-    assert_eq!(told(&events), ["Pending", "True", &sidecar_ready, "s runs ready", done, &waits]);
+    assert_eq!(lines(&events), ["Pending", "True", &sidecar_ready, "s runs ready", done, &waits]);
     events.extend(starts(2));
-    assert_eq!(told(&events), ["Running", "True", &sidecar_ready, "s runs ready", done, "c runs"]);
+    assert_eq!(lines(&events), ["Running", "True", &sidecar_ready, "s runs ready", done, "c runs"]);
     events.push(passes(2, ProbeKind::Readiness));
-    assert_eq!(told(&events), ["Running", "True", "True", "s runs ready", done, "c runs ready"]);
+    assert_eq!(lines(&events), ["Running", "True", "True", "s runs ready", done, "c runs ready"]);
     events.push(ends(0, 1));
     let down = unready.replace("s c", "s");
     assert_eq!(
-        told(&events),
+        lines(&events),
         ["Running", "True", &down, "s Error", done, "c runs ready"],
         "it is initialized for good"
     );
@@ -217,10 +217,10 @@ fn a_failed_init_container_fails_the_pod_that_never_restarts() {
     let begin = [starts(0).to_vec(), vec![passes(0, ProbeKind::Startup)], starts(1).to_vec()].concat();
     let failing = [&begin[..], &[ends(1, 3)]].concat();
     let wait = "c PodInitializing";
-    let told_of = |events: &[(usize, ContainerEvent)]| told(&several("Never", events.to_vec()));
-    let status = told_of(&failing);
+    let lines = |events: &[(usize, ContainerEvent)]| summary(&several("Never", events.to_vec()));
+    let status = lines(&failing);
     assert_eq!((status[0].as_str(), &status[3..]), ("Pending", &["s runs".into(), "i Error".into(), wait.into()][..]));
-    let status = told_of(&[&failing[..], &[ends(0, 143)]].concat());
+    let status = lines(&[&failing[..], &[ends(0, 143)]].concat());
     assert_eq!(status[0], "Failed");
     assert_eq!(status[1], "False ContainersNotInitialized containers with incomplete status: [i]");
     assert_eq!((status[2].as_str(), status[5].as_str()), ("False PodFailed", wait), "it was never to begin");

@@ -29,7 +29,7 @@ impl PodWorker {
 
     /// Labels may have changed just before the pod was bound. As upstream, the kubelet fetches the Node before it
     /// rejects a pod for the labels in its cache.
-    async fn recheck_rejection(&self, rejection: Option<Rejection>) -> Option<(&'static str, String)> {
+    async fn recheck_rejection(&mut self, rejection: Option<Rejection>) -> Option<(&'static str, String)> {
         let Rejection { reason, message, by_labels } = rejection?;
         if by_labels {
             let (requests, key) = (self.requests(), ObjectKey::new("", self.node.identity.name.clone()));
@@ -88,9 +88,10 @@ impl PodWorker {
                 return std::future::pending().await;
             }
             let PodInput { pod, removed, status_target, .. } = self.input.read(PodInput::clone);
-            self.status_target = status_target;
-            (admission.deleted, admission.removed) = (grace(&pod.get()), removed);
             self.set_pod(pod);
+            let version = version_of(&self.pod().metadata);
+            self.step_writer(StatusEvent::Observed { target: status_target, version });
+            (admission.deleted, admission.removed) = (grace(self.pod()), removed);
         }
     }
 }

@@ -20,8 +20,6 @@ pub(crate) enum Message {
     Pulled(Box<((usize, u32), PulledImages, String)>),
     /// A created container, with its index and the number of the start.
     Created(Box<((usize, u32), CreatedContainer)>),
-    /// Memory limits that could not be lowered may be now.
-    Actuate,
 }
 
 impl From<Event> for Message {

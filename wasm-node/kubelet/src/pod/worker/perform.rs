@@ -10,6 +10,8 @@ use crate::pod::handler::HandlerRunner;
 use crate::pod::host_ports;
 use crate::pod::runner::{self, RunContext};
 use crate::pod::start::PodContext;
+use crate::volume::measure::MeasuredPod;
+use crate::volume::usage;
 
 /// The retry interval for host ports: the release of one isn't signalled.
 const HOST_PORT_RETRY: Duration = Duration::from_secs(1);
@@ -30,14 +32,14 @@ impl PodWorker {
                 Action::Kill(container) => self.kill(container),
                 Action::Clean => self.clean(),
                 // The mirror is removed by its own reconciler, once its static pod is gone.
-                Action::Delete if self.status_target != StatusTarget::Pod => self.apply(Event::Removed),
-                Action::Delete => self.delete_pending = true,
+                Action::Delete if *self.writer.target() != StatusTarget::Pod => self.apply(Event::Removed),
+                Action::Delete => self.step_writer(StatusEvent::DeleteRequested),
             }
         }
     }
 
     pub(super) fn record_event(&self, warning: bool, reason: &'static str, message: String, container: Option<usize>) {
-        let mut about = ObjectReference::clone(&self.about);
+        let mut about = ObjectReference::clone(self.object.reference());
         if let Some(slot) = container.and_then(|index| self.slots.get(index)) {
             about.field_path = Some(slot.field_path.to_string());
         }
@@ -46,12 +48,12 @@ impl PodWorker {
 
     /// Allocates an address and host ports, and fills the volumes.
     pub(super) fn mount(&mut self) {
-        let ip = self.ip.or_else(|| self.node.addresses.take());
-        self.ip = ip;
+        let ip = self.sandbox.ip.or_else(|| self.node.addresses.take());
+        self.sandbox.ip = ip;
         let Some(ip) = ip else {
             let node = self.node.clone();
             // Addresses are freed when pods end.
-            let room = async move {
+            let available = async move {
                 loop {
                     let freed = node.addresses_freed.notified();
                     if node.addresses.any_free() {
@@ -60,9 +62,9 @@ impl PodWorker {
                     freed.await;
                 }
             };
-            return self.mount_later("the node's podCIDR has no free address".into(), room);
+            return self.mount_later("the node's podCIDR has no free address".into(), available);
         };
-        if self.host_ports.is_empty() {
+        if self.sandbox.host_ports.is_empty() {
             match host_ports::open(
                 &self.node.parts.env,
                 self.pod(),
@@ -70,34 +72,34 @@ impl PodWorker {
                 self.node.identity.bind,
                 &self.node.parts.network,
             ) {
-                Ok(opened) => self.host_ports = opened,
+                Ok(opened) => self.sandbox.host_ports = opened,
                 Err(why) => {
                     let why = format!("{why}; it is tried again");
                     return self.mount_later(why, self.node.parts.env.sleep(HOST_PORT_RETRY));
                 }
             }
         }
-        if self.memory_files.is_none()
+        if self.sandbox.memory_files.is_none()
             && let Ok(folder) = &self.node.volumes.memory
         {
             let (node_bytes, env) = (self.node.guest_memory_bytes, &self.node.parts.env);
-            self.memory_files = folder.account(self.pod(), node_bytes, &self.ledger, env);
-            self.view.update(|snapshot| snapshot.memory_files = self.memory_files.clone());
+            self.sandbox.memory_files = folder.account(self.pod(), node_bytes, &self.ledger, env);
+            self.view.update(|snapshot| snapshot.memory_files = self.sandbox.memory_files.clone());
         }
         self.fill_volumes(None);
     }
 
-    /// Records an event unless the same one was recorded, and retries after `room`. The task itself allocates nothing,
+    /// Records an event unless the same one was recorded, and retries once the resource is `available`. The task itself allocates nothing,
     /// as it may be dropped at any time.
-    fn mount_later(&mut self, why: String, room: impl Future<Output = ()> + Send + 'static) {
-        if self.last_mount_error.as_ref() != Some(&why) {
+    fn mount_later(&mut self, why: String, available: impl Future<Output = ()> + Send + 'static) {
+        if self.sandbox.last_mount_error.as_ref() != Some(&why) {
             let message = format!("Failed to create pod sandbox: {why}");
             self.record_event(true, "FailedCreatePodSandBox", message, None);
-            self.last_mount_error = Some(why);
+            self.sandbox.last_mount_error = Some(why);
         }
         let sender = self.sender.clone();
-        self.mount_retry = Some(Task(tokio::spawn(async move {
-            room.await;
+        self.sandbox.mount_retry = Some(Task(tokio::spawn(async move {
+            available.await;
             let _ = sender.send(Message::Mount).await;
         })));
     }
@@ -111,7 +113,7 @@ impl PodWorker {
         for named in named_by_environment(&container).into_iter().chain(pull_secrets::named(&pod)) {
             // Replaces the source of an immutable object that was deleted and created again.
             let source = node.sources.get(named.0, namespace, &named.1);
-            self.sources.insert(named, source);
+            self.sandbox.sources.insert(named, source);
         }
         let sender = self.sender.clone();
         slot.preparing = Some(Task(tokio::spawn(async move {
@@ -138,7 +140,7 @@ impl PodWorker {
         }
         let pod = self.pod().clone();
         let preparation = self.machine(index).map_or(0, |machine| machine.preparation);
-        let (Some(slot), Some(ip)) = (self.slots.get_mut(index), self.ip) else { return };
+        let (Some(slot), Some(ip)) = (self.slots.get_mut(index), self.sandbox.ip) else { return };
         let Some(pulls) = slot.pulls.clone() else { return };
         let (node, container, sender) = (self.node.clone(), slot.container.get(), self.sender.clone());
         if !unsupported.is_empty() {
@@ -154,7 +156,7 @@ impl PodWorker {
             ip,
             ledger: self.ledger.clone(),
             cpu: self.cpu.clone(),
-            memory_files: self.memory_files.clone(),
+            memory_files: self.sandbox.memory_files.clone(),
             keyvalue: self.keyvalue.clone(),
         };
         slot.preparing = Some(Task(tokio::spawn(async move {
@@ -174,15 +176,15 @@ impl PodWorker {
         let Some(slot) = self.slots.get_mut(index) else { return };
         let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
         let named = named_by_environment(&slot.container.get());
-        let held: Vec<_> = named.iter().map(|(kind, name)| self.node.sources.get(*kind, namespace, name)).collect();
-        if held.is_empty() || slot.sources.is_some() {
+        let sources: Vec<_> = named.iter().map(|(kind, name)| self.node.sources.get(*kind, namespace, name)).collect();
+        if sources.is_empty() || slot.sources.is_some() {
             return;
         }
         let sender = self.sender.clone();
         slot.sources = Some(Task(tokio::spawn(async move {
-            let mut known: Vec<_> = held.iter().map(|source| source.known.clone()).collect();
+            let mut receivers: Vec<_> = sources.iter().map(|source| source.known.clone()).collect();
             loop {
-                let any = known.iter_mut().map(|known| Box::pin(known.changed()));
+                let any = receivers.iter_mut().map(|receiver| Box::pin(receiver.changed()));
                 let (changed, _, _) = futures::future::select_all(any.collect::<Vec<_>>()).await;
                 if changed.is_err()
                     || sender.send(container_message(index, ContainerEvent::SourcesChanged)).await.is_err()
@@ -205,8 +207,8 @@ impl PodWorker {
             view: self.view.clone(),
             class: slot.class,
             container: slot.container.clone(),
-            about: (self.about.clone(), slot.field_path.clone()),
-            ip: self.ip,
+            about: (self.object.reference().clone(), slot.field_path.clone()),
+            ip: self.sandbox.ip,
             index,
             attempt,
             messages: self.sender.clone(),
@@ -232,7 +234,7 @@ impl PodWorker {
         self.forget_old_logs(index, attempt);
         self.measure();
         self.apply(Event::Container(index, ContainerEvent::Started { container_id }));
-        if self.resize_progress.is_some() || !self.is_actuated(index) {
+        if self.resize.is_in_progress() || !self.is_actuated(index) {
             self.actuate();
             self.project();
         }
@@ -242,17 +244,18 @@ impl PodWorker {
     fn measure(&mut self) {
         let mut live = self.slots.iter().filter_map(|slot| slot.live.as_ref()).peekable();
         if live.peek().is_none() {
-            self.measure = None;
+            self.sandbox.measure = None;
             return;
         }
         let messages = live.any(|live| live.created.termination.is_some());
-        let bounds = usage::limits(self.pod(), messages || self.measure.as_ref().is_some_and(|(of, _)| of.messages));
-        if bounds.is_empty() || self.measure.as_ref().is_some_and(|(of, _)| *of == bounds) {
+        let bounds =
+            usage::limits(self.pod(), messages || self.sandbox.measure.as_ref().is_some_and(|(of, _)| of.messages));
+        if bounds.is_empty() || self.sandbox.measure.as_ref().is_some_and(|(of, _)| *of == bounds) {
             return;
         }
         let uid = self.pod().metadata.uid.as_deref().unwrap_or_default();
         let (view, sender) = (self.view.clone(), self.sender.clone());
-        let settle = self.memory_files.clone().zip(self.node.volumes.memory.as_ref().ok().cloned());
+        let settle = self.sandbox.memory_files.clone().zip(self.node.volumes.memory.as_ref().ok().cloned());
         let settle = settle.map(|of| (of, uid.to_owned()));
         let watched = self.node.measurer.watch(MeasuredPod {
             pod_dir: self.node.pod_dir(uid),
@@ -266,13 +269,13 @@ impl PodWorker {
             }),
             exceeded: Box::new(move |message| sender.try_send(Event::Evicted(message).into())),
         });
-        self.measure = Some((bounds, watched));
+        self.sandbox.measure = Some((bounds, watched));
     }
 
     fn probe(&mut self, index: usize, kind: ProbeKind) {
         let pod = self.pod().clone();
         let (Some(machine), Some(slot), Some(ip)) =
-            (self.state.machines().get(index), self.slots.get_mut(index), self.ip)
+            (self.state.machines().get(index), self.slots.get_mut(index), self.sandbox.ip)
         else {
             return;
         };
@@ -291,7 +294,7 @@ impl PodWorker {
     fn hook(&mut self, index: usize) {
         let attempt = self.machine(index).map_or(0, ContainerMachine::current);
         let pod = self.pod().clone();
-        let (Some(slot), Some(ip)) = (self.slots.get_mut(index), self.ip) else { return };
+        let (Some(slot), Some(ip)) = (self.slots.get_mut(index), self.sandbox.ip) else { return };
         let Some(hook) = check::HookSpec::post_start(&slot.container.get()) else { return };
         let handlers = HandlerRunner::new(&self.node, &pod, &slot.name, ip);
         let sender = self.sender.clone();
@@ -335,23 +338,19 @@ impl PodWorker {
             let used = live.created.container.stats();
             drop(live);
             self.view.container_ended(&slot.name, used);
-            self.resize_retry = self.resize_retry.take().filter(|_| self.resize_progress.is_some());
             self.node.pods.totals.ended(used.cpu);
             self.measure();
         }
     }
 
     pub(super) fn clean(&mut self) {
-        (self.volumes, self.mount_retry, self.measure) = (None, None, None);
-        (self.resize_retry, self.resize_progress) = (None, None);
-        self.host_ports.clear();
-        self.memory_files = None;
-        self.sources.clear();
+        let ip = std::mem::take(&mut self.sandbox).ip;
+        self.step_resize(ResizeEvent::Cleaned);
         self.view.update(|snapshot| snapshot.memory_files = None);
         for slot in &mut self.slots {
             slot.pulls = None;
         }
-        if let Some(ip) = self.ip.take() {
+        if let Some(ip) = ip {
             self.node.free_address(ip);
         }
         let uid = self.pod().metadata.uid.clone().unwrap_or_default();

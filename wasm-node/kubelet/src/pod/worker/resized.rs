@@ -1,29 +1,15 @@
 //! In-place resize of CPU and memory: at once for a running container, by a restart if its policy requires one, and
-//! later while memory in use exceeds the new limit.
-
-use k8s_openapi::api::core::v1::{PodCondition, ResourceRequirements};
+//! later while memory in use exceeds the new limit ([`ResizeTracker`]).
 
 use super::*;
 
-/// The retry interval while too much memory is in use.
-const ACTUATE_AGAIN: Duration = Duration::from_secs(1);
-
 impl PodWorker {
-    /// `had` is the pod with its previous amounts; `pending` is a request that can't be granted now.
-    pub(super) fn handle_resize(&mut self, had: &Pod, pending: Option<resize::PendingResize>) {
-        if let Some(request) = pending
-            .as_ref()
-            .filter(|request| self.pending_resize.as_ref().is_none_or(|was| was.requested != request.requested))
-        {
-            self.record_event(true, "ResizeDeferred", format!("Pod resize Deferred: {}", request.requested), None);
-        }
-        self.pending_resize = pending;
-        if resize::same_pod(had, self.pod()) {
+    /// `before` is the pod with its previous amounts; `pending` is a request that can't be granted now.
+    pub(super) fn handle_resize(&mut self, before: &Pod, pending: Option<PendingResize>) {
+        self.step_resize(ResizeEvent::Deferred(pending));
+        if resize::same_pod(before, self.pod()) {
             return;
         }
-        let message = format!("Pod resize started: {}", resize::summary(self.pod(), None));
-        self.record_event(false, "ResizeStarted", message, None);
-        self.resize_progress = Some(resize::ResizeProgress { generation: self.pod().metadata.generation, error: None });
         let pod = self.pod().clone();
         for (index, (_, container)) in containers::each(&containers::spec(&pod)).enumerate() {
             if let Some(slot) = self.slots.get_mut(index)
@@ -33,7 +19,44 @@ impl PodWorker {
                 slot.container = Arc::new(Container { resources, ..(*slot.container.get()).clone() }.into());
             }
         }
-        self.actuate();
+        self.step_resize(ResizeEvent::Granted(pod.metadata.generation));
+    }
+
+    /// Passes an event to the resize, and performs the returned actions.
+    pub(super) fn step_resize(&mut self, event: ResizeEvent) {
+        let retries = event == ResizeEvent::Elapsed;
+        for action in self.resize.step(event, self.elapsed()) {
+            match action {
+                ResizeAction::RecordDeferred { requested } => {
+                    self.record_event(true, "ResizeDeferred", format!("Pod resize Deferred: {requested}"), None);
+                }
+                ResizeAction::RecordStarted => {
+                    let message = format!("Pod resize started: {}", resize::summary(self.pod(), None));
+                    self.record_event(false, "ResizeStarted", message, None);
+                }
+                ResizeAction::RecordError { generation, error } => {
+                    let message = format!("Pod resize error: {}", self.resize_summary(generation, Some(&error)));
+                    self.record_event(true, "ResizeError", message, None);
+                }
+                ResizeAction::RecordCompleted { generation } => {
+                    let message = format!("Pod resize completed: {}", self.resize_summary(generation, None));
+                    self.record_event(false, "ResizeCompleted", message, None);
+                }
+                ResizeAction::Apply => {
+                    self.actuate();
+                    if retries {
+                        self.project();
+                    }
+                }
+            }
+        }
+    }
+
+    /// The resize to a generation, in an event.
+    fn resize_summary(&self, generation: Option<i64>, error: Option<&str>) -> String {
+        let mut resized = (**self.pod()).clone();
+        resized.metadata.generation = generation;
+        resize::summary(&resized, error)
     }
 
     /// Whether a running container has its allocated resources.
@@ -47,8 +70,7 @@ impl PodWorker {
 
     /// Applies the allocated resources to all containers, as far as possible now.
     pub(super) fn actuate(&mut self) {
-        let now = self.node.parts.env.elapsed();
-        self.cpu.set(requests::pod_limit(self.pod(), "cpu"), now);
+        self.cpu.set(requests::pod_limit(self.pod(), "cpu"), self.elapsed());
         let memory = requests::memory_bound(self.pod()).unwrap_or(u64::MAX);
         let used = self.ledger.used(Resource::Memory);
         let mut below = Vec::new();
@@ -66,21 +88,15 @@ impl PodWorker {
         }
         // As upstream: if one limit can't be lowered, none is changed.
         if let Some(error) = resize::lower_error(&below) {
-            self.wait_for_memory(error);
+            self.step_resize(ResizeEvent::Blocked(error));
             return;
         }
         self.ledger.set_limit(Resource::Memory, memory);
         for index in waits {
             self.actuate_one(index);
         }
-        let done = (0..self.slots.len()).all(|index| self.is_actuated(index));
-        if done && let Some(progress) = self.resize_progress.take() {
-            self.resize_retry = None;
-            let mut resized = (**self.pod()).clone();
-            resized.metadata.generation = progress.generation;
-            let message = format!("Pod resize completed: {}", resize::summary(&resized, None));
-            self.record_event(false, "ResizeCompleted", message, None);
-        }
+        let complete = (0..self.slots.len()).all(|index| self.is_actuated(index));
+        self.step_resize(ResizeEvent::Applied { complete });
     }
 
     /// A container that runs, and the limits that it should have.
@@ -111,51 +127,6 @@ impl PodWorker {
             live.created.container.resize(&limits);
             live.created.settings.limits = limits;
             live.created.resources = slot.container.get().resources.clone();
-        }
-    }
-
-    fn wait_for_memory(&mut self, error: String) {
-        let pod = self.pod().clone();
-        let progress = self.resize_progress.get_or_insert_default();
-        if progress.error.is_none() {
-            progress.error = Some(error.clone());
-            let mut resized = (*pod).clone();
-            resized.metadata.generation = progress.generation;
-            let message = format!("Pod resize error: {}", resize::summary(&resized, Some(&error)));
-            self.record_event(true, "ResizeError", message, None);
-        }
-        let (sender, env) = (self.sender.clone(), self.node.parts.env.clone());
-        self.resize_retry = Some(Task(tokio::spawn(async move {
-            env.sleep(ACTUATE_AGAIN).await;
-            let _ = sender.send(Message::Actuate).await;
-        })));
-    }
-
-    /// Adds the resize to the status: containers show their actual resources, conditions the pending resize.
-    pub(super) fn add_resize_status(&self, status: &mut PodStatus, known: &[PodCondition]) {
-        let generation = self.pod().metadata.generation;
-        let own = resize::conditions(
-            self.pending_resize.as_ref(),
-            self.resize_progress.as_ref(),
-            generation,
-            known,
-            self.now(),
-        );
-        status.conditions.get_or_insert_default().extend(own);
-        let has = |name: &str| -> Option<ResourceRequirements> {
-            let slot = self.slots.iter().find(|slot| *slot.name == *name)?;
-            slot.live.as_ref()?.created.resources.clone()
-        };
-        let lists = [&mut status.init_container_statuses, &mut status.container_statuses];
-        for container in lists.into_iter().flatten().flatten() {
-            let runs = container.state.as_ref().is_some_and(|state| state.running.is_some());
-            if let Some(has) = has(&container.name).filter(|_| runs) {
-                container.resources = Some(ResourceRequirements { claims: None, ..has });
-            }
-        }
-        if let Some(spec) = self.pod().spec.as_ref().filter(|spec| spec.resources.is_some()) {
-            status.resources = spec.resources.clone();
-            status.allocated_resources = spec.resources.as_ref().and_then(|resources| resources.requests.clone());
         }
     }
 }
