@@ -8,8 +8,8 @@ use anyhow::Context as _;
 use kubelet::image::{Images, ImagesConfig, RegistryAccess};
 use kubelet::node::{Capacity, NodeConfig, SharedNodeParts, Shutdown};
 use kubelet::server::ServingTls;
-use kubelet::volume::keeper;
 use kubelet::volume::local::LocalVolumes;
+use kubelet::volume::local_provisioner::{self, LocalVolumesByNode};
 use machinery_env::Env;
 use oci_registry::BlobStore;
 use tokio::sync::oneshot;
@@ -24,7 +24,7 @@ use crate::data_dir::DataDir;
 /// The second shortest Lease: after three missed renewals its node counts as dead, within 2 s.
 const SHORT_LEASE: Duration = Duration::from_secs(2);
 /// Maximum unreported warnings of a node: they are rare, minutes apart.
-const NOTICES_MAX: usize = 16;
+const NODE_WARNINGS_MAX: usize = 16;
 /// The tmpfs for all users on Linux; other systems have none.
 const MEMORY_DIR: &str = "/dev/shm";
 
@@ -94,31 +94,31 @@ pub(super) fn build(ground: &Ground) -> anyhow::Result<Vec<Component>> {
         network: ground.pods.clone(),
         dial: Arc::new(ground.data_plane.clone()),
         env: ground.env.clone(),
-        notices: tokio::sync::broadcast::channel(NOTICES_MAX).0,
+        node_warnings: tokio::sync::broadcast::channel(NODE_WARNINGS_MAX).0,
     };
     let (all, policy) = (parts.clone(), ground.config.nodes.image_collection);
     let (folder, stop) = (ground.data.path().to_owned(), ground.stop.components.clone());
-    let collector = Component::new("collector of images", async move {
-        kubelet::node::collect(all, policy, folder, stop).await;
+    let image_gc = Component::new("image garbage collection", async move {
+        kubelet::node::run_image_gc(all, policy, folder, stop).await;
         Ok(())
     });
     let state = keyvalue_collector(ground, &parts);
     let toolbox = toolbox(ground, images);
     let registries = ground.config.nodes.registries_file.clone().map(|file| Ok(registries(ground, &parts, file)));
     let signatures = ground.config.nodes.signature_policy_file.clone().map(|file| Ok(signatures(ground, &parts, file)));
-    let volumes: keeper::Nodes = node_names(ground.config.nodes.count)
+    let volumes: LocalVolumesByNode = node_names(ground.config.nodes.count)
         .map(|name| {
             let own = LocalVolumes::new(&ground.data.node(&name), ground.env.clone());
             (name, Arc::new(own))
         })
         .collect();
-    let keeper = volume_keeper(ground, volumes.clone());
+    let provisioner = volume_provisioner(ground, volumes.clone());
     let nodes = node_names(ground.config.nodes.count).zip(&ground.shutdowns);
     let nodes = nodes.map(|(name, end)| {
         let own = volumes.get(&name).cloned();
         node(ground, &parts, (name, own), end.clone())
     });
-    [Ok(collector), Ok(state), Ok(toolbox), Ok(keeper)]
+    [Ok(image_gc), Ok(state), Ok(toolbox), Ok(provisioner)]
         .into_iter()
         .chain(registries)
         .chain(signatures)
@@ -171,11 +171,11 @@ fn keyvalue_collector(ground: &Ground, parts: &SharedNodeParts) -> Component {
 }
 
 /// Removes and expands the local volumes of these nodes, as the binder.
-fn volume_keeper(ground: &Ground, nodes: keeper::Nodes) -> Component {
+fn volume_provisioner(ground: &Ground, nodes: LocalVolumesByNode) -> Component {
     let client = ComponentIdentity::Controller("persistent-volume-binder").client(&ground.env, &ground.service);
     let (informer, env, stop) = (ground.informer.clone(), ground.env.clone(), ground.stop.components.clone());
-    Component::new("keeper of volumes", async move {
-        keeper::run(informer, client.into(), nodes, env, stop).await;
+    Component::new("local volume provisioner", async move {
+        local_provisioner::run(informer, client.into(), nodes, env, stop).await;
         Ok(())
     })
 }

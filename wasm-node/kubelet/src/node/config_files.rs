@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use super::{Notice, SharedNodeParts};
+use super::{NodeWarning, SharedNodeParts};
 use crate::image::{Images, Registries, SignaturePolicy};
 
 /// The poll interval of a file and of the files that it names.
@@ -101,7 +101,7 @@ async fn reload<T: PartialEq + Send + 'static>(
                     "The {what} {path} can't be used, and what it said before holds: the process's log says why"
                 );
                 // An error means that no node listens.
-                let _ = parts.notices.send(Notice { reason, message });
+                let _ = parts.node_warnings.send(NodeWarning { reason, message });
             }
         }
     }

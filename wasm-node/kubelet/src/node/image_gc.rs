@@ -1,5 +1,5 @@
 //! Image garbage collection, once per process, as its node agents share the images. Warnings go to each of them through
-//! [`SharedNodeParts::notices`], and become events of its Node.
+//! [`SharedNodeParts::node_warnings`], and become events of its Node.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::eviction::node_reference;
 use super::register::disk;
-use super::{Notice, SharedNodeParts};
+use super::{NodeWarning, SharedNodeParts};
 use crate::image::{CollectPolicy, Collected, Disk, Images};
 use crate::pod::shared::NodeContext;
 
@@ -19,7 +19,7 @@ use crate::pod::shared::NodeContext;
 const INTERVAL: Duration = Duration::from_secs(300);
 
 /// Collects unused images by `policy` until `stop`. The usage of the disk below `data_dir` decides.
-pub async fn collect(parts: SharedNodeParts, policy: CollectPolicy, data_dir: PathBuf, stop: CancellationToken) {
+pub async fn run_image_gc(parts: SharedNodeParts, policy: CollectPolicy, data_dir: PathBuf, stop: CancellationToken) {
     let mut failed_before = false;
     loop {
         tokio::select! {
@@ -30,10 +30,10 @@ pub async fn collect(parts: SharedNodeParts, policy: CollectPolicy, data_dir: Pa
         let collection = tokio::task::spawn_blocking(move || collect_once(&images, &policy, &data_dir));
         match collection.await {
             Ok(outcome) => {
-                for notice in notices(&outcome, &mut failed_before) {
-                    tracing::warn!(reason = notice.reason, "{}", notice.message);
+                for warning in warnings(&outcome, &mut failed_before) {
+                    tracing::warn!(reason = warning.reason, "{}", warning.message);
                     // An error means that no node listens.
-                    let _ = parts.notices.send(notice);
+                    let _ = parts.node_warnings.send(warning);
                 }
             }
             Err(error) => tracing::error!(%error, "the image garbage collection failed"),
@@ -59,8 +59,8 @@ fn collect_once(images: &Arc<Images>, policy: &CollectPolicy, data_dir: &Path) -
 }
 
 /// The warnings of a collection, in upstream's words: a full disk at once, a failure when it repeats. Pure.
-fn notices(outcome: &Outcome, failed_before: &mut bool) -> Vec<Notice> {
-    let mut notices = Vec::new();
+fn warnings(outcome: &Outcome, failed_before: &mut bool) -> Vec<NodeWarning> {
+    let mut warnings = Vec::new();
     let failure = match &outcome.collected {
         Ok(Collected { wanted_bytes, found_bytes, freed_bytes, .. }) if found_bytes < wanted_bytes => {
             let Disk { total_bytes, available_bytes } =
@@ -73,15 +73,15 @@ fn notices(outcome: &Outcome, failed_before: &mut bool) -> Vec<Notice> {
                 100 - free_percent.min(100),
                 size(total_bytes),
             );
-            notices.push(Notice { reason: "FreeDiskSpaceFailed", message: message.clone() });
+            warnings.push(NodeWarning { reason: "FreeDiskSpaceFailed", message: message.clone() });
             Some(message)
         }
         Ok(_) => None,
         Err(error) => Some(error.clone()),
     };
     let again = std::mem::replace(failed_before, failure.is_some());
-    notices.extend(failure.filter(|_| again).map(|message| Notice { reason: "ImageGCFailed", message }));
-    notices
+    warnings.extend(failure.filter(|_| again).map(|message| NodeWarning { reason: "ImageGCFailed", message }));
+    warnings
 }
 
 /// Formats bytes in the largest binary unit, with one decimal.
@@ -93,16 +93,16 @@ fn size(bytes: u64) -> String {
     }
 }
 
-/// Records the notices as events of this node, until the node stops.
-pub(super) async fn record_notices(node: Arc<NodeContext>) {
-    let mut notices = node.parts.notices.subscribe();
+/// Records the warnings as events of this node, until the node stops.
+pub(super) async fn record_node_warnings(node: Arc<NodeContext>) {
+    let mut warnings = node.parts.node_warnings.subscribe();
     loop {
-        let notice = tokio::select! {
+        let warning = tokio::select! {
             () = node.stop.cancelled() => return,
-            notice = notices.recv() => notice,
+            warning = warnings.recv() => warning,
         };
-        match notice {
-            Ok(Notice { reason, message }) => {
+        match warning {
+            Ok(NodeWarning { reason, message }) => {
                 node.recorder.record(EventRecord {
                     about: node_reference(&node),
                     warning: true,
@@ -126,8 +126,8 @@ mod tests {
         let mut before = false;
         let disk = Some(Disk { total_bytes: 100 << 30, available_bytes: 7 << 30 });
         let mut round = |collected: Result<Collected, String>| {
-            let notices = notices(&Outcome { disk, collected }, &mut before);
-            notices.into_iter().map(|notice| (notice.reason, notice.message)).collect::<Vec<_>>()
+            let warnings = warnings(&Outcome { disk, collected }, &mut before);
+            warnings.into_iter().map(|warning| (warning.reason, warning.message)).collect::<Vec<_>>()
         };
         let collected = |wanted_bytes, found_bytes| Collected { images: 1, freed_bytes: 5, wanted_bytes, found_bytes };
         assert_eq!(round(Ok(collected(10, 10))), []);

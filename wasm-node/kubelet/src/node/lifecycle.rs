@@ -215,7 +215,7 @@ impl Node {
             network: network.clone(),
             dial: Arc::new(NoDial),
             env: env.clone(),
-            notices: tokio::sync::broadcast::channel(1).0,
+            node_warnings: tokio::sync::broadcast::channel(1).0,
         };
         let logs = config.data_dir.join("logs");
         let local = Local {

@@ -59,10 +59,10 @@ use crate::volume::manager::VolumeManager;
 use crate::volume::measure::Measurer;
 use crate::volume::memory::MemoryFolder;
 
-pub use crate::pod::shared::{Notice, SharedNodeParts};
+pub use crate::pod::shared::{NodeWarning, SharedNodeParts};
 pub use crate::pod::shutdown::{Shutdown, ShutdownGrace};
 pub use config_files::{reload_registries, reload_signature_policy};
-pub use image_gc::collect;
+pub use image_gc::run_image_gc;
 pub use register::{Capacity, KUBELET_VERSION, MAX_PODS_DEFAULT};
 pub use thresholds::{BadThresholds, EvictionThresholds};
 
@@ -374,7 +374,7 @@ async fn run_agent(
         status_manager.run(ready, kubelet, stop.clone()),
         eviction::run(shared.clone(), short),
         shutdown::run(shared.clone()),
-        image_gc::record_notices(shared.clone()),
+        image_gc::record_node_warnings(shared.clone()),
         pack::run(shared.clone()),
         pods::run(shared),
         panic_of(&mut lease)

@@ -42,13 +42,13 @@ pub struct SharedNodeParts {
     pub dial: Arc<dyn Dial>,
     /// The clock and the random source.
     pub env: Env,
-    /// Warnings about shared parts, for every node.
-    pub notices: broadcast::Sender<Notice>,
+    /// Warnings about shared parts, which become events of every Node.
+    pub node_warnings: broadcast::Sender<NodeWarning>,
 }
 
-/// A warning about a Node.
+/// A warning event of a Node.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Notice {
+pub struct NodeWarning {
     /// The event's reason.
     pub reason: &'static str,
     /// Its message.

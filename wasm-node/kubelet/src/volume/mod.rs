@@ -1,15 +1,15 @@
 //! A pod's volumes: folders of the host that are preopened for its guest.
 //!
 //! [`files`] computes their content, [`atomic`] writes it, [`manager`] follows changes of the API while the pod lives,
-//! [`claims`] resolves claims, [`local`] stores volumes that outlive pods, [`usage`] measures the guests' data,
-//! [`measure`] schedules the measurements.
+//! [`claims`] resolves claims, [`local`] stores volumes that outlive pods, [`local_provisioner`] removes and expands
+//! those, [`usage`] measures the guests' data, [`measure`] schedules the measurements.
 
 pub mod atomic;
 pub mod claims;
 pub mod files;
 pub(crate) mod host_path;
-pub mod keeper;
 pub mod local;
+pub mod local_provisioner;
 pub mod manager;
 pub(crate) mod measure;
 pub(crate) mod memory;

@@ -1,6 +1,6 @@
-//! Applies the control plane's decisions on local volumes to the disk: removes the content of a volume that is being
-//! deleted, before its object is removed, and resizes volumes. One task serves all nodes of a process. It does not act
-//! as a node, as nodes may not change volumes.
+//! The provisioner of local volumes: removes the content of a volume that is being deleted, before its object is
+//! removed, and expands volumes. One task serves all nodes of a process. It does not act as a node, as nodes may not
+//! change volumes.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -32,7 +32,7 @@ enum VolumeOperation {
 }
 
 /// The nodes of this process, by name.
-pub type Nodes = BTreeMap<String, Arc<LocalVolumes>>;
+pub type LocalVolumesByNode = BTreeMap<String, Arc<LocalVolumes>>;
 
 #[derive(Default)]
 struct DirtyVolumes {
@@ -48,7 +48,13 @@ impl DirtyVolumes {
 }
 
 /// Reconciles these nodes' volumes with the cluster's objects until `stop`.
-pub async fn run(informer: Arc<Informer>, client: ApiClient, nodes: Nodes, env: Env, stop: CancellationToken) {
+pub async fn run(
+    informer: Arc<Informer>,
+    client: ApiClient,
+    nodes: LocalVolumesByNode,
+    env: Env,
+    stop: CancellationToken,
+) {
     informer.watch::<PersistentVolume>();
     informer.watch::<PersistentVolumeClaim>();
     informer.watch::<Node>();
@@ -103,7 +109,7 @@ fn volumes_of<'a>(view: &'a ObjectCache, change: &'a Change, nodes: &BTreeSet<St
 }
 
 /// Returns the next operation for a volume. Pure.
-fn next_operation(view: &ObjectCache, key: &ObjectKey, nodes: &Nodes) -> Option<VolumeOperation> {
+fn next_operation(view: &ObjectCache, key: &ObjectKey, nodes: &LocalVolumesByNode) -> Option<VolumeOperation> {
     let volume = view.get::<PersistentVolume>(key)?;
     let spec = volume.spec.as_ref()?;
     if spec.csi.as_ref()?.driver != LOCAL_DRIVER {
@@ -152,7 +158,12 @@ fn expanded_claim(claim: &PersistentVolumeClaim, volume: &PersistentVolume) -> O
     Some(claim)
 }
 
-async fn perform(client: &ApiClient, key: &ObjectKey, nodes: &Nodes, step: VolumeOperation) -> Result<(), String> {
+async fn perform(
+    client: &ApiClient,
+    key: &ObjectKey,
+    nodes: &LocalVolumesByNode,
+    step: VolumeOperation,
+) -> Result<(), String> {
     match step {
         VolumeOperation::Grow { node, uid, capacity, expanded } => {
             if let Some(volumes) = nodes.get(&node) {
@@ -204,7 +215,7 @@ mod tests {
     }
 
     fn decide(volume: Value, claim: Value) -> Option<VolumeOperation> {
-        let nodes = Nodes::from([(
+        let nodes = LocalVolumesByNode::from([(
             "n".to_owned(),
             Arc::new(LocalVolumes::new("/nowhere".as_ref(), machinery_env::Env::real())),
         )]);
