@@ -42,6 +42,8 @@ pub(crate) enum StatusWrite {
 #[derive(Debug)]
 enum WriteInFlight {
     Patch(Arc<Compressed<PodStatus>>),
+    /// A patch of an earlier target: its result says nothing about the status of the current one.
+    Superseded,
     Delete,
 }
 
@@ -174,6 +176,9 @@ impl StatusWriter {
                     // Another object, whose contents are unknown.
                     self.reported = ReportedStatus::default();
                     self.target = target;
+                    if let Some(WriteInFlight::Patch(_)) = self.in_flight {
+                        self.in_flight = Some(WriteInFlight::Superseded);
+                    }
                 }
                 self.dirty = None;
                 self.reported.observe(version);
@@ -213,8 +218,9 @@ impl StatusWriter {
                     actions.push(StatusAction::RecordTooLarge);
                 }
             }
+            (WriteInFlight::Superseded, WriteOutcome::Accepted(_) | WriteOutcome::Gone | WriteOutcome::TooLarge) => {}
             (WriteInFlight::Delete, WriteOutcome::Accepted(_) | WriteOutcome::Gone) => self.delete_pending = false,
-            (WriteInFlight::Patch(_), WriteOutcome::Rejected | WriteOutcome::Failed)
+            (WriteInFlight::Patch(_) | WriteInFlight::Superseded, WriteOutcome::Rejected | WriteOutcome::Failed)
             | (WriteInFlight::Delete, WriteOutcome::TooLarge | WriteOutcome::Rejected | WriteOutcome::Failed) => {
                 let wait = WRITE_RETRY_FIRST.saturating_mul(1 << self.failures.min(DOUBLINGS_MAX)).min(WRITE_RETRY_MAX);
                 self.retry_at = Some(elapsed + wait + jitter);

@@ -185,3 +185,17 @@ fn responses_have_an_outcome() {
     );
     assert_eq!([0, 408, 429, 500, 503, 200].map(WriteOutcome::of_failure), [WriteOutcome::Failed; 6]);
 }
+
+#[test]
+fn the_result_of_a_write_to_an_earlier_mirror_is_ignored() {
+    let mirror = |uid: &str| StatusTarget::Mirror(Some(uid.into()));
+    for outcome in [WriteOutcome::Gone, WriteOutcome::Accepted(9), WriteOutcome::TooLarge] {
+        let mut writer = StatusWriter::new(mirror("first"));
+        writer.step(StatusEvent::Projected(status("Running")), second(0));
+        assert_eq!(next(&mut writer, &at(second(1))).start, Some(StatusWrite::Patch));
+        writer.step(StatusEvent::Observed { target: mirror("second"), version: 8 }, second(1));
+        assert_eq!(next(&mut writer, &at(second(1))).start, None, "the first mirror's write is in flight");
+        assert_eq!(end(&mut writer, outcome, second(2)), [StatusAction::ReleaseFirstActions]);
+        assert_eq!(next(&mut writer, &at(second(2))).start, Some(StatusWrite::Patch), "{outcome:?}");
+    }
+}
