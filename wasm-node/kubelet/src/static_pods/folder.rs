@@ -16,8 +16,11 @@ use super::manifest::parse;
 
 /// The interval between two reads of the folder.
 const INTERVAL: Duration = Duration::from_secs(1);
-/// A read takes at most this fraction (1/20) of the time.
-const PART: u32 = 20;
+/// The interval after a slow read is this multiple of the read's duration, so that reads take 1/20 of the time.
+const READ_COST: u32 = 20;
+/// The maximum interval after a slow read, as `fileCheckFrequency` of upstream's kubelet: one expensive manifest delays
+/// a change of another one by no more.
+const INTERVAL_MAX: Duration = Duration::from_secs(20);
 /// The maximum number of files, as a node's maximum number of pods; further files are ignored.
 const FILES_MAX: usize = 2000;
 /// The maximum size of a manifest (the API's bound of an object).
@@ -146,12 +149,16 @@ pub(crate) async fn watch(
             *pods = now;
             changed
         });
-        let wait = INTERVAL.max((env.elapsed() - began) * PART);
         tokio::select! {
             () = stop.cancelled() => return,
-            () = env.sleep(wait) => {}
+            () = env.sleep(interval_after(env.elapsed() - began)) => {}
         }
     }
+}
+
+/// The interval after a read of this duration.
+fn interval_after(read: Duration) -> Duration {
+    read.saturating_mul(READ_COST).clamp(INTERVAL, INTERVAL_MAX)
 }
 
 #[cfg(test)]
@@ -209,6 +216,13 @@ mod tests {
         rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
         assert_eq!(read(&pipe), Err("it is no file any more".into()));
         assert_eq!(Folder::new(root.path().to_owned(), "n".into()).read(&Env::real()).len(), 0);
+    }
+
+    #[test]
+    fn a_slow_read_delays_the_next_one_by_a_bounded_time() {
+        let after = |millis| interval_after(Duration::from_millis(millis)).as_millis();
+        assert_eq!([after(0), after(50), after(500), after(4000)], [1000, 1000, 10_000, 20_000]);
+        assert_eq!(interval_after(Duration::MAX), INTERVAL_MAX);
     }
 
     #[test]
