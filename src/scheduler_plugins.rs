@@ -19,7 +19,7 @@ use runtime_api::{
     ContainerSpec, Grants, Limits, LogSink, MODULE_BYTES_MAX, Metering, NodeCall, Runtime, Server, StdStream,
 };
 use scheduler::plugins::Profile;
-use scheduler::wasm::wire::{INTERFACE, shown};
+use scheduler::wasm::wire::{INTERFACE, single_line};
 use scheduler::wasm::{CallError, Failure, PluginHost, PluginModule, WasmPlugin};
 use tempfile::{NamedTempFile, TempDir};
 use wasm_runtime::engine::{CompileProcess, Engine, EngineConfig, GuestThreads, inspect};
@@ -218,7 +218,7 @@ impl LoadedPlugin {
         }
         match head.headers.get(REASON_HEADER).and_then(|reason| reason.to_str().ok()) {
             Some(reason) => Err(self.failure(reason)),
-            None => Err(CallError::Arguments(shown(&String::from_utf8_lossy(&body)))),
+            None => Err(CallError::Arguments(single_line(&String::from_utf8_lossy(&body)))),
         }
     }
 
@@ -268,7 +268,7 @@ impl PluginLog {
     fn call_output(&self) -> String {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let lines: Vec<&str> = state.of_call.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
-        shown(&lines.join("; "))
+        single_line(&lines.join("; "))
     }
 }
 
@@ -289,7 +289,7 @@ impl LogSink for PluginLog {
             if state.lines > LINES_MAX {
                 return;
             }
-            tracing::info!(plugin = self.plugin, "{}", shown(line));
+            tracing::info!(plugin = self.plugin, "{}", single_line(line));
         }
     }
 }

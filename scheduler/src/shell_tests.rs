@@ -50,8 +50,8 @@ impl ServerState {
         self.version += 1;
         object["metadata"]["resourceVersion"] = self.version.to_string().into();
         let key = format!("{}/{}", object["metadata"]["namespace"], object["metadata"]["name"]);
-        let known = self.objects.entry(plural.into()).or_default().insert(key, object.clone()).is_some();
-        let kind = if known { "MODIFIED" } else { "ADDED" };
+        let existed = self.objects.entry(plural.into()).or_default().insert(key, object.clone()).is_some();
+        let kind = if existed { "MODIFIED" } else { "ADDED" };
         for (_, watcher) in self.watchers.iter().filter(|(watched, _)| watched == plural) {
             let _ = watcher.send(json!({"type": kind, "object": object}));
         }
@@ -163,8 +163,8 @@ impl Server {
                 }
             }
             (_, [.., "leases"] | [.., "leases", _]) => {
-                let known = state.objects.get("leases").and_then(|leases| leases.values().next());
-                if known.is_some_and(|k| k["metadata"]["resourceVersion"] != body["metadata"]["resourceVersion"]) {
+                let current = state.objects.get("leases").and_then(|leases| leases.values().next());
+                if current.is_some_and(|k| k["metadata"]["resourceVersion"] != body["metadata"]["resourceVersion"]) {
                     says(409, &json!({"kind": "Status", "status": "Failure", "code": 409, "reason": "Conflict"}))
                 } else {
                     state.write("leases", body.clone());
@@ -244,7 +244,7 @@ pub(crate) fn pod(name: &str, scheduler: &str, cpu: &str) -> Value {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn pods_get_nodes_and_say_why_they_do_not() {
+async fn pods_are_bound_or_get_a_condition() {
     let server = Server::new();
     server.state.lock().unwrap().refusals = 1;
     server.write("nodes", node("n1", "2"));
@@ -297,7 +297,7 @@ async fn pods_get_nodes_and_say_why_they_do_not() {
 
 /// Another replica may bind as soon as the leadership is lost, so a binding in flight is aborted.
 #[tokio::test]
-async fn a_scheduler_that_loses_its_leadership_gives_up_its_bindings() {
+async fn lost_leadership_aborts_bindings() {
     let server = Server::new();
     server.state.lock().unwrap().silent = true;
     server.write("nodes", node("n1", "2"));
@@ -319,7 +319,7 @@ async fn a_scheduler_that_loses_its_leadership_gives_up_its_bindings() {
 /// A pod of higher priority preempts another, which gets a condition, and takes its place. A pod that was nominated for
 /// the node loses its nomination.
 #[tokio::test]
-async fn a_more_important_pod_has_another_go() {
+async fn a_pod_of_higher_priority_preempts() {
     let server = Server::new();
     server.write("nodes", node("n1", "2"));
     let ranked = |name: &str, rank: i32, cpu: &str| {
@@ -340,17 +340,17 @@ async fn a_more_important_pod_has_another_go() {
         let mut state = server.state.lock().unwrap();
         assert!(!state.objects["pods"].contains_key("\"a\"/\"low\""));
         let condition = |state: &ServerState, name: &str, at: &str| {
-            let told =
+            let written =
                 state.status_writes.iter().find(|pod| pod["metadata"]["name"] == name).cloned().unwrap_or_default();
-            told.pointer(at).cloned().unwrap_or_default()
+            written.pointer(at).cloned().unwrap_or_default()
         };
         let why = condition(&state, "low", "/status/conditions/0");
         assert_eq!((why["type"].as_str(), why["status"].as_str()), (Some("DisruptionTarget"), Some("True")));
         assert_eq!(why["reason"], "PreemptionByScheduler");
         assert_eq!(why["message"], "default-scheduler: preempting to accommodate a higher priority pod");
         assert_eq!(condition(&state, "high", "/status/nominatedNodeName"), "n1");
-        let said = condition(&state, "high", "/status/conditions/0/message");
-        assert_eq!(said, "0/1 nodes are available: 1 Insufficient cpu.");
+        let message = condition(&state, "high", "/status/conditions/0/message");
+        assert_eq!(message, "0/1 nodes are available: 1 Insufficient cpu.");
         state.pod("middle")["spec"]["schedulingGates"] = json!([]);
         let middle = state.pod("middle").clone();
         state.write("pods", middle);
@@ -405,7 +405,7 @@ fn called(what: &str, snapshot: &mut Snapshot, pod: &PodInfo, node: &str) {
 /// Each profile decides for its own pods with its own plugins. Reservations are undone if the binding fails, `PreBind`
 /// patches come before the binding, and a nominated pod gets its status.
 #[tokio::test]
-async fn profiles_have_plugins_of_their_own_around_the_decision() {
+async fn each_profile_runs_its_own_plugins() {
     let server = Server::new();
     server.state.lock().unwrap().patch_refusals = 1;
     server.write("nodes", node("n1", "4"));
@@ -461,7 +461,7 @@ static CLUMSY: Plugin = Plugin {
 static DECISIONS: AtomicU32 = AtomicU32::new(0);
 
 #[tokio::test]
-async fn a_decision_that_panics_is_told_and_made_again() {
+async fn a_panicking_decision_is_reported_and_retried() {
     let server = Server::new();
     server.write("nodes", node("n1", "4"));
     server.write("pods", pod("unlucky", "clumsy", "1"));
@@ -471,17 +471,17 @@ async fn a_decision_that_panics_is_told_and_made_again() {
     let stop = CancellationToken::new();
     let running = tokio::spawn(run(server.client(), Env::real(), config, stop.clone()));
     server.until(|state| state.pod("unlucky")["spec"]["nodeName"] == "n1").await;
-    let told = |state: &mut ServerState| {
+    let reported = |state: &mut ServerState| {
         let mut events = state.events.iter().filter(|event| event["reason"] == "FailedScheduling");
         events.any(|event| event["note"].as_str().is_some_and(|note| note.starts_with("the scheduler panicked")))
     };
-    server.until(told).await;
+    server.until(reported).await;
     stop.cancel();
     running.await.unwrap().unwrap();
 }
 
 #[tokio::test]
-async fn profiles_that_cannot_be_told_apart_are_refused_at_the_start() {
+async fn duplicate_profiles_are_rejected_at_the_start() {
     let server = Server::new();
     let config = Config { profiles: vec![Profile::default(), Profile::default()], ..Config::default() };
     let ended = run(server.client(), Env::real(), config, CancellationToken::new()).await;

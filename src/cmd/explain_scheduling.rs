@@ -90,7 +90,7 @@ pub(crate) fn run(flags: &ExplainScheduling, common: &Common) -> Result<(), Fail
             runtime.block_on(record_cluster(flags, common))?
         }
     };
-    let explained = recording.explained();
+    let explained = recording.explain();
     if let Some(file) = &flags.record {
         let text = serde_json::to_vec(&recording).context("cannot write the recording")?;
         write_file(file, |mut beside| Ok(beside.write_all(&text)?))?;
@@ -148,17 +148,17 @@ async fn record_cluster(flags: &ExplainScheduling, common: &Common) -> anyhow::R
 
 /// The verdicts of WebAssembly plugins; `None` if the profile has none.
 async fn plugin_verdicts(recording: &Recording, pod: Value, guests: GuestsConfig) -> anyhow::Result<Option<Answers>> {
-    let (plugins, mut question) = recording.question()?;
+    let (plugins, mut request) = recording.build_plugin_request()?;
     if plugins.is_empty() {
         return Ok(None);
     }
-    question.pod = pod.to_string();
+    request.pod = pod.to_string();
     let env = Env::real();
     let host = Plugins::alone(&plugins, guests, &env)?;
     let figures = Arc::new(Metrics::default());
     let guest = |plugin: Arc<WasmPlugin>| Guest::new(plugin, host.clone(), env.clone(), figures.clone());
     let guests: Vec<Guest> = plugins.into_iter().map(guest).collect();
-    Ok(Some(wasm::ask(&guests, &question).await.map_err(anyhow::Error::msg)?))
+    Ok(Some(wasm::call_plugins(&guests, &request).await.map_err(anyhow::Error::msg)?))
 }
 
 /// The whole pod to explain.
@@ -287,7 +287,7 @@ mod tests {
         file["pod"] =
             json!({"metadata": {"name": "p", "namespace": "n"}, "spec": {"schedulerName": "default-scheduler"}});
         file["pod"]["spec"].as_object_mut().unwrap().extend(pod.as_object().unwrap().clone());
-        Recording::parse(&file.to_string()).unwrap().explained().unwrap()
+        Recording::parse(&file.to_string()).unwrap().explain().unwrap()
     }
 
     #[test]

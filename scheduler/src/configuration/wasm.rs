@@ -83,7 +83,7 @@ pub(super) fn read(name: &str, value: &Value, place: &str, path: &Path, errors: 
     let inner = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
     if name.is_empty() || name.len() > NAME_MAX || !name.chars().all(inner) {
         let why = "a plugin's name has 1 to 63 letters, digits, '-', '_' and '.'";
-        errors.invalid_text(path, &crate::wasm::wire::shown(name), why);
+        errors.invalid_text(path, &crate::wasm::wire::single_line(name), why);
         return None;
     }
     let unknown = fields::unknown(value, FIELDS);

@@ -106,11 +106,11 @@ fn a_broken_recording_is_refused_and_others_are_explained() {
         if let Some(cut) = cut {
             text.truncate(text.floor_char_boundary(usize::from(*cut)));
         }
-        match Recording::parse(&text).and_then(|recording| Ok((recording.explained()?, recording))) {
+        match Recording::parse(&text).and_then(|recording| Ok((recording.explain()?, recording))) {
             Ok((explained, recording)) => {
                 assert!(explained.node.is_some() != explained.message.is_some());
                 let again = serde_json::to_string(&recording).unwrap();
-                assert_eq!(Recording::parse(&again).unwrap().explained().unwrap(), explained);
+                assert_eq!(Recording::parse(&again).unwrap().explain().unwrap(), explained);
             }
             Err(why) => assert!(!why.to_string().is_empty()),
         }

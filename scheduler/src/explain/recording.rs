@@ -22,7 +22,7 @@ use crate::plugins::Profile;
 use crate::pod::PodInfo;
 use crate::snapshot::Snapshot;
 use crate::volumes::Volumes;
-use crate::wasm::{Answers, Candidate, Question, WasmPlugin};
+use crate::wasm::{Answers, Candidate, PluginRequest, WasmPlugin};
 
 /// The version of the file format. Other versions are rejected.
 const KIND: &str = "SchedulingRecord";
@@ -114,23 +114,23 @@ impl Recording {
     ///
     /// # Errors
     /// An object has no name, or no profile decides for the pod.
-    pub fn explained(&self) -> Result<Explanation, RecordingError> {
+    pub fn explain(&self) -> Result<Explanation, RecordingError> {
         let DecisionInputs { snapshot, pod, profile, extenders } = self.read()?;
-        let mut explained = explain_with(&snapshot, &pod, &profile, self.plugin_answers.as_ref());
-        let asked = extenders.into_iter().filter(|extender| extender.scores_or_filters(&pod));
-        explained.not_asked = asked.map(|extender| extender.url_prefix).collect();
+        let mut explanation = explain_with(&snapshot, &pod, &profile, self.plugin_answers.as_ref());
+        let called = extenders.into_iter().filter(|extender| extender.scores_or_filters(&pod));
+        explanation.not_asked = called.map(|extender| extender.url_prefix).collect();
         if self.plugin_answers.is_none() {
-            explained.not_asked.extend(profile.wasm.iter().map(|plugin| plugin.name.to_owned()));
+            explanation.not_asked.extend(profile.wasm.iter().map(|plugin| plugin.name.to_owned()));
         }
-        Ok(explained)
+        Ok(explanation)
     }
 
-    /// The WebAssembly plugins of the profile and the question for them, without the JSON of the pod, which the server
+    /// The WebAssembly plugins of the profile and the request for them, without the JSON of the pod, which the server
     /// has.
     ///
     /// # Errors
-    /// As [`explained`](Self::explained).
-    pub fn question(&self) -> Result<(Vec<Arc<WasmPlugin>>, Question), RecordingError> {
+    /// As [`explain`](Self::explain).
+    pub fn build_plugin_request(&self) -> Result<(Vec<Arc<WasmPlugin>>, PluginRequest), RecordingError> {
         let DecisionInputs { snapshot, pod, profile, .. } = self.read()?;
         let objects = self.nodes.iter().map(|node| (key_of(&node.metadata).name, node));
         let objects: BTreeMap<String, &Node> = objects.collect();
@@ -140,7 +140,7 @@ impl Recording {
             Some(Candidate { node: Arc::new((*objects.get(name)?).clone()), load })
         });
         let (candidates, nodes) = (candidates.collect(), snapshot.node_count());
-        Ok((profile.wasm, Question { pod: String::new(), candidates, wanted: usize::MAX, nodes }))
+        Ok((profile.wasm, PluginRequest { pod: String::new(), candidates, wanted: usize::MAX, nodes }))
     }
 
     /// Converts the recording into the inputs of a decision.

@@ -33,23 +33,27 @@ fn picky(priority: i32) -> PodInfo {
 #[test]
 fn each_node_has_its_refusal_or_its_scores() {
     let (snapshot, pod) = (cluster(), picky(0));
-    let told = explain(&snapshot, &pod, &Profile::default());
-    let names: Vec<&str> = told.nodes.iter().map(|node| node.name.as_str()).collect();
+    let explanation = explain(&snapshot, &pod, &Profile::default());
+    let names: Vec<&str> = explanation.nodes.iter().map(|node| node.name.as_str()).collect();
     assert_eq!(names, ["empty", "used", "full", "slow"]);
-    assert_eq!((told.node.as_deref(), &told.equals, &told.message), (Some("empty"), &vec![], &None));
-    let why =
-        |at: usize| told.nodes[at].refused.as_ref().map(|by| (by.plugin, by.reasons.join("|"), by.resolvable)).unwrap();
+    assert_eq!(
+        (explanation.node.as_deref(), &explanation.equals, &explanation.message),
+        (Some("empty"), &vec![], &None)
+    );
+    let why = |at: usize| {
+        explanation.nodes[at].refused.as_ref().map(|by| (by.plugin, by.reasons.join("|"), by.resolvable)).unwrap()
+    };
     assert_eq!(why(2), ("NodeResourcesFit", "Too many pods".into(), true));
     assert_eq!(why(3), ("NodeAffinity", "node(s) didn't match Pod's node affinity/selector".into(), false));
     // The total is the sum that the decision compares.
     let decided = decide(&snapshot, &pod, &Profile::default(), 0, 0);
     assert_eq!(decided, Decision::Node { name: "empty".into(), tried: 4 });
-    let best = &told.nodes[0];
+    let best = &explanation.nodes[0];
     assert_eq!(best.total, Some(best.scores.iter().map(|score| score.weighted).sum()));
-    assert!(best.scores.iter().zip(&told.plugins).all(|(score, plugin)| score.plugin == plugin.name
+    assert!(best.scores.iter().zip(&explanation.plugins).all(|(score, plugin)| score.plugin == plugin.name
         && score.weighted == score.normalized * plugin.weight
         && (0..=100).contains(&score.normalized)));
-    assert!(told.plugins.iter().any(|plugin| plugin.name == "NodeResourcesFit"));
+    assert!(explanation.plugins.iter().any(|plugin| plugin.name == "NodeResourcesFit"));
 }
 
 #[test]
@@ -58,11 +62,11 @@ fn equals_are_named_and_a_nomination_goes_before_scores() {
     for name in ["a", "b"] {
         snapshot.set_node(node(name, json!({})));
     }
-    let told = explain(&snapshot, &pod("mine", json!({})), &Profile::default());
-    assert_eq!((told.node.as_deref(), told.equals), (Some("a"), vec!["b".to_owned()]));
+    let explanation = explain(&snapshot, &pod("mine", json!({})), &Profile::default());
+    assert_eq!((explanation.node.as_deref(), explanation.equals), (Some("a"), vec!["b".to_owned()]));
     let nominated = pod("mine", json!({"status": {"nominatedNodeName": "b"}}));
-    let told = explain(&snapshot, &nominated, &Profile::default());
-    assert_eq!((told.node.as_deref(), told.nominated, told.equals.len()), (Some("b"), true, 0));
+    let explanation = explain(&snapshot, &nominated, &Profile::default());
+    assert_eq!((explanation.node.as_deref(), explanation.nominated, explanation.equals.len()), (Some("b"), true, 0));
 }
 
 #[test]
@@ -71,13 +75,13 @@ fn a_pod_that_goes_nowhere_has_the_decisions_message() {
     for name in ["empty", "used"] {
         snapshot.remove_node(name);
     }
-    let told = explain(&snapshot, &picky(1), &Profile::default());
+    let explanation = explain(&snapshot, &picky(1), &Profile::default());
     let Decision::Unschedulable { message, .. } = decide(&snapshot, &picky(1), &Profile::default(), 0, 0) else {
         panic!()
     };
-    assert_eq!(told.message, Some(message));
-    assert_eq!(told.preemption, Some(Preemption { node: "full".into(), victims: vec!["default/last".into()] }));
-    assert_eq!((told.node, told.plugins.len()), (None, 0));
+    assert_eq!(explanation.message, Some(message));
+    assert_eq!(explanation.preemption, Some(Preemption { node: "full".into(), victims: vec!["default/last".into()] }));
+    assert_eq!((explanation.node, explanation.plugins.len()), (None, 0));
     let gated = pod("mine", json!({"spec": {"schedulingGates": [{"name": "g"}]}}));
     assert!(explain(&snapshot, &gated, &Profile::default()).gated);
     let none = explain(&Snapshot::default(), &gated, &Profile::default());
@@ -98,26 +102,26 @@ fn a_recording_replays_with_the_pod_as_if_it_had_no_node() {
             "profiles": [{"schedulerName": "packs", "plugins": {"score": {"disabled": [{"name": "*"}], "enabled": [{"name": "NodeResourcesFit", "weight": 7}]}, "preScore": {"disabled": [{"name": "*"}], "enabled": [{"name": "NodeResourcesFit"}]}}}]},
     });
     let recording = Recording::parse(&file.to_string()).unwrap();
-    let told = recording.explained().unwrap();
+    let explanation = recording.explain().unwrap();
     assert_eq!(
-        (told.profile.as_str(), told.node.as_deref(), &told.equals[..]),
+        (explanation.profile.as_str(), explanation.node.as_deref(), &explanation.equals[..]),
         ("packs", Some("a"), &["b".to_owned()][..])
     );
     assert_eq!(
-        told.plugins.iter().map(|plugin| (plugin.name, plugin.weight)).collect::<Vec<_>>(),
+        explanation.plugins.iter().map(|plugin| (plugin.name, plugin.weight)).collect::<Vec<_>>(),
         [("NodeResourcesFit", 7)]
     );
-    assert_eq!(told.not_asked, ["http://127.0.0.1:9"]);
+    assert_eq!(explanation.not_asked, ["http://127.0.0.1:9"]);
     let written = serde_json::to_string(&recording).unwrap();
     assert!(!written.contains("secret"), "what scheduling doesn't read isn't kept: {written}");
-    assert_eq!(Recording::parse(&written).unwrap().explained().unwrap(), told);
+    assert_eq!(Recording::parse(&written).unwrap().explain().unwrap(), explanation);
 }
 
 #[test]
 fn what_is_no_recording_is_refused_with_its_reason() {
-    let why = |file: serde_json::Value| match Recording::parse(&file.to_string()).and_then(|r| r.explained()) {
+    let why = |file: serde_json::Value| match Recording::parse(&file.to_string()).and_then(|r| r.explain()) {
         Err(why) => why,
-        Ok(told) => panic!("{told:?}"),
+        Ok(explanation) => panic!("{explanation:?}"),
     };
     let with = |more: serde_json::Value| {
         let mut file = json!({"kind": "SchedulingRecord", "form": 1, "pod": {"metadata": {"name": "p"}, "spec": {"schedulerName": "default-scheduler"}}});

@@ -27,16 +27,16 @@ fn three() -> Snapshot {
     snapshot
 }
 
-fn said(answer: Value, by_name: bool) -> Result<wire::Filtered, String> {
+fn parse_filter_reply(answer: Value, by_name: bool) -> Result<wire::Filtered, String> {
     let asked = ["a", "b", "c"].map(str::to_owned).into();
     wire::filtered(answer.to_string().as_bytes(), "http://e", by_name, &asked)
 }
 
 #[test]
-fn a_filter_leaves_some_and_says_why_not_others() {
+fn a_filter_reply_accepts_and_rejects_nodes() {
     let mut verdicts = Verdicts::new(["a", "b", "c"].map(str::to_owned));
     let answer = json!({"NodeNames": ["a"], "FailedNodes": {"b": "full", "c": "busy"}, "FailedAndUnresolvableNodes": {"c": "broken"}});
-    verdicts.filter(said(answer, true).unwrap());
+    verdicts.filter(parse_filter_reply(answer, true).unwrap());
     let refused =
         |why: &str, unresolvable| Some(Verdict::Refused { by: EXTENDER, why: Some(why.into()), unresolvable });
     assert_eq!(
@@ -44,27 +44,27 @@ fn a_filter_leaves_some_and_says_why_not_others() {
         (refused("full", false), refused("broken", true))
     );
     // A rejected node stays rejected, and scores count for the accepted ones.
-    verdicts.filter(said(json!({"NodeNames": ["a", "b"]}), true).unwrap());
+    verdicts.filter(parse_filter_reply(json!({"NodeNames": ["a", "b"]}), true).unwrap());
     verdicts.score(vec![("a".into(), 7), ("b".into(), 9), ("other".into(), 1)], 3);
     assert_eq!(verdicts.of("a"), Some(&Verdict::Fits(7 * 3 * 10)));
     assert_eq!(verdicts.fitting().into_iter().collect::<Vec<_>>(), ["a"]);
 }
 
 #[test]
-fn answers_are_read_as_go_reads_them() {
+fn replies_are_parsed_as_go_parses_them() {
     let nodes = json!({"nodes": {"items": [{"metadata": {"name": "b"}, "spec": {"x": 1}}]}, "nodeNames": ["a"]});
-    let left = |by_name| said(nodes.clone(), by_name).unwrap().left.into_iter().collect::<Vec<_>>();
+    let left = |by_name| parse_filter_reply(nodes.clone(), by_name).unwrap().left.into_iter().collect::<Vec<_>>();
     assert_eq!((left(true), left(false)), (vec!["a".to_owned()], vec!["b".to_owned()]));
-    assert_eq!(said(json!(null), true).unwrap(), wire::Filtered::default());
-    assert_eq!(said(json!({"Error": "no"}), true).unwrap_err(), "no");
-    let other = said(json!({"NodeNames": ["d"]}), true).unwrap_err();
+    assert_eq!(parse_filter_reply(json!(null), true).unwrap(), wire::Filtered::default());
+    assert_eq!(parse_filter_reply(json!({"Error": "no"}), true).unwrap_err(), "no");
+    let other = parse_filter_reply(json!({"NodeNames": ["d"]}), true).unwrap_err();
     assert_eq!(other, "extender \"http://e\" claims a filtered node \"d\" which is not found in the input node list");
     assert_eq!(wire::priorities(br#"[{"host":"a","score":2}]"#, "u").unwrap(), [("a".to_owned(), 2)]);
     assert_eq!(wire::bound(br#"{"Error":"taken"}"#, "u"), Err("taken".into()));
 }
 
 #[test]
-fn a_decision_heeds_what_extenders_said() {
+fn a_decision_uses_the_verdicts_of_extenders() {
     let (snapshot, pod, profile) = (three(), pod("p", json!({"spec": {"priority": 5}})), Profile::default());
     assert_eq!(feasible(&snapshot, &pod, &profile, 0), ["a", "b", "c"]);
     let decide = |verdicts: &Verdicts| decide_with(&snapshot, &pod, &profile, 0, 0, Some(verdicts));
@@ -73,7 +73,7 @@ fn a_decision_heeds_what_extenders_said() {
     assert!(matches!(decide(&verdicts), Decision::Node { name, .. } if name == "b"));
     let answer =
         json!({"NodeNames": [], "FailedNodes": {"a": "too loud"}, "FailedAndUnresolvableNodes": {"b": "too hot"}});
-    verdicts.filter(said(answer, true).unwrap());
+    verdicts.filter(parse_filter_reply(answer, true).unwrap());
     let Decision::Unschedulable { message, refused_by, .. } = decide(&verdicts) else { panic!() };
     assert!(message.starts_with("0/3 nodes are available: 1 too hot, 1 too loud."), "{message}");
     assert!(refused_by.contains(EXTENDER));
@@ -98,10 +98,10 @@ async fn serve(mut stream: TcpStream, answer: impl Fn(&str, &Value) -> Option<(u
     }
     let path = text.split(' ').nth(1).unwrap_or_default().to_owned();
     let body = serde_json::from_slice(&read[head..]).unwrap_or(Value::Null);
-    let Some((code, said)) = answer(&path, &body) else { return std::future::pending().await };
-    let head = format!("HTTP/1.1 {code} x\r\ncontent-length: {}\r\nconnection: close\r\n\r\n", said.len());
+    let Some((code, reply)) = answer(&path, &body) else { return std::future::pending().await };
+    let head = format!("HTTP/1.1 {code} x\r\ncontent-length: {}\r\nconnection: close\r\n\r\n", reply.len());
     stream.write_all(head.as_bytes()).await?;
-    stream.write_all(said.as_bytes()).await
+    stream.write_all(reply.as_bytes()).await
 }
 
 /// Listens on loopback. Returns the URL and the log of requests.
@@ -112,12 +112,12 @@ where
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}/ext/", listener.local_addr().unwrap());
     let asked = Arc::new(Mutex::new(Vec::new()));
-    let told = asked.clone();
+    let log = asked.clone();
     tokio::spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {
-            let (answer, told) = (answer.clone(), told.clone());
+            let (answer, log) = (answer.clone(), log.clone());
             tokio::spawn(serve(stream, move |path, body| {
-                told.lock().unwrap().push((path.to_owned(), body.clone()));
+                log.lock().unwrap().push((path.to_owned(), body.clone()));
                 answer(path, body)
             }));
         }
@@ -142,7 +142,7 @@ fn config(url: &str) -> ExtenderConfig {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn extenders_are_asked_in_turn_and_bind() {
+async fn extenders_are_called_in_order_and_bind() {
     let server = Server::new();
     ["n1", "n2", "n3"].into_iter().for_each(|name| server.write("nodes", shell_tests::node(name, "2")));
     let bound = server.clone();
@@ -185,7 +185,7 @@ async fn extenders_are_asked_in_turn_and_bind() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn one_that_never_answers_harms_only_pods_that_need_it() {
+async fn a_silent_extender_delays_only_its_pods() {
     let server = Server::new();
     let mut node = shell_tests::node("n1", "64");
     node["status"]["allocatable"]["a.b/c"] = json!("100");
@@ -214,7 +214,7 @@ async fn one_that_never_answers_harms_only_pods_that_need_it() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn one_that_fails_is_told_and_tried_again() {
+async fn a_failed_extender_is_reported_and_retried() {
     let server = Server::new();
     server.write("nodes", shell_tests::node("n1", "2"));
     let (times, answers) = (Arc::new(Mutex::new(0)), json!({"NodeNames": ["n1"]}).to_string());
@@ -229,9 +229,9 @@ async fn one_that_fails_is_told_and_tried_again() {
     server.write("pods", shell_tests::pod("p", "default-scheduler", "1"));
     server.until(|state| state.pod("p")["spec"]["nodeName"] == "n1").await;
     server.until(|state| !state.status_writes.is_empty()).await;
-    let told = server.status_writes();
-    let message = told[0]["status"]["conditions"][0]["message"].as_str().unwrap();
-    assert_eq!(told[0]["status"]["conditions"][0]["reason"], "SchedulerError");
+    let writes = server.status_writes();
+    let message = writes[0]["status"]["conditions"][0]["message"].as_str().unwrap();
+    assert_eq!(writes[0]["status"]["conditions"][0]["reason"], "SchedulerError");
     assert_eq!(message, format!("failed filter with extender at URL {url}filter, code 503"));
     stop.cancel();
 }
@@ -267,7 +267,7 @@ fn lower(name: &str) -> Arc<PodInfo> {
 }
 
 #[tokio::test]
-async fn an_extender_leaves_some_nodes_for_preemption() {
+async fn an_extender_accepts_some_nodes_for_preemption() {
     let named = |left: &ByNode| -> Vec<(String, Vec<String>, i64)> {
         let names = |victims: &Victims| victims.pods.iter().map(|pod| pod.key.name.clone()).collect();
         left.iter().map(|(node, victims)| (node.clone(), names(victims), victims.violations)).collect()
@@ -276,11 +276,11 @@ async fn an_extender_leaves_some_nodes_for_preemption() {
     let answer = json!({"NodeNameToMetaVictims": {"a": {"Pods": [{"UID": "uid-other"}], "NumPDBViolations": 2}}});
     let (left, asked, _) = preempted(answer.clone(), |config| config.node_cache_capable = true).await;
     assert_eq!(named(&left.unwrap()), [("a".to_owned(), vec!["other".to_owned()], 2)]);
-    let (path, said) = &asked[0];
+    let (path, body) = &asked[0];
     assert_eq!(path, "/ext/preempt");
     let meta = json!({"a": {"Pods": [{"UID": "uid-one"}], "NumPDBViolations": 1}, "b": {"Pods": [{"UID": "uid-two"}], "NumPDBViolations": 1}});
     assert_eq!(
-        *said,
+        *body,
         json!({"Pod": {"metadata": {"name": "p"}}, "NodeNameToVictims": null, "NodeNameToMetaVictims": meta})
     );
     // An extender without a node cache gets whole pods.
@@ -297,7 +297,7 @@ async fn an_extender_leaves_some_nodes_for_preemption() {
 }
 
 #[tokio::test]
-async fn what_an_extender_may_not_say_of_preemption() {
+async fn invalid_preemption_replies_are_rejected() {
     let meta = |node: &str, uids: &[&str]| {
         let pods: Vec<Value> = uids.iter().map(|uid| json!({"UID": uid})).collect();
         json!({"NodeNameToMetaVictims": {node: {"Pods": pods}}})
@@ -324,7 +324,7 @@ async fn what_an_extender_may_not_say_of_preemption() {
     for (answer, why, left_without) in cases {
         let (left, _, url) = preempted(answer.clone(), |_| {}).await;
         match left {
-            Err(said) => assert_eq!(said, why(&url), "{answer}"),
+            Err(error) => assert_eq!(error, why(&url), "{answer}"),
             Ok(left) => assert!(left.is_empty() && why(&url).is_empty(), "{answer}: {left:?}"),
         }
         let (left, ..) = preempted(answer.clone(), |config| config.ignorable = true).await;
@@ -333,7 +333,7 @@ async fn what_an_extender_may_not_say_of_preemption() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn those_go_whom_an_extender_lets_go() {
+async fn only_victims_that_an_extender_accepts_are_deleted() {
     for (leaves, nominated) in [(json!({"Pods": [{"UID": "low-2"}]}), Some("n2")), (Value::Null, None)] {
         let server = Server::new();
         for (node, low) in [("n1", "low-1"), ("n2", "low-2")] {
@@ -353,11 +353,11 @@ async fn those_go_whom_an_extender_lets_go() {
         high["spec"]["priority"] = 10.into();
         server.write("pods", high);
         server.until(|state| state.status_writes.iter().any(|pod| pod["metadata"]["name"] == "high")).await;
-        let told = server.status_writes().into_iter().find(|pod| pod["metadata"]["name"] == "high").unwrap();
-        assert_eq!(told["status"]["nominatedNodeName"].as_str(), nominated);
-        let message = told["status"]["conditions"][0]["message"].as_str().unwrap().to_owned();
-        let nobody = message.ends_with(" preemption: no candidate node for preemption");
-        assert_eq!(nobody, nominated.is_none(), "{message}");
+        let written = server.status_writes().into_iter().find(|pod| pod["metadata"]["name"] == "high").unwrap();
+        assert_eq!(written["status"]["nominatedNodeName"].as_str(), nominated);
+        let message = written["status"]["conditions"][0]["message"].as_str().unwrap().to_owned();
+        let no_candidate = message.ends_with(" preemption: no candidate node for preemption");
+        assert_eq!(no_candidate, nominated.is_none(), "{message}");
         stop.cancel();
     }
 }

@@ -21,7 +21,7 @@ use crate::metrics::Outcome;
 use crate::plugins::default_preemption::Candidate as PreemptionCandidate;
 use crate::pod::PodInfo;
 use crate::queue::QueuedPodInfo;
-use crate::wasm::{self, Answers, Candidate, Failed, Guest, Question, WasmPlugin};
+use crate::wasm::{self, Answers, Candidate, Failed, Guest, PluginRequest, WasmPlugin};
 
 /// The in-flight limit of a profile: each decision may hold a large answer.
 const IN_FLIGHT_MAX: usize = 16;
@@ -88,7 +88,7 @@ impl ExtenderQueue {
         for guests in self.lanes.iter().map(|lane| lane.guests.clone()).filter(|guests| !guests.is_empty()) {
             tokio::spawn(async move {
                 for guest in &*guests {
-                    guest.warm().await;
+                    guest.preload().await;
                 }
             });
         }
@@ -178,18 +178,18 @@ impl Scheduler {
         });
         let nodes = self.snapshot.node_count();
         let wanted = num_feasible_nodes(nodes, profile.feasible_percent);
-        let mut question = Question { pod: String::new(), candidates, wanted, nodes };
+        let mut request = PluginRequest { pod: String::new(), candidates, wanted, nodes };
         let (client, done, extenders) = (self.client.clone(), self.done.clone(), self.extender_queue.extenders.clone());
         self.tasks.spawn(async move {
             let verdicts = async {
-                if question.candidates.is_empty() {
+                if request.candidates.is_empty() {
                     return Ok(<_>::default());
                 }
                 let whole = fetch_pod(&client, &waiting.pod).await?;
-                question.pod = whole.to_string();
-                let (verdicts, failed) = run_plugins(&guests, &question).await?;
+                request.pod = whole.to_string();
+                let (verdicts, failed) = run_plugins(&guests, &request).await?;
                 let of = |candidate: &Candidate| (candidate.name().to_owned(), candidate.node.clone());
-                let fitting = question.candidates.iter().filter(|candidate| verdicts.fits(candidate.name()));
+                let fitting = request.candidates.iter().filter(|candidate| verdicts.fits(candidate.name()));
                 let nodes: Nodes = fitting.map(of).collect();
                 Ok((filter_and_prioritize(&extenders, &waiting.pod, &whole, &nodes, verdicts).await?, failed))
             };
@@ -237,7 +237,7 @@ impl Scheduler {
     /// Records the failures of ignored plugins, once per back-off.
     pub(super) fn record_plugin_failures(&self, pod: &PodInfo, failed: &[Failed]) {
         let Some(profile) = profile_of(&self.config.profiles, pod) else { return };
-        for Failed { plugin, extension_point, why, .. } in failed.iter().filter(|failed| failed.anew) {
+        for Failed { plugin, extension_point, why, .. } in failed.iter().filter(|failed| failed.was_called) {
             tracing::warn!(plugin, extension_point, pod = %pod.key, why, "a scheduler plugin failed and is ignored");
             let message =
                 format!("Scheduler plugin {plugin:?} failed at {extension_point} and was done without: {why}");
@@ -258,12 +258,12 @@ pub(super) async fn fetch_pod(client: &machinery_client::request::ApiClient, pod
 }
 
 /// Calls the WebAssembly plugins, before the extenders.
-async fn run_plugins(guests: &[Guest], question: &Question) -> Result<(Verdicts, Vec<Failed>), String> {
+async fn run_plugins(guests: &[Guest], request: &PluginRequest) -> Result<(Verdicts, Vec<Failed>), String> {
     if guests.is_empty() {
-        let names = question.candidates.iter().map(|candidate| candidate.name().to_owned());
+        let names = request.candidates.iter().map(|candidate| candidate.name().to_owned());
         return Ok((Verdicts::new(names), Vec::new()));
     }
-    let answers: Answers = wasm::ask(guests, question).await?;
+    let answers: Answers = wasm::call_plugins(guests, request).await?;
     let plugins: Vec<Arc<WasmPlugin>> = guests.iter().map(|guest| guest.plugin.clone()).collect();
     Ok((answers.verdicts(&plugins), answers.failed))
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use crate::plugins::default_preemption::{Candidate, SparePod, sort};
 use crate::pod::PodInfo;
-use crate::wasm::{self, Failed, Guest, Load, NodeRejection, Question, refused_of};
+use crate::wasm::{self, Failed, Guest, Load, NodeRejection, PluginRequest, filter_candidates};
 
 /// A candidate node whose victims are being selected.
 pub(super) struct NodeTrial {
@@ -66,7 +66,7 @@ impl NodeTrial {
 /// The calls of one settlement, with their failures.
 struct PluginCalls<'a> {
     guests: &'a [Guest],
-    question: Question,
+    request: PluginRequest,
     failed: Vec<Failed>,
 }
 
@@ -76,11 +76,11 @@ impl PluginCalls<'_> {
         &mut self,
         trials: impl Iterator<Item = &NodeTrial>,
     ) -> Result<BTreeMap<String, NodeRejection>, String> {
-        self.question.candidates = trials.map(NodeTrial::without_victims).collect();
-        if self.question.candidates.is_empty() {
+        self.request.candidates = trials.map(NodeTrial::without_victims).collect();
+        if self.request.candidates.is_empty() {
             return Ok(BTreeMap::new());
         }
-        let (refused, failed) = refused_of(self.guests, &self.question).await?;
+        let (refused, failed) = filter_candidates(self.guests, &self.request).await?;
         // A failure is reported once, though it recurs at each step.
         let new_failures = failed.into_iter().filter(|one| self.failed.iter().all(|known| known.plugin != one.plugin));
         let new_failures: Vec<Failed> = new_failures.collect();
@@ -100,8 +100,8 @@ pub(super) async fn select_victims(
     nodes: usize,
     trials: Vec<NodeTrial>,
 ) -> Result<SettledVictims, String> {
-    let question = Question { pod, candidates: Vec::new(), wanted: usize::MAX, nodes };
-    let mut calls = PluginCalls { guests, question, failed: Vec::new() };
+    let request = PluginRequest { pod, candidates: Vec::new(), wanted: usize::MAX, nodes };
+    let mut calls = PluginCalls { guests, request, failed: Vec::new() };
     let mut refused = calls.ask(trials.iter().filter(|trial| !trial.candidate.victims.is_empty())).await?;
     let is_settled = |trial: &NodeTrial| !trial.candidate.victims.is_empty() && !refused.contains_key(trial.node());
     let (settled, rest): (Vec<NodeTrial>, Vec<NodeTrial>) = trials.into_iter().partition(is_settled);

@@ -6,7 +6,7 @@ use super::{Answers, CallPoint, Candidate, Failed, Failure, FailurePolicy, Guest
 
 /// The arguments of the plugins' calls.
 #[derive(Debug, Clone, Default)]
-pub struct Question {
+pub struct PluginRequest {
     /// The pod, as JSON.
     pub pod: String,
     /// The feasible nodes, in the order of the decision.
@@ -21,20 +21,20 @@ pub struct Question {
 ///
 /// # Errors
 /// A plugin whose policy is `Fail` failed.
-pub async fn ask(guests: &[Guest], question: &Question) -> Result<Answers, String> {
+pub async fn call_plugins(guests: &[Guest], request: &PluginRequest) -> Result<Answers, String> {
     let mut answers = Answers::default();
-    let (mut left, mut rest) = (Vec::new(), question.candidates.iter());
-    while left.len() < question.wanted {
-        let part: Vec<&Candidate> = rest.by_ref().take(question.wanted.max(1)).collect();
+    let (mut left, mut rest) = (Vec::new(), request.candidates.iter());
+    while left.len() < request.wanted {
+        let part: Vec<&Candidate> = rest.by_ref().take(request.wanted.max(1)).collect();
         if part.is_empty() {
             break;
         }
         answers.asked.extend(part.iter().map(|candidate| candidate.name().to_owned()));
-        left.extend(filter(guests, question, part, &mut answers).await?);
+        left.extend(filter(guests, request, part, &mut answers).await?);
     }
     // A single node needs no score.
     if left.len() > 1 {
-        score(guests, question, &left, &mut answers).await?;
+        score(guests, request, &left, &mut answers).await?;
     }
     Ok(answers)
 }
@@ -42,7 +42,7 @@ pub async fn ask(guests: &[Guest], question: &Question) -> Result<Answers, Strin
 /// The candidates that no plugin rejects.
 async fn filter<'a>(
     guests: &[Guest],
-    question: &Question,
+    request: &PluginRequest,
     mut left: Vec<&'a Candidate>,
     answers: &mut Answers,
 ) -> Result<Vec<&'a Candidate>, String> {
@@ -53,7 +53,7 @@ async fn filter<'a>(
         if answers.has_failed(guest) {
             continue;
         }
-        match guest.filter(&question.pod, &left, question.nodes).await {
+        match guest.filter(&request.pod, &left, request.nodes).await {
             Ok(refusals) => {
                 for refusal in refusals {
                     let node = left[refusal.candidate].name().to_owned();
@@ -72,7 +72,7 @@ async fn filter<'a>(
 
 async fn score(
     guests: &[Guest],
-    question: &Question,
+    request: &PluginRequest,
     left: &[&Candidate],
     answers: &mut Answers,
 ) -> Result<(), String> {
@@ -80,7 +80,7 @@ async fn score(
         if answers.has_failed(guest) {
             continue;
         }
-        match guest.score(&question.pod, left, question.nodes).await {
+        match guest.score(&request.pod, left, request.nodes).await {
             Ok(scores) => {
                 let nodes = left.iter().map(|candidate| candidate.name().to_owned()).zip(scores).collect();
                 answers.scores.push(Scored { plugin: guest.plugin.name.into(), nodes });
@@ -94,13 +94,13 @@ async fn score(
 /// The rejected candidates, with the reason: for nodes as they are after a preemption.
 ///
 /// # Errors
-/// As [`ask`].
-pub async fn refused_of(
+/// As [`call_plugins`].
+pub async fn filter_candidates(
     guests: &[Guest],
-    question: &Question,
+    request: &PluginRequest,
 ) -> Result<(BTreeMap<String, NodeRejection>, Vec<Failed>), String> {
     let mut answers = Answers::default();
-    filter(guests, question, question.candidates.iter().collect(), &mut answers).await?;
+    filter(guests, request, request.candidates.iter().collect(), &mut answers).await?;
     Ok((answers.refused, answers.failed))
 }
 
@@ -120,12 +120,12 @@ impl Answers {
                 CallPoint::Score => format!("running Score plugins: plugin {plugin:?} failed with: {}", failure.why),
             }),
             FailurePolicy::Ignore => {
-                let anew = failure.kind != "resting";
+                let was_called = failure.kind != "resting";
                 self.failed.push(Failed {
                     plugin: plugin.into(),
                     extension_point: point.into(),
                     why: failure.why,
-                    anew,
+                    was_called,
                 });
                 Ok(())
             }

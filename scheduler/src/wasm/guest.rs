@@ -70,7 +70,7 @@ impl Guest {
     }
 
     /// Loads the plugin in advance, so that the first pod doesn't wait for it.
-    pub async fn warm(&self) {
+    pub async fn preload(&self) {
         let mut state = self.state.lock().await;
         if let Err(failure) = self.module(&mut state).await {
             tracing::warn!(
@@ -162,8 +162,8 @@ impl Guest {
             CallPoint::Score => wire::SCORE,
         };
         instance.send_nodes(&*module, call.candidates, call.nodes).await?;
-        let question = wire::question(&instance.handle, call.pod, call.candidates);
-        let answer = module.call(&instance.session, function, question).await?;
+        let request = wire::request(&instance.handle, call.pod, call.candidates);
+        let answer = module.call(&instance.session, function, request).await?;
         state.instance = Some(instance);
         Ok((call.read)(&answer, call.candidates.len())?)
     }

@@ -19,7 +19,7 @@ use futures::future::BoxFuture;
 use k8s_openapi::api::core::v1::Node;
 use serde::{Deserialize, Serialize};
 
-pub use self::calls::{Question, ask, refused_of};
+pub use self::calls::{PluginRequest, call_plugins, filter_candidates};
 pub use self::guest::Guest;
 use crate::extender::{Verdict, Verdicts};
 use crate::refusal::{Reasons, Refusal};
@@ -205,7 +205,7 @@ pub struct Failed {
     pub why: String,
     /// Whether the plugin was called, and not skipped because of its back-off.
     #[serde(skip)]
-    pub anew: bool,
+    pub was_called: bool,
 }
 
 impl Answers {

@@ -78,8 +78,8 @@ impl PluginModule for Scripted {
         let asks = [wire::FILTER, wire::SCORE].contains(&function);
         let pod = asked["pod"].as_str().unwrap_or_default().to_owned();
         let by_pod =
-            self.0.by_pod.lock().unwrap().iter().find(|(name, _)| pod.contains(name)).map(|(_, said)| said.clone());
-        let said =
+            self.0.by_pod.lock().unwrap().iter().find(|(name, _)| pod.contains(name)).map(|(_, result)| result.clone());
+        let result =
             by_pod.filter(|_| asks).or_else(|| asks.then(|| self.0.answers.lock().unwrap().pop_front()).flatten());
         let usual = || match function {
             wire::OPEN => json!({"ok": format!("instance-{session}")}),
@@ -87,8 +87,8 @@ impl PluginModule for Scripted {
             wire::SCORE => json!({"ok": asked["candidates"].as_array().unwrap().iter().map(|_| 0).collect::<Vec<_>>()}),
             _ => Value::Null,
         };
-        let said = said.unwrap_or_else(|| Ok(usual())).map(|value| value.to_string().into_bytes());
-        Box::pin(async move { said })
+        let result = result.unwrap_or_else(|| Ok(usual())).map(|value| value.to_string().into_bytes());
+        Box::pin(async move { result })
     }
 }
 
@@ -104,9 +104,9 @@ fn candidate(name: &str, version: &str) -> Candidate {
     }
 }
 
-fn question(names: &[(&str, &str)], wanted: usize, nodes: usize) -> Question {
+fn request(names: &[(&str, &str)], wanted: usize, nodes: usize) -> PluginRequest {
     let candidates = names.iter().map(|(name, version)| candidate(name, version)).collect();
-    Question { pod: "{}".into(), candidates, wanted, nodes }
+    PluginRequest { pod: "{}".into(), candidates, wanted, nodes }
 }
 
 /// A scripted guest, and its clock.
@@ -132,20 +132,20 @@ fn calls_are_those_of_the_world() {
 }
 
 #[tokio::test]
-async fn it_is_told_of_nodes_once() {
+async fn nodes_are_sent_once() {
     let (guests, script, _) = guest(plugin());
-    let two = question(&[("a", "1"), ("b", "1")], 10, 2);
-    ask(&guests, &two).await.unwrap();
-    let told = script.calls.lock().unwrap()[1].2.clone();
-    assert_eq!(told["nodes"][0]["name"], "a");
-    let object: Value = serde_json::from_str(told["nodes"][0]["object"].as_str().unwrap()).unwrap();
+    let two = request(&[("a", "1"), ("b", "1")], 10, 2);
+    call_plugins(&guests, &two).await.unwrap();
+    let sent = script.calls.lock().unwrap()[1].2.clone();
+    assert_eq!(sent["nodes"][0]["name"], "a");
+    let object: Value = serde_json::from_str(sent["nodes"][0]["object"].as_str().unwrap()).unwrap();
     assert_eq!(
         object["metadata"],
         json!({"name": "a", "resourceVersion": "1"}),
         "whole, without whose fields are whose"
     );
     assert_eq!(functions(&script), ["open", "set-nodes", "filter", "score"]);
-    ask(&guests, &two).await.unwrap();
+    call_plugins(&guests, &two).await.unwrap();
     assert_eq!(functions(&script), ["filter", "score"]);
     // One node has changed; a single feasible node isn't scored.
     script
@@ -153,34 +153,34 @@ async fn it_is_told_of_nodes_once() {
         .lock()
         .unwrap()
         .push_back(Ok(json!({"ok": [{"candidate": 1, "reason": "no", "unresolvable": false}]})));
-    ask(&guests, &question(&[("a", "2"), ("b", "1")], 10, 2)).await.unwrap();
+    call_plugins(&guests, &request(&[("a", "2"), ("b", "1")], 10, 2)).await.unwrap();
     assert_eq!(script.calls.lock().unwrap()[0].2["nodes"].as_array().unwrap().len(), 1);
     assert_eq!(functions(&script), ["set-nodes", "filter"]);
     // An instance that caches more nodes than exist drops the others.
-    ask(&guests, &question(&[("c", "1")], 10, 2)).await.unwrap();
+    call_plugins(&guests, &request(&[("c", "1")], 10, 2)).await.unwrap();
     assert_eq!(functions(&script), ["set-nodes", "remove-nodes", "filter"]);
 }
 
 #[tokio::test]
-async fn it_is_told_of_many_nodes_in_parts() {
+async fn many_nodes_are_sent_in_parts() {
     let (guests, script, _) = guest(plugin());
-    let mut many = question(&[("a", "1"), ("b", "1"), ("c", "1")], 3, 3);
+    let mut many = request(&[("a", "1"), ("b", "1"), ("c", "1")], 3, 3);
     for candidate in &mut many.candidates[..2] {
         let labels = [("long".to_owned(), "x".repeat(600 << 10))].into();
         Arc::make_mut(&mut candidate.node).metadata.labels = Some(labels);
     }
-    ask(&guests, &many).await.unwrap();
+    call_plugins(&guests, &many).await.unwrap();
     assert_eq!(functions(&script), ["open", "set-nodes", "set-nodes", "set-nodes", "filter", "score"]);
 }
 
 #[tokio::test]
-async fn nodes_are_asked_about_until_enough_will_do() {
+async fn nodes_are_filtered_until_enough_are_feasible() {
     let (guests, script, _) = guest(plugin());
     let refused = json!({"ok": [{"candidate": 0, "reason": "full", "unresolvable": true}, {"candidate": 1, "reason": "full", "unresolvable": false}]});
     let answers = [Ok(refused), Ok(json!({"ok": []})), Ok(json!({"ok": [7, 100]}))];
     script.answers.lock().unwrap().extend(answers);
     let names = [("a", "1"), ("b", "1"), ("c", "1"), ("d", "1"), ("e", "1")];
-    let answers = ask(&guests, &question(&names, 2, 5)).await.unwrap();
+    let answers = call_plugins(&guests, &request(&names, 2, 5)).await.unwrap();
     assert_eq!(functions(&script), ["open", "set-nodes", "filter", "set-nodes", "filter", "score"]);
     assert_eq!(answers.asked.iter().map(String::as_str).collect::<Vec<_>>(), ["a", "b", "c", "d"]);
     let verdicts = answers.verdicts(&[guests[0].plugin.clone()]);
@@ -195,7 +195,7 @@ async fn nodes_are_asked_about_until_enough_will_do() {
 }
 
 #[tokio::test]
-async fn a_plugin_that_fails_is_done_without_or_fails_the_pod() {
+async fn a_failed_plugin_is_ignored_or_fails_the_pod() {
     let names = [("a", "1"), ("b", "1")];
     let cases: [(FilterResult, &str); 8] = [
         (failing("trap"), "by trap"),
@@ -215,68 +215,68 @@ async fn a_plugin_that_fails_is_done_without_or_fails_the_pod() {
         (Ok(json!({"ok": [1]})), "an answer that can't be understood: "),
         (Err(CallError::Arguments("wanted a list".into())), "it doesn't take what it is asked: wanted a list"),
     ];
-    for (said, why) in cases {
+    for (result, why) in cases {
         let (guests, script, _) = guest(plugin());
-        script.answers.lock().unwrap().extend([said.clone(), said.clone()]);
-        let failed = ask(&guests, &question(&names, 2, 2)).await.unwrap_err();
+        script.answers.lock().unwrap().extend([result.clone(), result.clone()]);
+        let failed = call_plugins(&guests, &request(&names, 2, 2)).await.unwrap_err();
         assert!(failed.starts_with(&format!("running \"P\" filter plugin: {why}")), "{failed}");
         let (guests, script, _) = guest(WasmPlugin { failure_policy: FailurePolicy::Ignore, ..plugin() });
-        script.answers.lock().unwrap().extend([said.clone(), said]);
-        let answers = ask(&guests, &question(&names, 2, 2)).await.unwrap();
+        script.answers.lock().unwrap().extend([result.clone(), result]);
+        let answers = call_plugins(&guests, &request(&names, 2, 2)).await.unwrap();
         let [failed] = &answers.failed[..] else { panic!("{answers:?}") };
-        assert!(failed.why.starts_with(why) && failed.extension_point == "Filter" && failed.anew, "{failed:?}");
+        assert!(failed.why.starts_with(why) && failed.extension_point == "Filter" && failed.was_called, "{failed:?}");
         assert_eq!(answers.verdicts(&[guests[0].plugin.clone()]).fitting().len(), 2);
     }
     let scores = [
         (json!([1]), "1 scores are given for 2 candidates"),
         (json!([0, 101]), "returns an invalid score 101, it should in the range of [0, 100] after normalizing"),
     ];
-    for (said, why) in scores {
+    for (result, why) in scores {
         let (guests, script, _) = guest(plugin());
-        script.answers.lock().unwrap().extend([Ok(json!({"ok": []})), Ok(json!({"ok": said}))]);
-        let failed = ask(&guests, &question(&names, 2, 2)).await.unwrap_err();
+        script.answers.lock().unwrap().extend([Ok(json!({"ok": []})), Ok(json!({"ok": result}))]);
+        let failed = call_plugins(&guests, &request(&names, 2, 2)).await.unwrap_err();
         assert_eq!(failed, format!("running Score plugins: plugin \"P\" failed with: {why}"));
     }
 }
 
 #[tokio::test]
-async fn an_instance_that_is_gone_is_made_anew() {
+async fn a_lost_instance_is_reopened() {
     let (guests, script, _) = guest(plugin());
-    let one = question(&[("a", "1")], 1, 1);
-    ask(&guests, &one).await.unwrap();
+    let one = request(&[("a", "1")], 1, 1);
+    call_plugins(&guests, &one).await.unwrap();
     functions(&script);
     // The instance was idle for a minute and has ended, so the handle is invalid.
     script.answers.lock().unwrap().push_back(Err(CallError::Arguments("no resource".into())));
-    ask(&guests, &one).await.unwrap();
+    call_plugins(&guests, &one).await.unwrap();
     assert_eq!(functions(&script), ["filter", "open", "set-nodes", "filter"]);
     // An instance that trapped is replaced.
     script.answers.lock().unwrap().push_back(failing("trap"));
-    ask(&guests, &one).await.unwrap_err();
-    ask(&guests, &one).await.unwrap();
+    call_plugins(&guests, &one).await.unwrap_err();
+    call_plugins(&guests, &one).await.unwrap();
     assert_eq!(functions(&script), ["filter", "open", "set-nodes", "filter"]);
     // An instance with a malformed answer is called again.
     script.answers.lock().unwrap().push_back(Ok(json!(7)));
-    ask(&guests, &one).await.unwrap_err();
-    ask(&guests, &one).await.unwrap();
+    call_plugins(&guests, &one).await.unwrap_err();
+    call_plugins(&guests, &one).await.unwrap();
     assert_eq!(functions(&script), ["filter", "filter"]);
 }
 
 #[tokio::test]
-async fn one_that_keeps_failing_is_left_alone_for_longer_and_longer() {
+async fn repeated_failures_back_off() {
     let (guests, script, clock) = guest(plugin());
-    let one = question(&[("a", "1")], 1, 1);
+    let one = request(&[("a", "1")], 1, 1);
     script.answers.lock().unwrap().extend((0..12).map(|_| failing("trap")));
     let mut tries = 0;
     let mut rests = Vec::new();
     while rests.len() < 9 {
-        let why = ask(&guests, &one).await.unwrap_err();
+        let why = call_plugins(&guests, &one).await.unwrap_err();
         if why.ends_with("by trap") && !why.contains("left alone") {
             tries += 1;
             continue;
         }
         assert!(why.contains("3 failures in a row, the last: by trap") || tries > 3, "{why}");
         let mut rest = 0;
-        while ask(&guests, &one).await.is_err_and(|why| why.contains("left alone")) {
+        while call_plugins(&guests, &one).await.is_err_and(|why| why.contains("left alone")) {
             clock.advance(Duration::from_secs(1));
             rest += 1;
         }
@@ -288,21 +288,21 @@ async fn one_that_keeps_failing_is_left_alone_for_longer_and_longer() {
     // A plugin that works again is called as before.
     clock.advance(Duration::from_secs(60));
     for _ in 0..3 {
-        ask(&guests, &one).await.unwrap();
+        call_plugins(&guests, &one).await.unwrap();
     }
 }
 
 #[tokio::test]
-async fn one_that_cannot_be_loaded_is_tried_again() {
+async fn a_failed_load_is_retried() {
     let (guests, script, _) = guest(plugin());
     *script.refuses_to_load.lock().unwrap() = 1;
-    let one = question(&[("a", "1")], 1, 1);
-    assert_eq!(ask(&guests, &one).await.unwrap_err(), "running \"P\" filter plugin: no such file");
-    ask(&guests, &one).await.unwrap();
+    let one = request(&[("a", "1")], 1, 1);
+    assert_eq!(call_plugins(&guests, &one).await.unwrap_err(), "running \"P\" filter plugin: no such file");
+    call_plugins(&guests, &one).await.unwrap();
 }
 
 #[test]
-fn a_decision_heeds_what_plugins_said() {
+fn a_decision_uses_the_verdicts_of_plugins() {
     let mut snapshot = Snapshot::default();
     for name in ["a", "b", "c"] {
         snapshot.set_node(crate::tests::node(name, json!({})));
@@ -320,9 +320,9 @@ fn a_decision_heeds_what_plugins_said() {
     let decide =
         |answers: &Answers| decide_with(&snapshot, &pod, &profile, 0, 0, Some(&answers.verdicts(&profile.wasm)));
     assert!(matches!(decide(&answers), Decision::Node { name, .. } if name == "b"));
-    let told = crate::explain::explain_with(&snapshot, &pod, &profile, Some(&answers));
-    assert_eq!(told.node.as_deref(), Some("b"));
-    let of = |name: &str| told.nodes.iter().find(|node| node.name == name).unwrap();
+    let explanation = crate::explain::explain_with(&snapshot, &pod, &profile, Some(&answers));
+    assert_eq!(explanation.node.as_deref(), Some("b"));
+    let of = |name: &str| explanation.nodes.iter().find(|node| node.name == name).unwrap();
     assert_eq!(
         of("c").refused.as_ref().map(|by| (by.plugin, by.reasons.clone())),
         Some(("P", vec!["too loud".to_owned()]))
@@ -350,7 +350,7 @@ fn started(server: &Server, plugin: WasmPlugin, extenders: Vec<ExtenderConfig>) 
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_plugin_has_a_say_in_the_pods_of_its_profile_alone() {
+async fn a_plugin_is_called_for_its_profile_alone() {
     let server = Server::new();
     ["n1", "n2"].into_iter().for_each(|name| server.write("nodes", shell_tests::node(name, "8")));
     let (script, stop) = started(&server, plugin(), Vec::new());
@@ -371,14 +371,14 @@ async fn a_plugin_has_a_say_in_the_pods_of_its_profile_alone() {
     server.write("pods", shell_tests::pod("well", "plugged", "1"));
     server.until(|state| ["free", "well"].iter().all(|name| state.pod(name)["spec"]["nodeName"].is_string())).await;
     server.until(|state| state.status_writes.iter().any(|pod| pod["metadata"]["name"] == "trapped")).await;
-    let told = server.status_writes().into_iter().find(|pod| pod["metadata"]["name"] == "trapped").unwrap();
-    assert_eq!(told["status"]["conditions"][0]["reason"], "SchedulerError");
-    assert_eq!(message(&told), "running \"P\" filter plugin: by trap");
+    let written = server.status_writes().into_iter().find(|pod| pod["metadata"]["name"] == "trapped").unwrap();
+    assert_eq!(written["status"]["conditions"][0]["reason"], "SchedulerError");
+    assert_eq!(message(&written), "running \"P\" filter plugin: by trap");
     stop.cancel();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nobody_goes_where_a_plugin_lets_the_pod_not_go() {
+async fn no_victim_is_deleted_where_a_plugin_rejects_the_pod() {
     let server = Server::new();
     ["n1", "n2"].into_iter().for_each(|name| server.write("nodes", shell_tests::node(name, "1")));
     for (name, node) in [("low-1", "n1"), ("low-2", "n2")] {
@@ -403,8 +403,8 @@ async fn nobody_goes_where_a_plugin_lets_the_pod_not_go() {
     let (_, _, asked) = asked(&script).unwrap();
     let (refused, left) = (asked["candidates"][0]["node"].clone(), asked["candidates"][1]["node"].clone());
     assert_eq!(asked["candidates"][0]["pods"], 0, "as if they were gone");
-    let told = server.status_writes();
-    let nominated = told.iter().find(|pod| pod["status"]["nominatedNodeName"].is_string()).unwrap();
+    let writes = server.status_writes();
+    let nominated = writes.iter().find(|pod| pod["status"]["nominatedNodeName"].is_string()).unwrap();
     assert_eq!(nominated["status"]["nominatedNodeName"], left);
     assert_ne!(left, refused);
     stop.cancel();

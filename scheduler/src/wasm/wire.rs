@@ -48,7 +48,7 @@ struct RemoveNodes<'a> {
 }
 
 #[derive(Serialize)]
-struct QuestionRecord<'a> {
+struct RequestRecord<'a> {
     #[serde(rename = "self")]
     this: &'a str,
     pod: &'a str,
@@ -125,21 +125,21 @@ pub fn remove_nodes(this: &str, names: &[String]) -> Vec<u8> {
 
 /// The arguments for a pod and its candidates.
 #[must_use]
-pub fn question(this: &str, pod: &str, candidates: &[&Candidate]) -> Vec<u8> {
+pub fn request(this: &str, pod: &str, candidates: &[&Candidate]) -> Vec<u8> {
     let records = candidates.iter().map(|candidate| CandidateRecord {
         node: candidate.name(),
         pods: candidate.load.pods,
         cpu_millis: candidate.load.cpu_millis,
         memory_bytes: candidate.load.memory_bytes,
     });
-    text(&QuestionRecord { this, pod, candidates: records.collect() })
+    text(&RequestRecord { this, pod, candidates: records.collect() })
 }
 
 fn read<'a, T: Deserialize<'a>>(answer: &'a [u8]) -> Result<T, Failure> {
     let read = serde_json::from_slice::<GuestResult<T>>(answer);
     match read.map_err(|error| malformed(format!("an answer that can't be understood: {error}")))? {
         GuestResult::Ok(value) => Ok(value),
-        GuestResult::Err(why) => Err(Failure::new("error", shown(&why))),
+        GuestResult::Err(why) => Err(Failure::new("error", single_line(&why))),
     }
 }
 
@@ -149,7 +149,7 @@ fn malformed(why: String) -> Failure {
 
 /// A plugin's text on a single line.
 #[must_use]
-pub fn shown(words: &str) -> String {
+pub fn single_line(words: &str) -> String {
     let line = words.chars().map(|c| if c.is_control() { ' ' } else { c });
     let mut short: String = line.take(REASON_CHARS_MAX + 1).collect();
     if let Some((at, _)) = short.char_indices().nth(REASON_CHARS_MAX) {
@@ -185,7 +185,7 @@ pub fn refusals(answer: &[u8], asked: usize) -> Result<Vec<Refusal>, Failure> {
         if refusal.reason.trim().is_empty() {
             return Err(malformed(format!("candidate {at} is refused for no reason")));
         }
-        refusal.reason = shown(&refusal.reason);
+        refusal.reason = single_line(&refusal.reason);
         reasons.insert(refusal.reason.clone());
         if reasons.len() > REASONS_MAX {
             return Err(malformed(format!("more than {REASONS_MAX} different reasons are given")));
