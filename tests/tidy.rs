@@ -133,6 +133,7 @@ const TOP: &[&str] = &[
 /// Modules that decide: no client, no tokio, no clock, so that they are tested without a cluster.
 const PURE: &[&str] = &[
     "machinery/api/src",
+    "scheduler/src/cycle",
     "scheduler/src/decide.rs",
     "scheduler/src/plugins",
     "proxy/src/table.rs",

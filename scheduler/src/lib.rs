@@ -1,14 +1,15 @@
 //! The scheduler: binds each pod without a node to a node.
 //!
-//! A pure core ([`decide`], [`plugins`], [`queue`], [`snapshot`]) with upstream's plugins, weights and messages, and a
-//! shell ([`run`], [`bind`]) that watches the Kubernetes API and writes bindings, conditions and events. It runs
-//! against any kube-apiserver.
+//! A pure core ([`cycle`], [`decide`], [`plugins`], [`queue`], [`snapshot`]) with upstream's plugins, weights and
+//! messages, and a shell ([`run`], [`bind`]) that watches the Kubernetes API and writes bindings, conditions and events.
+//! It runs against any kube-apiserver.
 //!
 //! Invariant: the core reads no clock, no randomness and no client.
 
 pub mod bind;
 pub mod budget;
 pub mod configuration;
+pub mod cycle;
 pub mod decide;
 pub mod diagnosis;
 pub mod explain;

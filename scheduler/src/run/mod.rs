@@ -1,44 +1,40 @@
-//! The shell: keeps snapshot and queue up to date with the cluster, decides pod by pod, and writes the decisions with
-//! many writes in flight.
+//! The shell: keeps snapshot and queue up to date with the cluster, and performs the actions of each pod's
+//! [`SchedulingCycle`] with many writes in flight. The results of the operations are the events of the cycles, and come
+//! back through one channel.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::FutureExt as _;
 use futures::future::BoxFuture;
-use k8s_openapi::api::core::v1::ObjectReference;
 use kube::Client;
 use machinery_api::ObjectKey;
+use machinery_client::Informer;
 use machinery_client::election::{self, Election, LeadershipLost};
 use machinery_client::events::Recorder;
 use machinery_client::informer::Listener;
 use machinery_client::request::ApiClient;
-use machinery_client::{EventRecord, Informer, Pod};
 use machinery_env::Env;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::bind::{Report, bind, condition, pre_bind, report, until_bound};
-use crate::decide::{Decision, Nomination, decide_with};
+use crate::cycle::{Action, CycleContext, Event, SchedulingCycle};
+use crate::extender::ExtenderConfig;
 use crate::extender::client::Extender;
-use crate::extender::{ExtenderConfig, Verdicts};
-use crate::metrics::{Metrics, Outcome};
-use crate::plugins::{Point, PreBindPatch, Profile, ProfileError};
+use crate::metrics::Metrics;
+use crate::plugins::{Profile, ProfileError};
 use crate::pod::PodInfo;
-use crate::queue::{BackOff, Queue, QueuedPodInfo};
+use crate::queue::{BackOff, Queue};
 use crate::snapshot::Snapshot;
 use crate::wasm::PluginHost;
 
+mod calls;
 mod changes;
-mod extenders;
-mod preempting;
-mod settle;
+mod operations;
+mod victims;
 
+use calls::CallQueue;
 use changes::PendingChanges;
-use extenders::{ExtenderQueue, ExtenderReply};
-use preempting::{PendingPreemption, UnschedulablePod};
 
 /// The in-flight limit of writes: enough to hide the server's latency, few enough not to flood it.
 const WRITES_MAX: usize = 64;
@@ -154,8 +150,8 @@ async fn act(
     for extender in config.extenders.clone() {
         extenders.push(Extender::new(extender, env.clone()).await.map_err(RunError::Extender)?);
     }
-    let extender_queue = ExtenderQueue::new(extenders, &config, &env)?;
-    extender_queue.warm();
+    let calls = CallQueue::new(extenders, &config, &env)?;
+    calls.preload();
     changes::WATCHED.into_iter().for_each(|(_, _, watch)| watch(informer));
     let pending_changes = Arc::new(PendingChanges::default());
     let listener: Arc<Listener> = {
@@ -175,7 +171,7 @@ async fn act(
         Recorder::start_series(client.clone(), env.clone(), name, &instance, &stop)
     };
     let events = config.profiles.iter().map(|profile| recorder(&profile.scheduler_name)).collect();
-    let (done, results) = mpsc::channel(WRITES_MAX);
+    let (sender, completions) = mpsc::channel(WRITES_MAX);
     let shell = Scheduler {
         informer: informer.clone(),
         client: client.into(),
@@ -183,34 +179,18 @@ async fn act(
         config,
         events,
         pending_changes,
-        done,
-        results,
+        sender,
+        completions,
         writes: Arc::new(Semaphore::new(WRITES_MAX)),
         tasks: JoinSet::new(),
-        extender_queue,
+        calls,
         snapshot: Snapshot::default(),
         queue: queue_sort.map_or_else(Queue::default, Queue::new).with_back_off(back_off),
-        start: 0,
+        next_start: 0,
         departures: 0,
+        actions: Vec::new(),
     };
     shell.run_loop(&stop).await
-}
-
-/// The message of a pod's event and condition after a panic in its decision.
-const DECISION_PANICKED: &str = "the scheduler panicked while it decided on this pod; its log has the panic";
-
-/// The same after a panic in its binding.
-const BINDING_PANICKED: &str = "the scheduler panicked while it bound this pod; its log has the panic";
-
-/// The result of a task.
-enum TaskResult {
-    Bound(QueuedPodInfo),
-    BindingFailed(QueuedPodInfo, String),
-    Reported,
-    /// The answers of extenders and WebAssembly plugins, or the error.
-    Reply(Box<ExtenderReply>),
-    /// The victims of a preemption were deleted, or the first error.
-    Preempted(Box<PendingPreemption>, Result<(), String>),
 }
 
 struct Scheduler {
@@ -221,37 +201,48 @@ struct Scheduler {
     /// By profile: events name the pod's scheduler.
     events: Vec<Recorder>,
     pending_changes: Arc<PendingChanges>,
-    done: mpsc::Sender<TaskResult>,
-    results: mpsc::Receiver<TaskResult>,
+    /// Operations send their cycle and its next event here.
+    sender: mpsc::Sender<(SchedulingCycle, Event)>,
+    completions: mpsc::Receiver<(SchedulingCycle, Event)>,
+    /// The write permits.
     writes: Arc<Semaphore>,
-    /// The tasks in flight; they end with the scheduler.
+    /// The operations in flight; they end with the scheduler.
     tasks: JoinSet<()>,
-    extender_queue: ExtenderQueue,
+    calls: CallQueue,
     snapshot: Snapshot,
     queue: Queue,
     /// The first node of the next decision in the snapshot's order.
-    start: usize,
+    next_start: usize,
     /// The number of events that freed resources: a pod left or a node changed.
     departures: u64,
+    /// The buffer for the actions of a step.
+    actions: Vec<Action>,
+}
+
+/// The result of one action.
+enum Performed {
+    /// The action is complete.
+    Done(SchedulingCycle),
+    /// The operation is complete, with its result.
+    Completed(SchedulingCycle, Event),
+    /// The operation is in flight, and owns the cycle.
+    InFlight,
 }
 
 impl Scheduler {
     async fn run_loop(mut self, stop: &CancellationToken) -> Result<(), RunError> {
         loop {
-            while let Ok(done) = self.results.try_recv() {
-                self.handle_result(done);
+            while let Ok((cycle, event)) = self.completions.try_recv() {
+                self.advance(cycle, event, None);
             }
             while self.tasks.try_join_next().is_some() {}
             self.apply_changes();
             let now = self.env.elapsed();
-            self.send_next();
+            self.start_calls();
             if let Ok(permit) = self.writes.clone().try_acquire_owned()
-                && let Some(next) = self.next_decision(now)
+                && let Some(cycle) = self.next_cycle(now)
             {
-                match next {
-                    NextDecision::Queued(waiting) => self.schedule(waiting, permit),
-                    NextDecision::Reply(reply) => self.continue_decision(*reply, permit),
-                }
+                self.advance(cycle, Event::WritePermit, Some(permit));
                 // Other tasks of this thread run between decisions.
                 tokio::task::yield_now().await;
                 if stop.is_cancelled() {
@@ -260,261 +251,126 @@ impl Scheduler {
                 continue;
             }
             self.config.metrics.waiting(self.queue.depth());
-            // Without a free write slot, a pod that becomes active has to wait anyway.
+            // Without a free write permit, a pod that becomes active has to wait anyway.
             let free = self.writes.available_permits() > 0;
             let wait = self.queue.next_at().filter(|_| free).map(|at| at.saturating_sub(now));
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return Ok(()),
                 () = self.pending_changes.changed.notified() => {}
-                done = self.results.recv() => self.handle_result(done.ok_or(RunError::Lost("its writers"))?),
+                completion = self.completions.recv() => {
+                    let (cycle, event) = completion.ok_or(RunError::Lost("its writers"))?;
+                    self.advance(cycle, event, None);
+                }
                 () = self.env.sleep(wait.unwrap_or(Duration::MAX)), if wait.is_some() => {}
             }
         }
     }
 
-    // --- decisions and their writes --------------------------------------------------------------------------------
-
-    /// Decisions with complete answers come before the queue.
-    fn next_decision(&mut self, now: Duration) -> Option<NextDecision> {
-        let reply = self.extender_queue.replies.pop_front().map(NextDecision::Reply);
-        reply.or_else(|| self.queue.pop(now).map(NextDecision::Queued))
-    }
-
-    fn schedule(&mut self, waiting: QueuedPodInfo, permit: OwnedSemaphorePermit) {
-        let Some(profile) = profile_of(&self.config.profiles, &waiting.pod) else { return };
-        if self.extender_queue.applies_to(profile, &waiting.pod) {
-            // The pod waits for the answers without a write slot.
-            self.extender_queue.enqueue(profile, waiting);
-            return;
+    /// The next cycle for a write permit. Cycles with the results of their calls come before the queue.
+    fn next_cycle(&mut self, now: Duration) -> Option<SchedulingCycle> {
+        if let Some(cycle) = self.calls.replied.pop_front() {
+            return Some(cycle);
         }
-        self.decide(waiting, self.start, None, permit);
-    }
-
-    fn decide(
-        &mut self,
-        waiting: QueuedPodInfo,
-        start: usize,
-        verdicts: Option<&Verdicts>,
-        permit: OwnedSemaphorePermit,
-    ) {
-        let Some(at) = profile_of(&self.config.profiles, &waiting.pod) else { return };
-        let profile = &self.config.profiles[at];
-        let begun = self.env.elapsed();
-        let seed = self.env.random_u64();
-        // A bug that one pod triggers must not end the scheduler: the pod is retried after its back-off.
-        let decided = AssertUnwindSafe(|| decide_with(&self.snapshot, &waiting.pod, profile, start, seed, verdicts));
-        let Ok(decision) = catch_unwind(decided) else {
-            tracing::error!(pod = %waiting.pod.key, "the decision panicked; it is retried");
-            return self.undo_binding(&waiting, DECISION_PANICKED.to_owned(), Some(permit));
-        };
-        let took = self.env.elapsed().saturating_sub(begun);
-        match decision {
-            Decision::Node { name, tried } => {
-                self.snapshot.nominated.clear(&waiting.pod.key);
-                self.config.metrics.tried(&profile.scheduler_name, Outcome::Scheduled, took);
-                self.start = (start + tried).checked_rem(self.snapshot.node_count()).unwrap_or(0);
-                let assumed = PodInfo { node: Some(name.as_str().into()), ..(*waiting.pod).clone() };
-                self.snapshot.put_pod(Arc::new(assumed), &name, true);
-                match reserve(&mut self.snapshot, profile, &waiting.pod, &name) {
-                    Ok(first) => self.bind(waiting, at, name, first, permit),
-                    Err(why) => self.undo_binding(&waiting, why, Some(permit)),
-                }
-            }
-            Decision::Unschedulable { message, refused_by, nomination, victims, candidates } => {
-                self.config.metrics.tried(&profile.scheduler_name, Outcome::Unschedulable, took);
-                let unschedulable = UnschedulablePod { waiting, message, refused_by, nomination, victims };
-                if self.extender_queue.applies_to_preemption(at, &unschedulable, &candidates) {
-                    self.send_preemption_requests(at, unschedulable, candidates);
-                } else {
-                    self.mark_unschedulable(unschedulable, permit);
-                }
+        loop {
+            let queued = self.queue.pop(now)?;
+            if let Some(profile) = profile_of(&self.config.profiles, &queued.pod) {
+                return Some(SchedulingCycle::new(queued, profile));
             }
         }
     }
 
-    /// Writes the `PreBind` patches, and the binding.
-    fn bind(
+    /// Applies an event to a cycle and performs the actions, until an operation is in flight or the cycle ends. The
+    /// operation takes the permit; without an operation, the permit is free again.
+    fn advance(&mut self, cycle: SchedulingCycle, event: Event, mut permit: Option<OwnedSemaphorePermit>) {
+        let mut actions = std::mem::take(&mut self.actions);
+        let mut completion = Some((cycle, event));
+        while let Some((cycle, event)) = completion.take() {
+            let mut cycle = cycle.step(event, self.context(), &mut actions);
+            for action in actions.drain(..) {
+                match self.perform(action, cycle, &mut permit) {
+                    Performed::Done(same) => cycle = same,
+                    Performed::Completed(cycle, event) => {
+                        completion = Some((cycle, event));
+                        break;
+                    }
+                    Performed::InFlight => break,
+                }
+            }
+        }
+        self.actions = actions;
+    }
+
+    fn context(&self) -> CycleContext<'_> {
+        CycleContext {
+            profiles: &self.config.profiles,
+            extenders: &self.config.extenders,
+            snapshot: &self.snapshot,
+            queue: &self.queue,
+            next_start: self.next_start,
+            departures: self.departures,
+        }
+    }
+
+    fn perform(
         &mut self,
-        waiting: QueuedPodInfo,
-        profile: usize,
-        node: String,
-        first: Vec<(&'static str, PreBindPatch)>,
-        permit: OwnedSemaphorePermit,
-    ) {
-        let (client, done) = (self.client.clone(), self.done.clone());
-        let events = self.events[profile].clone();
-        let about = self.reference(&waiting.pod);
-        let binder = self.extender_queue.binder(&waiting.pod);
-        let (informer, env) = (self.informer.clone(), self.env.clone());
+        action: Action,
+        cycle: SchedulingCycle,
+        permit: &mut Option<OwnedSemaphorePermit>,
+    ) -> Performed {
+        match action {
+            Action::ObserveAttempt { outcome, took } => {
+                self.config.metrics.tried(&self.config.profiles[cycle.profile].scheduler_name, outcome, took);
+            }
+            Action::ObserveBound => {
+                let took = self.env.elapsed().saturating_sub(cycle.queued.since);
+                self.config.metrics.bound(cycle.queued.attempts, took);
+            }
+            Action::ObservePreemption { victims } => self.config.metrics.preempted(victims),
+            Action::RecordPluginFailures(failed) => self.record_plugin_failures(&cycle, &failed),
+            Action::ClearNomination => drop(self.snapshot.nominated.clear(&cycle.queued.pod.key)),
+            Action::Nominate { node, displaced } => self.nominate(&cycle, &node, &displaced),
+            Action::Forget { node } => self.forget(&cycle, &node),
+            Action::Requeue(refused_by) => self.queue.failed(&cycle.queued, refused_by, self.env.elapsed()),
+            Action::Activate => self.queue.activate(&cycle.queued.pod.key, self.env.elapsed()),
+            Action::WaitForCallPermit => {
+                self.calls.enqueue(cycle);
+                return Performed::InFlight;
+            }
+            Action::WaitForWritePermit => {
+                self.calls.replied.push_back(cycle);
+                return Performed::InFlight;
+            }
+            Action::CallExtenders { start } => return self.call_extenders(cycle, start, permit.take()),
+            Action::SelectVictims { candidates } => return self.select_victims(cycle, candidates),
+            Action::Decide { start, verdicts } => {
+                let event = self.decide(&cycle, start, verdicts.as_ref());
+                return Performed::Completed(cycle, event);
+            }
+            Action::Assume { node, next_start } => {
+                self.next_start = next_start;
+                let event = self.assume(&cycle, &node);
+                return Performed::Completed(cycle, event);
+            }
+            Action::Bind { node, patches } => return self.bind(cycle, node, patches, permit.take()),
+            Action::Report(failure) => return self.report_failure(cycle, failure, permit.take()),
+            Action::Preempt(preemption) => return self.preempt(cycle, preemption, permit.take()),
+        }
+        Performed::Done(cycle)
+    }
+
+    /// Starts the operation of a cycle. Its event comes back through the channel.
+    fn spawn(&mut self, cycle: SchedulingCycle, operation: impl Future<Output = Event> + Send + 'static) -> Performed {
+        let sender = self.sender.clone();
         self.tasks.spawn(async move {
-            let (pod, mut permit) = (&waiting.pod, Some(permit));
-            let written = async {
-                pre_bind(&client, first).await?;
-                if pod.claims.is_some() {
-                    // Provisioning takes time, and other pods are bound meanwhile.
-                    permit = None;
-                    until_bound(&env, &informer, pod, &node).await?;
-                }
-                match extenders::bind_with_extender(binder, pod, &node).await {
-                    Some(bound) => bound,
-                    None => bind(&client, &pod.key, &pod.uid, &node).await,
-                }
-            };
-            let written = AssertUnwindSafe(written).catch_unwind().await;
-            let result = match written.unwrap_or_else(|_| Err(BINDING_PANICKED.to_owned())) {
-                Ok(()) => {
-                    let note = format!("Successfully assigned {} to {node}", pod.key);
-                    let note = EventRecord { about, warning: false, reason: "Scheduled", message: note, source: None };
-                    events.record_action(note, "Binding");
-                    TaskResult::Bound(waiting)
-                }
-                Err(why) => TaskResult::BindingFailed(waiting, why),
-            };
-            drop(permit);
-            let _ = done.send(result).await;
+            let event = operation.await;
+            let _ = sender.send((cycle, event)).await;
         });
+        Performed::InFlight
     }
-
-    /// An object reference for events, with the newest known resource version.
-    fn reference(&self, pod: &PodInfo) -> ObjectReference {
-        ObjectReference {
-            api_version: Some("v1".into()),
-            kind: Some("Pod".into()),
-            namespace: Some(pod.key.namespace.clone()),
-            name: Some(pod.key.name.clone()),
-            uid: Some(pod.uid.to_string()),
-            resource_version: self
-                .read_object(&pod.key, |known: &Pod| known.metadata.resource_version.clone())
-                .flatten(),
-            field_path: None,
-        }
-    }
-
-    /// Records the `FailedScheduling` event of a pod, and returns the status to write.
-    fn record_failure(&self, pod: &PodInfo, event: SchedulingEvent) -> Option<Report> {
-        let SchedulingEvent { reason, message, nomination } = event;
-        let profile = profile_of(&self.config.profiles, pod)?;
-        let about = self.reference(pod);
-        let note =
-            EventRecord { about, warning: true, reason: "FailedScheduling", message: message.clone(), source: None };
-        self.events[profile].record_action(note, "Scheduling");
-        let now = self.env.now();
-        let report = self.read_object(&pod.key, |known: &Pod| {
-            let status = known.status.as_ref();
-            let conditions = status.and_then(|status| status.conditions.as_ref());
-            let present =
-                conditions.into_iter().flat_map(|all| all.iter()).find(|condition| condition.type_ == "PodScheduled");
-            let condition = condition(present, known.metadata.generation, reason, &message, now);
-            let is = status.and_then(|status| status.nominated_node_name.as_deref()).unwrap_or_default();
-            let nominated = match &nomination {
-                Nomination::Keep => None,
-                Nomination::Clear => Some(String::new()),
-                Nomination::Node(name) => Some(name.clone()),
-            };
-            Report { condition, nominated: nominated.filter(|name| name != is) }
-        });
-        report.filter(|report| *report != Report::default())
-    }
-
-    /// Writes the event and the status of an unscheduled pod, with its nomination.
-    fn report_failure(
-        &mut self,
-        waiting: &QueuedPodInfo,
-        event: SchedulingEvent,
-        permit: Option<OwnedSemaphorePermit>,
-    ) {
-        let pod = waiting.pod.clone();
-        let Some(written) = self.record_failure(&pod, event) else { return };
-        let (client, done) = (self.client.clone(), self.done.clone());
-        self.tasks.spawn(async move {
-            if let Err(error) = report(&client, &pod.key, &pod.uid, written).await {
-                tracing::debug!(pod = %pod.key, %error, "a condition was not written; the next try writes it");
-            }
-            drop(permit);
-            let _ = done.send(TaskResult::Reported).await;
-        });
-    }
-
-    fn handle_result(&mut self, done: TaskResult) {
-        match done {
-            TaskResult::Reported => {}
-            TaskResult::Reply(reply) => self.extender_queue.replies.push_back(reply),
-            TaskResult::Preempted(preempted, result) => self.finish_preemption(*preempted, result),
-            TaskResult::Bound(waiting) => {
-                let took = self.env.elapsed().saturating_sub(waiting.since);
-                self.config.metrics.bound(waiting.attempts, took);
-            }
-            TaskResult::BindingFailed(waiting, why) => self.undo_binding(&waiting, why, None),
-        }
-    }
-
-    /// A binding failed: undoes reservations, removes the assumed pod, and requeues it.
-    fn undo_binding(&mut self, waiting: &QueuedPodInfo, why: String, permit: Option<OwnedSemaphorePermit>) {
-        let key = &waiting.pod.key;
-        let placed = self.snapshot.placed(key).filter(|(pod, assumed)| *assumed && pod.uid == waiting.pod.uid);
-        let node = placed.and_then(|(pod, _)| pod.node.clone());
-        if let Some(at) = profile_of(&self.config.profiles, &waiting.pod) {
-            let profile = &self.config.profiles[at];
-            self.config.metrics.tried(&profile.scheduler_name, Outcome::Error, Duration::ZERO);
-            if let Some(node) = &node {
-                unreserve(&mut self.snapshot, profile, &waiting.pod, node);
-            }
-        }
-        if node.is_some() {
-            self.remove_placed(key);
-        }
-        self.queue.failed(waiting, None, self.env.elapsed());
-        tracing::info!(pod = %key, %why, "a binding failed");
-        if self.queue.get(key).is_some() {
-            let event = SchedulingEvent { reason: "SchedulerError", message: why, nomination: Nomination::Clear };
-            self.report_failure(waiting, event, permit);
-        }
-    }
-}
-
-/// The next decision.
-enum NextDecision {
-    Queued(QueuedPodInfo),
-    Reply(Box<ExtenderReply>),
-}
-
-/// The event and condition of a pod that was not scheduled.
-struct SchedulingEvent {
-    reason: &'static str,
-    message: String,
-    nomination: Nomination,
 }
 
 /// The index of the profile for a pod.
 fn profile_of(profiles: &[Profile], pod: &PodInfo) -> Option<usize> {
     profiles.iter().position(|profile| profile.scheduler_name == pod.requirements.scheduler)
-}
-
-/// Runs the `Reserve` plugins, and returns the `PreBind` patches, each with its plugin's name; or the reason why a
-/// reservation failed.
-fn reserve(
-    snapshot: &mut Snapshot,
-    profile: &Profile,
-    pod: &PodInfo,
-    node: &str,
-) -> Result<Vec<(&'static str, PreBindPatch)>, String> {
-    for (plugin, _) in profile.at(Point::Reserve) {
-        if let Some(reserve) = &plugin.reserve {
-            let name = plugin.name;
-            (reserve.reserve)(snapshot, pod, node).map_err(|why| format!("running Reserve plugin {name:?}: {why}"))?;
-        }
-    }
-    let plugins = profile.at(Point::PreBind).filter_map(|(plugin, _)| Some((plugin.name, plugin.pre_bind?)));
-    let patches =
-        plugins.flat_map(|(name, pre_bind)| pre_bind(snapshot, pod, node).into_iter().map(move |p| (name, p)));
-    Ok(patches.collect())
-}
-
-/// Undoes the reservations, in reverse order.
-fn unreserve(snapshot: &mut Snapshot, profile: &Profile, pod: &PodInfo, node: &str) {
-    let reserves: Vec<_> = profile.at(Point::Reserve).filter_map(|(plugin, _)| plugin.reserve.as_ref()).collect();
-    for reserve in reserves.into_iter().rev() {
-        (reserve.unreserve)(snapshot, pod, node);
-    }
 }

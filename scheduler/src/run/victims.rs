@@ -1,10 +1,11 @@
-//! Victims of a preemption under WebAssembly plugins: the plugins filter again without the victims, as upstream runs
-//! its filters again. A step covers all nodes, so the number of calls is that of the pods on one node, whatever the
-//! number of nodes.
+//! Selection of victims under WebAssembly plugins: the plugins filter again without the victims, as upstream runs its
+//! filters again. A step covers all nodes, so the number of calls is that of the pods on one node, whatever the number
+//! of nodes.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use crate::cycle::AcceptedCandidates;
 use crate::plugins::default_preemption::{Candidate, SparePod, sort};
 use crate::pod::PodInfo;
 use crate::wasm::{self, Failed, Guest, Load, NodeRejection, PluginRequest, filter_candidates};
@@ -16,14 +17,6 @@ pub(super) struct NodeTrial {
     whole: wasm::Candidate,
     /// For each spare pod, whether it is a victim in the current trial.
     removed: Vec<bool>,
-}
-
-/// The result of the plugins.
-pub(super) struct SettledVictims {
-    pub(super) candidates: Vec<Candidate>,
-    /// Nodes that they reject whatever the victims.
-    pub(super) refused: BTreeMap<String, NodeRejection>,
-    pub(super) failed: Vec<Failed>,
 }
 
 impl NodeTrial {
@@ -63,7 +56,7 @@ impl NodeTrial {
     }
 }
 
-/// The calls of one settlement, with their failures.
+/// The plugin calls of one selection, with their failures.
 struct PluginCalls<'a> {
     guests: &'a [Guest],
     request: PluginRequest,
@@ -71,8 +64,8 @@ struct PluginCalls<'a> {
 }
 
 impl PluginCalls<'_> {
-    /// The rejected nodes among the trials as they stand.
-    async fn ask(
+    /// Calls the filters for the trials without their current victims, and returns the rejected nodes.
+    async fn filter(
         &mut self,
         trials: impl Iterator<Item = &NodeTrial>,
     ) -> Result<BTreeMap<String, NodeRejection>, String> {
@@ -82,7 +75,8 @@ impl PluginCalls<'_> {
         }
         let (refused, failed) = filter_candidates(self.guests, &self.request).await?;
         // A failure is reported once, though it recurs at each step.
-        let new_failures = failed.into_iter().filter(|one| self.failed.iter().all(|known| known.plugin != one.plugin));
+        let new_failures =
+            failed.into_iter().filter(|one| self.failed.iter().all(|earlier| earlier.plugin != one.plugin));
         let new_failures: Vec<Failed> = new_failures.collect();
         self.failed.extend(new_failures);
         Ok(refused)
@@ -99,25 +93,25 @@ pub(super) async fn select_victims(
     pod: String,
     nodes: usize,
     trials: Vec<NodeTrial>,
-) -> Result<SettledVictims, String> {
+) -> Result<AcceptedCandidates, String> {
     let request = PluginRequest { pod, candidates: Vec::new(), wanted: usize::MAX, nodes };
     let mut calls = PluginCalls { guests, request, failed: Vec::new() };
-    let mut refused = calls.ask(trials.iter().filter(|trial| !trial.candidate.victims.is_empty())).await?;
-    let is_settled = |trial: &NodeTrial| !trial.candidate.victims.is_empty() && !refused.contains_key(trial.node());
-    let (settled, rest): (Vec<NodeTrial>, Vec<NodeTrial>) = trials.into_iter().partition(is_settled);
-    let mut candidates: Vec<Candidate> = settled.into_iter().map(NodeTrial::into_candidate).collect();
+    let mut refused = calls.filter(trials.iter().filter(|trial| !trial.candidate.victims.is_empty())).await?;
+    let is_accepted = |trial: &NodeTrial| !trial.candidate.victims.is_empty() && !refused.contains_key(trial.node());
+    let (accepted, rest): (Vec<NodeTrial>, Vec<NodeTrial>) = trials.into_iter().partition(is_accepted);
+    let mut candidates: Vec<Candidate> = accepted.into_iter().map(NodeTrial::into_candidate).collect();
     let hopeless = |trial: &NodeTrial| refused.get(trial.node()).is_some_and(|refused| refused.unresolvable);
     let mut open: Vec<NodeTrial> =
         rest.into_iter().filter(|trial| !trial.removed.is_empty() && !hopeless(trial)).collect();
     open.iter_mut().for_each(|trial| trial.removed.fill(true));
-    let never = calls.ask(open.iter()).await?;
+    let never = calls.filter(open.iter()).await?;
     refused.retain(|node, _| open.iter().all(|trial| trial.node() != node));
     open.retain(|trial| !never.contains_key(trial.node()));
     refused.extend(never);
     let steps = open.iter().map(|trial| trial.removed.len()).max().unwrap_or(0);
     for step in 0..steps {
         open.iter_mut().filter_map(|trial| trial.removed.get_mut(step)).for_each(|removed| *removed = false);
-        let needed = calls.ask(open.iter().filter(|trial| step < trial.removed.len())).await?;
+        let needed = calls.filter(open.iter().filter(|trial| step < trial.removed.len())).await?;
         for trial in open.iter_mut().filter(|trial| needed.contains_key(trial.node())) {
             trial.removed[step] = true;
         }
@@ -125,7 +119,7 @@ pub(super) async fn select_victims(
     // If the plugins' answers changed meanwhile, nothing is preempted and the pod is retried.
     candidates
         .extend(open.into_iter().map(NodeTrial::into_candidate).filter(|candidate| !candidate.victims.is_empty()));
-    Ok(SettledVictims { candidates, refused, failed: calls.failed })
+    Ok(AcceptedCandidates { candidates, refused, failed: calls.failed })
 }
 
 #[cfg(test)]
@@ -149,7 +143,7 @@ mod tests {
     /// Rejects nodes with more than two pods, and always `never`; counts its calls.
     #[derive(Debug, Default)]
     struct Crowded {
-        asked: AtomicUsize,
+        filter_calls: AtomicUsize,
         fails: Mutex<bool>,
     }
 
@@ -167,12 +161,12 @@ mod tests {
             function: &'static str,
             arguments: Vec<u8>,
         ) -> BoxFuture<'a, Result<Vec<u8>, CallError>> {
-            let asked: Value = serde_json::from_slice(&arguments).unwrap();
+            let arguments: Value = serde_json::from_slice(&arguments).unwrap();
             let fails = function == wire::FILTER && *self.fails.lock().unwrap();
-            let said = match function {
+            let result = match function {
                 wire::FILTER => {
-                    self.asked.fetch_add(1, Ordering::Relaxed);
-                    let candidates = asked["candidates"].as_array().unwrap().iter().enumerate();
+                    self.filter_calls.fetch_add(1, Ordering::Relaxed);
+                    let candidates = arguments["candidates"].as_array().unwrap().iter().enumerate();
                     let refuses = |candidate: &Value| match candidate["node"].as_str().unwrap() {
                         "never" => true,
                         _ => candidate["pods"].as_u64().unwrap() > 2,
@@ -184,8 +178,8 @@ mod tests {
                 wire::OPEN => json!({"ok": "instance"}),
                 _ => Value::Null,
             };
-            let said = if fails { json!({"err": "no"}) } else { said };
-            Box::pin(async move { Ok(said.to_string().into_bytes()) })
+            let result = if fails { json!({"err": "no"}) } else { result };
+            Box::pin(async move { Ok(result.to_string().into_bytes()) })
         }
     }
 
@@ -259,29 +253,29 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn as_few_go_as_a_plugin_agrees_to() {
+    async fn the_fewest_victims_that_a_plugin_accepts_are_selected() {
         let plugin = plugin(FailurePolicy::Fail);
         let (nomination, trials) = trials(&plugin);
-        assert_eq!(nomination, Nomination::Node("b".into()), "where it isn't for the plugin alone");
+        assert_eq!(nomination, Nomination::Node("b".into()), "the node that lacks cpu, whatever the plugin");
         let (guests, host) = guests(&plugin);
-        let mut settled = select_victims(&guests, "{}".into(), 4, trials).await.unwrap();
-        settled.candidates.sort_by(|a, b| a.node.cmp(&b.node));
-        let told = |candidate: &Candidate| {
+        let mut selected = select_victims(&guests, "{}".into(), 4, trials).await.unwrap();
+        selected.candidates.sort_by(|a, b| a.node.cmp(&b.node));
+        let summary = |candidate: &Candidate| {
             let names = candidate.victims.iter().map(|pod| pod.key.name.clone()).collect::<Vec<_>>();
             format!("{}: {}", candidate.node, names.join(" "))
         };
-        let told: Vec<String> = settled.candidates.iter().map(told).collect();
-        assert_eq!(told, ["a: a-3 a-1", "b: b-2 b-1"], "the least important, and who has to go anyhow");
+        let summaries: Vec<String> = selected.candidates.iter().map(summary).collect();
+        assert_eq!(summaries, ["a: a-3 a-1", "b: b-2 b-1"], "the lowest priorities, and the victims for lack of cpu");
         assert_eq!(
-            settled.refused.keys().collect::<Vec<_>>(),
+            selected.refused.keys().collect::<Vec<_>>(),
             ["never"],
-            "where nobody is less important, nobody is asked"
+            "a node without pods of lower priority is not filtered"
         );
-        assert_eq!(host.asked.load(Ordering::Relaxed), 2 + 3, "all nodes at each step");
+        assert_eq!(host.filter_calls.load(Ordering::Relaxed), 2 + 3, "one call covers all nodes of a step");
     }
 
     #[tokio::test]
-    async fn one_that_fails_meanwhile_is_done_without_or_ends_it() {
+    async fn a_failed_plugin_is_ignored_or_ends_the_selection_by_its_policy() {
         let failing = plugin(FailurePolicy::Fail);
         let (guests_of, host) = guests(&failing);
         *host.fails.lock().unwrap() = true;
@@ -289,9 +283,9 @@ mod tests {
         let ignored = plugin(FailurePolicy::Ignore);
         let (guests_of, host) = guests(&ignored);
         *host.fails.lock().unwrap() = true;
-        let settled = select_victims(&guests_of, "{}".into(), 4, trials(&ignored).1).await.unwrap();
-        assert_eq!(settled.failed.len(), 1, "told once");
-        let nodes: Vec<&str> = settled.candidates.iter().map(|candidate| candidate.node.as_str()).collect();
-        assert_eq!(nodes, ["b"], "as if it weren't there: on the others nobody has to go");
+        let selected = select_victims(&guests_of, "{}".into(), 4, trials(&ignored).1).await.unwrap();
+        assert_eq!(selected.failed.len(), 1, "recorded once");
+        let nodes: Vec<&str> = selected.candidates.iter().map(|candidate| candidate.node.as_str()).collect();
+        assert_eq!(nodes, ["b"], "without the plugin, the other nodes need no victims");
     }
 }
