@@ -17,51 +17,49 @@ use crate::plugins::Event;
 use crate::pod::PodInfo;
 use crate::snapshot::Snapshot;
 
-/// Changed objects that are not processed yet: coalesced, so there are never more than objects.
+/// Changed objects that are not processed yet: coalesced, so there are never more than objects. Each is named by its
+/// row in [`WATCHED`] and its key.
 #[derive(Default)]
 pub(super) struct PendingChanges {
-    keys: Mutex<BTreeSet<(WatchedKind, Arc<ObjectKey>)>>,
+    keys: Mutex<BTreeSet<(usize, Arc<ObjectKey>)>>,
     pub(super) changed: Notify,
 }
 
-// The order of processing: nodes before their pods.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum WatchedKind {
-    Namespace,
-    Node,
-    Service,
-    Budget,
-    Class,
-    Driver,
-    Volume,
-    Claim,
-    Pod,
+/// A watched kind.
+pub(super) struct WatchedKind {
+    pub(super) kind: fn() -> Kind,
+    pub(super) watch: fn(&Arc<Informer>),
+    /// Applies the change of one object.
+    apply: fn(&mut Scheduler, &Arc<ObjectKey>),
 }
 
-/// A kind, and the function that watches it.
-type Watch = (fn() -> Kind, WatchedKind, fn(&Arc<Informer>));
+impl WatchedKind {
+    const fn new<K: Typed>(apply: fn(&mut Scheduler, &Arc<ObjectKey>)) -> Self {
+        Self { kind: Kind::of::<K>, watch: Informer::watch::<K>, apply }
+    }
+}
 
-/// The watched kinds.
-pub(super) const WATCHED: [Watch; 9] = [
-    (Kind::of::<Namespace>, WatchedKind::Namespace, Informer::watch::<Namespace>),
-    (Kind::of::<Node>, WatchedKind::Node, Informer::watch::<Node>),
-    (Kind::of::<Service>, WatchedKind::Service, Informer::watch::<Service>),
-    (Kind::of::<PodDisruptionBudget>, WatchedKind::Budget, Informer::watch::<PodDisruptionBudget>),
-    (Kind::of::<StorageClass>, WatchedKind::Class, Informer::watch::<StorageClass>),
-    (Kind::of::<CSINode>, WatchedKind::Driver, Informer::watch::<CSINode>),
-    (Kind::of::<PersistentVolume>, WatchedKind::Volume, Informer::watch::<PersistentVolume>),
-    (Kind::of::<PersistentVolumeClaim>, WatchedKind::Claim, Informer::watch::<PersistentVolumeClaim>),
-    (Kind::of::<Pod>, WatchedKind::Pod, Informer::watch::<Pod>),
+/// The watched kinds, in the order of processing: nodes before their pods.
+pub(super) const WATCHED: [WatchedKind; 9] = [
+    WatchedKind::new::<Namespace>(Scheduler::namespace_changed),
+    WatchedKind::new::<Node>(Scheduler::node_changed),
+    WatchedKind::new::<Service>(Scheduler::service_changed),
+    WatchedKind::new::<PodDisruptionBudget>(Scheduler::budget_changed),
+    WatchedKind::new::<StorageClass>(Scheduler::class_changed),
+    WatchedKind::new::<CSINode>(Scheduler::csi_node_changed),
+    WatchedKind::new::<PersistentVolume>(Scheduler::volume_changed),
+    WatchedKind::new::<PersistentVolumeClaim>(Scheduler::claim_changed),
+    WatchedKind::new::<Pod>(Scheduler::pod_changed),
 ];
 
 impl PendingChanges {
     pub(super) fn add(&self, kind: &Kind, key: &Arc<ObjectKey>) {
-        let Some((_, what, _)) = WATCHED.into_iter().find(|(known, ..)| known() == *kind) else { return };
-        self.keys.lock().unwrap_or_else(PoisonError::into_inner).insert((what, key.clone()));
+        let Some(row) = WATCHED.iter().position(|row| (row.kind)() == *kind) else { return };
+        self.keys.lock().unwrap_or_else(PoisonError::into_inner).insert((row, key.clone()));
         self.changed.notify_one();
     }
 
-    fn take(&self) -> BTreeSet<(WatchedKind, Arc<ObjectKey>)> {
+    fn take(&self) -> BTreeSet<(usize, Arc<ObjectKey>)> {
         std::mem::take(&mut *self.keys.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
@@ -73,67 +71,78 @@ impl Scheduler {
     }
 
     pub(super) fn apply_changes(&mut self) {
-        for (what, key) in self.pending_changes.take() {
-            match what {
-                WatchedKind::Namespace => {
-                    let labels = self.read_object(&key, |n: &Namespace| n.metadata.labels.clone().unwrap_or_default());
-                    if self.snapshot.set_namespace(&key.name, labels) {
-                        self.requeue_helped(|_| Event::Namespace);
-                    }
+        for (row, key) in self.pending_changes.take() {
+            (WATCHED[row].apply)(self, &key);
+        }
+    }
+
+    fn namespace_changed(&mut self, key: &Arc<ObjectKey>) {
+        let labels = |namespace: &Namespace| namespace.metadata.labels.clone().unwrap_or_default();
+        if self.snapshot.set_namespace(&key.name, self.read_object(key, labels)) {
+            self.requeue_helped(|_| Event::Namespace);
+        }
+    }
+
+    fn node_changed(&mut self, key: &Arc<ObjectKey>) {
+        match self.read_object(key, NodeFacts::of) {
+            Some(facts) => {
+                let name = facts.name.clone();
+                if let Some(change) = self.snapshot.set_node(facts) {
+                    self.departures += 1;
+                    self.requeue_helped(|snapshot| match snapshot.node(&name) {
+                        Some(node) => Event::Node(node, change),
+                        None => Event::NodeGone,
+                    });
                 }
-                WatchedKind::Node => match self.read_object(&key, NodeFacts::of) {
-                    Some(facts) => {
-                        let name = facts.name.clone();
-                        if let Some(change) = self.snapshot.set_node(facts) {
-                            self.departures += 1;
-                            self.requeue_helped(|snapshot| match snapshot.node(&name) {
-                                Some(node) => Event::Node(node, change),
-                                None => Event::NodeGone,
-                            });
-                        }
-                    }
-                    None => {
-                        if self.snapshot.remove_node(&key.name) {
-                            self.requeue_helped(|_| Event::NodeGone);
-                        }
-                    }
-                },
-                WatchedKind::Service => {
-                    let selector = |service: &Service| service.spec.as_ref().and_then(|spec| spec.selector.clone());
-                    match self.read_object(&key, selector).flatten() {
-                        Some(selector) => self.snapshot.services.insert((*key).clone(), selector),
-                        None => self.snapshot.services.remove(&key),
-                    };
+            }
+            None => {
+                if self.snapshot.remove_node(&key.name) {
+                    self.requeue_helped(|_| Event::NodeGone);
                 }
-                WatchedKind::Budget => {
-                    match self.read_object(&key, Budget::of).flatten() {
-                        Some(budget) => self.snapshot.budgets.insert((*key).clone(), budget),
-                        None => self.snapshot.budgets.remove(&key),
-                    };
-                }
-                WatchedKind::Class | WatchedKind::Driver | WatchedKind::Volume | WatchedKind::Claim => {
-                    self.volumes_changed(what, &key);
-                }
-                WatchedKind::Pod => self.pod_changed(&key),
             }
         }
     }
 
+    fn service_changed(&mut self, key: &Arc<ObjectKey>) {
+        let selector = |service: &Service| service.spec.as_ref().and_then(|spec| spec.selector.clone());
+        match self.read_object(key, selector).flatten() {
+            Some(selector) => self.snapshot.services.insert((**key).clone(), selector),
+            None => self.snapshot.services.remove(&**key),
+        };
+    }
+
+    fn budget_changed(&mut self, key: &Arc<ObjectKey>) {
+        match self.read_object(key, Budget::of).flatten() {
+            Some(budget) => self.snapshot.budgets.insert((**key).clone(), budget),
+            None => self.snapshot.budgets.remove(&**key),
+        };
+    }
+
+    fn class_changed(&mut self, key: &Arc<ObjectKey>) {
+        self.snapshot.volumes.set_class(&key.name, self.informer.read(|view| view.get_arc(key)));
+        self.volumes_changed(Event::Volume);
+    }
+
+    fn csi_node_changed(&mut self, key: &Arc<ObjectKey>) {
+        self.snapshot.volumes.set_node(&key.name, self.informer.read(|view| view.get_arc(key)));
+        self.volumes_changed(Event::Volume);
+    }
+
+    fn volume_changed(&mut self, key: &Arc<ObjectKey>) {
+        if self.snapshot.volumes.set_volume(&key.name, self.informer.read(|view| view.get_arc(key))) {
+            self.volumes_changed(Event::Volume);
+        }
+    }
+
+    fn claim_changed(&mut self, key: &Arc<ObjectKey>) {
+        self.snapshot.volumes.set_claim(key, self.informer.read(|view| view.get_arc(key)));
+        self.volumes_changed(Event::Claim(key.clone()));
+    }
+
     /// A claim changed, or an object that affects its volume.
-    fn volumes_changed(&mut self, what: WatchedKind, key: &Arc<ObjectKey>) {
-        let (informer, volumes) = (self.informer.clone(), &mut self.snapshot.volumes);
-        let mut relevant = true;
-        match what {
-            WatchedKind::Claim => volumes.set_claim(key, informer.read(|view| view.get_arc(key))),
-            WatchedKind::Volume => relevant = volumes.set_volume(&key.name, informer.read(|view| view.get_arc(key))),
-            WatchedKind::Class => volumes.set_class(&key.name, informer.read(|view| view.get_arc(key))),
-            _ => volumes.set_node(&key.name, informer.read(|view| view.get_arc(key))),
-        }
-        if relevant {
-            self.departures += 1;
-            let event = if what == WatchedKind::Claim { Event::Claim(key.clone()) } else { Event::Volume };
-            self.requeue_helped(|_| event);
-        }
+    fn volumes_changed(&mut self, event: Event<'static>) {
+        self.departures += 1;
+        self.requeue_helped(|_| event);
     }
 
     /// Passes an event to the queue, if there are unschedulable pods.

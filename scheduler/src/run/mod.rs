@@ -152,7 +152,7 @@ async fn act(
     }
     let calls = CallQueue::new(extenders, &config, &env)?;
     calls.preload();
-    changes::WATCHED.into_iter().for_each(|(_, _, watch)| watch(informer));
+    changes::WATCHED.iter().for_each(|row| (row.watch)(informer));
     let pending_changes = Arc::new(PendingChanges::default());
     let listener: Arc<Listener> = {
         let pending_changes = pending_changes.clone();
@@ -160,7 +160,7 @@ async fn act(
     };
     informer.listen(&listener);
     // A decision on a partial snapshot would be wrong. Kinds that only others watch don't matter.
-    let needed = changes::WATCHED.map(|(kind, ..)| kind());
+    let needed = changes::WATCHED.map(|row| (row.kind)());
     tokio::select! {
         biased;
         () = stop.cancelled() => return Ok(()),
