@@ -28,7 +28,7 @@ pub enum Event {
     Reserved(Vec<(&'static str, PreBindPatch)>),
     /// The result of [`Action::Bind`].
     Bound,
-    /// The decision panicked, a reservation failed, or the pod was not bound.
+    /// A reservation failed, the pod was not bound, or the decision or an operation panicked.
     Failed(String),
     /// The result of [`Action::SelectVictims`].
     VictimsSelected(Result<AcceptedCandidates, String>),

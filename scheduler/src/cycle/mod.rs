@@ -155,11 +155,11 @@ impl Transition<'_> {
                 self.actions.push(Action::ObserveBound);
                 Stage::Ended
             }
-            (Stage::Deciding { .. } | Stage::Reserving { .. } | Stage::Binding, Event::Failed(why)) => self.fail(why),
             (Stage::Preempting { refused_by, departures }, Event::Preempted(result)) => {
                 self.finish_preemption(refused_by, departures, result)
             }
             (Stage::Reporting | Stage::Ended, _) => Stage::Ended,
+            (_, Event::Failed(why)) => self.fail(why),
             (_, _) => self.fail(UNEXPECTED_EVENT.to_owned()),
         }
     }

@@ -336,6 +336,20 @@ fn a_failed_preemption_is_retried_with_back_off() {
     assert_eq!((cycle.stage, actions), (Stage::Ended, vec![Action::Requeue(None)]));
 }
 
+#[test]
+fn a_panic_in_an_operation_is_reported_and_retried_with_back_off() {
+    let report = Action::Report(failure("SchedulerError", "panicked", Nomination::Clear));
+    let expected = [observed(Outcome::Error, Duration::ZERO), Action::Requeue(None), report];
+    let mut world = World::new();
+    let cycle = preempting(&mut world);
+    assert_eq!(world.step(cycle, Event::Failed("panicked".into())).1, expected);
+    let mut world = World::with_extender();
+    let cycle = world.start(plain());
+    let (_, actions) =
+        world.after(cycle, vec![Event::WritePermit, Event::CallPermit, Event::Failed("panicked".into())]);
+    assert_eq!(actions, expected);
+}
+
 /// A cycle with the result of its extender for the candidates `n1` and `n2`.
 fn victims_selected(world: &mut World, result: Result<AcceptedCandidates, String>) -> SchedulingCycle {
     let cycle = world.start(plain());

@@ -2,9 +2,11 @@
 //! [`SchedulingCycle`] with many writes in flight. The results of the operations are the events of the cycles, and come
 //! back through one channel.
 
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use kube::Client;
 use machinery_api::ObjectKey;
@@ -38,6 +40,9 @@ use changes::PendingChanges;
 
 /// The in-flight limit of writes: enough to hide the server's latency, few enough not to flood it.
 const WRITES_MAX: usize = 64;
+
+/// The message of a pod's event and condition after a panic in an operation of its cycle.
+const OPERATION_PANICKED: &str = "the scheduler panicked in an operation for this pod; its log has the panic";
 
 /// The configuration of a scheduler.
 #[derive(Debug, Clone)]
@@ -359,11 +364,13 @@ impl Scheduler {
         Performed::Done(cycle)
     }
 
-    /// Starts the operation of a cycle. Its event comes back through the channel.
+    /// Starts the operation of a cycle. Its event comes back through the channel; a panic is the failure of this cycle
+    /// alone.
     fn spawn(&mut self, cycle: SchedulingCycle, operation: impl Future<Output = Event> + Send + 'static) -> Performed {
         let sender = self.sender.clone();
         self.tasks.spawn(async move {
-            let event = operation.await;
+            let event = AssertUnwindSafe(operation).catch_unwind().await;
+            let event = event.unwrap_or_else(|_| Event::Failed(OPERATION_PANICKED.to_owned()));
             let _ = sender.send((cycle, event)).await;
         });
         Performed::InFlight

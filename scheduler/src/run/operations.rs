@@ -4,7 +4,6 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-use futures::FutureExt as _;
 use k8s_openapi::api::core::v1::ObjectReference;
 use machinery_client::{EventRecord, Pod};
 use tokio::sync::OwnedSemaphorePermit;
@@ -23,9 +22,6 @@ use crate::wasm::Failed;
 
 /// The message of a pod's event and condition after a panic in its decision.
 const DECISION_PANICKED: &str = "the scheduler panicked while it decided on this pod; its log has the panic";
-
-/// The same after a panic in its binding.
-const BINDING_PANICKED: &str = "the scheduler panicked while it bound this pod; its log has the panic";
 
 impl Scheduler {
     pub(super) fn decide(&self, cycle: &SchedulingCycle, start: usize, verdicts: Option<&Verdicts>) -> Event {
@@ -71,27 +67,26 @@ impl Scheduler {
         patches: Vec<(&'static str, PreBindPatch)>,
         permit: Option<OwnedSemaphorePermit>,
     ) -> Performed {
-        let (client, sender) = (self.client.clone(), self.sender.clone());
+        let (client, pod) = (self.client.clone(), cycle.queued.pod.clone());
         let events = self.events[cycle.profile].clone();
-        let about = self.reference(&cycle.queued.pod);
-        let binder = self.calls.binder(&cycle.queued.pod);
+        let about = self.reference(&pod);
+        let binder = self.calls.binder(&pod);
         let (informer, env) = (self.informer.clone(), self.env.clone());
-        self.tasks.spawn(async move {
-            let (pod, mut permit) = (&cycle.queued.pod, permit);
+        self.spawn(cycle, async move {
+            let mut permit = permit;
             let written = async {
                 pre_bind(&client, patches).await?;
                 if pod.claims.is_some() {
                     // Provisioning takes time, and other pods are bound meanwhile.
                     permit = None;
-                    until_bound(&env, &informer, pod, &node).await?;
+                    until_bound(&env, &informer, &pod, &node).await?;
                 }
-                match bind_with_extender(binder, pod, &node).await {
+                match bind_with_extender(binder, &pod, &node).await {
                     Some(bound) => bound,
                     None => bind(&client, &pod.key, &pod.uid, &node).await,
                 }
             };
-            let written = AssertUnwindSafe(written).catch_unwind().await;
-            let event = match written.unwrap_or_else(|_| Err(BINDING_PANICKED.to_owned())) {
+            let event = match written.await {
                 Ok(()) => {
                     let message = format!("Successfully assigned {} to {node}", pod.key);
                     let note = EventRecord { about, warning: false, reason: "Scheduled", message, source: None };
@@ -104,9 +99,8 @@ impl Scheduler {
                 }
             };
             drop(permit);
-            let _ = sender.send((cycle, event)).await;
-        });
-        Performed::InFlight
+            event
+        })
     }
 
     /// An object reference for events, with the resource version in the informer's view.
