@@ -4,6 +4,7 @@
 pub mod address_pool;
 pub mod apply;
 pub mod certificate_request;
+pub mod duration;
 pub mod error;
 pub mod features;
 pub mod imports;

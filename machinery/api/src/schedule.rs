@@ -5,6 +5,7 @@ use jiff::civil::Date;
 use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp};
 
+use crate::duration;
 use crate::selector::go_quoted as quoted;
 
 const MONTHS: &[&str] = &["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"];
@@ -220,7 +221,8 @@ fn descriptor(text: &str) -> Result<Recurrence, String> {
     }
     match text.strip_prefix("@every ") {
         Some(every) => {
-            let nanoseconds = duration(every).map_err(|why| format!("failed to parse duration {text}: {why}"))?;
+            let nanoseconds =
+                duration::parse_nanos(every).map_err(|why| format!("failed to parse duration {text}: {why}"))?;
             // Whole seconds, and at least one.
             Ok(Recurrence::Every(SignedDuration::from_secs((nanoseconds / 1_000_000_000).max(1))))
         }
@@ -293,64 +295,6 @@ fn number(text: &str) -> Result<u64, String> {
         }
     };
     Err(format!("failed to parse int from {text}: strconv.Atoi: parsing {}: {why}", quoted(text)))
-}
-
-/// Nanoseconds, in the syntax of Go's `time.ParseDuration`.
-fn duration(text: &str) -> Result<i64, String> {
-    const UNITS: &[(&str, u64)] = &[
-        ("ns", 1),
-        ("us", 1_000),
-        ("\u{b5}s", 1_000),
-        ("\u{3bc}s", 1_000),
-        ("ms", 1_000_000),
-        ("s", 1_000_000_000),
-        ("m", 60_000_000_000),
-        ("h", 3_600_000_000_000),
-    ];
-    const MOST: u64 = 1 << 63;
-    let invalid = || format!("time: invalid duration {}", quoted(text));
-    let mut rest = text.strip_prefix(['+', '-']).unwrap_or(text);
-    if rest == "0" {
-        return Ok(0);
-    }
-    if rest.is_empty() {
-        return Err(invalid());
-    }
-    let mut sum: u64 = 0;
-    while !rest.is_empty() {
-        let whole_end = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
-        let (whole, after) = rest.split_at(whole_end);
-        let (fraction, after) = match after.strip_prefix('.') {
-            Some(after) => after.split_at(after.find(|c: char| !c.is_ascii_digit()).unwrap_or(after.len())),
-            None => ("", after),
-        };
-        if whole.is_empty() && fraction.is_empty() {
-            return Err(invalid());
-        }
-        let unit_end = after.find(|c: char| c == '.' || c.is_ascii_digit()).unwrap_or(after.len());
-        let (unit, next) = after.split_at(unit_end);
-        if unit.is_empty() {
-            return Err(format!("time: missing unit in duration {}", quoted(text)));
-        }
-        let Some((_, scale)) = UNITS.iter().find(|(name, _)| *name == unit) else {
-            return Err(format!("time: unknown unit {} in duration {}", quoted(unit), quoted(text)));
-        };
-        let whole: u64 = if whole.is_empty() { 0 } else { whole.parse().map_err(|_| invalid())? };
-        // Eighteen digits exceed a nanosecond's precision in any unit.
-        let digits = &fraction[..fraction.len().min(18)];
-        let ten = u128::from(10_u64.pow(u32::try_from(digits.len()).unwrap_or(0)));
-        let part = u128::from(digits.parse::<u64>().unwrap_or(0)) * u128::from(*scale) / ten;
-        let amount = whole.checked_mul(*scale).and_then(|whole| whole.checked_add(u64::try_from(part).ok()?));
-        let amount = amount.ok_or_else(invalid)?;
-        sum = sum.checked_add(amount).filter(|sum| *sum <= MOST).ok_or_else(invalid)?;
-        rest = next;
-    }
-    match (i64::try_from(sum), text.starts_with('-')) {
-        (Ok(sum), false) => Ok(sum),
-        (Ok(sum), true) => Ok(-sum),
-        (Err(_), true) => Ok(i64::MIN),
-        (Err(_), false) => Err(invalid()),
-    }
 }
 
 #[cfg(test)]

@@ -58,55 +58,9 @@ impl fmt::Display for Timestamp {
     }
 }
 
-/// `1h2m3.5s`
+/// Parses a duration such as `1h2m3.5s` into nanoseconds.
 pub(crate) fn parse_duration(text: &str) -> Option<i64> {
-    let (negative, mut rest) = match text.as_bytes().first()? {
-        b'-' => (true, &text[1..]),
-        b'+' => (false, &text[1..]),
-        _ => (false, text),
-    };
-    if rest == "0" {
-        return Some(0);
-    }
-    if rest.is_empty() {
-        return None;
-    }
-    let mut total: i128 = 0;
-    while !rest.is_empty() {
-        let whole = rest.len() - rest.trim_start_matches(|c: char| c.is_ascii_digit()).len();
-        let (digits, after) = rest.split_at(whole);
-        let fraction = after.strip_prefix('.').map_or("", |after| {
-            let length = after.len() - after.trim_start_matches(|c: char| c.is_ascii_digit()).len();
-            &after[..length]
-        });
-        let after = if after.starts_with('.') { &after[1 + fraction.len()..] } else { after };
-        if digits.is_empty() && fraction.is_empty() {
-            return None;
-        }
-        let unit_length = after.find(|c: char| c == '.' || c.is_ascii_digit()).unwrap_or(after.len());
-        let unit: i128 = match &after[..unit_length] {
-            "ns" => 1,
-            "us" | "µs" | "μs" => 1_000,
-            "ms" => 1_000_000,
-            "s" => 1_000_000_000,
-            "m" => 60_000_000_000,
-            "h" => 3_600_000_000_000,
-            _ => return None,
-        };
-        let whole: i128 = if digits.is_empty() { 0 } else { digits.parse::<u64>().ok()?.into() };
-        total = total.checked_add(whole.checked_mul(unit)?)?;
-        let (mut place, mut part) = (1i128, 0i128);
-        for digit in fraction.bytes().take(18) {
-            place *= 10;
-            part = part * 10 + i128::from(digit - b'0');
-        }
-        total += part * unit / place;
-        if total > i128::from(i64::MAX) + i128::from(negative) {
-            return None;
-        }
-        rest = &after[unit_length..];
-    }
-    i64::try_from(if negative { -total } else { total }).ok()
+    machinery_api::duration::parse_nanos(text).ok()
 }
 
 /// Seconds, with as many decimals as needed.

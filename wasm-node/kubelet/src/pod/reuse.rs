@@ -2,9 +2,8 @@
 
 use std::time::Duration;
 
+use machinery_api::duration;
 use runtime_api::{REUSE_COUNT_DEFAULT, REUSE_IDLE_DEFAULT, Reuse};
-
-use crate::spec::duration::duration;
 
 /// The maximum number of requests per instance.
 const COUNT_MAX: u32 = 1_000_000;
@@ -20,7 +19,7 @@ pub(super) fn parse(text: &str) -> Result<Reuse, String> {
                 Ok(value) if (1..=COUNT_MAX).contains(&value) => count.replace(value).is_some(),
                 _ => return Err(format!("{part:?}: count is a whole number from 1 to {COUNT_MAX}")),
             },
-            Some(("idle", value)) => match duration(value) {
+            Some(("idle", value)) => match duration::parse_unsigned(value) {
                 Some(value) if value > Duration::ZERO && value <= IDLE_MAX => idle.replace(value).is_some(),
                 _ => return Err(format!("{part:?}: idle is a duration from 1ms to 1h")),
             },

@@ -6,15 +6,14 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Container, ContainerRestartRule, Pod, Probe};
 use machinery_api::imports::ImportRules;
-use machinery_api::names;
 use machinery_api::quantity::Quantity;
 use machinery_api::shared::Pool;
+use machinery_api::{duration, names};
 
 use super::check::HookSpec;
 use super::reuse;
 use super::state::{Class, ContainerPolicy, LifecyclePolicy, PostStart, RestartPolicy, RestartRule, Thresholds};
 use super::status::pod_text;
-use crate::spec::duration::duration;
 use crate::spec::{containers, requests};
 use runtime_api::{CONCURRENCY_DEFAULT, Grants, Kind, Limits, REQUEST_TIMEOUT_DEFAULT, cpu_shares};
 
@@ -211,7 +210,7 @@ pub fn settings(pod: &Pod, container: &Container, optional: &[&str]) -> Result<S
         }
     }
     if let Some((name, value)) = find(names::TIMEOUT) {
-        match duration(&value) {
+        match duration::parse_unsigned(&value) {
             Some(timeout) if timeout > Duration::ZERO && timeout <= TIMEOUT_MAX => limits.timeout = timeout,
             Some(_) => return bad(name, format!("{value:?} is not between 1ms and 24h")),
             None => return bad(name, format!("{value:?} is not a duration such as 500ms, 2s or 1m30s")),

@@ -1,7 +1,6 @@
-//! Functions of a pod's spec: the list of its containers, the sums of their resources, durations; and compressed
+//! Functions of a pod's spec: the list of its containers, the sums of their resources, and compressed
 //! objects ([`compressed`]). No module of this crate is below this one.
 
 pub(crate) mod compressed;
 pub mod containers;
-pub(crate) mod duration;
 pub mod requests;

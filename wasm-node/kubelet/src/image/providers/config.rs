@@ -6,6 +6,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use machinery_api::duration;
 use percent_encoding::percent_decode_str;
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
@@ -13,7 +14,6 @@ use sha2::{Digest, Sha256};
 use super::super::file;
 use super::super::keyring::{matches, split_path};
 use super::token::{self, TokenAttributes};
-use crate::spec::duration::duration;
 
 /// API versions of the configuration.
 const VERSIONS: [&str; 3] =
@@ -287,10 +287,10 @@ fn provider(name: String, wire: Wire, programs: &Path, errors: &mut Vec<String>)
     }
     let default_cache = match wire.default_cache_duration.as_deref() {
         None => Err("Required value".to_owned()),
-        Some(text) => match (duration(text), text.strip_prefix('-').and_then(duration)) {
-            (Some(found), _) => Ok(found),
-            (None, Some(_)) => Err(format!("Invalid value: {text:?}: must be greater than or equal to 0")),
-            (None, None) => Err(format!("Invalid value: {text:?}: time: invalid duration {text:?}")),
+        Some(text) => match duration::parse_nanos(text).map(u64::try_from) {
+            Ok(Ok(nanos)) => Ok(Duration::from_nanos(nanos)),
+            Ok(Err(_)) => Err(format!("Invalid value: {text:?}: must be greater than or equal to 0")),
+            Err(_) => Err(format!("Invalid value: {text:?}: time: invalid duration {text:?}")),
         },
     };
     let default_cache = default_cache.unwrap_or_else(|why| {

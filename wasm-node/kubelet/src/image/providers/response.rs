@@ -5,13 +5,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use machinery_api::duration;
 use serde::Deserialize;
 use serde_json::json;
 
 use super::super::keyring::Credential;
 use super::super::keyring::split_path;
 use super::token::{AccountKey, AccountRequest};
-use crate::spec::duration::duration;
 
 /// Maximum cached responses of a provider.
 const ENTRIES_MAX: usize = 1000;
@@ -132,8 +132,11 @@ pub(super) fn parse(bytes: &[u8], api_version: &str) -> Result<ProviderResponse,
         _ => return Err(ResponseError::KeyType),
     };
     // A negative duration counts as expired.
-    let read = |text: &str| duration(text).or_else(|| duration(text.strip_prefix('-')?).map(|_| Duration::ZERO));
-    let ttl = response.cache_duration.map(|text| read(&text).ok_or(ResponseError::Form)).transpose()?;
+    let read = |text: String| match duration::parse_nanos(&text).map(u64::try_from) {
+        Ok(nanos) => Ok(nanos.map_or(Duration::ZERO, Duration::from_nanos)),
+        Err(_) => Err(ResponseError::Form),
+    };
+    let ttl = response.cache_duration.map(read).transpose()?;
     let users = response.auth.unwrap_or_default().into_iter().map(|(location, user)| {
         let User { username, password } = user.unwrap_or_default();
         let (username, password) = (username.unwrap_or_default(), password.unwrap_or_default());
