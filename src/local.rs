@@ -2,9 +2,9 @@
 //! there.
 
 use anyhow::Context as _;
+use images::RegistryAccess;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
-use kubelet::image::RegistryAccess;
 use oci_registry::Credentials;
 
 use crate::compose;

@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use anyhow::Context as _;
 use clap::{Args, Subcommand, ValueEnum};
+use images::{ImageClient, ImageKind, ListedImage};
 use jiff::Timestamp;
-use kubelet::image::{ImageClient, ImageKind, ListedImage};
 use machinery_env::Env;
 
 use super::Failure;

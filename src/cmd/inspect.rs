@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::Context as _;
 use clap::Args;
-use kubelet::image::Image;
+use images::Image;
 use wasm_runtime::engine::{Description, describe};
 
 use super::Failure;

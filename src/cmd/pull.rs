@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use clap::Args;
-use kubelet::image::{ConfigForm, Image, Keyring, Registries, SecretIdentity, SignaturePolicy, download};
+use images::{ConfigForm, Image, Keyring, Registries, SecretIdentity, SignaturePolicy, download};
 use machinery_env::Env;
 
 use super::Failure;

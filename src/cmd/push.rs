@@ -4,11 +4,11 @@ use std::path::PathBuf;
 
 use anyhow::Context as _;
 use clap::Args;
-use kubelet::image::push;
+use images::push;
 use machinery_env::Env;
 
 use super::Failure;
-use crate::compose::images::INSPECT;
+use crate::compose::image_metadata::INSPECT;
 use crate::config::Common;
 use crate::data_dir::DataDir;
 use crate::local;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::Args;
-use kubelet::image::{CollectPolicy, CredentialProviders, PARALLEL_PULLS_DEFAULT};
+use images::{CollectPolicy, CredentialProviders, PARALLEL_PULLS_DEFAULT};
 use kubelet::node::{EvictionThresholds, MAX_PODS_DEFAULT, ShutdownGrace};
 use kubelet::server::STREAMING_IDLE_DEFAULT;
 

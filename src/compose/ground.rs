@@ -13,7 +13,7 @@ use apiserver_auth::pki::{self, Pki};
 use apiserver_resources::objects::ObjectReader as _;
 use apiserver_storage::store::Store as _;
 use apiserver_storage::store::embedded::{EmbeddedStore, Options};
-use kubelet::image::{Images, RegistryAccess};
+use images::{Images, RegistryAccess};
 use kubelet::node::Shutdown;
 use machinery_client::Informer;
 use machinery_env::Env;
@@ -25,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 use wasm_runtime::engine::Engine;
 
 use super::identities::ComponentIdentity;
-use super::{address_change, apiserver as api, images, nodes, proxy, registry, storage};
+use super::{address_change, apiserver as api, image_metadata, nodes, proxy, registry, storage};
 use crate::config::{ApiServerConfig, ClusterConfig};
 use crate::data_dir::{DataDir, Lock, write_atomically};
 use crate::features;
@@ -112,7 +112,13 @@ impl Ground {
                 kubelets: api::kubelets(env, &pki)?,
                 registry: metrics.clone(),
             },
-            images::chain_extensions(env, &config.nodes, &config.api.admission, images.as_ref(), (&blobs, &registry)),
+            image_metadata::chain_extensions(
+                env,
+                &config.nodes,
+                &config.api.admission,
+                images.as_ref(),
+                (&blobs, &registry),
+            ),
         )
         .await?;
         let service = apiserver.service();

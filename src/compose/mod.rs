@@ -9,7 +9,7 @@ mod apiserver;
 mod controllers;
 mod ground;
 mod identities;
-pub(crate) mod images;
+pub(crate) mod image_metadata;
 mod nodes;
 mod proxy;
 mod ready;
@@ -177,7 +177,7 @@ impl Cluster {
     /// On errors of the registry.
     pub(crate) async fn push(&self, module: &[u8], reference: &str) -> anyhow::Result<()> {
         let ground = &self.ground;
-        kubelet::image::push(&ground.env, module.to_vec(), images::INSPECT, reference, &ground.registry).await?;
+        images::push(&ground.env, module.to_vec(), image_metadata::INSPECT, reference, &ground.registry).await?;
         Ok(())
     }
 

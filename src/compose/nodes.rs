@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use kubelet::image::{Images, ImagesConfig, RegistryAccess};
+use images::{Images, ImagesConfig, RegistryAccess};
 use kubelet::node::{Capacity, NodeConfig, SharedNodeParts, Shutdown};
 use kubelet::server::ServingTls;
 use kubelet::volume::local::LocalVolumes;

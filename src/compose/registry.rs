@@ -3,9 +3,9 @@
 use std::net::SocketAddr;
 
 use anyhow::Context as _;
+use images::RegistryAccess;
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::Client;
-use kubelet::image::RegistryAccess;
 use machinery_client::Api;
 use machinery_client::request::PatchType;
 use machinery_env::Env;
@@ -62,7 +62,7 @@ pub(super) fn build(ground: &Ground) -> anyhow::Result<Vec<Component>> {
     let mut router = registry::router(ground.blobs.clone(), &credentials, env.clone());
     if let Some(images) = &ground.images {
         // The API of `coracle image`, for readers of the data folder.
-        router = router.merge(registry::authenticated(kubelet::image::router(images.clone()), &credentials));
+        router = router.merge(registry::authenticated(images::router(images.clone()), &credentials));
     }
     let run = async move {
         registry::serve(listener, router, env, stop).await;

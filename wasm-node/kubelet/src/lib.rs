@@ -1,20 +1,18 @@
 //! The kubelet: runs pods of WebAssembly modules as upstream's runs containers.
 //!
 //! - [`config`]: the containers' configuration from the API.
-//! - [`image`]: pulling, verifying and caching images.
 //! - [`node`]: the agent, which registers its Node and runs the pods that are bound to it ([`node::run`]).
 //! - [`pod`]: the lifecycle of one pod: a pure step function decides, one worker acts.
 //! - [`spec`]: functions of a pod's spec, across its containers.
 //! - [`volume`], [`log`], [`server`]: volumes, container logs, and the kubelet API.
 //!
-//! Absent on purpose: the Wasm runtime (`wasm-runtime`), the registry (`oci-registry`), processes and namespaces of the
+//! Absent on purpose: the Wasm runtime (`wasm-runtime`), pulls and layers of images (`images`), processes and namespaces of the
 //! kernel.
 
 #[cfg(test)]
 extern crate alloc;
 
 pub mod config;
-pub mod image;
 mod latest;
 pub mod log;
 mod mailbox;

@@ -1,9 +1,9 @@
 //! Reads the pull secrets of a pod into a keyring.
 
+use images::{ImageError, Keyring, PULL_SECRET_TYPES as TYPES, SecretIdentity};
 use k8s_openapi::api::core::v1::Pod;
 
 use super::sources::{ConfigSourceManager, Content, SourceKind, SourceState};
-use crate::image::{ImageError, Keyring, PULL_SECRET_TYPES as TYPES, SecretIdentity};
 
 /// The pull secrets of a pod.
 #[derive(Debug, Default)]

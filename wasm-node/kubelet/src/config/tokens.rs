@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use images::{Account, AccountIdentity, PodAccount};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, ServiceAccount};
 use machinery_api::ObjectKey;
@@ -12,8 +13,6 @@ use machinery_client::Kind;
 use machinery_client::request::ApiClient;
 use machinery_env::Env;
 use serde_json::{Value, json};
-
-use crate::image::{Account, AccountIdentity, PodAccount};
 
 /// A token is refreshed after this percentage of its lifetime, and at the latest after a day (upstream's).
 const LIFE_PERCENT: u64 = 80;

@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use images::{Images, Registries, SignaturePolicy};
 use tokio_util::sync::CancellationToken;
 
 use super::{NodeWarning, SharedNodeParts};
-use crate::image::{Images, Registries, SignaturePolicy};
 
 /// The poll interval of a file and of the files that it names.
 const INTERVAL: Duration = Duration::from_secs(2);

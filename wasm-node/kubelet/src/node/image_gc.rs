@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use images::{CollectPolicy, Collected, Disk, Images};
 use machinery_client::EventRecord;
 use tokio::sync::broadcast;
 use tokio_util::sync::CancellationToken;
@@ -12,7 +13,6 @@ use tokio_util::sync::CancellationToken;
 use super::eviction::node_reference;
 use super::register::disk;
 use super::{NodeWarning, SharedNodeParts};
-use crate::image::{CollectPolicy, Collected, Disk, Images};
 use crate::pod::shared::NodeContext;
 
 /// The interval between two collections (upstream's).

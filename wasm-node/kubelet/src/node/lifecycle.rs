@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use http::{Method, Request, Response};
 use http_body_util::{BodyExt as _, Empty};
+use images::{Images, ImagesConfig};
 use machinery_env::Env;
 use machinery_serve::net::{Body, Caller, Dial, DialError, Origin, Peer, PodNetwork, Protocol};
 use oci_registry::BlobStore;
@@ -17,7 +18,6 @@ use super::fake_api::{FakeCluster, Watch, send_event};
 use super::{
     Addresses, Capacity, Local, Measurer, NodeConfig, PodViews, SharedNodeParts, fake_api, log, register, share,
 };
-use crate::image::{Images, ImagesConfig};
 use crate::pod::shared::NodeContext;
 use crate::server::ServingTls;
 

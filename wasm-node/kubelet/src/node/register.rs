@@ -4,6 +4,7 @@ use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use images::Images;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, NodeCondition, NodeStatus, Taint};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as Wire;
@@ -14,7 +15,6 @@ use serde_json::{Value, json};
 use super::NodeConfig;
 use super::pressure::{ActivePressures, MachineReading, Pressure, ResourceAmount, Shortage};
 use super::thresholds::EvictionThresholds;
-use crate::image::Images;
 use crate::pod::node_facts::NodeFacts;
 
 /// The version that the nodes report.

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use images::{Image, Images};
 use runtime_api::pipe::PipeWriter;
 use runtime_api::{Container, LoadError, Metering, Module, Preopen};
 use tokio::sync::Semaphore;
@@ -12,7 +13,6 @@ use super::attached::Attached;
 use super::program::{self, Program};
 use super::session_tmp::SessionTmp;
 use super::settings::ExecAccess;
-use crate::image::{Image, Images};
 
 /// The maximum number of sessions of one container: enough for some users and their scripts, and a fraction of the
 /// node's places.

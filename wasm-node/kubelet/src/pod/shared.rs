@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use images::Images;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as Wire;
 use kube::Client;
 use machinery_client::Informer;
@@ -22,7 +23,6 @@ use super::totals::Totals;
 use super::worker::PodView;
 use crate::config::sources::ConfigSourceManager;
 use crate::config::tokens::AccountTokens;
-use crate::image::Images;
 use crate::log;
 use crate::volume::manager::VolumeManager;
 use crate::volume::measure::Measurer;

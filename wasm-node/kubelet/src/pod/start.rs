@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use images::{Image, ImageError, Keyring, PullPolicy, Pulled, Purpose, report_compilation};
 use k8s_openapi::api::core::v1::{
     Container as ContainerSpecWire, ImageVolumeSource, Pod, ResourceRequirements, Service,
 };
@@ -35,8 +36,6 @@ use crate::config::keyvalue;
 use crate::config::pull_secrets;
 use crate::config::sources::{SourceKind, SourceState, named_by_environment};
 use crate::config::tokens::PodServiceAccount;
-use crate::image::compiling::report_compilation;
-use crate::image::{Image, ImageError, Keyring, PullPolicy, Pulled, Purpose};
 use crate::log::ContainerLog;
 use crate::mailbox::Sender;
 use crate::volume::mounts::{self, MountError};

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use crate::image::histogram::Histogram;
+use images::Histogram;
 
 /// The buckets of the pod start histogram, in seconds (upstream's, and finer ones for fast starts).
 pub(crate) const START_SECONDS: [f64; 13] =

@@ -6,14 +6,13 @@ use std::time::Duration;
 use axum::extract::State;
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
+use images::{Histogram, ProviderMetrics};
 use jiff::Timestamp;
 use machinery_api::time;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use super::{Kubelet, rates};
-use crate::image::ProviderMetrics;
-use crate::image::histogram::Histogram;
 use crate::pod::worker::{ContainerSnapshot, PodSnapshot};
 use runtime_api::Stats;
 use runtime_api::ledger::Resource;

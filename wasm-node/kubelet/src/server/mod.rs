@@ -24,6 +24,7 @@ use axum::response::{IntoResponse as _, Response};
 use axum::routing::get;
 use http_body_util::BodyExt as _;
 use hyper_util::service::TowerToHyperService;
+use images::Images;
 use kube::Client;
 use machinery_env::Env;
 use machinery_serve::accept::{self, ConnectionPermit, Limit};
@@ -39,7 +40,6 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
-use crate::image::Images;
 use crate::pod::shared::PodViews;
 use crate::pod::worker::PodSnapshot;
 use auth::{Authority, Identity};

@@ -12,9 +12,9 @@ use machinery_env::Env;
 use oci_registry::blobs::digest;
 
 use super::client::PushClient;
-use crate::image::keyring::Credential;
-use crate::image::registries::{Endpoint, Registries};
-use crate::image::remote::RegistryClients;
+use crate::keyring::Credential;
+use crate::registries::{Endpoint, Registries};
+use crate::remote::RegistryClients;
 
 /// A recorded request.
 #[derive(Debug, Clone)]

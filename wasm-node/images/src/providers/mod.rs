@@ -50,11 +50,11 @@ pub(super) struct Providers {
 
 /// The metrics of a process's providers.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct ProviderMetrics {
+pub struct ProviderMetrics {
     /// The hash of the configuration.
-    pub(crate) config_hash: Option<String>,
+    pub config_hash: Option<String>,
     /// Each provider with the durations of its calls and the number of failures.
-    pub(crate) calls: Vec<(String, Histogram, u64)>,
+    pub calls: Vec<(String, Histogram, u64)>,
 }
 
 /// A provider's credentials; `None` after a failure, which is logged.

@@ -79,7 +79,7 @@ pub enum ConfigForm {
 }
 
 /// The Secret types with registry credentials, the data key of each, and its format.
-pub(crate) const PULL_SECRET_TYPES: [(&str, &str, ConfigForm); 2] = [
+pub const PULL_SECRET_TYPES: [(&str, &str, ConfigForm); 2] = [
     ("kubernetes.io/dockerconfigjson", ".dockerconfigjson", ConfigForm::Json),
     ("kubernetes.io/dockercfg", ".dockercfg", ConfigForm::Legacy),
 ];

@@ -14,14 +14,12 @@ use reqwest::{Response, Url};
 use super::PushError;
 use super::blob::{Blob, Part};
 use super::refusal::{Refusal, TransferError};
-use crate::image::keyring::Credential;
-use crate::image::manifest::ACCEPTED;
-use crate::image::pull::RegistryAccess;
-use crate::image::registries::{Endpoint, Registries};
-use crate::image::remote::RegistryClients;
-use crate::image::session::{
-    ERROR_BYTES_MAX, HEAD_TIME_MAX, MANIFEST_BYTES_MAX, RETRY_WAITS, RegistryRequest, Session, body,
-};
+use crate::keyring::Credential;
+use crate::manifest::ACCEPTED;
+use crate::pull::RegistryAccess;
+use crate::registries::{Endpoint, Registries};
+use crate::remote::RegistryClients;
+use crate::session::{ERROR_BYTES_MAX, HEAD_TIME_MAX, MANIFEST_BYTES_MAX, RETRY_WAITS, RegistryRequest, Session, body};
 use oci_registry::Credentials;
 use oci_registry::reference::BUILT_IN_REGISTRY;
 

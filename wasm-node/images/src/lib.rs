@@ -1,6 +1,15 @@
 //! Images: reference -> verified blobs -> a module ready to run. [`Images`] pulls from any registry (or reads a
 //! `file:///` of an allowed folder) into the blob store that the built-in registry serves from. It checks the layout
 //! and compiles the module at pull, so that starting a pod never compiles.
+//!
+//! - [`Images`]: pulls, image volumes, garbage collection, import and export of one node's images.
+//! - [`Keyring`], [`CredentialProviders`], [`PodAccount`]: the credentials of a pull.
+//! - [`Registries`], [`SignaturePolicy`]: the operator's files.
+//! - [`push()`], [`download`], [`ImageClient`], [`ImportInspector`]: images without a pod, for verbs and admission.
+//!
+//! Absent on purpose: Kubernetes objects, their client and the life of pods. The caller reads Secrets and
+//! ServiceAccounts, and records events.
+#![warn(missing_docs)]
 
 mod access;
 mod account;
@@ -8,20 +17,20 @@ mod address;
 mod archive;
 mod challenge;
 mod collect;
-pub(crate) mod compiling;
+mod compiling;
 mod describe;
 mod error;
 mod fetch;
 mod file;
 #[cfg(test)]
 mod fuzz;
-pub(crate) mod histogram;
+mod histogram;
 mod image_config;
 mod index;
 mod keyring;
 mod layers;
 mod manage;
-pub mod manifest;
+mod manifest;
 mod providers;
 mod pull;
 mod pull_limiter;
@@ -43,16 +52,18 @@ mod volume_manifest;
 
 pub use account::{Account, AccountIdentity, PodAccount};
 pub use collect::{CollectPolicy, Disk};
+pub use compiling::{CompileProgress, report_compilation};
 pub use describe::ImportInspector;
 pub use error::ImageError;
 pub use file::FileError;
+pub use histogram::Histogram;
 pub use index::{Image, Purpose};
-pub(crate) use keyring::PULL_SECRET_TYPES;
-pub use keyring::{ConfigForm, Credential, Keyring, KeyringError, SecretIdentity, TrackedCredential};
+pub use keyring::{
+    ConfigForm, Credential, Keyring, KeyringError, PULL_SECRET_TYPES, SecretIdentity, TrackedCredential,
+};
 pub use manage::{ImageClient, ImageKind, ListedImage, ManageError, Removed, router};
-pub use manifest::Compression;
-pub(crate) use providers::ProviderMetrics;
-pub use providers::{CredentialProviders, CredentialProvidersError};
+pub use manifest::{Compression, Refusal};
+pub use providers::{CredentialProviders, CredentialProvidersError, ProviderMetrics};
 pub use pull::{Images, ImagesConfig, PullPolicy, Pulled, RegistryAccess};
 pub use pull_limiter::PARALLEL_PULLS_DEFAULT;
 pub use push::{Blob, Inspect, PushClient, PushError, Pushed, delete_pushed, push};

@@ -422,7 +422,7 @@ fn registry_message(bytes: &[u8]) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::image::registries::Registries;
+    use crate::registries::Registries;
 
     fn session(https: bool) -> Session {
         let remote = Arc::new(RegistryClients::new(&Env::real(), Registries::default(), None));

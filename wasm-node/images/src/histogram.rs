@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 /// Upper bounds in seconds of upstream's metrics, where a metric sets none.
-pub(crate) const DEFAULT_SECONDS: [f64; 11] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
+pub(super) const DEFAULT_SECONDS: [f64; 11] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
 
 /// Counts of durations by bucket.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Histogram {
+pub struct Histogram {
     bounds: &'static [f64],
     within: Vec<u64>,
     count: u64,
@@ -15,11 +15,14 @@ pub(crate) struct Histogram {
 }
 
 impl Histogram {
-    pub(crate) fn new(bounds: &'static [f64]) -> Self {
+    /// Creates an empty histogram with these upper bounds in seconds, in ascending order.
+    #[must_use]
+    pub fn new(bounds: &'static [f64]) -> Self {
         Self { bounds, within: vec![0; bounds.len()], count: 0, sum_seconds: 0.0 }
     }
 
-    pub(crate) fn observe(&mut self, took: Duration) {
+    /// Counts a duration.
+    pub fn observe(&mut self, took: Duration) {
         let seconds = took.as_secs_f64();
         let all = self.bounds.iter().zip(&mut self.within);
         all.filter(|(bound, _)| seconds <= **bound).for_each(|(_, count)| *count += 1);
@@ -28,15 +31,19 @@ impl Histogram {
     }
 
     /// Yields each upper bound with the number of durations up to it.
-    pub(crate) fn within(&self) -> impl Iterator<Item = (f64, u64)> + '_ {
+    pub fn within(&self) -> impl Iterator<Item = (f64, u64)> + '_ {
         self.bounds.iter().copied().zip(self.within.iter().copied())
     }
 
-    pub(crate) fn count(&self) -> u64 {
+    /// Returns the number of durations.
+    #[must_use]
+    pub fn count(&self) -> u64 {
         self.count
     }
 
-    pub(crate) fn sum_seconds(&self) -> f64 {
+    /// Returns the sum of the durations, in seconds.
+    #[must_use]
+    pub fn sum_seconds(&self) -> f64 {
         self.sum_seconds
     }
 }

@@ -9,9 +9,9 @@ use tokio::io::AsyncWriteExt as _;
 
 use super::serve::{EXPORT_PATH, PATH};
 use super::{ListedImage, Removed};
-use crate::image::pull::RegistryAccess;
-use crate::image::registries::Registries;
-use crate::image::remote::{RegistryClients, describe_error};
+use crate::pull::RegistryAccess;
+use crate::registries::Registries;
+use crate::remote::{RegistryClients, describe_error};
 use oci_registry::Credentials;
 
 /// Maximum bytes of a response that isn't an archive.

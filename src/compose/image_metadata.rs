@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use apiserver::admission::{AdmissionConfiguration, ImageImports, ImageMetadata};
 use apiserver::server::ChainExtensions;
-use kubelet::image::{Images, ImportInspector, Inspect, RegistryAccess};
+use images::{Images, ImportInspector, Inspect, RegistryAccess};
 use machinery_env::Env;
 use oci_registry::BlobStore;
 use serde_json::Value;

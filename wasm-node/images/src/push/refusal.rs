@@ -4,7 +4,7 @@
 use http::StatusCode;
 use serde::Deserialize;
 
-use crate::image::session::RemoteError;
+use crate::session::RemoteError;
 
 /// Maximum characters shown of a registry's message.
 const MESSAGE_CHARS_MAX: usize = 512;

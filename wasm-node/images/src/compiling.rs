@@ -6,18 +6,14 @@ use std::time::Duration;
 use machinery_env::Env;
 
 /// A callback that receives the time since the compilation began.
-pub(crate) type CompileProgress<'a> = &'a (dyn Fn(Duration) + Send + Sync);
+pub type CompileProgress<'a> = &'a (dyn Fn(Duration) + Send + Sync);
 
 /// Seconds between two reports. After the last one, only the end of the compilation is reported. Most modules are
 /// compiled before the first.
 const REPORT_INTERVALS_S: [u64; 8] = [10, 10, 10, 20, 40, 80, 160, 320];
 
 /// Runs `work`, which compiles a module, and reports the elapsed time meanwhile.
-pub(crate) async fn report_compilation<T>(
-    env: &Env,
-    on_progress: CompileProgress<'_>,
-    work: impl Future<Output = T>,
-) -> T {
+pub async fn report_compilation<T>(env: &Env, on_progress: CompileProgress<'_>, work: impl Future<Output = T>) -> T {
     let began = env.elapsed();
     let mut work = std::pin::pin!(work);
     for wait in REPORT_INTERVALS_S {

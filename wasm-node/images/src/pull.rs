@@ -282,7 +282,7 @@ impl Images {
     ///
     /// # Errors
     /// See [`ImageError`].
-    pub(crate) async fn pull(
+    pub async fn pull(
         &self,
         image: &str,
         keyring: &Keyring,
@@ -346,7 +346,9 @@ impl Images {
         }
     }
 
-    pub(crate) fn provider_metrics(&self) -> ProviderMetrics {
+    /// Returns the metrics of the credential providers.
+    #[must_use]
+    pub fn provider_metrics(&self) -> ProviderMetrics {
         self.providers.metrics()
     }
 

@@ -12,7 +12,7 @@ use oci_registry::blobs::write_durably;
 use runtime_api::{LoadError, Metering, Module};
 
 /// `sample-workloads/toolbox`, built.
-static MODULE: &[u8] = include_bytes!("../../../../sample-workloads/bin/toolbox.wasm");
+static MODULE: &[u8] = include_bytes!("../../../sample-workloads/bin/toolbox.wasm");
 
 /// Returns its digest, like that of an image's module.
 pub(super) fn digest() -> &'static str {

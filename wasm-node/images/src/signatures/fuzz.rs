@@ -38,7 +38,7 @@ const PIECES: [&str; 26] = [
 
 #[test]
 fn a_policy_is_taken_or_refused() {
-    let key = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/src/image/signatures/keys.txt")).unwrap();
+    let key = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/src/signatures/keys.txt")).unwrap();
     let key = format!("-----BEGIN PUBLIC KEY-----\n{}\n-----END PUBLIC KEY-----\n", key.split(' ').nth(1).unwrap());
     let names = ["a.io/x:v1", "registry.local/x", "b.c.io:1/x/y", "file:///a/b.wasm"]
         .map(|name| ImageName::parse(name).unwrap());
