@@ -8,7 +8,7 @@ use images::push;
 use machinery_env::Env;
 
 use super::Failure;
-use crate::compose::image_metadata::INSPECT;
+use crate::compose::image_metadata::MODULE_INSPECTOR;
 use crate::config::Common;
 use crate::data_dir::DataDir;
 use crate::local;
@@ -39,7 +39,7 @@ pub(crate) fn run(flags: &Push, common: &Common) -> Result<(), Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start")?;
     let progress = Progress::new();
     progress.doing(&format!("pushing {} ({} bytes)", flags.file.display(), module.len()));
-    let pushed = runtime.block_on(push(&Env::real(), module, INSPECT, &flags.reference, &access));
+    let pushed = runtime.block_on(push(&Env::real(), module, MODULE_INSPECTOR, &flags.reference, &access));
     progress.done();
     let pushed = pushed?;
     print_stdout!("{} {} ({} bytes)", pushed.name, pushed.digest, pushed.size_bytes)?;

@@ -25,7 +25,8 @@ use tokio_util::sync::CancellationToken;
 use wasm_runtime::engine::Engine;
 
 use super::identities::ComponentIdentity;
-use super::{address_change, apiserver as api, image_metadata, nodes, proxy, registry, storage};
+use super::image_metadata::chain_extensions;
+use super::{address_change, apiserver as api, nodes, proxy, registry, storage};
 use crate::config::{ApiServerConfig, ClusterConfig};
 use crate::data_dir::{DataDir, Lock, write_atomically};
 use crate::features;
@@ -112,13 +113,7 @@ impl Ground {
                 kubelets: api::kubelets(env, &pki)?,
                 registry: metrics.clone(),
             },
-            image_metadata::chain_extensions(
-                env,
-                &config.nodes,
-                &config.api.admission,
-                images.as_ref(),
-                (&blobs, &registry),
-            ),
+            chain_extensions(env, &config.nodes, &config.api.admission, images.as_ref(), (&blobs, &registry)),
         )
         .await?;
         let service = apiserver.service();

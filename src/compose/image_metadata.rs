@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use apiserver::admission::{AdmissionConfiguration, ImageImports, ImageMetadata};
 use apiserver::server::ChainExtensions;
-use images::{Images, ImportInspector, Inspect, RegistryAccess};
+use images::{Images, ImportInspector, ModuleInspector, RegistryAccess};
 use machinery_env::Env;
 use oci_registry::BlobStore;
 use serde_json::Value;
@@ -15,7 +15,8 @@ use wasm_runtime::engine;
 use crate::config::{NodesConfig, proxies};
 
 /// Functions that inspect modules.
-pub(crate) const INSPECT: Inspect = Inspect { all: engine::inspect, imports: engine::imports };
+pub(crate) const MODULE_INSPECTOR: ModuleInspector =
+    ModuleInspector { inspect: engine::inspect, imports: engine::imports };
 
 struct RegistryImageMetadata(ImportInspector);
 
@@ -37,15 +38,15 @@ pub(super) fn chain_extensions(
     images: Option<&Arc<Images>>,
     (blobs, registry): (&Arc<BlobStore>, &RegistryAccess),
 ) -> ChainExtensions {
-    let describer = match images {
-        Some(images) => ImportInspector::of_nodes(images.clone(), engine::imports),
+    let inspector = match images {
+        Some(images) => ImportInspector::for_nodes(images.clone(), engine::imports),
         None => {
             let registries = config.registries.clone().with_proxies(proxies());
-            ImportInspector::of_registries(registries, registry.clone(), blobs.clone(), engine::imports, env.clone())
+            ImportInspector::for_registries(registries, registry.clone(), blobs.clone(), engine::imports, env.clone())
         }
     };
     ChainExtensions {
-        images: Some(Arc::new(RegistryImageMetadata(describer))),
+        images: Some(Arc::new(RegistryImageMetadata(inspector))),
         admission: admission.clone(),
         ..ChainExtensions::default()
     }

@@ -177,7 +177,8 @@ impl Cluster {
     /// On errors of the registry.
     pub(crate) async fn push(&self, module: &[u8], reference: &str) -> anyhow::Result<()> {
         let ground = &self.ground;
-        images::push(&ground.env, module.to_vec(), image_metadata::INSPECT, reference, &ground.registry).await?;
+        images::push(&ground.env, module.to_vec(), image_metadata::MODULE_INSPECTOR, reference, &ground.registry)
+            .await?;
         Ok(())
     }
 

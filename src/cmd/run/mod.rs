@@ -21,7 +21,7 @@ use self::objects::{App, MANAGER};
 use self::watch::WatchedFile;
 use super::Failure;
 use crate::compose;
-use crate::compose::image_metadata::INSPECT;
+use crate::compose::image_metadata::MODULE_INSPECTOR;
 use crate::config::Common;
 use crate::data_dir::DataDir;
 use crate::local;
@@ -163,7 +163,7 @@ impl<'a> Runner<'a> {
         let progress = Progress::new();
         progress.doing(&format!("pushing {} ({} bytes)", self.flags.file.display(), module.len()));
         let name = format!("registry.local/{}:run", self.name);
-        let pushed = push(&self.env, module, INSPECT, &name, &self.registry).await?;
+        let pushed = push(&self.env, module, MODULE_INSPECTOR, &name, &self.registry).await?;
         let app =
             App::new(&self.name, (&pushed.digest, &pushed.inspection.exports), self.flags.port, self.flags.replicas);
         progress.doing(&format!("waiting for {}", self.name));

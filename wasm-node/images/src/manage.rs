@@ -23,7 +23,7 @@ use runtime_api::Metering;
 mod client;
 mod serve;
 
-pub use client::{ImageClient, ManageError};
+pub use client::{ImageClient, ImageClientError};
 pub use serve::router;
 
 /// An image in a list.

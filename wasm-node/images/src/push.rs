@@ -55,9 +55,9 @@ pub enum PushError {
 
 /// The runtime's functions that inspect a module.
 #[derive(Debug, Clone, Copy)]
-pub struct Inspect {
+pub struct ModuleInspector {
     /// Returns the module's kind, imports and exports.
-    pub all: fn(&[u8]) -> Result<Inspection, LoadError>,
+    pub inspect: fn(&[u8]) -> Result<Inspection, LoadError>,
     /// Returns its imports under the names that policies use.
     pub imports: fn(&[u8]) -> Result<Vec<String>, LoadError>,
 }
@@ -76,14 +76,14 @@ pub struct Pushed {
 }
 
 /// Pushes `module` as `image` (`registry.local/NAME:TAG`) to the registry of `access`. The same bytes have the same
-/// digest. `inspect` inspects the module like the runtime; the registry doesn't.
+/// digest. `inspector` inspects the module like the runtime; the registry doesn't.
 ///
 /// # Errors
 /// The name is invalid, the file is no module, or the registry rejects the push or is unreachable.
 pub async fn push(
     env: &Env,
     module: Vec<u8>,
-    inspect: Inspect,
+    inspector: ModuleInspector,
     image: &str,
     access: &RegistryAccess,
 ) -> Result<Pushed, PushError> {
@@ -101,7 +101,7 @@ pub async fn push(
     }
     let failed = |why: String| PushError::Registry { registry: access.address.clone(), why };
     let inspected = tokio::task::spawn_blocking(move || {
-        let (inspection, imports) = ((inspect.all)(&module)?, (inspect.imports)(&module)?);
+        let (inspection, imports) = ((inspector.inspect)(&module)?, (inspector.imports)(&module)?);
         Ok::<_, LoadError>((inspection, imports, module))
     });
     let (inspection, imports, module) = inspected.await.map_err(|error| failed(error.to_string()))??;

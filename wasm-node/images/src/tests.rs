@@ -18,7 +18,7 @@ use oci_registry::blobs::{BlobStore, digest};
 use runtime_api::{Kind, Metering};
 use wasm_runtime::engine::{CompileBounds, Engine, EngineConfig, GuestBounds, GuestThreads, imports, inspect};
 
-const INSPECT: Inspect = Inspect { all: inspect, imports };
+const MODULE_INSPECTOR: ModuleInspector = ModuleInspector { inspect, imports };
 
 fn engine(config: EngineConfig, env: Env) -> Engine {
     Engine::new(config, GuestThreads::start(2, &env).unwrap(), env).unwrap()
@@ -118,7 +118,7 @@ async fn what_is_pushed_can_be_pulled() {
     assert_eq!(never.reason(), "ErrImageNeverPull");
     assert_eq!(never.to_string(), format!("Container image {image:?} is not present with pull policy of Never"));
 
-    let pushed = push(&Env::real(), module(), INSPECT, image, &bench.access).await.unwrap();
+    let pushed = push(&Env::real(), module(), MODULE_INSPECTOR, image, &bench.access).await.unwrap();
     assert!(!pushed.inspection.component);
     let pulled = bench.pull(image).await.unwrap();
     assert_eq!(pulled.image_id, format!("registry.local/team/app@{}", pushed.digest));
@@ -136,7 +136,7 @@ async fn what_is_pushed_can_be_pulled() {
     assert!(bench.error(&other).await.1.contains("not found"));
     // A moved tag is seen by a pull, not before.
     let moved = wat::parse_str("(module (func (export \"_start\") (nop)))").unwrap();
-    push(&Env::real(), moved.clone(), INSPECT, image, &bench.access).await.unwrap();
+    push(&Env::real(), moved.clone(), MODULE_INSPECTOR, image, &bench.access).await.unwrap();
     assert_eq!(bench.images.find_usable(image, Purpose::Module, &Keyring::default()).unwrap(), Some(pulled));
     assert_eq!(bench.pull(image).await.unwrap().module, digest(&moved));
     // After its deletion, nodes that haven't pulled it can't.
@@ -162,7 +162,7 @@ async fn what_is_pushed_can_be_pulled() {
 #[tokio::test(flavor = "multi_thread")]
 async fn several_pulls_are_one() {
     let bench = Bench::new().await;
-    push(&Env::real(), module(), INSPECT, "registry.local/app:v1", &bench.access).await.unwrap();
+    push(&Env::real(), module(), MODULE_INSPECTOR, "registry.local/app:v1", &bench.access).await.unwrap();
     let pulls = (0..8).map(|_| bench.pull("registry.local/app:v1"));
     for pulled in futures::future::join_all(pulls).await {
         assert_eq!(pulled.unwrap().module, digest(&module()));
@@ -172,7 +172,7 @@ async fn several_pulls_are_one() {
         credentials: Credentials { user: "coracle".into(), password: "wrong".into() },
         ..bench.access.clone()
     };
-    let error = push(&Env::real(), module(), INSPECT, "registry.local/app:v1", &access).await.unwrap_err();
+    let error = push(&Env::real(), module(), MODULE_INSPECTOR, "registry.local/app:v1", &access).await.unwrap_err();
     assert!(matches!(error, PushError::Registry { .. }), "{error}");
 }
 
@@ -248,7 +248,8 @@ async fn other_images_are_refused_with_what_was_found() {
     assert!(scratch.blobs.contains(&tool) && bench.images.blobs.size(&tool).is_some(), "kept for exec");
 
     let text = b"not wasm at all".to_vec();
-    let error = push(&Env::real(), text.clone(), INSPECT, "registry.local/text:v1", &bench.access).await.unwrap_err();
+    let error =
+        push(&Env::real(), text.clone(), MODULE_INSPECTOR, "registry.local/text:v1", &bench.access).await.unwrap_err();
     assert!(error.to_string().contains("\\0asm"), "{error}");
     let artifact = json!({
         "schemaVersion": 2,
@@ -330,13 +331,13 @@ async fn a_full_disk_takes_what_no_pod_has_and_leaves_the_registry() {
     let policy = CollectPolicy::default();
     let name = |number: usize| format!("registry.local/app:v{number}");
     for number in 0..3 {
-        push(&Env::real(), numbered(number), INSPECT, &name(number), &bench.access).await.unwrap();
+        push(&Env::real(), numbered(number), MODULE_INSPECTOR, &name(number), &bench.access).await.unwrap();
     }
     let running = bench.pull(&name(0)).await.unwrap();
     let moved = bench.pull(&name(1)).await.unwrap();
     drop(bench.pull(&name(2)).await.unwrap());
     // The tag of an image that a pod has now refers to another module, and its manifest is deleted.
-    push(&Env::real(), numbered(3), INSPECT, &name(1), &bench.access).await.unwrap();
+    push(&Env::real(), numbered(3), MODULE_INSPECTOR, &name(1), &bench.access).await.unwrap();
     drop(bench.pull(&name(1)).await.unwrap());
     let manifest = moved.image_id.split('@').nth(1).unwrap();
     let delete = http::Request::delete(format!("/v2/app/manifests/{manifest}"))
@@ -397,7 +398,7 @@ async fn pulls_and_pushes_beside_collections_find_their_blobs() {
         async move {
             for round in 0..6 {
                 let name = format!("registry.local/w{worker}:v1");
-                push(&Env::real(), numbered(round % 2), INSPECT, &name, &bench.access).await.unwrap();
+                push(&Env::real(), numbered(round % 2), MODULE_INSPECTOR, &name, &bench.access).await.unwrap();
                 let image = bench.pull(&name).await.unwrap();
                 assert_eq!(
                     bench.images.load(&image, Metering::Epochs, "default").await.unwrap().digest(),

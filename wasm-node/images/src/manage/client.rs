@@ -21,13 +21,13 @@ const IMPORT_TIME_MAX: Duration = Duration::from_secs(3600);
 
 /// Why a request failed.
 #[derive(Debug, thiserror::Error)]
-pub enum ManageError {
+pub enum ImageClientError {
     /// The node rejected the request.
     #[error("{0}")]
-    Refused(String),
+    Rejected(String),
     /// The node is unreachable.
     #[error("no cluster answers at {address} ({why}): is `coracle up` running with this --data-dir?")]
-    Away {
+    Unreachable {
         /// The address called.
         address: String,
         /// The cause.
@@ -61,8 +61,8 @@ impl ImageClient {
         Self { remote, uploads, access }
     }
 
-    fn unreachable(&self, why: impl Into<String>) -> ManageError {
-        ManageError::Away { address: self.access.address.clone(), why: why.into() }
+    fn unreachable(&self, why: impl Into<String>) -> ImageClientError {
+        ImageClientError::Unreachable { address: self.access.address.clone(), why: why.into() }
     }
 
     async fn send_request(
@@ -71,7 +71,7 @@ impl ImageClient {
         path: &str,
         name: Option<&str>,
         body: Option<reqwest::Body>,
-    ) -> Result<Response, ManageError> {
+    ) -> Result<Response, ImageClientError> {
         let scheme = if self.access.ca_pem.is_some() { "https" } else { "http" };
         let url = format!("{scheme}://{}{path}", self.access.address);
         let mut url = Url::parse(&url).map_err(|error| self.unreachable(error.to_string()))?;
@@ -99,10 +99,10 @@ impl ImageClient {
         let text = self.body(response).await?;
         let body: Option<serde_json::Value> = serde_json::from_slice(&text).ok();
         let message = body.and_then(|body| body["message"].as_str().map(str::to_owned));
-        Err(ManageError::Refused(message.unwrap_or_else(|| format!("the node answers {status}"))))
+        Err(ImageClientError::Rejected(message.unwrap_or_else(|| format!("the node answers {status}"))))
     }
 
-    async fn body(&self, mut response: Response) -> Result<Vec<u8>, ManageError> {
+    async fn body(&self, mut response: Response) -> Result<Vec<u8>, ImageClientError> {
         let mut bytes = Vec::new();
         while let Some(piece) = response.chunk().await.map_err(|error| self.unreachable(describe_error(&error)))? {
             bytes.extend_from_slice(&piece);
@@ -113,7 +113,7 @@ impl ImageClient {
         Ok(bytes)
     }
 
-    async fn json<T: serde::de::DeserializeOwned>(&self, response: Response) -> Result<T, ManageError> {
+    async fn json<T: serde::de::DeserializeOwned>(&self, response: Response) -> Result<T, ImageClientError> {
         let bytes = self.body(response).await?;
         serde_json::from_slice(&bytes).map_err(|error| self.unreachable(format!("unexpected response: {error}")))
     }
@@ -121,8 +121,8 @@ impl ImageClient {
     /// Lists every image.
     ///
     /// # Errors
-    /// See [`ManageError`], here and below.
-    pub async fn list(&self) -> Result<Vec<ListedImage>, ManageError> {
+    /// See [`ImageClientError`], here and below.
+    pub async fn list(&self) -> Result<Vec<ListedImage>, ImageClientError> {
         let response = self.send_request(Method::GET, PATH, None, None).await?;
         self.json(response).await
     }
@@ -131,7 +131,7 @@ impl ImageClient {
     ///
     /// # Errors
     /// The image is absent or in use.
-    pub async fn remove(&self, name: &str) -> Result<Removed, ManageError> {
+    pub async fn remove(&self, name: &str) -> Result<Removed, ImageClientError> {
         let response = self.send_request(Method::DELETE, PATH, Some(name), None).await?;
         self.json(response).await
     }
@@ -140,7 +140,7 @@ impl ImageClient {
     ///
     /// # Errors
     /// The file is no archive, or has no image that a node can use.
-    pub async fn import(&self, archive: &Path, name: Option<&str>) -> Result<Vec<ListedImage>, ManageError> {
+    pub async fn import(&self, archive: &Path, name: Option<&str>) -> Result<Vec<ListedImage>, ImageClientError> {
         let file = tokio::fs::File::open(archive).await?;
         if file.metadata().await?.is_dir() {
             return Err(std::io::Error::from(std::io::ErrorKind::IsADirectory).into());
@@ -154,7 +154,7 @@ impl ImageClient {
     ///
     /// # Errors
     /// The image is absent, or the file can't be written.
-    pub async fn export(&self, name: &str, to: std::fs::File) -> Result<u64, ManageError> {
+    pub async fn export(&self, name: &str, to: std::fs::File) -> Result<u64, ImageClientError> {
         let mut response = self.send_request(Method::GET, EXPORT_PATH, Some(name), None).await?;
         let (mut to, mut bytes) = (tokio::fs::File::from_std(to), 0);
         while let Some(piece) = response.chunk().await.map_err(|error| self.unreachable(describe_error(&error)))? {

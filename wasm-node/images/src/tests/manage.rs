@@ -21,7 +21,7 @@ fn open(bench: &Bench, folder: &str) -> Arc<Images> {
 async fn images_are_taken_out_and_brought_in() {
     let bench = Bench::new().await;
     let name = "registry.local/app:v1";
-    push(&Env::real(), numbered(1), INSPECT, name, &bench.access).await.unwrap();
+    push(&Env::real(), numbered(1), MODULE_INSPECTOR, name, &bench.access).await.unwrap();
     let (here, there) = (open(&bench, "here"), open(&bench, "there"));
     let (from, to) = (client(&bench, &here).await, client(&bench, &there).await);
     let pulled = here.pull(name, &Keyring::default(), Metering::Epochs, "default", &|_| ()).await.unwrap().image;

@@ -87,21 +87,21 @@ struct ImageRun {
 impl ImportInspector {
     /// For a process with nodes: uses the nodes' registries and credentials.
     #[must_use]
-    pub fn of_nodes(images: Arc<Images>, imports: fn(&[u8]) -> Result<Vec<String>, LoadError>) -> Self {
+    pub fn for_nodes(images: Arc<Images>, imports: fn(&[u8]) -> Result<Vec<String>, LoadError>) -> Self {
         let (blobs, env) = (images.blobs.clone(), images.env.clone());
-        Self::with(RegistrySource::Nodes(images), blobs, imports, env)
+        Self::new(RegistrySource::Nodes(images), blobs, imports, env)
     }
 
     /// For a process without nodes: uses the cluster's own registry, and others without an account.
     #[must_use]
-    pub fn of_registries(
+    pub fn for_registries(
         registries: Registries,
         built_in: RegistryAccess,
         blobs: Arc<BlobStore>,
         imports: fn(&[u8]) -> Result<Vec<String>, LoadError>,
         env: Env,
     ) -> Self {
-        Self::with(
+        Self::new(
             RegistrySource::Registries(Arc::new(RegistryClients::new(&env, registries, Some(built_in)))),
             blobs,
             imports,
@@ -109,7 +109,7 @@ impl ImportInspector {
         )
     }
 
-    fn with(
+    fn new(
         source: RegistrySource,
         blobs: Arc<BlobStore>,
         imports: fn(&[u8]) -> Result<Vec<String>, LoadError>,
@@ -166,25 +166,25 @@ impl ImportInspector {
                 let session = Session::new(&remote, &endpoint, names, credential.map(|tracked| tracked.credential));
                 let found = match session {
                     Ok(session) => self.fetch_from(&session, reference).await,
-                    Err(error) => Err(DescribeError::Remote(error)),
+                    Err(error) => Err(InspectError::Remote(error)),
                 };
                 match found {
                     Ok(found) => return Ok(found),
-                    Err(DescribeError::Remote(error)) => refused = format!("{}: {error}", reference.registry),
-                    Err(DescribeError::Final(why)) => return Err(why),
+                    Err(InspectError::Remote(error)) => refused = format!("{}: {error}", reference.registry),
+                    Err(InspectError::Final(why)) => return Err(why),
                 }
             }
         }
         Err(refused)
     }
 
-    async fn fetch_from(&self, session: &Session, reference: &Reference) -> Result<Imports, DescribeError> {
+    async fn fetch_from(&self, session: &Session, reference: &Reference) -> Result<Imports, InspectError> {
         let (mut bytes, digest) = session.manifest(reference.manifest()).await?;
         if let Some(found) = self.by_manifest.lock().unwrap_or_else(PoisonError::into_inner).get(&digest) {
             return Ok(found.clone());
         }
         for _ in 0..=INDEX_DEPTH_MAX {
-            match plan(&bytes).map_err(|refusal| DescribeError::Final(refusal.to_string()))? {
+            match plan(&bytes).map_err(|refusal| InspectError::Final(refusal.to_string()))? {
                 Plan::Child(child) => bytes = session.manifest(&child.digest).await?.0,
                 plan => {
                     let found: Imports = self.imports_of_plan(session, plan, &bytes).await?.into();
@@ -193,7 +193,7 @@ impl ImportInspector {
                 }
             }
         }
-        Err(DescribeError::Final("its indexes are nested too deeply".into()))
+        Err(InspectError::Final("its indexes are nested too deeply".into()))
     }
 
     async fn imports_of_plan(
@@ -201,17 +201,17 @@ impl ImportInspector {
         session: &Session,
         plan: Plan,
         manifest: &[u8],
-    ) -> Result<Vec<String>, DescribeError> {
+    ) -> Result<Vec<String>, InspectError> {
         let (config, module) = match plan {
             Plan::Module { config, layer, .. } => (config, Some(layer)),
             Plan::Image { config, .. } => (config, None),
             Plan::Spin { application, layers } => {
                 let document = self.document(session, &application).await?;
                 let component = spin::component(&document, &layers);
-                let component = component.map_err(|refusal| DescribeError::Final(refusal.to_string()))?;
+                let component = component.map_err(|refusal| InspectError::Final(refusal.to_string()))?;
                 (application, Some(component.module))
             }
-            Plan::Child(_) => return Err(DescribeError::Final("an index instead of an image".into())),
+            Plan::Child(_) => return Err(InspectError::Final("an index instead of an image".into())),
         };
         if let Some(found) = self.imports_of_local_module(module).await {
             return Ok(found);
@@ -221,7 +221,7 @@ impl ImportInspector {
         }
         let config = self.document(session, &config).await?;
         imports_from_config(&config)
-            .ok_or_else(|| DescribeError::Final("neither its manifest nor its config lists them".into()))
+            .ok_or_else(|| InspectError::Final("neither its manifest nor its config lists them".into()))
     }
 
     /// Reads the imports of the module itself, if it has been pushed or pulled.
@@ -232,20 +232,20 @@ impl ImportInspector {
         tokio::task::spawn_blocking(read).await.ok().flatten()
     }
 
-    async fn document(&self, session: &Session, descriptor: &Descriptor) -> Result<Vec<u8>, DescribeError> {
+    async fn document(&self, session: &Session, descriptor: &Descriptor) -> Result<Vec<u8>, InspectError> {
         Ok(session.small_blob(&descriptor.digest, DOCUMENT_BYTES_MAX, "its config").await?)
     }
 }
 
 /// Why the imports are unknown.
-enum DescribeError {
+enum InspectError {
     /// Another endpoint or another credential may succeed.
     Remote(RemoteError),
     /// No other endpoint or credential can succeed.
     Final(String),
 }
 
-impl From<RemoteError> for DescribeError {
+impl From<RemoteError> for InspectError {
     fn from(error: RemoteError) -> Self {
         Self::Remote(error)
     }
