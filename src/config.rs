@@ -14,8 +14,8 @@ use images::{CollectPolicy, CredentialProviders, PARALLEL_PULLS_DEFAULT, Registr
 use ipnet::Ipv4Net;
 use kubelet::node::{EvictionThresholds, MAX_PODS_DEFAULT, ShutdownGrace};
 use kubelet::server::STREAMING_IDLE_DEFAULT;
-use machinery_api::address_pool::AddressPool;
 use machinery_api::features::Features;
+use machinery_rules::address_pool::AddressPool;
 use scheduler::extender::ExtenderConfig;
 use scheduler::plugins::{Profile, ScoringStrategy};
 use scheduler::queue::BackOff;

@@ -8,7 +8,7 @@ use anyhow::Context as _;
 use apiserver::bootstrap::cidr_migration::CidrMigration;
 use apiserver_resources::allocate::ServiceNetwork;
 use ipnet::Ipv4Net;
-use machinery_api::address_pool::AddressPool;
+use machinery_rules::address_pool::AddressPool;
 
 use crate::config::NetworkConfig;
 use crate::data_dir::write_atomically;

@@ -68,13 +68,13 @@ pub use cloud::{INVENTORY_BYTES_MAX, Instance, Instances, Inventory, InventoryEr
 use ipnet::IpNet;
 use kube::Client;
 use machinery_api::ObjectKey;
-use machinery_api::address_pool::AddressPool;
 use machinery_api::features::Features;
 pub use machinery_client::driver::Clients;
 use machinery_client::election::{self, Election};
 use machinery_client::metrics::Metrics;
 use machinery_client::{Controller, Informer, driver};
 use machinery_env::Env;
+use machinery_rules::address_pool::AddressPool;
 pub use node_lifecycle::NodeLifecycle;
 pub use podautoscaler::AutoscalerSettings;
 use serde_json::Value;

@@ -8,10 +8,10 @@ use k8s_openapi::api::core::v1::{PersistentVolumeClaim, ResourceQuota, Service};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as Text;
 use machinery_api::ObjectKey;
 use machinery_api::quantity::Quantity;
-use machinery_api::quota::{Amounts, Evaluator, add};
 use machinery_client::{
     Action, BackOff, Change, Context, Controller, Input, Kind, ObjectCache, Plan, Pod, key_of, value_of,
 };
+use machinery_rules::quota::{Amounts, Evaluator, add};
 use serde_json::{Map, Value, json};
 
 use crate::{Settings, pods};
@@ -209,7 +209,7 @@ spec: {activeDeadlineSeconds: 9, containers: [{name: c, resources: {requests: {c
     fn used(simulation: &Simulation, name: &str) -> String {
         let quota = simulation.view.get::<ResourceQuota>(&ObjectKey::new("a", name)).unwrap();
         let used = quota.status.as_ref().and_then(|status| status.used.as_ref());
-        machinery_api::quota::pretty(&amounts(used))
+        machinery_rules::quota::pretty(&amounts(used))
     }
 
     fn count_all(simulation: &mut Simulation) {

@@ -13,9 +13,9 @@ use k8s_openapi::api::core::v1::{Service, ServiceSpec};
 use k8s_openapi::api::networking::v1::{IPAddress, IPAddressSpec, ParentReference};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use machinery_api::ObjectKey;
-use machinery_api::address_pool::AddressPool;
 use machinery_api::names::ADDRESS_POOL_CLASS;
 use machinery_client::{Action, BackOff, Change, Context, Controller, EventRecord, Input, ObjectCache, Plan, key_of};
+use machinery_rules::address_pool::AddressPool;
 use serde_json::{Value, json};
 
 use crate::Settings;

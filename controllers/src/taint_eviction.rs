@@ -8,12 +8,13 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, PodCondition, Taint, Toleration};
-use machinery_api::{ObjectKey, placement};
+use machinery_api::ObjectKey;
 use machinery_client::driver::own_key;
 use machinery_client::{
     Action, BackOff, Change, Context, Controller, EventRecord, Input, ObjectCache, Plan, Pod, ReconcilerState, key_of,
     value_of,
 };
+use machinery_rules::placement;
 use serde_json::json;
 
 use crate::Settings;

@@ -12,10 +12,11 @@ use jiff::Timestamp;
 use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
 use k8s_openapi::api::core::v1::{Service, ServiceStatus};
 use kube::Client;
-use machinery_api::{ObjectKey, waiting};
+use machinery_api::ObjectKey;
 use machinery_client::Kind;
 use machinery_client::request::{ApiClient, PatchType};
 use machinery_env::Env;
+use machinery_rules::activation;
 use tokio::sync::{Notify, futures::Notified};
 use tokio_util::sync::CancellationToken;
 
@@ -235,11 +236,11 @@ impl WriteRate {
 
 fn condition(count: usize, now: Timestamp) -> k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition {
     let (status, reason, message) = match count {
-        0 => ("False", waiting::SERVED, "no request waits for an endpoint".to_owned()),
-        count => ("True", waiting::WAITING, waiting::message(count)),
+        0 => ("False", activation::REASON_SERVED, "no request waits for an endpoint".to_owned()),
+        count => ("True", activation::REASON_NO_ENDPOINT, activation::message(count)),
     };
     k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition {
-        type_: waiting::CONDITION.into(),
+        type_: activation::CONDITION.into(),
         status: status.into(),
         reason: reason.into(),
         message,

@@ -6,8 +6,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use machinery_api::address_pool::AddressPool;
 use machinery_env::Env;
+use machinery_rules::address_pool::AddressPool;
 use machinery_serve::descriptors::{Class, Descriptors};
 use machinery_serve::net::PodNetwork;
 use tokio::sync::Semaphore;

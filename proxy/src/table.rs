@@ -11,8 +11,8 @@ use ipnet::IpNet;
 use k8s_openapi::api::core::v1::{Service, ServiceSpec};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use machinery_api::ObjectKey;
-use machinery_api::address_pool::AddressPool;
 use machinery_api::names;
+use machinery_rules::address_pool::AddressPool;
 use machinery_serve::net::{Protocol, ServicePort};
 
 use crate::balance::Affinity;

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1 as core;
 use machinery_api::ObjectKey;
-use machinery_api::placement::requirement_matches;
 use machinery_api::quantity::Quantity;
+use machinery_rules::placement::requirement_matches;
 
 use crate::pod::{Labels, NodeRequirement, NodeTerm, PodInfo, Taint};
 use crate::resources::{ResourceSum, Resources};

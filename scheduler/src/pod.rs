@@ -5,12 +5,13 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1 as meta;
+use machinery_api::ObjectKey;
 use machinery_api::selector::LabelSelector;
-use machinery_api::shared::Pool;
-use machinery_api::{ObjectKey, placement};
 use machinery_client::claims::claim_name;
+use machinery_client::interner::Interner;
 use machinery_client::key_of;
 use machinery_client::pod::{Pod, PodShape, PodSpec, PodStatus};
+use machinery_rules::placement;
 
 use crate::resources::{Resources, requests};
 
@@ -174,8 +175,8 @@ pub struct PodInfo {
     pub claims: Option<Box<[PodClaim]>>,
 }
 
-static LABELS: Pool<Labels> = Pool::new();
-static REQUIREMENTS: Pool<PodRequirements> = Pool::new();
+static LABELS: Interner<Labels> = Interner::new();
+static REQUIREMENTS: Interner<PodRequirements> = Interner::new();
 
 fn selector(selector: Option<&meta::LabelSelector>) -> LabelSelector {
     narrowed(selector, &Labels::new(), &[], &[])
@@ -354,7 +355,7 @@ impl PodInfo {
         let spec = pod.spec.as_ref().unwrap_or(&fallback);
         let metadata = &pod.metadata;
         let key = key_of(metadata);
-        let labels = LABELS.share(metadata.labels.clone().unwrap_or_default());
+        let labels = LABELS.intern(metadata.labels.clone().unwrap_or_default());
         let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref()).unwrap_or_default();
         let owner = metadata.owner_references.iter().flatten().find(|owner| owner.controller == Some(true));
         let start = pod.status.as_ref().and_then(|status| status.start_time.as_ref());
@@ -362,7 +363,7 @@ impl PodInfo {
         let spreads = |kind: &str| matches!(kind, "ReplicaSet" | "ReplicationController" | "StatefulSet");
         Self {
             uid: metadata.uid.as_deref().unwrap_or_default().into(),
-            requirements: REQUIREMENTS.share(PodRequirements::of(&spec.shape, &key.namespace, &labels)),
+            requirements: REQUIREMENTS.intern(PodRequirements::of(&spec.shape, &key.namespace, &labels)),
             key: Arc::new(key),
             labels,
             node: spec.node_name.as_deref().filter(|name| !name.is_empty()).map(Arc::from),

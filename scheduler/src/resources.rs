@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as Text;
 use machinery_api::quantity::Quantity;
-use machinery_api::requests::{Amounts, Share, pod_total};
 use machinery_client::pod::{Container, PodShape};
+use machinery_rules::requests::{Amounts, Share, pod_total};
 
 /// The score's default for a container without a request: 100m and 200 MiB, as upstream.
 const SCORED_CPU_MILLI: i64 = 100;

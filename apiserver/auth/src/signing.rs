@@ -2,7 +2,7 @@
 //! builds a subject with at most one value per attribute, and a user of several groups has several.
 
 use jiff::Timestamp;
-use machinery_api::certificate_request::CertificateRequest;
+use machinery_rules::certificate_request::CertificateRequest;
 use rcgen::SigningKey as _;
 use x509_parser::extensions::ParsedExtension;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
@@ -275,7 +275,7 @@ mod tests {
             not_after: "2026-06-01T00:00:00Z".parse().unwrap(),
         };
         let signed = pki.sign(&template).unwrap();
-        assert_eq!(machinery_api::certificate_request::check_certificates(signed.as_bytes()), Ok(()));
+        assert_eq!(machinery_rules::certificate_request::check_certificates(signed.as_bytes()), Ok(()));
         let (der, ca) = (pem::parse(&signed).unwrap(), pem::parse(pki.ca_pem()).unwrap());
         let (_, certificate) = X509Certificate::from_der(der.contents()).unwrap();
         let (_, ca) = X509Certificate::from_der(ca.contents()).unwrap();

@@ -4,9 +4,9 @@
 
 use k8s_openapi::api::certificates::v1::{CertificateSigningRequest, CertificateSigningRequestCondition};
 use machinery_api::ObjectKey;
-use machinery_api::certificate_request::CertificateRequest;
 use machinery_client::driver::own_key;
 use machinery_client::{Action, Context, Controller, Input, ObjectCache, Plan};
+use machinery_rules::certificate_request::CertificateRequest;
 use serde_json::{Value, json};
 
 use super::{

@@ -7,9 +7,9 @@ use jiff::Timestamp;
 use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use machinery_api::ObjectKey;
-use machinery_api::certificate_request::ends_at;
 use machinery_client::driver::own_key;
 use machinery_client::{Action, BackOff, Context, Controller, Input, ObjectCache, Plan};
+use machinery_rules::certificate_request::ends_at;
 
 use super::{ACCOUNT, APPROVED, DENIED, FAILED, conditions, has, issued};
 use crate::Settings;

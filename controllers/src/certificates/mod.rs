@@ -8,8 +8,8 @@ mod usages;
 use std::time::Duration;
 
 use k8s_openapi::api::certificates::v1::{CertificateSigningRequest, CertificateSigningRequestCondition};
-use machinery_api::certificate_request::CertificateRequest;
 use machinery_client::BackOff;
+use machinery_rules::certificate_request::CertificateRequest;
 
 /// The account of upstream's certificate controllers.
 const ACCOUNT: &str = "certificate-controller";

@@ -8,9 +8,9 @@ use k8s_openapi::ByteString;
 use k8s_openapi::api::certificates::v1::{CertificateSigningRequest, CertificateSigningRequestCondition};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use machinery_api::ObjectKey;
-use machinery_api::certificate_request::CertificateRequest;
 use machinery_client::driver::own_key;
 use machinery_client::{Action, Context, Controller, Input, ObjectCache, Plan};
+use machinery_rules::certificate_request::CertificateRequest;
 
 use super::{ACCOUNT, APPROVED, BACK_OFF, DENIED, FAILED, conditions, has, issued, requested, usages, wanted_usages};
 use crate::Settings;

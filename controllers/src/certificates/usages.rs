@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use machinery_api::certificate_request::CertificateRequest;
+use machinery_rules::certificate_request::CertificateRequest;
 
 use super::{CLIENT_SIGNER, KUBELET_CLIENT_SIGNER, KUBELET_SERVING_SIGNER, LEGACY_SIGNER};
 

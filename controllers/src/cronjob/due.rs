@@ -2,7 +2,7 @@
 
 use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp};
-use machinery_api::schedule::Schedule;
+use machinery_rules::cron::Schedule;
 
 /// More missed times are reported as too many.
 const MISSED_MAX: i64 = 100;

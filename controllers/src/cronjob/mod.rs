@@ -12,12 +12,13 @@ use jiff::tz::TimeZone;
 use k8s_openapi::api::batch::v1::{CronJob, CronJobSpec, CronJobStatus, Job};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use machinery_api::ObjectKey;
-use machinery_api::schedule::{Schedule, time_zone};
+use machinery_api::time::time_zone;
 use machinery_client::driver::own_key;
 use machinery_client::{
     Action, BackOff, Change, Context, Controller, EventRecord, Input, Kind, ObjectCache, Plan, Propagation,
     controlled_by, controller_of, reference_to,
 };
+use machinery_rules::cron::Schedule;
 
 use self::due::{CronSchedule, MissedRun};
 use crate::{Settings, pods};

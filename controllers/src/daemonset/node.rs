@@ -4,8 +4,8 @@ use k8s_openapi::api::apps::v1::DaemonSet;
 use k8s_openapi::api::core::v1::{
     self as core, Node, NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, PodSpec, Taint, Toleration,
 };
-use machinery_api::placement::{self, requirement_matches};
 use machinery_client::{Pod, controlled_by};
+use machinery_rules::placement::{self, requirement_matches};
 
 use crate::pods;
 use crate::revisions::POD_HASH;

@@ -22,9 +22,9 @@ use k8s_openapi::api::core::v1::Service;
 use machinery_api::ObjectKey;
 use machinery_api::features::Feature;
 use machinery_api::selector::LabelSelector;
-use machinery_api::waiting;
 use machinery_client::driver::own_key;
 use machinery_client::{BackOff, Change, Context, Controller, Input, ObjectCache, Plan, Pod, ReconcilerState, key_of};
+use machinery_rules::activation;
 
 use crate::Settings;
 use crate::scale::Mapping;
@@ -120,7 +120,7 @@ fn described(hpa: &HorizontalPodAutoscaler) -> impl Iterator<Item = &str> {
 /// The time and message of the condition by which a data plane reports waiting requests.
 fn waiting_condition(service: &Service) -> Option<(Timestamp, &str)> {
     let mut conditions = service.status.iter().flat_map(|status| status.conditions.iter().flatten());
-    let said = conditions.find(|one| one.type_ == waiting::CONDITION && one.status == "True")?;
+    let said = conditions.find(|one| one.type_ == activation::CONDITION && one.status == "True")?;
     Some((said.last_transition_time.0, &said.message))
 }
 
@@ -133,7 +133,7 @@ fn waiting_now(view: &ObjectCache, hpa: &HorizontalPodAutoscaler, now: Timestamp
     let said = described(hpa).filter_map(|name| {
         let service = view.get::<Service>(&ObjectKey::new(namespace, name))?;
         let (since, message) = waiting_condition(service)?;
-        waiting::requests("True", since, message, now)?;
+        activation::waiting_requests("True", since, message, now)?;
         Some(format!("{since} {message}"))
     });
     said.collect()

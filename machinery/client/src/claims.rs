@@ -10,8 +10,8 @@ use k8s_openapi::api::core::v1::{
 };
 use k8s_openapi::api::storage::v1::StorageClass;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use machinery_api::placement::requirement_matches;
 use machinery_api::quantity::Quantity;
+use machinery_rules::placement::requirement_matches;
 
 use crate::object::{controller_of, key_of};
 use crate::pod::{Pod, Volume};

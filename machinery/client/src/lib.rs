@@ -21,6 +21,7 @@ pub mod election;
 pub mod events;
 mod executor;
 pub mod informer;
+pub mod interner;
 mod label_index;
 pub mod losses;
 pub mod metrics;

@@ -15,14 +15,14 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference,
 use k8s_openapi::{Metadata, NamespaceResourceScope, Resource};
 use serde::{Deserialize, Deserializer, Serialize};
 
-use machinery_api::shared::Pool;
+use crate::interner::Interner;
 
 mod condition;
 mod resize;
 
 pub use condition::Condition;
 
-static SHAPES: Pool<PodShape> = Pool::new();
+static SHAPES: Interner<PodShape> = Interner::new();
 
 /// `kubectl apply` stores the whole manifest in this annotation; no decision reads it.
 const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
@@ -363,7 +363,7 @@ impl PodSpec {
             node_name: shape.node_name.take(),
             hostname: shape.hostname.take(),
             subdomain: shape.subdomain.take(),
-            shape: SHAPES.share(shape),
+            shape: SHAPES.intern(shape),
         }
     }
 }

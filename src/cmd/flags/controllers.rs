@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::{Arg, ArgMatches, Args, Command, FromArgMatches};
 use controllers::{NodeLifecycle, names};
-use machinery_api::address_pool::AddressPool;
+use machinery_rules::address_pool::AddressPool;
 
 use super::autoscaler::AutoscalerFlags;
 use super::duration::some_time;

@@ -117,7 +117,7 @@ pub(crate) fn in_zone(time: Timestamp, zone: Option<&str>) -> Res<DateTime> {
         if matches!(zone, "" | "UTC") {
             return Ok(time.civil_at(0));
         }
-        let found = machinery_api::schedule::time_zone(zone).map_err(EvalError::new)?;
+        let found = machinery_api::time::time_zone(zone).map_err(EvalError::new)?;
         // Zones are known up to a day before the last instant.
         let near = jiff::Timestamp::new(time.second, 0).unwrap_or(jiff::Timestamp::MAX);
         return Ok(time.civil_at(found.to_offset(near).seconds().into()));

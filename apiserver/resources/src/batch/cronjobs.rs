@@ -1,7 +1,8 @@
 //! CronJobs: a schedule, and a template of Jobs.
 
 use jiff::Timestamp;
-use machinery_api::schedule::{Schedule, time_zone as named_zone};
+use machinery_api::time::time_zone as named_zone;
+use machinery_rules::cron::Schedule;
 use serde_json::{Value, json};
 
 use super::jobs::{self, validate::job_spec};

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use machinery_api::certificate_request::{CertificateRequest, check_certificates};
+use machinery_rules::certificate_request::{CertificateRequest, check_certificates};
 use serde_json::Value;
 
 use super::requests::{bytes, conditions};

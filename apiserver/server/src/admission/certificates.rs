@@ -3,9 +3,9 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use machinery_api::certificate_request::CertificateRequest;
 use machinery_api::error::ApiResult;
 use machinery_api::selector::go_quoted;
+use machinery_rules::certificate_request::CertificateRequest;
 use serde_json::Value;
 
 use super::{Context, Effects, MaybeReady, Operation, Plugin};

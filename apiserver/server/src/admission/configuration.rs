@@ -3,8 +3,8 @@
 
 use std::path::Path;
 
-use machinery_api::quota::LimitedResource;
 use machinery_api::selector::go_quoted;
+use machinery_rules::quota::LimitedResource;
 use serde_json::Value;
 
 use super::pod_security;

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use machinery_api::error::ApiResult;
 use machinery_api::quantity::Quantity;
-use machinery_api::quota;
+use machinery_rules::quota;
 use serde_json::{Value, json};
 
 use super::{Context, Immediate, Operation};

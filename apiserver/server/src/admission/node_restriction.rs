@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use machinery_api::certificate_request::CertificateRequest;
 use machinery_api::error::{ApiError, ApiResult, GroupResource};
+use machinery_rules::certificate_request::CertificateRequest;
 use serde_json::Value;
 
 use super::{Context, Effects, MaybeReady, Operation, Plugin, is_mirror};

@@ -2,8 +2,8 @@
 
 use machinery_api::error::ApiResult;
 use machinery_api::quantity::Quantity;
-use machinery_api::requests::{Share, pod_total};
 use machinery_api::selector::go_quoted;
+use machinery_rules::requests::{Share, pod_total};
 use serde_json::Value;
 
 use super::{Context, Immediate, Operation};

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use machinery_api::error::ApiResult;
-use machinery_api::quota::{Charge, Evaluator, QuotaCheck, Write, charge};
+use machinery_rules::quota::{Charge, Evaluator, QuotaCheck, Write, charge};
 use serde_json::{Map, Value};
 
 use super::{Context, Effects, MaybeReady, Operation, Plugin, SideWrite};

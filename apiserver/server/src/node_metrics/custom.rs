@@ -10,7 +10,8 @@ use futures::future::{BoxFuture, FutureExt as _};
 use machinery_api::error::GroupResource;
 use machinery_api::quantity::{Format, Quantity};
 use machinery_api::selector::LabelSelector;
-use machinery_api::{ApiError, GroupVersion, time, waiting};
+use machinery_api::{ApiError, GroupVersion, time};
+use machinery_rules::activation;
 use serde_json::{Value, json};
 
 use super::NodeMetrics;
@@ -103,7 +104,7 @@ impl Services {
         let served = self.0.custom_metric(&pods.unwrap_or_default(), metric).await;
         let now = self.0.now();
         // Waiting requests count as demand, although no pod serves them.
-        let waits = waiting::of_service(&service, now).filter(|_| metric == REQUESTS).unwrap_or(0);
+        let waits = activation::waiting_requests_of_service(&service, now).filter(|_| metric == REQUESTS).unwrap_or(0);
         let waits = i64::try_from(waits).unwrap_or(i64::MAX).saturating_mul(1000);
         let sum = served.iter().fold(waits, |sum, (_, one)| sum.saturating_add(one.milli));
         let window = served.iter().map(|(_, one)| one.window_seconds).max().unwrap_or(0);

@@ -6,7 +6,7 @@ use serde_json::Value;
 use super::change::ObjectChange;
 use apiserver_resources::{ResourceInfo, Subresource, SubresourceKind};
 use machinery_api::schema::{Kind, TypeRef};
-use machinery_api::unsupported;
+use machinery_rules::unsupported;
 
 /// The warnings about a new object, or about one whose change goes beyond metadata and status.
 pub(super) fn warnings(

@@ -4,14 +4,14 @@
 use std::ops::Deref;
 use std::sync::Arc;
 
+use crate::interner::Interner;
 use k8s_openapi::api::core::v1::PodCondition;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use machinery_api::shared::Pool;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::Pod;
 
-static CONTENTS: Pool<ConditionContent> = Pool::new();
+static CONTENTS: Interner<ConditionContent> = Interner::new();
 
 /// A condition; its fields other than times are those of [`ConditionContent`].
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -64,7 +64,7 @@ impl From<PodCondition> for Condition {
             condition;
         let last_probe_time = last_probe_time.map(|time| time.0);
         let content = ConditionContent { type_, status, reason, message, observed_generation, last_probe_time };
-        Self { content: CONTENTS.share(content), last_transition_time }
+        Self { content: CONTENTS.intern(content), last_transition_time }
     }
 }
 

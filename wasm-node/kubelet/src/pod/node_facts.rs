@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{Node, NodeSelectorRequirement, NodeSelectorTerm, Pod, Taint, Toleration};
-use machinery_api::placement::{self, requirement_matches, tolerates};
+use machinery_rules::placement::{self, requirement_matches, tolerates};
 
 use crate::static_pods::SOURCE;
 

@@ -7,8 +7,8 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::{Container, ContainerRestartRule, Pod, Probe};
 use machinery_api::imports::ImportRules;
 use machinery_api::quantity::Quantity;
-use machinery_api::shared::Pool;
 use machinery_api::{duration, names};
+use machinery_client::interner::Interner;
 
 use super::check::HookSpec;
 use super::reuse;
@@ -24,7 +24,7 @@ const CONCURRENCY_MAX: usize = 1_000_000;
 /// The maximum request timeout by annotation: a day.
 const TIMEOUT_MAX: Duration = Duration::from_secs(86_400);
 
-static POLICIES: Pool<Vec<ContainerPolicy>> = Pool::new();
+static POLICIES: Interner<Vec<ContainerPolicy>> = Interner::new();
 
 /// All container annotations.
 const KNOWN: [&str; 9] = [
@@ -47,7 +47,7 @@ pub fn rules(pod: &Pod) -> LifecyclePolicy {
     let restart = restart(spec.restart_policy.as_deref()).unwrap_or(RestartPolicy::Always);
     let containers = containers::each(&spec).map(|(class, own)| container_rules(class, &own, restart)).collect();
     LifecyclePolicy {
-        containers: POLICIES.share(containers),
+        containers: POLICIES.intern(containers),
         pod: pod_text(pod),
         restart,
         deadline: spec.active_deadline_seconds.map(seconds),

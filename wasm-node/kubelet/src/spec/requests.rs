@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use k8s_openapi::api::core::v1::{Pod, ResourceRequirements};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as Wire;
 use machinery_api::quantity::Quantity;
-use machinery_api::requests::{Share, pod_total};
+use machinery_rules::requests::{Share, pod_total};
 
 /// An amount in thousandths of cores for `cpu`, else in whole units.
 #[must_use]

@@ -198,7 +198,7 @@ mod tests {
         assert_eq!(link(&allowed.join("new/deep"), "DirectoryOrCreate"), Ok(allowed.join("new/deep")));
         assert_eq!(link(&allowed, ""), Ok(allowed.clone()));
         for bad in ["../other", "out", "out/new", "../allowed2", "data/../../other"] {
-            for kind in machinery_api::unsupported::HOST_PATH_TYPES {
+            for kind in machinery_rules::unsupported::HOST_PATH_TYPES {
                 let error = link(&allowed.join(bad), kind).unwrap_err();
                 assert!(error.contains("--allow-host-path"), "{bad} {kind}: {error}");
             }

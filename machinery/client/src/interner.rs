@@ -1,5 +1,5 @@
 //! Interns values that many objects have in common: ten thousand pods of one template share one copy of their
-//! template's fields.
+//! template's fields. Input: an owned value; output: the shared one that equals it.
 
 use std::collections::HashSet;
 use std::fmt::Debug;
@@ -9,10 +9,10 @@ use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 /// Minimum size for a sweep, which visits every value.
 const SWEPT_FROM: usize = 256;
 
-/// A pool of interned immutable values. Unused values are dropped by a sweep whenever the pool has doubled, so a pool
-/// has at most twice the values in use.
+/// Interned immutable values. A sweep drops the unused ones whenever their number has doubled, so an interner has at
+/// most twice the values in use.
 #[derive(Debug)]
-pub struct Pool<T>(LazyLock<Mutex<Values<T>>>);
+pub struct Interner<T>(LazyLock<Mutex<Values<T>>>);
 
 #[derive(Debug)]
 struct Values<T> {
@@ -26,8 +26,8 @@ impl<T> Values<T> {
     }
 }
 
-impl<T: Eq + Hash> Pool<T> {
-    /// An empty pool.
+impl<T: Eq + Hash> Interner<T> {
+    /// An empty interner.
     #[must_use]
     pub const fn new() -> Self {
         Self(LazyLock::new(|| Mutex::new(Values::new())))
@@ -35,7 +35,7 @@ impl<T: Eq + Hash> Pool<T> {
 
     /// Interns a value.
     #[must_use]
-    pub fn share(&self, value: T) -> Arc<T> {
+    pub fn intern(&self, value: T) -> Arc<T> {
         let mut values = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(held) = values.held.get(&value) {
             return held.clone();
@@ -52,7 +52,7 @@ impl<T: Eq + Hash> Pool<T> {
     }
 }
 
-impl<T: Eq + Hash> Default for Pool<T> {
+impl<T: Eq + Hash> Default for Interner<T> {
     fn default() -> Self {
         Self::new()
     }
@@ -64,13 +64,13 @@ mod tests {
 
     #[test]
     fn equal_values_are_held_once_and_unused_ones_go() {
-        static POOL: Pool<String> = Pool::new();
-        let kept = POOL.share("a".into());
-        assert!(Arc::ptr_eq(&kept, &POOL.share("a".into())));
+        static NAMES: Interner<String> = Interner::new();
+        let kept = NAMES.intern("a".into());
+        assert!(Arc::ptr_eq(&kept, &NAMES.intern("a".into())));
         for n in 0..10 * SWEPT_FROM {
-            let _ = POOL.share(n.to_string());
+            let _ = NAMES.intern(n.to_string());
         }
-        assert!(POOL.0.lock().unwrap().held.len() <= SWEPT_FROM);
-        assert!(Arc::ptr_eq(&kept, &POOL.share("a".into())));
+        assert!(NAMES.0.lock().unwrap().held.len() <= SWEPT_FROM);
+        assert!(Arc::ptr_eq(&kept, &NAMES.intern("a".into())));
     }
 }

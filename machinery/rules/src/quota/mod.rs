@@ -15,7 +15,7 @@ pub use charge::{Charge, QuotaCheck, Refusal, charge};
 pub use limited::LimitedResource;
 pub use pods::{limits, requests};
 
-use crate::quantity::{Format, Quantity};
+use machinery_api::quantity::{Format, Quantity};
 
 /// The usage rules of a kind.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -7,11 +7,11 @@ use serde_json::Value;
 /// The condition's type.
 pub const CONDITION: &str = "coracle.dev/RequestsWaiting";
 /// Its reason while requests wait.
-pub const WAITING: &str = "NoEndpoint";
+pub const REASON_NO_ENDPOINT: &str = "NoEndpoint";
 /// Its reason once no request waits.
-pub const SERVED: &str = "Served";
-/// Validity of the condition: data planes renew it earlier, so an older one is from a data plane that is gone.
-pub const FRESH: SignedDuration = SignedDuration::from_secs(30);
+pub const REASON_SERVED: &str = "Served";
+/// The condition's time to live: data planes renew it earlier, so an older one is from a data plane that has stopped.
+pub const CONDITION_TTL: SignedDuration = SignedDuration::from_secs(30);
 
 /// The condition's message, with the number first for parsing.
 #[must_use]
@@ -21,21 +21,21 @@ pub fn message(requests: usize) -> String {
 
 /// The number of waiting requests in a Service's condition; `None` if it has none or an expired one.
 #[must_use]
-pub fn requests(status: &str, since: Timestamp, message: &str, now: Timestamp) -> Option<u64> {
-    if status != "True" || now.duration_since(since) > FRESH {
+pub fn waiting_requests(status: &str, since: Timestamp, message: &str, now: Timestamp) -> Option<u64> {
+    if status != "True" || now.duration_since(since) > CONDITION_TTL {
         return None;
     }
     let number = message.split(' ').next().and_then(|number| number.parse().ok());
     Some(number.unwrap_or(1).max(1))
 }
 
-/// As [`requests`], for a Service as JSON.
+/// As [`waiting_requests`], for a Service as JSON.
 #[must_use]
-pub fn of_service(service: &Value, now: Timestamp) -> Option<u64> {
+pub fn waiting_requests_of_service(service: &Value, now: Timestamp) -> Option<u64> {
     let conditions = service["status"]["conditions"].as_array()?;
     let found = conditions.iter().find(|condition| condition["type"] == CONDITION)?;
     let text = |key: &str| found[key].as_str().unwrap_or_default();
-    requests(text("status"), text("lastTransitionTime").parse().ok()?, text("message"), now)
+    waiting_requests(text("status"), text("lastTransitionTime").parse().ok()?, text("message"), now)
 }
 
 #[cfg(test)]
@@ -57,8 +57,8 @@ mod tests {
             let condition =
                 serde_json::json!({"type": CONDITION, "status": status, "lastTransitionTime": at, "message": says});
             let service = serde_json::json!({"status": {"conditions": [{"type": "other"}, condition]}});
-            assert_eq!(of_service(&service, now), wanted, "{service}");
+            assert_eq!(waiting_requests_of_service(&service, now), wanted, "{service}");
         }
-        assert_eq!(of_service(&Value::Null, now), None);
+        assert_eq!(waiting_requests_of_service(&Value::Null, now), None);
     }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
-use crate::quantity::Quantity;
+use machinery_api::quantity::Quantity;
 
 /// Amounts by resource name.
 pub type Amounts = BTreeMap<String, Quantity>;

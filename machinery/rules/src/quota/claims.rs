@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::amounts::{Amounts, add, raise, read};
 use super::{Scope, whole};
-use crate::quantity::{Format, Quantity};
+use machinery_api::quantity::{Format, Quantity};
 
 const COUNT: &str = "count/persistentvolumeclaims";
 const CLASS: &str = ".storageclass.storage.k8s.io/";
