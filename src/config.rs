@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use apiserver::admission::AdmissionConfiguration;
+use apiserver_admission::AdmissionConfiguration;
 use clap::{Args, ValueEnum};
 use controllers::{AutoscalerSettings, NodeLifecycle};
 use images::{CollectPolicy, CredentialProviders, PARALLEL_PULLS_DEFAULT, Registries, SignaturePolicy};

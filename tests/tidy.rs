@@ -82,6 +82,16 @@ const FORBIDDEN: &[(&str, &[&str], &str)] = &[
         "who a user is and what the user may do: no HTTP server or client, no socket",
     ),
     (
+        "apiserver/admission",
+        &["axum", "http", "hyper", "machinery-serve", "machinery-client", "kube", "sled", "apiserver"],
+        "what may be written: no HTTP, no socket, no server",
+    ),
+    (
+        "apiserver/webhook",
+        &["axum", "machinery-client", "kube", "apiserver-storage", "apiserver-admission", "apiserver"],
+        "calls of webhooks: no HTTP server, no store, no admission",
+    ),
+    (
         "apiserver/catalog",
         &["tokio", "hyper", "axum", "http", "machinery-env", "machinery-serve", "apiserver-storage", "apiserver"],
         "served resources and their documents: no tokio, no clock, no HTTP, no store",

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use apiserver::admission::AdmissionConfiguration;
+use apiserver_admission::AdmissionConfiguration;
 use clap::Args;
 use ipnet::Ipv4Net;
 use machinery_api::features::Features;

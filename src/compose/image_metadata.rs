@@ -4,8 +4,8 @@
 use std::pin::Pin;
 use std::sync::Arc;
 
-use apiserver::admission::{AdmissionConfiguration, ImageImports, ImageMetadata};
 use apiserver::server::ChainExtensions;
+use apiserver_admission::{AdmissionConfiguration, ImageImports, ImageMetadata};
 use images::{Images, ImportInspector, ModuleInspector, RegistryAccess};
 use machinery_env::Env;
 use oci_registry::BlobStore;

@@ -6,7 +6,7 @@ use super::{all_rust_files, check, code};
 /// Where keys are read and written; their home is `machinery/api/src/key/`.
 const FOLDERS: &[&str] = &[
     "apiserver/storage/src/",
-    "apiserver/server/src/admission/",
+    "apiserver/admission/src/",
     "apiserver/server/src/bootstrap/",
     "apiserver/catalog/src/",
     "apiserver/server/src/registry/",
@@ -23,8 +23,8 @@ const SIGNS: &[&str] = &["split('/')", "split_once('/')", "matches('/')", "match
 
 /// Files with such lines, a part of each line, and what it is about, which is no key.
 const OTHERS: &[(&str, &str, &str)] = &[
-    ("apiserver/server/src/admission/matching.rs", "resource.split_once", "a rule's resource and subresource"),
-    ("apiserver/server/src/admission/node_restriction.rs", "label.split_once", "a label's domain"),
+    ("apiserver/admission/src/matching.rs", "resource.split_once", "a rule's resource and subresource"),
+    ("apiserver/admission/src/node_restriction.rs", "label.split_once", "a label's domain"),
     ("apiserver/server/src/bootstrap/cidr_migration.rs", "text.split_once", "a block of addresses"),
     ("apiserver/server/src/bootstrap/cidr_migration.rs", "self.address(", "a block of addresses"),
     ("apiserver/catalog/src/discovery.rs", "std::env::consts::OS", "a platform"),

@@ -34,7 +34,7 @@ const TABLES: &[Table] = &[
     },
     Table {
         what: "admission plugin",
-        below: "apiserver/server/src/admission/",
+        below: "apiserver/admission/src/",
         before: &["name: \"", "fn name(&self) -> &'static str {\n        \""],
         suffix: "",
         page: "docs/compatibility.md",

@@ -22,7 +22,7 @@ const WIDE_STRUCTS: &[(&str, &str, &str)] = &[
 const WIDE_FUNCTIONS: &[(&str, &str, &str)] = &[
     ("apiserver/cel/src/syntax/macros.rs", "fold", "the parts of a comprehension, as CEL's specification names them"),
     (
-        "apiserver/server/src/admission/policies/mutating.rs",
+        "apiserver/admission/src/policies/mutating.rs",
         "add_invocations",
         "one evaluation: policy, binding, parameters and request",
     ),

@@ -5,23 +5,20 @@
 //! normalise → validation → validating admission → one transaction (optimistic retry on a conflict) → encode. All
 //! writes take this path ([`registry`]). [`apiserver_resources`] has the one table that drives routes, discovery,
 //! OpenAPI, storage, columns, defaulting and validation; [`apiserver_catalog`] the set of served resources;
-//! [`apiserver_storage`] the store and the watch cache; [`apiserver_auth`] authentication and authorization.
+//! [`apiserver_storage`] the store and the watch cache; [`apiserver_auth`] authentication and authorization;
+//! [`apiserver_admission`] the admission chain; [`apiserver_webhook`] the calls of webhooks.
 //!
 //! Absent on purpose: a Kubernetes client, and HTTP types outside [`http`] (except the TLS listener in [`tls`]).
 
-pub mod admission;
 pub mod bootstrap;
 mod component_statuses;
-mod conversion;
 mod extensions;
 mod fair_queue;
 pub mod http;
 pub mod node_metrics;
 pub mod registry;
-pub mod request;
 pub mod server;
 pub mod tls;
-pub mod webhook;
 
 #[cfg(test)]
 mod store_format;

@@ -23,11 +23,10 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tower::Service;
 
-use crate::admission::{AdmissionConfiguration, Chain, ImageMetadata, Plugin};
 use crate::bootstrap::{self, Cluster};
 use crate::component_statuses;
-use crate::conversion::Converter;
 use crate::extensions::Extensions;
+use crate::fair_queue::budget;
 use crate::http::dispatch::BODY_BYTES_MAX;
 use crate::http::handle::{HandlerDeps, RequestHandler};
 use crate::http::kubelets::Kubelets;
@@ -37,7 +36,7 @@ use crate::node_metrics::{self, NodeMetrics};
 use crate::registry::versions::CustomVersions;
 use crate::registry::{Registry, facts_of_fields};
 use crate::tls::{self, Acceptor};
-use crate::webhook::{self, Caller, ServiceDialer};
+use apiserver_admission::{AdmissionConfiguration, Chain, ImageMetadata, Plugin};
 use apiserver_auth::jwt::SigningKey;
 use apiserver_auth::{AuthenticateToken, Authenticator, Authorize, Authorizer};
 use apiserver_catalog::{Catalog, ResourceConflict, SharedCatalog};
@@ -46,6 +45,8 @@ use apiserver_resources::allocate::{Allocator, ServiceNetwork};
 use apiserver_resources::checking::{Warning, type_check};
 use apiserver_storage::cache::{Lookup, Resource, WatchCache};
 use apiserver_storage::store::{Record, Store, StoreError};
+use apiserver_webhook::conversion::Converter;
+use apiserver_webhook::{Caller, ServiceDialer};
 
 #[cfg(test)]
 mod chain_tests;
@@ -160,9 +161,10 @@ impl Apiserver {
         let (kubelets, objects_of_services) = (config.kubelets.clone(), objects.clone());
         let service_dialer: Arc<dyn ServiceDialer> =
             Arc::new(Services { objects: objects_of_services, kubelets, env: env.clone() });
-        let caller = Caller::new(service_dialer, webhook::Metrics::new(&config.registry), env.clone());
+        let caller = Caller::new(service_dialer, apiserver_webhook::Metrics::new(&config.registry), env.clone());
         let converter = Arc::new(Converter::new(caller.clone(), env.clone()));
         let admission = Chain::new(env, authorizer.clone())
+            .with_interrupt(budget::is_exhausted)
             .with_toleration_seconds(config.toleration_seconds)
             .with_images(additions.images)
             .with_configuration(additions.admission)

@@ -203,6 +203,12 @@ impl Status {
 }
 
 impl ApiError {
+    /// 504 of a request that exceeded its own timeout.
+    #[must_use]
+    pub fn request_timed_out() -> Self {
+        Self::Timeout("Timeout: request did not complete within the allotted timeout".into(), 0, Vec::new())
+    }
+
     /// The only conversion of an error to its wire form.
     #[must_use]
     pub fn status(&self) -> Status {

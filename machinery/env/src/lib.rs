@@ -5,6 +5,7 @@
 //! [`Env::timeout`], [`Env::interval`]) and the instants they are compared with ([`Env::instant`], [`Env::deadline`])
 //! are tokio's in every environment: a test that pauses tokio's clock advances them.
 
+mod task_deadline;
 mod timers;
 
 use std::fmt;
@@ -15,6 +16,7 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use rand::{Rng, SeedableRng, rngs::ChaCha12Rng};
 
+pub use task_deadline::task_deadline;
 pub use timers::Deadline;
 
 /// Digits of a UID.

@@ -13,8 +13,8 @@ use serde_json::{Value, json};
 use super::{Extensions, lock};
 use crate::http::handle::RequestHandler;
 use crate::registry::{ObjectConversions, Registry, RequestScope, object};
-use crate::request::options::DeleteOptions;
 use apiserver_auth::{MASTERS, UserInfo};
+use apiserver_resources::options::DeleteOptions;
 
 /// The time after which remaining instances are reported in the status.
 const DELETION_TIMEOUT: Duration = Duration::from_secs(60);

@@ -24,11 +24,11 @@ use machinery_env::Env;
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
-use crate::admission::Options;
 use crate::http::handle::RequestHandler;
 use crate::registry::{ObjectConversions, Registry, RequestScope, object};
-use crate::request::options::WriteOptions;
+use apiserver_admission::Options;
 use apiserver_auth::{MASTERS, UserInfo};
+use apiserver_resources::options::WriteOptions;
 
 pub(crate) const GROUP: &str = "apiextensions.k8s.io";
 pub(crate) const PLURAL: &str = "customresourcedefinitions";

@@ -26,10 +26,10 @@ use super::logs;
 use super::proxy;
 use super::respond;
 use crate::registry::RequestScope;
-use crate::request::query::Query;
 use crate::tls::Peer;
 use apiserver_auth::Attributes;
 use apiserver_resources::SubresourceKind;
+use apiserver_resources::query::Query;
 
 /// The maximum number of ports of one WebSocket. Each port takes two of the numbered channels.
 const PORTS_MAX: usize = 100;

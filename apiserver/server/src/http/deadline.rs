@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use machinery_api::ApiError;
 
-use crate::request::query::Query;
 use apiserver_resources::field::quoted;
+use apiserver_resources::query::Query;
 
 /// The timeout of every request that is not long-running (upstream's default).
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);

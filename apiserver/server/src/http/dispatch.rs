@@ -23,9 +23,8 @@ use crate::registry::body::{self as bodies, Body as RequestBody};
 use crate::registry::{
     ObjectConversions, PatchType, Registry, RequestObject, RequestScope, ResponseObject, VerbResult, eviction, object,
 };
-use crate::request::deadline::timed_out;
-use crate::request::options::{DeleteOptions, ListOptions, WriteOptions};
 use apiserver_auth::{reviews, tokens};
+use apiserver_resources::options::{DeleteOptions, ListOptions, WriteOptions};
 use apiserver_resources::{SubresourceKind, Verb, rules};
 
 /// The largest request body (upstream's default).
@@ -336,7 +335,9 @@ impl RequestHandler {
         let time_max = self.time_left(ctx.deadline);
         match queue_permit {
             None => budget::scope(&self.fair_queue, &ctx.user.name, time_max, work).await,
-            Some(queue_permit) => queue_permit.run(time_max, work).await.unwrap_or_else(|_| Err(timed_out())),
+            Some(queue_permit) => {
+                queue_permit.run(time_max, work).await.unwrap_or_else(|_| Err(ApiError::request_timed_out()))
+            }
         }
     }
 

@@ -6,7 +6,7 @@ use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use super::deadline::{self, REQUEST_TIMEOUT};
 use super::info::RequestInfo;
 use super::negotiate::{Media, Offers, Produces, negotiate, route_accepts};
-use crate::request::query::{Query, parse_integer};
+use apiserver_resources::query::{Query, parse_integer};
 
 /// Generates texts from fragments, so that they pass the first check.
 fn pieces(of: &'static [&'static str]) -> impl ValueGenerator<Output = String> {

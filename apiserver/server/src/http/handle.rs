@@ -26,11 +26,10 @@ use super::route::{self, NoRoute, Route, Target};
 use super::warnings;
 use crate::fair_queue::FairQueue;
 use crate::registry::Registry;
-use crate::request::deadline::{timed_out, within};
-use crate::request::query::Query;
 use crate::tls::{self, Peer};
 use apiserver_auth::{ANONYMOUS, Attributes, Authenticator, Authorizer, MASTERS, UserInfo, impersonate};
 use apiserver_catalog::Catalog;
+use apiserver_resources::query::Query;
 
 /// The dependencies of a [`RequestHandler`].
 pub struct HandlerDeps {
@@ -218,12 +217,12 @@ impl RequestHandler {
         }
         ctx.deadline = self.deps.env.elapsed() + timeout;
         let gauge_guard = self.deps.metrics.in_flight(is_mutating(ctx.info));
-        let done = within(&self.deps.env, timeout, Box::pin(self.dispatch(ctx, method, route, body))).await;
+        let done = self.deps.env.within(timeout, Box::pin(self.dispatch(ctx, method, route, body))).await;
         drop(gauge_guard);
         if ctx.permit.is_rejected() {
             return too_many_requests();
         }
-        done.unwrap_or_else(|_| respond::error(&ctx.head, &timed_out()))
+        done.unwrap_or_else(|_| respond::error(&ctx.head, &ApiError::request_timed_out()))
     }
 
     /// The time until the deadline. Work that waited in the fair queue gets no more: it blocks its thread, so no other
@@ -298,7 +297,8 @@ fn with_timeout<T, F>(env: &Env, answer: F) -> impl Future<Output = F::Output> +
 where
     F: Future<Output = Result<T, ApiError>>,
 {
-    env.timeout(deadline::REQUEST_TIMEOUT, answer).map(|done| done.unwrap_or_else(|_| Err(timed_out())))
+    env.timeout(deadline::REQUEST_TIMEOUT, answer)
+        .map(|done| done.unwrap_or_else(|_| Err(ApiError::request_timed_out())))
 }
 
 fn too_many_requests() -> Response<Body> {

@@ -9,7 +9,7 @@ use axum::body::Body;
 use http::Response;
 
 use super::respond;
-use crate::request::query::Query;
+use apiserver_resources::query::Query;
 
 /// One check: its name and whether it passes.
 pub type Check = (&'static str, bool);

@@ -3,7 +3,7 @@
 
 use percent_encoding::percent_decode_str;
 
-use crate::request::query::Query;
+use apiserver_resources::query::Query;
 use machinery_api::selector::FieldSelector;
 
 /// The verb and the resource or path of a request.

@@ -16,7 +16,7 @@ use super::handle::{RequestContext, RequestHandler};
 use super::kubelets;
 use super::respond;
 use crate::registry::RequestScope;
-use crate::request::query::Query;
+use apiserver_resources::query::Query;
 
 /// The subprotocols for a log over a WebSocket; a client may offer none.
 const WEBSOCKET_PROTOCOLS: [&str; 2] = ["binary.k8s.io", ""];

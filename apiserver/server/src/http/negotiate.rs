@@ -2,7 +2,7 @@
 
 use machinery_api::ApiError;
 
-use crate::request::query::Query;
+use apiserver_resources::query::Query;
 use machinery_api::schema;
 
 /// The media types of resources, in the order of upstream's messages.

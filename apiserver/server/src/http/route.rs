@@ -288,7 +288,7 @@ fn serve(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::request::query::Query;
+    use apiserver_resources::query::Query;
 
     fn outcome(method: &str, target: &str) -> String {
         let (path, query) = target.split_once('?').unwrap_or((target, ""));

@@ -10,9 +10,9 @@ use serde_json::Value;
 use tokio::net::TcpStream;
 
 use super::kubelets::{Kubelets, NodeAddress};
-use crate::webhook::{ServiceDialer, Stream};
 use apiserver_resources::objects::ObjectReader;
 use apiserver_storage::cache::Lookup;
+use apiserver_webhook::{ServiceDialer, Stream};
 
 /// Dials Services for webhooks.
 pub(crate) struct Services {

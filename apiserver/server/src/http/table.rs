@@ -9,7 +9,7 @@ use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
 use super::negotiate::MetaVersion;
-use crate::request::query::Query;
+use apiserver_resources::query::Query;
 use apiserver_resources::{Column, ResourceInfo, Strategy, cells};
 use apiserver_storage::cache::Cached;
 

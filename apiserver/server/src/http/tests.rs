@@ -12,8 +12,8 @@ use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 
-use crate::admission::{self, Effects, Plugin};
 use crate::server::{Apiserver, ChainExtensions, Config};
+use apiserver_admission::{Effects, Plugin};
 use apiserver_auth::MaybeReady;
 use apiserver_auth::{Attributes, Authorize, Decision, UserInfo};
 use apiserver_resources::objects::ObjectReader;
@@ -54,10 +54,10 @@ impl Plugin for Gate {
 
     fn mutate<'a>(
         &'a self,
-        context: &'a admission::Context<'_>,
+        context: &'a apiserver_admission::Context<'_>,
         _: &'a mut Value,
         _: &'a mut Effects,
-    ) -> admission::MaybeReady<'a> {
+    ) -> apiserver_admission::MaybeReady<'a> {
         assert_ne!(context.request.user.name, PANICS, "the plugin panics");
         MaybeReady::Pending(Box::pin(async {
             self.plugin.acquire().await.expect("never closed").forget();

@@ -9,8 +9,8 @@ use super::change::{Existing, ObjectChange};
 use super::intent::{Intent, RequestObject};
 use super::object::{self, metadata_mut};
 use super::{Registry, RequestScope, VerbResult, check_uid};
-use crate::admission::Options;
-use crate::request::options::WriteOptions;
+use apiserver_admission::Options;
+use apiserver_resources::options::WriteOptions;
 use apiserver_resources::rules;
 
 impl Registry {

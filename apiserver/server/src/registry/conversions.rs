@@ -10,7 +10,7 @@ use apiserver_resources::apiextensions::custom::Definition;
 use machinery_api::ApiError;
 use serde_json::Value;
 
-use crate::conversion::Converter;
+use apiserver_webhook::conversion::Converter;
 
 /// The converted objects, and the conversions still to be made.
 #[derive(Debug, Default)]

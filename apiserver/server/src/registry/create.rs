@@ -9,9 +9,9 @@ use super::change::ObjectChange;
 use super::intent::{Intent, RequestObject};
 use super::object::{self, metadata_mut};
 use super::{Registry, RequestScope, VerbResult, body, invalid};
-use crate::admission::Options;
-use crate::request::options::WriteOptions;
+use apiserver_admission::Options;
 use apiserver_resources::metadata;
+use apiserver_resources::options::WriteOptions;
 
 /// The maximum number of generated names per create (upstream's).
 pub(super) const NAME_TRIES_MAX: usize = 8;

@@ -11,8 +11,8 @@ use super::change::{Existing, ObjectChange};
 use super::intent::Intent;
 use super::object::{self, FOREGROUND, ORPHAN, metadata_mut, versioned};
 use super::{Registry, RequestScope, ResponseObject, VerbResult};
-use crate::admission::Options;
-use crate::request::options::{DeleteOptions, ListOptions, Propagation};
+use apiserver_admission::Options;
+use apiserver_resources::options::{DeleteOptions, ListOptions, Propagation};
 use apiserver_resources::{Deletion, ResourceInfo};
 use apiserver_storage::store::{Record, Revision};
 

@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use super::change::{Existing, ObjectChange};
 use super::{RequestScope, fields, object, scale};
-use crate::admission::{Effects, Operation};
+use apiserver_admission::{Effects, Operation};
 
 /// The document of a draft.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

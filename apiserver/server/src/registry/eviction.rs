@@ -10,12 +10,12 @@ use serde_json::Value;
 
 use super::intent::{Intent, RequestObject};
 use super::{Registry, RequestScope, ResponseObject, VerbResult, binding, body, object};
-use crate::admission::Options;
-use crate::request::options::{DeleteOptions, WriteOptions};
+use apiserver_admission::Options;
 use apiserver_auth::{MASTERS, UserInfo};
 use apiserver_resources::SubresourceKind;
 use apiserver_resources::evictions::{self, Guard};
 use apiserver_resources::objects::ObjectReader;
+use apiserver_resources::options::{DeleteOptions, WriteOptions};
 
 /// The maximum number of attempts when the pod or its budget changes in between.
 const TRIES_MAX: usize = 20;

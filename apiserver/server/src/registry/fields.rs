@@ -13,7 +13,7 @@ use super::change::Existing;
 use super::conversions::ObjectConversions;
 use super::object::{self, metadata_mut};
 use super::{PatchType, RequestScope, scale};
-use crate::admission::Options;
+use apiserver_admission::Options;
 use apiserver_catalog::Catalog;
 use apiserver_resources::apiextensions::custom::Conversion;
 use apiserver_resources::{ResetFields, ResourceInfo};

@@ -7,7 +7,7 @@ use machinery_api::selector::{FieldSelector, LabelSelector};
 use serde_json::json;
 
 use super::page::Continue;
-use crate::request::options::DeleteOptions;
+use apiserver_resources::options::DeleteOptions;
 
 fn pieces(of: &'static [&'static str]) -> impl ValueGenerator<Output = String> {
     produce::<Vec<u8>>().map_gen(move |bytes| bytes.iter().map(|byte| of[usize::from(*byte) % of.len()]).collect())

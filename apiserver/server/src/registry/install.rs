@@ -8,10 +8,10 @@ use super::change::{Existing, ObjectChange};
 use super::intent::Intent;
 use super::object::{self, metadata_mut};
 use super::{ObjectConversions, Registry, RequestScope, body};
-use crate::admission::Options;
 use crate::bootstrap::Write;
-use crate::request::options::WriteOptions;
+use apiserver_admission::Options;
 use apiserver_auth::{MASTERS, UserInfo};
+use apiserver_resources::options::WriteOptions;
 use machinery_api::schema;
 
 /// The maximum number of concurrent writes, so that they share the store's syncs.

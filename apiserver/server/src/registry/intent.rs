@@ -11,9 +11,9 @@ use super::change::{Existing, ObjectChange};
 use super::draft::{DocumentKind, Draft};
 use super::object::{self, metadata_mut};
 use super::{PatchType, Registry, RequestScope, binding, body, check_uid, create, delete, eviction, fields, scale};
-use crate::admission::Options;
-use crate::request::options::DeleteOptions;
+use apiserver_admission::Options;
 use apiserver_resources::SubresourceKind;
+use apiserver_resources::options::DeleteOptions;
 use machinery_api::schema::FieldValidation;
 
 /// The object of a request body. It is decoded once, and again for an optimistic retry, which is rare, instead of being

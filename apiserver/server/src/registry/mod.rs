@@ -45,14 +45,13 @@ use machinery_api::{GroupVersionKind, ObjectName, StorageKey, StorageScope};
 use machinery_env::Env;
 use serde_json::Value;
 
-use crate::admission::{Chain, Effects, Operation, Options, Request, ValidateInput};
 use crate::fair_queue::budget;
-use crate::request::deadline::timed_out;
-use crate::request::options::WriteOptions;
+use apiserver_admission::{Chain, Effects, Operation, Options, Request, ValidateInput};
 use apiserver_auth::{Attributes, Authorizer, UserInfo};
 use apiserver_catalog::{Catalog, SharedCatalog};
 use apiserver_resources::allocate::Allocator;
 use apiserver_resources::field::{FieldError, causes};
+use apiserver_resources::options::WriteOptions;
 use apiserver_resources::{Allocation, Context, Requester, ResourceInfo, Subresource, SubresourceKind};
 use apiserver_storage::cache::{Cached, Lookup, WatchCache};
 use apiserver_storage::store::record::{Facts, fingerprint};
@@ -309,7 +308,7 @@ impl Registry {
             true => {
                 *object = given;
                 let again = Box::pin(self.admit_once(call, operation, object, options));
-                budget::run_blocking(again).await.unwrap_or_else(|| (Err(timed_out()), Vec::new()))
+                budget::run_blocking(again).await.unwrap_or_else(|| (Err(ApiError::request_timed_out()), Vec::new()))
             }
         };
         call.warnings.append(&mut warnings);

@@ -6,8 +6,8 @@ use serde_json::{Value, json};
 use super::change::ObjectChange;
 use super::delete;
 use super::object::{self, FOREGROUND, ORPHAN};
-use crate::request::options::{DeleteOptions, Propagation};
 use apiserver_resources::ResourceInfo;
+use apiserver_resources::options::{DeleteOptions, Propagation};
 
 /// Decides the change of one Namespace.
 pub(super) fn decide(row: &ResourceInfo, old: &Value, options: &DeleteOptions, now: Timestamp) -> ObjectChange {

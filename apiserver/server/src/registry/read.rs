@@ -11,9 +11,9 @@ use machinery_api::{ApiError, Cause};
 use super::object::parse_version;
 use super::page::{self, Continue};
 use super::{Registry, RequestScope, ResponseObject, VerbResult, store_error};
-use crate::request::options::{ListOptions, VersionMatch};
 use apiserver_resources::ResourceInfo;
 use apiserver_resources::objects::ObjectSource;
+use apiserver_resources::options::{ListOptions, VersionMatch};
 use apiserver_storage::cache::{Cached, Page, Selectors, VersionError, Watch};
 use apiserver_storage::store::Revision;
 
@@ -98,7 +98,7 @@ impl Registry {
     /// The selectors of a list, with field labels of the stored version, or upstream's error for an unsupported field.
     pub fn selectors(call: &RequestScope<'_>, options: &ListOptions) -> Result<Selectors, ApiError> {
         let row = call.row;
-        let mut selectors = options.selectors.clone();
+        let mut selectors = Selectors { labels: options.labels.clone(), fields: options.fields.clone() };
         for requirement in &selectors.fields.requirements {
             check_field(row, &requirement.field)?;
         }

@@ -8,8 +8,8 @@ use serde_json::{Value, json};
 use super::body::{self, Body};
 use super::object;
 use super::{PatchType, Registry, RequestObject, RequestScope, ResponseObject, VerbResult, invalid};
-use crate::request::options::WriteOptions;
 use apiserver_resources::field::{ErrorList, Path};
+use apiserver_resources::options::WriteOptions;
 use apiserver_resources::{ResourceInfo, metadata};
 use machinery_api::schema::FieldValidation;
 

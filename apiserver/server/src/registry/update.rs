@@ -7,8 +7,8 @@ use super::change::{Existing, ObjectChange};
 use super::intent::{Intent, RequestObject};
 use super::object::{self, metadata_mut};
 use super::{PatchType, Registry, RequestScope, VerbResult, body, invalid};
-use crate::admission::Options;
-use crate::request::options::WriteOptions;
+use apiserver_admission::Options;
+use apiserver_resources::options::WriteOptions;
 use apiserver_resources::{Deletion, ResourceInfo, SubresourceKind, metadata};
 
 impl Registry {

@@ -16,7 +16,7 @@ use serde_json::Value;
 
 use super::conversions::ObjectConversions;
 use super::{Registry, object};
-use crate::conversion::Converter;
+use apiserver_webhook::conversion::Converter;
 
 /// The maximum size of the cache of converted objects.
 const CACHE_BYTES_MAX: usize = 16 << 20;

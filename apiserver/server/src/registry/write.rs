@@ -22,9 +22,8 @@ use super::draft::Draft;
 use super::intent::Intent;
 use super::outcome::{Outcome, WriteStatus, change_result, write_result};
 use super::{Registry, RequestScope, ResponseObject, TRIES_MAX, VerbResult, claims, inert, object, store_error};
-use crate::admission::{Effects, Options, SideWrite, ValidateInput};
 use crate::fair_queue::budget;
-use crate::request::deadline::timed_out;
+use apiserver_admission::{Effects, Options, SideWrite, ValidateInput};
 use apiserver_resources::ResourceInfo;
 use apiserver_storage::store::{Compare, Op, Record, Txn};
 
@@ -39,7 +38,7 @@ pub(super) struct Attempt {
 
 impl Attempt {
     fn timed_out() -> Self {
-        Self { decision: Err(timed_out()), warnings: Vec::new() }
+        Self { decision: Err(ApiError::request_timed_out()), warnings: Vec::new() }
     }
 }
 

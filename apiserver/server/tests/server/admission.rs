@@ -2,8 +2,8 @@
 
 use std::sync::{Arc, Mutex};
 
-use apiserver::admission::{Context, Effects, MaybeReady, Plugin};
 use apiserver::server::ChainExtensions;
+use apiserver_admission::{Context, Effects, MaybeReady, Plugin};
 use serde_json::{Value, json};
 
 use super::server_with;

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use apiserver::admission::AdmissionConfiguration;
+use apiserver_admission::AdmissionConfiguration;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 

@@ -10,14 +10,14 @@ use machinery_env::Env;
 use serde_json::json;
 
 use super::*;
-use crate::admission::{self, MaybeReady, Plugin};
 use crate::fair_queue::FairQueue;
 use crate::registry::body::{self, Body};
 use crate::registry::{ObjectConversions, PatchType, RequestObject, fields, scale};
-use crate::request::options::WriteOptions;
 use crate::server::{Apiserver, ChainExtensions, Config};
+use apiserver_admission::{MaybeReady, Plugin};
 use apiserver_auth::UserInfo;
 use apiserver_catalog::Catalog;
+use apiserver_resources::options::WriteOptions;
 use apiserver_storage::store::memory::MemoryStore;
 use apiserver_storage::store::{Store as _, Txn};
 
@@ -47,7 +47,7 @@ impl Plugin for WarningPlugin {
 
     fn mutate<'a>(
         &'a self,
-        context: &'a admission::Context<'_>,
+        context: &'a apiserver_admission::Context<'_>,
         _: &'a mut Value,
         effects: &'a mut Effects,
     ) -> MaybeReady<'a> {
@@ -71,7 +71,12 @@ impl Plugin for WarningPlugin {
         }))
     }
 
-    fn validate<'a>(&'a self, _: &'a admission::Context<'_>, _: &'a Value, effects: &'a mut Effects) -> MaybeReady<'a> {
+    fn validate<'a>(
+        &'a self,
+        _: &'a apiserver_admission::Context<'_>,
+        _: &'a Value,
+        effects: &'a mut Effects,
+    ) -> MaybeReady<'a> {
         effects.warnings.push(WARNINGS[1].into());
         MaybeReady::Ready(Ok(()))
     }
