@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 
 #[path = "tidy/codecs.rs"]
 mod codecs;
+#[path = "tidy/fields.rs"]
+mod fields;
 #[path = "tidy/keys.rs"]
 mod keys;
 #[path = "tidy/layers.rs"]
@@ -211,6 +213,11 @@ const PURE: &[&str] = &[
 
 fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// A file below the root.
+fn read(path: &str) -> String {
+    fs::read_to_string(root().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
 fn rust_files(folder: &Path, into: &mut Vec<PathBuf>) {

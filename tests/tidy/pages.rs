@@ -3,17 +3,13 @@
 use std::collections::BTreeSet;
 use std::fs;
 
-use super::{check, root};
+use super::{check, read, root};
 
 const README_LINES_MAX: usize = 120;
 const ARCHITECTURE_WORDS_MAX: usize = 30;
 const COMPATIBILITY_WORDS_MAX: usize = 40;
 /// A longer cell of a table is a list below it.
 const CELL_CHARS_MAX: usize = 400;
-
-fn read(path: &str) -> String {
-    fs::read_to_string(root().join(path)).expect("a readable page")
-}
 
 /// Pages of a folder below docs/, as the table of contents writes them.
 fn pages(folder: &str) -> BTreeSet<String> {

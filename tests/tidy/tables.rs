@@ -1,18 +1,12 @@
 //! Columns of tables in the docs equal the code: kinds without a controller, weights of scheduler plugins, grants of host
 //! interfaces, feature gates, annotations and metrics. `rows.rs` compares the names of rows.
 
-use std::collections::BTreeSet;
-use std::fs;
-
 use super::rows::{first_cells, names, part, shipped};
-use super::{all_rust_files, check, root};
+use super::{all_rust_files, check, read};
+use std::collections::BTreeSet;
 
 const COMPATIBILITY: &str = "docs/compatibility.md";
 const OPERATIONS: &str = "docs/operations.md";
-
-fn read(path: &str) -> String {
-    fs::read_to_string(root().join(path)).expect("a readable source")
-}
 
 /// The code that ships of the files below a folder.
 fn sources(below: &str) -> impl Iterator<Item = String> {
