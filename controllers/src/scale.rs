@@ -49,20 +49,10 @@ impl Mapping {
     }
 }
 
-/// The group and version of `apps/v1`, of `v1`.
-fn split(api_version: &str) -> Result<(&str, &str), String> {
-    match GroupVersion::parse(api_version) {
-        GroupVersion { version, .. } if version.contains('/') => {
-            Err(format!("unexpected GroupVersion string: {api_version}"))
-        }
-        GroupVersion { group, version } => Ok((group, version)),
-    }
-}
-
 /// The resource of a kind: in the given version if it is served there, else in the first version of the group that
 /// serves it. `known`: cached mappings.
 pub(crate) fn mapping(pass: &Pass, known: &mut Vec<Mapping>, api_version: &str, kind: &str) -> Result<Mapping, Stop> {
-    let (group, version) = split(api_version)?;
+    let GroupVersion { group, version } = GroupVersion::parse_checked(api_version)?;
     if let Some(found) = known.iter().find(|one| one.group == group && one.kind == kind) {
         return Ok(found.clone());
     }

@@ -2,6 +2,7 @@
 //! objects still exist.
 
 use machinery_api::selector::go_quoted;
+use machinery_api::{GroupVersion, GroupVersionKind};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -190,11 +191,7 @@ impl BoundObject {
         }
         let text = |field: &str| reference[field].as_str().unwrap_or_default();
         let (api_version, kind, name, uid) = (text("apiVersion"), text("kind"), text("name"), text("uid"));
-        let (group, version) = match api_version.split_once('/') {
-            _ if api_version.matches('/').count() > 1 => ("", ""),
-            Some((group, version)) => (group, version),
-            None => ("", api_version),
-        };
+        let GroupVersion { group, version } = GroupVersion::parse_checked(api_version).unwrap_or_default();
         let find = |plural: &str, namespace: &str| {
             if name.is_empty() {
                 return Err(ApiError::BadRequest("Name parameter required.".into()));
@@ -234,9 +231,8 @@ impl BoundObject {
                 (Self::Secret(secret), uid)
             }
             _ => {
-                return Err(ApiError::BadRequest(format!(
-                    "cannot bind token to object of type {group}/{version}, Kind={kind}"
-                )));
+                let kind = GroupVersionKind { group, version, kind };
+                return Err(ApiError::BadRequest(format!("cannot bind token to object of type {kind}")));
             }
         };
         if !uid.is_empty() && uid != actual_uid {

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeSet;
 
+use machinery_api::GroupVersion;
 use machinery_api::quantity::Quantity;
 use serde_json::Value;
 
@@ -264,11 +265,7 @@ fn owners(errors: &mut ErrorList, meta: &Value) {
     let references = items(meta, "ownerReferences");
     for reference in references {
         let api_version = text(reference, "apiVersion");
-        let version_ok = match api_version.split('/').collect::<Vec<_>>().as_slice() {
-            [version] | [_, version] => !version.is_empty(),
-            _ => false,
-        };
-        if !version_ok {
+        if !GroupVersion::parse_checked(api_version).is_ok_and(|parsed| !parsed.version.is_empty()) {
             errors.invalid(&path.child("apiVersion"), api_version, "version must not be empty");
         }
         for key in ["kind", "name", "uid"] {

@@ -9,9 +9,9 @@ use std::time::Duration;
 use apiserver_resources::apiextensions::custom::{Conversion, Definition};
 use apiserver_resources::metadata;
 use bytes::Bytes;
-use machinery_api::ApiError;
 use machinery_api::error::Status;
 use machinery_api::selector::go_quoted;
+use machinery_api::{ApiError, GroupVersion};
 use machinery_env::Env;
 use serde_json::{Map, Value, json};
 
@@ -107,8 +107,8 @@ impl Converter {
             Err(failure) => Err(failure),
         };
         let duration = self.env.elapsed().saturating_sub(started);
-        let version = |api_version: &str| api_version.rsplit('/').next().unwrap_or_default().to_owned();
-        let of = (&definition.name, &*version(&from), &*version(api_version));
+        let versions = [&from, api_version].map(|api_version| GroupVersion::parse(api_version).version);
+        let of = (&definition.name, versions[0], versions[1]);
         self.caller.metrics.conversion(of, done.as_ref().err().map(|failure| failure.0), duration);
         done.map_err(|Failure(_, why)| {
             let who = format!("conversion webhook for {from}, Kind={}", definition.kind);

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use jiff::Timestamp;
+use machinery_api::GroupVersion;
 use serde_json::{Value, json};
 
 use super::expressions::{BOOL, Compiler};
@@ -105,20 +106,18 @@ pub(super) fn validate_param_kind(errors: &mut ErrorList, spec: &Value, path: &P
     }
     let (kind, at) = (get(spec, "paramKind"), path.child("paramKind"));
     let (version, at_version) = (text(kind, "apiVersion"), at.child("apiVersion"));
-    let parts: Vec<&str> = version.split('/').collect();
-    match parts.as_slice() {
-        [""] => errors.required(&at_version, ""),
-        [version] => errors.invalid_each(&at_version, version, joined(rules::dns_1035_label(version))),
-        [group, version] => {
+    match GroupVersion::parse_checked(version) {
+        Ok(_) if version.is_empty() => errors.required(&at_version, ""),
+        Ok(GroupVersion { group, version: of_group }) => {
             if !group.is_empty() {
                 errors.invalid_each(&at_version, group, joined(rules::dns_subdomain(group)));
             }
-            match version.is_empty() {
-                true => errors.invalid(&at_version, text(kind, "apiVersion"), "version must be specified"),
-                false => errors.invalid_each(&at_version, version, joined(rules::dns_1035_label(version))),
+            match of_group.is_empty() {
+                true => errors.invalid(&at_version, version, "version must be specified"),
+                false => errors.invalid_each(&at_version, of_group, joined(rules::dns_1035_label(of_group))),
             }
         }
-        _ => errors.invalid(&at_version, version, &format!("unexpected GroupVersion string: {version}")),
+        Err(why) => errors.invalid(&at_version, version, &why),
     }
     let (name, at_kind) = (text(kind, "kind"), at.child("kind"));
     let wrong = rules::dns_1035_label(&name.to_lowercase());

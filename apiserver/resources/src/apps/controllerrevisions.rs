@@ -1,6 +1,7 @@
 //! ControllerRevisions: snapshots of a controller's template. Their data is immutable.
 
 use jiff::Timestamp;
+use machinery_api::GroupVersion;
 use serde_json::{Value, json};
 
 use crate::cells::{AGE, NAME, age, column, name};
@@ -65,9 +66,9 @@ impl Strategy for ControllerRevision {
         let controller = owners.iter().find(|owner| flag(owner, "controller")).map_or_else(
             || "<none>".to_owned(),
             |owner| {
-                let kind = match text(owner, "apiVersion").split_once('/') {
-                    Some((group, _)) => format!("{}.{group}", text(owner, "kind")),
-                    None => text(owner, "kind").to_owned(),
+                let kind = match GroupVersion::parse(text(owner, "apiVersion")).group {
+                    "" => text(owner, "kind").to_owned(),
+                    group => format!("{}.{group}", text(owner, "kind")),
                 };
                 format!("{}/{}", kind.to_lowercase(), text(owner, "name"))
             },

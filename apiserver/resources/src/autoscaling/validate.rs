@@ -1,5 +1,6 @@
 //! Validation of a HorizontalPodAutoscaler in its newer version.
 
+use machinery_api::GroupVersion;
 use serde_json::Value;
 
 use crate::core::pods::resources::container_resource_name;
@@ -32,21 +33,12 @@ enum VersionCheck {
     Unchanged,
 }
 
-fn group_version(text: &str) -> Result<bool, String> {
-    match text.split('/').count() {
-        _ if text.is_empty() || text == "/" => Ok(false),
-        1 => Ok(false),
-        2 => Ok(!text.starts_with('/')),
-        _ => Err(format!("unexpected GroupVersion string: {text}")),
-    }
-}
-
 fn version(of: &Value, strictness: VersionCheck) -> Result<(), String> {
     if strictness == VersionCheck::Unchanged {
         return Ok(());
     }
-    let grouped = group_version(text(of, "apiVersion"))?;
-    if strictness == VersionCheck::Grouped && !grouped {
+    let parsed = GroupVersion::parse_checked(text(of, "apiVersion"))?;
+    if strictness == VersionCheck::Grouped && parsed.group.is_empty() {
         return Err("apiVersion must specify API group".into());
     }
     Ok(())

@@ -65,6 +65,17 @@ impl<'a> GroupVersion<'a> {
         Self { group, version }
     }
 
+    /// Parses an `apiVersion`.
+    ///
+    /// # Errors
+    /// More than one slash: upstream's message of `ParseGroupVersion`.
+    pub fn parse_checked(text: &'a str) -> Result<Self, String> {
+        match text.matches('/').count() {
+            0 | 1 => Ok(Self::parse(text)),
+            _ => Err(format!("unexpected GroupVersion string: {text}")),
+        }
+    }
+
     /// A kind of this group version.
     #[must_use]
     pub fn kind(self, kind: &'a str) -> GroupVersionKind<'a> {

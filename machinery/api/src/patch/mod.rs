@@ -247,8 +247,8 @@ fn no_kind(patched: &Value) -> Option<String> {
 fn other_kind(patched: &Value, target: &Target<'_>) -> Option<String> {
     let text = |key: &str| patched.get(key).and_then(Value::as_str).filter(|t| !t.is_empty());
     let expected = target.group_version().to_string();
-    if text("apiVersion").is_some_and(|version| version.matches('/').count() > 1) {
-        return Some(format!("unexpected GroupVersion string: {}", text("apiVersion").unwrap_or_default()));
+    if let Some(Err(why)) = text("apiVersion").map(GroupVersion::parse_checked) {
+        return Some(why);
     }
     let (kind, version) = (text("kind").unwrap_or(target.kind), text("apiVersion").unwrap_or(&expected));
     if kind == target.kind && version == expected {

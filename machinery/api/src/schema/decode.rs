@@ -109,9 +109,7 @@ pub fn body(bytes: &[u8], media: Media, target: &Target<'_>, validation: FieldVa
             target.kind
         ))
     };
-    if version.matches('/').count() > 1 {
-        return Err(unrecognized(&format!("unexpected GroupVersion string: {version}")));
-    }
+    GroupVersion::parse_checked(&version).map_err(|why| unrecognized(&why))?;
     if kind != target.kind || version != target.api_version() {
         return Err(kind_mismatch_error(kind, &version, opened.content, bytes.len(), target, refused));
     }
@@ -220,9 +218,7 @@ pub fn options(bytes: &[u8], media: Media, kind: &str, type_name: &str) -> ApiRe
     budget.check()?;
     let opened = opened?;
     let version = pick(&opened.api_version, "meta.k8s.io/v1");
-    if version.matches('/').count() > 1 {
-        return Err(refused(format!("unexpected GroupVersion string: {version}")));
-    }
+    GroupVersion::parse_checked(version).map_err(refused)?;
     if !opened.kind.is_empty() && opened.kind != kind {
         return Err(refused(match opened.kind.as_str() {
             "Status" | "WatchEvent" => format!("converting (v1.{}) to (v1.{kind}): unknown conversion", opened.kind),

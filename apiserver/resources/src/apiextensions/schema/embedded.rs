@@ -1,5 +1,6 @@
 //! Embedded resources: their kind, version and metadata are validated as those of any object.
 
+use machinery_api::GroupVersion;
 use machinery_api::schema::metadata_in_place;
 use serde_json::{Map, Value};
 
@@ -175,9 +176,9 @@ fn validate_object(map: &Map<String, Value>, at: &Path<'_>, errors: &mut ErrorLi
         }
     }
     if let Some(version) = map.get("apiVersion").and_then(Value::as_str)
-        && version.matches('/').count() > 1
+        && let Err(why) = GroupVersion::parse_checked(version)
     {
-        errors.invalid(&version_at, version, &format!("unexpected GroupVersion string: {version}"));
+        errors.invalid(&version_at, version, &why);
     }
     if let Some(kind) = map.get("kind").and_then(Value::as_str).filter(|kind| !kind.is_empty()) {
         let why = rules::dns_1035_label(&kind.to_lowercase());
