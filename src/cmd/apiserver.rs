@@ -15,7 +15,7 @@ use machinery_env::Env;
 
 use super::Failure;
 use super::flags::features::FeatureFlags;
-use crate::compose::{self, Parts};
+use crate::compose::{self, ProcessParts};
 use crate::config::{ApiServerConfig, ClusterConfig, Common, NetworkConfig};
 use crate::data_dir::DataDir;
 use crate::output::result;
@@ -109,14 +109,19 @@ pub(crate) struct ApiServer {
 pub(crate) fn run(flags: &ApiServer, common: &Common) -> Result<(), Failure> {
     let (api, network) = (flags.server.config(USUAL_TOLERATION)?, flags.server.network());
     let config = ClusterConfig::for_servers(api, network, flags.server.features());
-    until_stopped(config, Parts::Servers, common, "")
+    until_stopped(config, ProcessParts::Servers, common, "")
 }
 
 /// Runs parts of a cluster until SIGINT or SIGTERM; `also` is appended to the `ready` line.
 ///
 /// # Errors
 /// If the start fails, or a component ended by itself.
-pub(super) fn until_stopped(config: ClusterConfig, parts: Parts, common: &Common, also: &str) -> Result<(), Failure> {
+pub(super) fn until_stopped(
+    config: ClusterConfig,
+    parts: ProcessParts,
+    common: &Common,
+    also: &str,
+) -> Result<(), Failure> {
     let env = Env::real();
     let data = DataDir::of(common)?;
     let progress = Progress::new();

@@ -51,14 +51,14 @@ const ROLES: &[Role] = &[
 
 /// The part of a cluster that runs in this process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Parts {
+pub(crate) enum ProcessParts {
     /// Everything.
     All,
     /// The API server with its store, and the registry.
     Servers,
 }
 
-impl Parts {
+impl ProcessParts {
     fn have(self, role: &Role) -> bool {
         self == Self::All || role.stage == Stage::Servers
     }
@@ -127,7 +127,7 @@ pub(crate) struct Cluster {
 pub(crate) async fn start(
     env: &Env,
     config: ClusterConfig,
-    parts: Parts,
+    parts: ProcessParts,
     data: &DataDir,
     progress: Progress,
 ) -> anyhow::Result<Cluster> {
@@ -159,7 +159,7 @@ pub(crate) async fn start(
         wait.ready.await?;
     }
     let admin = ComponentIdentity::Admin.client(&ground.env, &ground.service);
-    if parts == Parts::All {
+    if parts == ProcessParts::All {
         progress.doing("waiting for the controllers");
         let disabled = &ground.config.controllers.disabled;
         ready::default_namespace(&admin, &ground.env, disabled).await?;

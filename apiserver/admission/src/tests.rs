@@ -7,17 +7,17 @@ use futures::FutureExt as _;
 
 use super::*;
 use apiserver_auth::NODES;
-use apiserver_resources::objects::memory::Map;
+use apiserver_resources::objects::memory::MemoryObjects;
 use machinery_api::schema::FieldValidation;
 
 struct World {
-    map: Map,
+    map: MemoryObjects,
     chain: Chain,
 }
 
 fn world() -> World {
     let (env, _) = Env::seeded(1, Timestamp::UNIX_EPOCH);
-    let map = Map::default();
+    let map = MemoryObjects::default();
     map.put("", "namespaces", json!({"metadata": {"name": "ns"}, "status": {"phase": "Active"}}));
     map.put("", "namespaces", json!({"metadata": {"name": "going"}, "status": {"phase": "Terminating"}}));
     map.put("", "serviceaccounts", json!({"metadata": {"namespace": "ns", "name": "default"}}));

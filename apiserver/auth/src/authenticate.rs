@@ -165,14 +165,14 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use apiserver_resources::objects::memory::Map;
+    use apiserver_resources::objects::memory::MemoryObjects;
 
     #[test]
     fn each_kind_of_credentials() {
         let (env, clock) = Env::seeded(1, "2026-01-01T00:00:00Z".parse().unwrap());
         let key = SigningKey::from_pem(&rcgen::KeyPair::generate().unwrap().serialize_pem()).unwrap();
         let authenticator = Authenticator::new(&env, Arc::new(key));
-        let map = Map::default();
+        let map = MemoryObjects::default();
         let ask = |credentials: Credentials<'_>| {
             authenticator.authenticate(&map, &credentials).now_or_never().expect("no link waits").map(|u| u.name)
         };
@@ -201,7 +201,7 @@ mod tests {
         let (env, _) = Env::seeded(1, "2026-01-01T00:00:00Z".parse().unwrap());
         let key = Arc::new(SigningKey::from_pem(&rcgen::KeyPair::generate().unwrap().serialize_pem()).unwrap());
         let authenticator = Authenticator::new(&env, key.clone());
-        let map = Map::default();
+        let map = MemoryObjects::default();
         let object = |name: &str, uid: &str| json!({"metadata": {"namespace": "ns", "name": name, "uid": uid}});
         map.put("", "serviceaccounts", object("robot", "u1"));
         let mut pod = object("p", "u2");

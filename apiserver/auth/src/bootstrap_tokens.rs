@@ -92,7 +92,7 @@ fn same(a: &str, b: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use apiserver_resources::objects::memory::Map;
+    use apiserver_resources::objects::memory::MemoryObjects;
     use serde_json::json;
 
     const TOKEN: &str = "abcdef.0123456789abcdef";
@@ -109,7 +109,7 @@ mod tests {
             },
         });
         change(&mut secret);
-        let map = Map::default();
+        let map = MemoryObjects::default();
         map.put("", "secrets", secret);
         authenticate(&map, "2026-01-01T00:00:00Z".parse().unwrap(), token)
     }

@@ -151,13 +151,13 @@ impl EscalationCheck<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use apiserver_resources::objects::memory::Map;
+    use apiserver_resources::objects::memory::MemoryObjects;
     use futures::FutureExt as _;
     use serde_json::json;
 
     #[test]
     fn only_what_is_held_can_be_granted() {
-        let map = Map::default();
+        let map = MemoryObjects::default();
         map.put(
             RBAC_GROUP,
             "roles",

@@ -2,7 +2,7 @@
 
 use std::sync::LazyLock;
 
-use apiserver_resources::objects::memory::Map;
+use apiserver_resources::objects::memory::MemoryObjects;
 use bolero::check;
 use jiff::Timestamp;
 use serde_json::json;
@@ -43,7 +43,7 @@ fn any_claims_are_judged() {
         "{\"namespace\": \"a\", \"serviceaccount\": {\"name\": \"b\", \"uid\": 1}, \"pod\": []}",
         "\"system:serviceaccount:a:b\"",
     ];
-    let map = Map::default();
+    let map = MemoryObjects::default();
     map.put("", "serviceaccounts", json!({"metadata": {"namespace": "a", "name": "b", "uid": "u"}}));
     check!().with_type::<Vec<(u8, u8)>>().for_each(|pairs| {
         let mut claims = json!({});

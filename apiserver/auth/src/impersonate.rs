@@ -335,7 +335,7 @@ fn ensure_group(user: &mut UserInfo, group: &str) {
 mod tests {
     use super::*;
     use crate::RBAC_GROUP;
-    use apiserver_resources::objects::memory::Map;
+    use apiserver_resources::objects::memory::MemoryObjects;
     use futures::FutureExt as _;
     use serde_json::json;
 
@@ -374,7 +374,7 @@ mod tests {
 
     #[test]
     fn masters_become_anyone() {
-        let (map, authorizer) = (Map::default(), Authorizer::default());
+        let (map, authorizer) = (MemoryObjects::default(), Authorizer::default());
         let admin = UserInfo::component("admin", Some(MASTERS));
         let become_user = |name: &str, groups: &[&str]| {
             let groups = groups.iter().map(ToString::to_string).collect();
@@ -402,7 +402,7 @@ mod tests {
 
     #[test]
     fn others_need_each_grant() {
-        let (map, authorizer) = (Map::default(), Authorizer::default());
+        let (map, authorizer) = (MemoryObjects::default(), Authorizer::default());
         map.put(
             RBAC_GROUP,
             "clusterroles",

@@ -6,7 +6,7 @@
 use machinery_api::selector::go_quoted;
 
 use super::node_graph::NodeGraph;
-use super::node_references::{Kind, Reference, claim_of_volume, is_on_node};
+use super::node_references::{Reference, ReferenceKind, claim_of_volume, is_on_node};
 use super::rules::Rule;
 use super::{Attributes, Decision, UserInfo, node_own};
 use apiserver_resources::default_objects;
@@ -46,8 +46,8 @@ impl NodeAuthorizer {
         let node_request = NodeRequest { objects, graph: &self.graph, node, request };
         if request.is_resource {
             match (request.group, request.resource) {
-                ("", "secrets") => return node_request.check_read(Kind::Secret),
-                ("", "configmaps") => return node_request.check_read(Kind::ConfigMap),
+                ("", "secrets") => return node_request.check_read(ReferenceKind::Secret),
+                ("", "configmaps") => return node_request.check_read(ReferenceKind::ConfigMap),
                 ("", "serviceaccounts") => return node_request.service_account(),
                 ("", "persistentvolumeclaims") => return node_request.claim(),
                 ("", "persistentvolumes") => return node_request.volume(),
@@ -78,7 +78,7 @@ struct NodeRequest<'a> {
 }
 
 impl NodeRequest<'_> {
-    fn check_read(&self, kind: Kind) -> Decision {
+    fn check_read(&self, kind: ReferenceKind) -> Decision {
         let request = self.request;
         if !matches!(request.verb, "get" | "list" | "watch") {
             return Decision::no_opinion("can only read resources of this type");
@@ -95,7 +95,7 @@ impl NodeRequest<'_> {
     fn service_account(&self) -> Decision {
         let request = self.request;
         if request.verb == "get" && request.subresource.is_empty() {
-            return self.check_read(Kind::ServiceAccount);
+            return self.check_read(ReferenceKind::ServiceAccount);
         }
         if request.verb != "create" || request.name.is_empty() {
             return Decision::no_opinion("can only create tokens for individual service accounts");
@@ -103,7 +103,7 @@ impl NodeRequest<'_> {
         if request.subresource != "token" {
             return Decision::no_opinion("can only create token subresource of serviceaccount");
         }
-        self.check_related(Kind::ServiceAccount)
+        self.check_related(ReferenceKind::ServiceAccount)
     }
 
     fn check_get(&self) -> Result<(), Decision> {
@@ -116,14 +116,14 @@ impl NodeRequest<'_> {
 
     fn claim(&self) -> Decision {
         match (self.request.verb, self.request.subresource) {
-            ("update" | "patch", "status") => self.check_related(Kind::Claim),
+            ("update" | "patch", "status") => self.check_related(ReferenceKind::Claim),
             (_, "status") => Decision::no_opinion("can only get/update/patch this type"),
-            _ => self.check_get().err().unwrap_or_else(|| self.check_related(Kind::Claim)),
+            _ => self.check_get().err().unwrap_or_else(|| self.check_related(ReferenceKind::Claim)),
         }
     }
 
     fn resource_claim(&self) -> Decision {
-        self.check_get().err().unwrap_or_else(|| self.check_named(Kind::ResourceClaim))
+        self.check_get().err().unwrap_or_else(|| self.check_named(ReferenceKind::ResourceClaim))
     }
 
     /// A volume is related through the claim that it is bound to.
@@ -133,12 +133,12 @@ impl NodeRequest<'_> {
         }
         let volume = self.objects.get_uncached("", "persistentvolumes", "", self.request.name);
         match volume.and_then(|volume| claim_of_volume(&volume)) {
-            Some(claim) => self.check_referenced(Kind::Claim, &claim.namespace, &claim.name),
+            Some(claim) => self.check_referenced(ReferenceKind::Claim, &claim.namespace, &claim.name),
             None => unrelated(self.node),
         }
     }
 
-    fn check_named(&self, kind: Kind) -> Decision {
+    fn check_named(&self, kind: ReferenceKind) -> Decision {
         if self.request.name.is_empty() {
             Decision::no_opinion("No Object name found")
         } else {
@@ -146,11 +146,11 @@ impl NodeRequest<'_> {
         }
     }
 
-    fn check_related(&self, kind: Kind) -> Decision {
+    fn check_related(&self, kind: ReferenceKind) -> Decision {
         self.check_referenced(kind, self.request.namespace, self.request.name)
     }
 
-    fn check_referenced(&self, kind: Kind, namespace: &str, name: &str) -> Decision {
+    fn check_referenced(&self, kind: ReferenceKind, namespace: &str, name: &str) -> Decision {
         if self.graph.references(self.objects, self.node, &Reference::new(kind, namespace, name)) {
             Decision::allow("")
         } else {
@@ -216,12 +216,12 @@ pub(super) fn unrelated(node: &str) -> Decision {
 mod tests {
     use super::*;
     use crate::NODES;
-    use apiserver_resources::objects::memory::Map;
+    use apiserver_resources::objects::memory::MemoryObjects;
     use serde_json::json;
 
     #[test]
     fn volumes_are_reached_by_the_claims_of_a_nodes_pods() {
-        let (map, authorizer) = (Map::default(), NodeAuthorizer::new(Vec::new()));
+        let (map, authorizer) = (MemoryObjects::default(), NodeAuthorizer::new(Vec::new()));
         let volumes =
             json!([{"name": "v", "persistentVolumeClaim": {"claimName": "c"}}, {"name": "own", "ephemeral": {}}]);
         map.put(
@@ -271,7 +271,7 @@ mod tests {
 
     #[test]
     fn a_kubelet_reaches_what_its_pods_name() {
-        let (map, authorizer) = (Map::default(), NodeAuthorizer::new(Vec::new()));
+        let (map, authorizer) = (MemoryObjects::default(), NodeAuthorizer::new(Vec::new()));
         map.put("", "pods", json!({
             "metadata": {"namespace": "ns", "name": "a"},
             "spec": {

@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use apiserver_resources::objects::{ChangesRead, ObjectReader};
 use machinery_api::ObjectKey;
 
-use super::node_references::{Kind, Reference, claim_of_volume, is_on_node, of_pod, secrets_of_volume};
+use super::node_references::{Reference, ReferenceKind, claim_of_volume, is_on_node, of_pod, secrets_of_volume};
 
 /// The maximum number of pods in all entries: those of the largest cluster that upstream supports.
 const PODS_MAX: usize = 150_000;
@@ -62,13 +62,13 @@ impl NodeGraph {
     }
 
     fn is_secret_of_claim(&self, objects: &dyn ObjectReader, pods: &NodePods, reference: &Reference) -> bool {
-        if reference.kind != Kind::Secret || pods.claims == 0 {
+        if reference.kind != ReferenceKind::Secret || pods.claims == 0 {
             return false;
         }
         let mut volumes = lock(&self.volumes);
         volumes.refresh(objects);
         let mut claims = volumes.claims.get(&reference.object).into_iter().flatten();
-        claims.any(|claim| pods.references(&Reference { kind: Kind::Claim, object: claim.clone() }))
+        claims.any(|claim| pods.references(&Reference { kind: ReferenceKind::Claim, object: claim.clone() }))
     }
 
     fn resize(&self, objects: &dyn ObjectReader, node: &str, entry: &Entry, pods: usize) {
@@ -259,7 +259,7 @@ impl NodePods {
     fn add(&mut self, reference: Reference, pod: &Arc<ObjectKey>) -> Arc<Reference> {
         let shared = self.pods_by_reference.get_key_value(&reference).map(|(shared, _)| shared.clone());
         let reference = shared.unwrap_or_else(|| {
-            self.claims += usize::from(reference.kind == Kind::Claim);
+            self.claims += usize::from(reference.kind == ReferenceKind::Claim);
             Arc::new(reference)
         });
         self.pods_by_reference.entry(reference.clone()).or_default().push(pod.clone());
@@ -274,7 +274,7 @@ impl NodePods {
                 pods.swap_remove(at);
             }
             if pods.is_empty() {
-                self.claims -= usize::from(reference.kind == Kind::Claim);
+                self.claims -= usize::from(reference.kind == ReferenceKind::Claim);
                 self.pods_by_reference.remove(&reference);
             }
         }

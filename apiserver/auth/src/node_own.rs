@@ -72,7 +72,7 @@ fn check_node_field(
 
 #[cfg(test)]
 mod tests {
-    use apiserver_resources::objects::memory::Map;
+    use apiserver_resources::objects::memory::MemoryObjects;
     use serde_json::json;
 
     use crate::node::{NodeAuthorizer, default_rules};
@@ -80,7 +80,7 @@ mod tests {
 
     #[test]
     fn nothing_of_another_node_is_reached() {
-        let (map, authorizer) = (Map::default(), NodeAuthorizer::new(default_rules()));
+        let (map, authorizer) = (MemoryObjects::default(), NodeAuthorizer::new(default_rules()));
         let claims = json!([{"name": "c", "resourceClaimName": "named"}, {"name": "t"}]);
         map.put(
             "",

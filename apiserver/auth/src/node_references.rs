@@ -7,7 +7,7 @@ use serde_json::Value;
 
 /// The kinds that a pod can reference in its namespace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(super) enum Kind {
+pub(super) enum ReferenceKind {
     Secret,
     ConfigMap,
     ServiceAccount,
@@ -18,12 +18,12 @@ pub(super) enum Kind {
 /// An object that a pod references.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct Reference {
-    pub(super) kind: Kind,
+    pub(super) kind: ReferenceKind,
     pub(super) object: ObjectKey,
 }
 
 impl Reference {
-    pub(super) fn new(kind: Kind, namespace: &str, name: &str) -> Self {
+    pub(super) fn new(kind: ReferenceKind, namespace: &str, name: &str) -> Self {
         Self { kind, object: ObjectKey::new(namespace, name) }
     }
 }
@@ -57,51 +57,51 @@ pub(super) fn of_pod(pod: &Value) -> BTreeSet<Reference> {
         return references;
     }
     let namespace = pod["metadata"]["namespace"].as_str().unwrap_or_default();
-    let mut add = |kind: Kind, name: &Value| {
+    let mut add = |kind: ReferenceKind, name: &Value| {
         if let Some(name) = name.as_str().filter(|name| !name.is_empty()) {
             references.insert(Reference::new(kind, namespace, name));
         }
     };
     let spec = &pod["spec"];
-    add(Kind::ServiceAccount, &spec["serviceAccountName"]);
-    items(spec, "imagePullSecrets").for_each(|secret| add(Kind::Secret, &secret["name"]));
+    add(ReferenceKind::ServiceAccount, &spec["serviceAccountName"]);
+    items(spec, "imagePullSecrets").for_each(|secret| add(ReferenceKind::Secret, &secret["name"]));
     for volume in items(spec, "volumes") {
-        add(Kind::Secret, &volume["secret"]["secretName"]);
-        add(Kind::Secret, &volume["azureFile"]["secretName"]);
-        add(Kind::ConfigMap, &volume["configMap"]["name"]);
-        add(Kind::Claim, &volume["persistentVolumeClaim"]["claimName"]);
+        add(ReferenceKind::Secret, &volume["secret"]["secretName"]);
+        add(ReferenceKind::Secret, &volume["azureFile"]["secretName"]);
+        add(ReferenceKind::ConfigMap, &volume["configMap"]["name"]);
+        add(ReferenceKind::Claim, &volume["persistentVolumeClaim"]["claimName"]);
         if let (true, Some(pod), Some(own)) =
             (volume["ephemeral"].is_object(), pod["metadata"]["name"].as_str(), volume["name"].as_str())
         {
-            add(Kind::Claim, &format!("{pod}-{own}").into());
+            add(ReferenceKind::Claim, &format!("{pod}-{own}").into());
         }
         for source in items(&volume["projected"], "sources") {
-            add(Kind::Secret, &source["secret"]["name"]);
-            add(Kind::ConfigMap, &source["configMap"]["name"]);
+            add(ReferenceKind::Secret, &source["secret"]["name"]);
+            add(ReferenceKind::ConfigMap, &source["configMap"]["name"]);
         }
         // CSI drivers and in-tree storage plugins with a secret of their own.
         for source in volume.as_object().into_iter().flat_map(serde_json::Map::values) {
-            add(Kind::Secret, &source["secretRef"]["name"]);
-            add(Kind::Secret, &source["nodePublishSecretRef"]["name"]);
+            add(ReferenceKind::Secret, &source["secretRef"]["name"]);
+            add(ReferenceKind::Secret, &source["nodePublishSecretRef"]["name"]);
         }
     }
     // The name of a claim that is created for the pod is in the pod's status.
     for claim in items(spec, "resourceClaims") {
-        add(Kind::ResourceClaim, &claim["resourceClaimName"]);
+        add(ReferenceKind::ResourceClaim, &claim["resourceClaimName"]);
     }
     for claim in items(&pod["status"], "resourceClaimStatuses") {
-        add(Kind::ResourceClaim, &claim["resourceClaimName"]);
+        add(ReferenceKind::ResourceClaim, &claim["resourceClaimName"]);
     }
-    add(Kind::ResourceClaim, &pod["status"]["extendedResourceClaimStatus"]["resourceClaimName"]);
+    add(ReferenceKind::ResourceClaim, &pod["status"]["extendedResourceClaimStatus"]["resourceClaimName"]);
     for list in ["containers", "initContainers", "ephemeralContainers"] {
         for container in items(spec, list) {
             for source in items(container, "envFrom") {
-                add(Kind::Secret, &source["secretRef"]["name"]);
-                add(Kind::ConfigMap, &source["configMapRef"]["name"]);
+                add(ReferenceKind::Secret, &source["secretRef"]["name"]);
+                add(ReferenceKind::ConfigMap, &source["configMapRef"]["name"]);
             }
             for env in items(container, "env") {
-                add(Kind::Secret, &env["valueFrom"]["secretKeyRef"]["name"]);
-                add(Kind::ConfigMap, &env["valueFrom"]["configMapKeyRef"]["name"]);
+                add(ReferenceKind::Secret, &env["valueFrom"]["secretKeyRef"]["name"]);
+                add(ReferenceKind::ConfigMap, &env["valueFrom"]["configMapKeyRef"]["name"]);
             }
         }
     }
@@ -180,6 +180,6 @@ mod tests {
     fn a_pod_names_the_secret_of_an_azure_file() {
         let volumes = json!([{"name": "v", "azureFile": {"secretName": "s", "shareName": "f"}}]);
         let pod = json!({"metadata": {"namespace": "ns", "name": "p"}, "spec": {"volumes": volumes}});
-        assert_eq!(of_pod(&pod), [Reference::new(Kind::Secret, "ns", "s")].into());
+        assert_eq!(of_pod(&pod), [Reference::new(ReferenceKind::Secret, "ns", "s")].into());
     }
 }

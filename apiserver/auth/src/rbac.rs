@@ -307,7 +307,7 @@ fn text(value: &Value) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use apiserver_resources::objects::memory::Map;
+    use apiserver_resources::objects::memory::MemoryObjects;
     use serde_json::json;
 
     fn role(namespace: &str, name: &str, verb: &str) -> Value {
@@ -333,7 +333,7 @@ mod tests {
         binding
     }
 
-    fn ask(rbac: &Rbac, map: &Map, user: &str, groups: &[&str], verb: &str, namespace: &str) -> Decision {
+    fn ask(rbac: &Rbac, map: &MemoryObjects, user: &str, groups: &[&str], verb: &str, namespace: &str) -> Decision {
         let user = UserInfo {
             name: user.into(),
             groups: groups.iter().map(ToString::to_string).collect(),
@@ -345,7 +345,7 @@ mod tests {
 
     #[test]
     fn grants_follow_their_objects() {
-        let (map, rbac) = (Map::default(), Rbac::default());
+        let (map, rbac) = (MemoryObjects::default(), Rbac::default());
         map.put(RBAC_GROUP, "roles", role("ns", "r", "list"));
         map.put(RBAC_GROUP, "clusterroles", role("", "c", "get"));
         map.put(RBAC_GROUP, "rolebindings", binding("ns", "b", "Role", "r", &json!([{"kind": "User", "name": "jo"}])));

@@ -443,7 +443,7 @@ fn rfc3339(second: i64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use apiserver_resources::objects::memory::Map as ObjectReader;
+    use apiserver_resources::objects::memory::MemoryObjects as ObjectReader;
 
     struct World {
         key: SigningKey,

@@ -11,7 +11,7 @@ use machinery_api::features::Features;
 use machinery_api::{GroupVersionKind, GroupVersionResource, ObjectName, StorageKey, StoragePrefix};
 
 use crate::apiextensions::custom::CustomResource;
-use crate::apiextensions::custom::Published;
+use crate::apiextensions::custom::PublishedSchema;
 use crate::objects::ObjectSource;
 use crate::resource_type::ResourceType;
 use crate::{Deletion, Review, Row, Storage, Strategy, Subresource, SubresourceKind, Verb};
@@ -41,7 +41,7 @@ pub struct ResourceInfo {
     pub schema: ResourceType,
     /// The schema of a custom resource, as published (with `x-kubernetes-selectable-fields` if it has any). `None`:
     /// [`schema`](Self::schema) is published.
-    pub openapi: Option<Arc<Published>>,
+    pub openapi: Option<Arc<PublishedSchema>>,
     /// The supported verbs.
     pub verbs: Vec<Verb>,
     /// In discovery order.

@@ -23,13 +23,13 @@ const FOREGROUND: &str = "foregroundDeletion";
 
 /// The properties of a kind that the rules depend on.
 #[derive(Clone, Copy)]
-pub struct Of<'a> {
+pub struct KindTraits<'a> {
     pub strategy: &'a dyn Strategy,
     /// Whether objects live in namespaces.
     pub namespaced: bool,
 }
 
-impl<'a> Of<'a> {
+impl<'a> KindTraits<'a> {
     /// From a served resource.
     #[must_use]
     pub fn resource(info: &'a ResourceInfo) -> Self {
@@ -43,7 +43,7 @@ impl<'a> Of<'a> {
 
 /// Validates a new object's metadata.
 #[must_use]
-pub fn validate_create(of: Of<'_>, object: &Value) -> Vec<FieldError> {
+pub fn validate_create(of: KindTraits<'_>, object: &Value) -> Vec<FieldError> {
     let mut errors = ErrorList::new();
     check_all(&mut errors, of, of.strategy.name_rule(), object, of.strategy.checks_finalizers());
     errors.list()
@@ -51,7 +51,7 @@ pub fn validate_create(of: Of<'_>, object: &Value) -> Vec<FieldError> {
 
 /// Validates a new object's metadata, for a kind whose own validation doesn't start with it.
 pub(super) fn validate_all(errors: &mut ErrorList, row: &Row, object: &Value) {
-    check_all(errors, Of::row(row), row.strategy.name_rule(), object, row.strategy.checks_finalizers());
+    check_all(errors, KindTraits::row(row), row.strategy.name_rule(), object, row.strategy.checks_finalizers());
 }
 
 /// Validates metadata changes of an update, for a kind whose own validation doesn't start with it.
@@ -61,13 +61,13 @@ pub(super) fn validate_unchanged(errors: &mut ErrorList, row: &Row, new: &Value,
 
 /// Validates the metadata of an update of the main resource.
 #[must_use]
-pub fn validate_update(of: Of<'_>, new: &Value, old: &Value) -> Vec<FieldError> {
+pub fn validate_update(of: KindTraits<'_>, new: &Value, old: &Value) -> Vec<FieldError> {
     validate_update_through(of, "", new, old)
 }
 
 /// Validates the metadata of an update through a subresource (empty: the main resource).
 #[must_use]
-pub fn validate_update_through(of: Of<'_>, subresource: &str, new: &Value, old: &Value) -> Vec<FieldError> {
+pub fn validate_update_through(of: KindTraits<'_>, subresource: &str, new: &Value, old: &Value) -> Vec<FieldError> {
     let mut errors = ErrorList::new();
     let (rule, kube) = (of.strategy.name_rule(), of.strategy.checks_finalizers());
     check_all(&mut errors, of, NameRule::PathSegment, new, false);
@@ -109,7 +109,7 @@ pub(super) fn validate_embedded(errors: &mut ErrorList, meta: &Value, at: &Path<
     }
 }
 
-fn check_all(errors: &mut ErrorList, of: Of<'_>, rule: NameRule, object: &Value, kube_finalizers: bool) {
+fn check_all(errors: &mut ErrorList, of: KindTraits<'_>, rule: NameRule, object: &Value, kube_finalizers: bool) {
     let meta = get(object, "metadata");
     let (name, prefix) = (text(meta, "name"), text(meta, "generateName"));
     if !prefix.is_empty() {

@@ -126,7 +126,7 @@ pub mod memory {
 
     /// The objects of a test.
     #[derive(Default)]
-    pub struct Map {
+    pub struct MemoryObjects {
         inner: Mutex<MemoryState>,
         reservations: Mutex<BTreeMap<StorageKey, Arc<Value>>>,
     }
@@ -163,7 +163,7 @@ pub mod memory {
         object.pointer(&format!("/{}", field.replace('.', "/"))).and_then(Value::as_str) == Some(value)
     }
 
-    impl Map {
+    impl MemoryObjects {
         /// Adds or replaces an object by its metadata.
         pub fn put(&self, group: &str, plural: &str, object: Value) {
             let part = |field: &str| object["metadata"][field].as_str().unwrap_or_default().to_owned();
@@ -193,7 +193,7 @@ pub mod memory {
         }
     }
 
-    impl ObjectReader for Map {
+    impl ObjectReader for MemoryObjects {
         fn get(&self, group: &str, plural: &str, namespace: &str, name: &str) -> Option<Arc<Value>> {
             let key = (group.into(), plural.into(), namespace.into(), name.into());
             lock(&self.inner).objects.get(&key).map(|(object, _)| object.clone())

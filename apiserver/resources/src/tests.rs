@@ -7,7 +7,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::field::FieldError;
-use crate::metadata::Of;
+use crate::metadata::KindTraits;
 use crate::{Context, RESOURCES, Row, Storage, metadata};
 use machinery_api::schema::types::Text;
 use machinery_api::schema::{self, FieldValidation, Media, Target, TypeRef, decode};
@@ -79,7 +79,7 @@ fn created(row: &Row, object: &Value) -> Vec<FieldError> {
         return errors;
     }
     if row.storage != Storage::Virtual && !row.strategy.validates_metadata() {
-        errors = metadata::validate_create(Of::row(row), object);
+        errors = metadata::validate_create(KindTraits::row(row), object);
     }
     errors.extend(row.strategy.validate(&context(""), object));
     errors
@@ -102,7 +102,7 @@ fn updated(row: &Row, subresource: &str, mut new: Value, old: &Value) -> Vec<Fie
     if !first.is_empty() {
         return first;
     }
-    let mut errors = metadata::validate_update_through(Of::row(row), subresource, &new, old);
+    let mut errors = metadata::validate_update_through(KindTraits::row(row), subresource, &new, old);
     errors.extend(row.strategy.validate_update(&context, &new, old));
     errors
 }

@@ -112,7 +112,7 @@ pub struct PodShape {
     pub preemption_policy: Option<String>,
     /// Gates that block scheduling.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub scheduling_gates: Option<Vec<Present>>,
+    pub scheduling_gates: Option<Vec<EmptyObject>>,
     /// Required labels of its node.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub node_selector: Option<BTreeMap<String, String>>,
@@ -133,10 +133,10 @@ pub struct PodShape {
     pub resources: Option<Resources>,
     /// Its ResourceClaims.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub resource_claims: Option<Vec<Present>>,
+    pub resource_claims: Option<Vec<EmptyObject>>,
     /// Its scheduling group (gang).
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub scheduling_group: Option<Present>,
+    pub scheduling_group: Option<EmptyObject>,
     /// All volumes if any refers to a claim or an image, since messages name a volume by its index; else none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub volumes: Option<Vec<Volume>>,
@@ -243,7 +243,7 @@ pub struct ClaimSource {
 
 /// An object of which only the presence matters.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
-pub struct Present {}
+pub struct EmptyObject {}
 
 /// A pod's status.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]

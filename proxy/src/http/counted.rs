@@ -10,7 +10,7 @@ use machinery_serve::net::{Body, BoxError};
 
 use crate::in_flight::InFlightGuard;
 
-struct Counted {
+struct InFlightBody {
     body: Body,
     _open: InFlightGuard,
 }
@@ -20,10 +20,10 @@ pub(crate) fn counted(body: Body, open: InFlightGuard) -> Body {
     if body.is_end_stream() {
         return body;
     }
-    Counted { body, _open: open }.boxed_unsync()
+    InFlightBody { body, _open: open }.boxed_unsync()
 }
 
-impl http_body::Body for Counted {
+impl http_body::Body for InFlightBody {
     type Data = Bytes;
     type Error = BoxError;
 

@@ -21,7 +21,7 @@ use super::source::{PullTarget, pull_targets};
 use super::spin;
 use oci_registry::BlobStore;
 use oci_registry::reference::{BUILT_IN_REGISTRY, Reference};
-use runtime_api::flights::Flights;
+use runtime_api::flights::SingleFlight;
 use runtime_api::{LoadError, MODULE_BYTES_MAX};
 
 /// Maximum nesting of indexes.
@@ -56,7 +56,7 @@ pub struct ImportInspector {
     by_manifest: Mutex<HashMap<String, Imports>>,
     /// Imports by image name and credentials, with the time of the request.
     by_name: Mutex<HashMap<String, (Duration, Imports)>>,
-    flights: Flights<String>,
+    flights: SingleFlight<String>,
 }
 
 impl std::fmt::Debug for ImportInspector {
@@ -115,7 +115,7 @@ impl ImportInspector {
         imports: fn(&[u8]) -> Result<Vec<String>, LoadError>,
         env: Env,
     ) -> Self {
-        let (by_manifest, by_name, flights) = (Mutex::default(), Mutex::default(), Flights::default());
+        let (by_manifest, by_name, flights) = (Mutex::default(), Mutex::default(), SingleFlight::default());
         Self { source, blobs, imports, env, by_manifest, by_name, flights }
     }
 

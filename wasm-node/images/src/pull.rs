@@ -26,7 +26,7 @@ use machinery_env::Env;
 use oci_registry::Credentials;
 use oci_registry::blobs::{BlobError, BlobStore, Pins, digest, write_durably};
 use oci_registry::reference::{BUILT_IN_REGISTRY, ImageName, Reference};
-use runtime_api::flights::Flights;
+use runtime_api::flights::SingleFlight;
 use runtime_api::{LoadError, MODULE_BYTES_MAX, Metering, Module, Runtime};
 
 /// Maximum time of a pull without its compilation.
@@ -117,7 +117,7 @@ pub struct Images {
     file_dirs: Vec<PathBuf>,
     records: PathBuf,
     index: Mutex<ImageIndex>,
-    flights: Flights<String>,
+    flights: SingleFlight<String>,
     pub(super) toolbox: Toolbox,
     pub(super) pull_limiter: PullLimiter,
     pub(super) trees: Arc<UnpackedTrees>,
@@ -162,7 +162,7 @@ impl Images {
         let providers = Providers::new(config.credential_providers, &env);
         let source = ImageSource::new(remote, config.signature_policy, blobs.clone(), env.clone());
         let (index, flights, pull_limiter) =
-            (Mutex::new(index), Flights::default(), PullLimiter::new(config.parallel_pulls));
+            (Mutex::new(index), SingleFlight::default(), PullLimiter::new(config.parallel_pulls));
         let trees = Arc::new(UnpackedTrees::open(blobs.folder("trees").map_err(io)?).map_err(io)?);
         let toolbox = Toolbox::default();
         Ok(Self {

@@ -5,15 +5,15 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 /// A lock per key, locked during the work.
 #[derive(Debug)]
-pub struct Flights<K>(Mutex<BTreeMap<K, Weak<tokio::sync::Mutex<()>>>>);
+pub struct SingleFlight<K>(Mutex<BTreeMap<K, Weak<tokio::sync::Mutex<()>>>>);
 
-impl<K> Default for Flights<K> {
+impl<K> Default for SingleFlight<K> {
     fn default() -> Self {
         Self(Mutex::default())
     }
 }
 
-impl<K: Ord + Clone> Flights<K> {
+impl<K: Ord + Clone> SingleFlight<K> {
     /// The lock of `key`, shared by all current holders.
     pub fn of(&self, key: &K) -> Arc<tokio::sync::Mutex<()>> {
         let mut flights = self.0.lock().unwrap_or_else(PoisonError::into_inner);

@@ -76,14 +76,14 @@ pub struct Exceeded {
 }
 
 #[derive(Debug)]
-struct Row {
+struct LedgerRow {
     limit: AtomicU64,
     used: AtomicU64,
     peak: AtomicU64,
     waiting: AtomicUsize,
 }
 
-impl Row {
+impl LedgerRow {
     fn new() -> Self {
         Self {
             limit: AtomicU64::new(u64::MAX),
@@ -115,7 +115,7 @@ impl Row {
 #[derive(Debug)]
 pub struct Ledger {
     level: Level,
-    rows: [Row; Resource::ALL.len()],
+    rows: [LedgerRow; Resource::ALL.len()],
     /// Notified when a resource with waiters is released. One for all rows: there are two ledgers per pod, most of them never
     /// with a waiter, and a waiter checks again.
     freed: Notify,
@@ -142,10 +142,10 @@ impl Ledger {
     }
 
     fn new(level: Level, parent: Option<Arc<Self>>) -> Arc<Self> {
-        Arc::new(Self { level, rows: std::array::from_fn(|_| Row::new()), freed: Notify::new(), parent })
+        Arc::new(Self { level, rows: std::array::from_fn(|_| LedgerRow::new()), freed: Notify::new(), parent })
     }
 
-    fn row(&self, resource: Resource) -> &Row {
+    fn row(&self, resource: Resource) -> &LedgerRow {
         &self.rows[resource as usize]
     }
 
@@ -218,7 +218,7 @@ impl Ledger {
     pub async fn changed(&self, resource: Resource, level: Level, enough: impl FnOnce(&Self) -> bool) {
         let at = self.at(level);
         let row = at.row(resource);
-        let _waiting = Waiting::new(&row.waiting);
+        let _waiting = WaiterGuard::new(&row.waiting);
         let freed = at.freed.notified();
         tokio::pin!(freed);
         freed.as_mut().enable();
@@ -291,9 +291,9 @@ impl Drop for ResourceGuard {
 }
 
 /// Counts a waiter until it is dropped.
-pub struct Waiting<'a>(Option<&'a AtomicUsize>);
+pub struct WaiterGuard<'a>(Option<&'a AtomicUsize>);
 
-impl<'a> Waiting<'a> {
+impl<'a> WaiterGuard<'a> {
     /// Adds a waiter to the count.
     pub fn new(count: &'a AtomicUsize) -> Self {
         count.fetch_add(1, Ordering::SeqCst);
@@ -308,7 +308,7 @@ impl<'a> Waiting<'a> {
     }
 }
 
-impl Drop for Waiting<'_> {
+impl Drop for WaiterGuard<'_> {
     fn drop(&mut self) {
         self.end();
     }

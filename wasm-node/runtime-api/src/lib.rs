@@ -45,7 +45,7 @@ pub use memory_files::MemoryFiles;
 pub use module::{Inspection, Kind, LoadError, MODULE_BYTES_MAX, Metering};
 pub use outcome::{Outcome, OutcomeReason, StopSignal};
 pub use preopen::Preopen;
-pub use server::{NodeCall, Trial};
+pub use server::{NodeCall, TrialOutcome};
 pub use session::{ExecError, ExecSpec, Session, Stdio};
 pub use volume_quota::{FileAccount, Moving, VOLUME_FILES_MAX, VolumeQuota, VolumeUse};
 
@@ -160,7 +160,7 @@ pub trait Container: Send + Sync + std::fmt::Debug {
     fn exec(&self, command: &Arc<dyn Module>, spec: ExecSpec) -> Result<Box<dyn Session>, ExecError>;
 
     /// Creates one instance and drops it: whether the module starts under this container's limits.
-    async fn try_instantiate(&self) -> Trial;
+    async fn try_instantiate(&self) -> TrialOutcome;
 }
 
 /// A container that serves requests.

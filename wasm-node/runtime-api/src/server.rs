@@ -23,7 +23,7 @@ impl NodeCall {
 
 /// Result of a trial instantiation.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Trial {
+pub enum TrialOutcome {
     /// An instance was created.
     Sound,
     /// No instance can be created, with the reason.

@@ -22,7 +22,7 @@ use tokio::sync::Notify;
 use super::ledger::Ledger;
 use super::{
     Admitted, Container, ContainerSpec, ExecError, ExecSpec, KeyvalueOwner, Kind, Limits, LoadError, Metering, Module,
-    Outcome, Runtime, Server, Session, Stats, StdStream, StopSignal, Trial,
+    Outcome, Runtime, Server, Session, Stats, StdStream, StopSignal, TrialOutcome,
 };
 
 /// A parsed script.
@@ -34,7 +34,7 @@ pub struct Script {
     status: StatusCode,
     takes: Duration,
     compiles: Duration,
-    trial: Trial,
+    trial: TrialOutcome,
     memory_bytes: u64,
     says: Option<String>,
 }
@@ -59,7 +59,7 @@ impl Script {
             status: StatusCode::OK,
             takes: Duration::ZERO,
             compiles: Duration::ZERO,
-            trial: Trial::Sound,
+            trial: TrialOutcome::Sound,
             memory_bytes: 0,
             says: None,
         };
@@ -73,8 +73,8 @@ impl Script {
                 Some(("status", status)) => script.status = status.parse().map_err(|_| bad())?,
                 Some(("memory", bytes)) => script.memory_bytes = bytes.parse().map_err(|_| bad())?,
                 Some(("says", text)) => script.says = Some(text.to_owned()),
-                None if word == "broken" => script.trial = Trial::Broken("the script says so".into()),
-                None if word == "no-room" => script.trial = Trial::NoRoom,
+                None if word == "broken" => script.trial = TrialOutcome::Broken("the script says so".into()),
+                None if word == "no-room" => script.trial = TrialOutcome::NoRoom,
                 _ => return Err(bad()),
             }
         }
@@ -273,8 +273,8 @@ impl Container for SimulatedContainer {
 
     fn broken(&self) -> Option<String> {
         match &self.0.script.trial {
-            Trial::Broken(why) => Some(why.clone()),
-            Trial::Sound | Trial::NoRoom => None,
+            TrialOutcome::Broken(why) => Some(why.clone()),
+            TrialOutcome::Sound | TrialOutcome::NoRoom => None,
         }
     }
 
@@ -300,7 +300,7 @@ impl Container for SimulatedContainer {
         }
     }
 
-    async fn try_instantiate(&self) -> Trial {
+    async fn try_instantiate(&self) -> TrialOutcome {
         self.0.script.trial.clone()
     }
 }

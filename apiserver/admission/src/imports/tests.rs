@@ -11,7 +11,7 @@ use serde_json::json;
 use super::super::{Chain, Options, Request};
 use super::*;
 use apiserver_auth::UserInfo;
-use apiserver_resources::objects::memory::Map;
+use apiserver_resources::objects::memory::MemoryObjects;
 use apiserver_resources::options::WriteOptions;
 use jiff::Timestamp;
 use machinery_api::schema::FieldValidation;
@@ -38,7 +38,7 @@ impl ImageMetadata for Registry {
 }
 
 struct World {
-    map: Map,
+    map: MemoryObjects,
     chain: Chain,
     registry: Arc<Registry>,
 }
@@ -53,7 +53,7 @@ fn world(annotations: Value) -> World {
         .into(),
         asked: Mutex::default(),
     });
-    let map = Map::default();
+    let map = MemoryObjects::default();
     let namespace = json!({"metadata": {"name": "n", "annotations": annotations}});
     map.put("", "namespaces", namespace);
     map.put(

@@ -9,7 +9,7 @@ use serde_json::json;
 use super::*;
 use crate::{AdmissionConfiguration, Chain, Options, Request};
 use apiserver_auth::UserInfo;
-use apiserver_resources::objects::memory::Map;
+use apiserver_resources::objects::memory::MemoryObjects;
 use apiserver_resources::options::WriteOptions;
 use machinery_api::GroupVersionKind;
 
@@ -22,12 +22,17 @@ fn namespace_of(labels: &[(&str, &str)]) -> Value {
 /// Operation, group, resource and subresource of a request.
 type TestRequest = (Operation, &'static str, &'static str, &'static str);
 
-async fn admit(map: &Map, case: TestRequest, object: &Value, old: Option<&Value>) -> Result<Vec<String>, String> {
+async fn admit(
+    map: &MemoryObjects,
+    case: TestRequest,
+    object: &Value,
+    old: Option<&Value>,
+) -> Result<Vec<String>, String> {
     admit_configured(map, case, object, old, Configuration::default()).await.0
 }
 
 async fn admit_configured(
-    map: &Map,
+    map: &MemoryObjects,
     case: TestRequest,
     object: &Value,
     old: Option<&Value>,
@@ -65,7 +70,7 @@ fn privileged() -> Value {
 
 #[tokio::test]
 async fn pods_are_refused_and_templates_warned_of() {
-    let map = Map::default();
+    let map = MemoryObjects::default();
     map.put("", "namespaces", namespace_of(&[("enforce", "baseline"), ("warn", "restricted")]));
     let refused = "pods \"x\" is forbidden: violates PodSecurity \"baseline:latest\": privileged (container \"c\" must not set \
                    securityContext.privileged=true)";
@@ -89,7 +94,7 @@ async fn pods_are_refused_and_templates_warned_of() {
 
 #[tokio::test]
 async fn what_was_there_before_the_label_may_still_be_labelled() {
-    let map = Map::default();
+    let map = MemoryObjects::default();
     map.put("", "namespaces", namespace_of(&[("enforce", "baseline")]));
     let (old, mut new) = (privileged(), privileged());
     new["metadata"]["labels"] = json!({"a": "b"});
@@ -105,7 +110,7 @@ async fn what_was_there_before_the_label_may_still_be_labelled() {
 
 #[tokio::test]
 async fn a_stricter_label_warns_of_pods_that_are_there() {
-    let map = Map::default();
+    let map = MemoryObjects::default();
     let pod = |name: &str, owner: Option<&str>, host: bool| {
         let owners = owner.map(|uid| json!([{"uid": uid, "controller": true}])).unwrap_or_default();
         map.put(
@@ -132,7 +137,7 @@ async fn a_stricter_label_warns_of_pods_that_are_there() {
 
 #[tokio::test]
 async fn wrong_labels_are_refused_once() {
-    let map = Map::default();
+    let map = MemoryObjects::default();
     let wrong = namespace_of(&[("enforce", "sometimes")]);
     let why = "Namespace \"x\" is invalid: metadata.labels[pod-security.kubernetes.io/enforce]: Invalid value: \"sometimes\": \
                must be one of privileged, baseline, restricted";
@@ -150,7 +155,7 @@ async fn defaults_hold_where_nothing_is_said_and_exemptions_let_pass() {
             "kind": "PodSecurityConfiguration", "defaults": {"enforce": "baseline"}, "exemptions": exemptions}))
         .unwrap()
     };
-    let map = Map::default();
+    let map = MemoryObjects::default();
     map.put("", "namespaces", namespace_of(&[]));
     let (refused, _) = admit_configured(&map, POD, &privileged(), None, own(Value::Null)).await;
     assert!(refused.unwrap_err().contains("violates PodSecurity \"baseline:latest\""));

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
 
-use apiserver_resources::objects::memory::Map;
+use apiserver_resources::objects::memory::MemoryObjects;
 use apiserver_storage::cache::{Lookup, Resource, WatchCache};
 use apiserver_storage::store::memory::MemoryStore;
 use apiserver_storage::store::{Op, Outcome, Record, Txn};
@@ -18,7 +18,7 @@ use super::*;
 use apiserver_catalog::Catalog;
 
 fn secret(namespace: &str, name: &str) -> Reference {
-    Reference::new(Kind::Secret, namespace, name)
+    Reference::new(ReferenceKind::Secret, namespace, name)
 }
 
 fn pod(namespace: &str, name: &str, node: &str, secrets: &[&str], claims: &[&str]) -> Value {
@@ -131,7 +131,7 @@ fn entries(graph: &NodeGraph) -> Vec<String> {
 
 #[test]
 fn a_witness_is_believed_no_longer_than_it_holds() {
-    let (map, graph) = (Map::default(), NodeGraph::default());
+    let (map, graph) = (MemoryObjects::default(), NodeGraph::default());
     let put = |name: &str, node: &str, secret: &str| map.put("", "pods", pod("ns", name, node, &[secret], &[]));
     let named = || graph.references(&map, "n1", &secret("ns", "s"));
     assert!(!named());
@@ -154,7 +154,7 @@ fn a_witness_is_believed_no_longer_than_it_holds() {
 
 #[test]
 fn what_is_allowed_reads_no_pod_and_what_is_not_reads_what_changed() {
-    let map = Map::default();
+    let map = MemoryObjects::default();
     for n in 0..30 {
         map.put("", "pods", pod("ns", &format!("p{n}"), "n1", &[&format!("s{n}")], &[]));
     }
@@ -179,7 +179,7 @@ fn what_is_allowed_reads_no_pod_and_what_is_not_reads_what_changed() {
 
 #[test]
 fn an_entry_goes_with_its_nodes_last_pod() {
-    let (map, graph) = (Map::default(), NodeGraph::default());
+    let (map, graph) = (MemoryObjects::default(), NodeGraph::default());
     assert!(!graph.references(&map, "n1", &secret("ns", "s")));
     assert!(entries(&graph).is_empty(), "a node without pods has none");
     for namespace in ["a", "b"] {
@@ -206,7 +206,7 @@ fn an_entry_goes_with_its_nodes_last_pod() {
 
 #[test]
 fn the_least_recently_used_entry_is_evicted() {
-    let (map, graph) = (Map::default(), NodeGraph::with_pods_max(4));
+    let (map, graph) = (MemoryObjects::default(), NodeGraph::with_pods_max(4));
     for node in ["n1", "n2", "n3"] {
         for name in ["a", "b"] {
             map.put("", "pods", pod("ns", &format!("{node}-{name}"), node, &["s"], &[]));
@@ -227,7 +227,7 @@ fn the_least_recently_used_entry_is_evicted() {
 
 #[test]
 fn entries_of_nodes_that_are_gone_are_swept() {
-    let (map, graph) = (Map::default(), NodeGraph::default());
+    let (map, graph) = (MemoryObjects::default(), NodeGraph::default());
     for n in 0..3 * FIRST_SWEEP_NODES {
         let node = format!("n{n}");
         map.put("", "pods", pod("ns", &node, &node, &["s"], &[]));
@@ -239,7 +239,7 @@ fn entries_of_nodes_that_are_gone_are_swept() {
 
 #[test]
 fn a_walk_of_one_node_holds_up_no_other() {
-    let map = Map::default();
+    let map = MemoryObjects::default();
     for node in ["slow", "quick"] {
         map.put("", "pods", pod("ns", node, node, &["s"], &[]));
     }
@@ -267,7 +267,7 @@ fn a_walk_of_one_node_holds_up_no_other() {
 
 #[test]
 fn a_secret_is_related_by_the_volume_of_a_claim() {
-    let (map, graph) = (Map::default(), NodeGraph::default());
+    let (map, graph) = (MemoryObjects::default(), NodeGraph::default());
     map.put("", "pods", pod("ns", "p", "n1", &[], &["c"]));
     map.put("", "pods", pod("ns", "q", "n2", &["s"], &[]));
     let named = |node| graph.references(&map, node, &secret("storage", "key"));
@@ -276,7 +276,7 @@ fn a_secret_is_related_by_the_volume_of_a_claim() {
     assert!(named("n1") && named("n1"));
     assert!(!named("n2"), "its pods use no claim");
     assert!(!graph.references(&map, "n1", &secret("ns", "key")), "in the namespace that the volume says only");
-    assert!(!graph.references(&map, "n1", &Reference::new(Kind::ConfigMap, "storage", "key")));
+    assert!(!graph.references(&map, "n1", &Reference::new(ReferenceKind::ConfigMap, "storage", "key")));
     map.put("", "persistentvolumes", volume("v", ("ns", "d"), ("storage", "key")));
     assert!(!named("n1"), "the volume is another claim's");
     map.put("", "persistentvolumes", volume("w", ("ns", "c"), ("storage", "key")));
@@ -290,17 +290,17 @@ fn a_secret_is_related_by_the_volume_of_a_claim() {
 }
 
 /// The result of a walk over all pods and volumes.
-fn references_by_walk(objects: &Map, node: &str, wanted: &Reference) -> bool {
+fn references_by_walk(objects: &MemoryObjects, node: &str, wanted: &Reference) -> bool {
     let pods = objects.list("", "pods", None);
     let pod_names = |wanted: &Reference| pods.iter().any(|pod| is_on_node(pod, node) && of_pod(pod).contains(wanted));
     let volumes = objects.list("", "persistentvolumes", None);
     let by_volume = volumes.iter().any(|volume| {
         claim_of_volume(volume).is_some_and(|claim| {
             secrets_of_volume(volume, &claim).contains(&wanted.object)
-                && pod_names(&Reference { kind: Kind::Claim, object: claim })
+                && pod_names(&Reference { kind: ReferenceKind::Claim, object: claim })
         })
     });
-    pod_names(wanted) || (wanted.kind == Kind::Secret && by_volume)
+    pod_names(wanted) || (wanted.kind == ReferenceKind::Secret && by_volume)
 }
 
 #[derive(Debug, Clone)]
@@ -335,7 +335,7 @@ proptest! {
     fn answers_are_those_of_a_walk_over_everything(
         steps in prop::collection::vec(step(), 1..60), pods_max in prop_oneof![Just(3usize), Just(100)]
     ) {
-        let (map, graph) = (Map::default(), NodeGraph::with_pods_max(pods_max));
+        let (map, graph) = (MemoryObjects::default(), NodeGraph::with_pods_max(pods_max));
         let namespaces = ["a", "b"];
         let texts = |names: &[u8]| names.iter().map(|name| name.to_string()).collect::<Vec<_>>();
         for step in steps {
@@ -359,7 +359,7 @@ proptest! {
                 GraphChange::RemoveVolume(name) => map.remove("", "persistentvolumes", "", &name.to_string()),
                 GraphChange::LoseChanges => map.compact_history(),
                 GraphChange::Ask { node, kind, namespace, name } => {
-                    let kind = [Kind::Secret, Kind::Secret, Kind::Claim][usize::from(kind)];
+                    let kind = [ReferenceKind::Secret, ReferenceKind::Secret, ReferenceKind::Claim][usize::from(kind)];
                     let wanted = Reference::new(kind, namespaces[usize::from(namespace)], &name.to_string());
                     let node = format!("n{node}");
                     let expected = references_by_walk(&map, &node, &wanted);

@@ -146,13 +146,13 @@ fn coerce(object: &mut Value, schema: &Schema) {
 
 /// A published schema, unpacked and parsed on demand.
 #[derive(Debug)]
-pub struct Published {
+pub struct PublishedSchema {
     source: Arc<SchemaSource>,
     /// `x-kubernetes-selectable-fields`, if there are any.
     fields: Option<Value>,
 }
 
-impl Published {
+impl PublishedSchema {
     /// The schema, with `x-kubernetes-selectable-fields`.
     #[must_use]
     pub fn value(&self) -> Value {
@@ -326,12 +326,12 @@ impl ResourceBuilder<'_> {
     }
 
     /// The published schema.
-    fn open_api(&self, version: &Value, source: &Arc<SchemaSource>) -> Published {
+    fn open_api(&self, version: &Value, source: &Arc<SchemaSource>) -> PublishedSchema {
         let fields: Vec<Value> = items(version, "selectableFields")
             .iter()
             .map(|field| json!({"fieldPath": text(field, "jsonPath").trim_start_matches('.')}))
             .collect();
-        Published { source: source.clone(), fields: (!fields.is_empty()).then(|| fields.into()) }
+        PublishedSchema { source: source.clone(), fields: (!fields.is_empty()).then(|| fields.into()) }
     }
 
     fn warning(&self, version: &Value) -> Option<Arc<str>> {

@@ -46,25 +46,25 @@ pub fn covers(budget: &Value, pod: &Value) -> bool {
 
 /// The effect of a budget on the pod.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Guard {
+pub enum BudgetEffect {
     /// The pod isn't ready: its eviction isn't counted, under the condition that it is unchanged.
     Unready,
     /// Its eviction is counted.
     Counts,
 }
 
-/// Computes the [`Guard`] of a budget for a pod.
+/// Computes the [`BudgetEffect`] of a budget for a pod.
 #[must_use]
-pub fn guard(budget: &Value, pod: &Value) -> Guard {
+pub fn budget_effect(budget: &Value, pod: &Value) -> BudgetEffect {
     let conditions = items(get(pod, "status"), "conditions");
     if conditions.iter().any(|one| text(one, "type") == "Ready" && text(one, "status") == "True") {
-        return Guard::Counts;
+        return BudgetEffect::Counts;
     }
     let status = get(budget, "status");
     let count = |key| int(status, key).unwrap_or(0);
     let always = text(get(budget, "spec"), "unhealthyPodEvictionPolicy") == "AlwaysAllow";
     let enough = count("currentHealthy") >= count("desiredHealthy") && count("desiredHealthy") > 0;
-    if always || enough { Guard::Unready } else { Guard::Counts }
+    if always || enough { BudgetEffect::Unready } else { BudgetEffect::Counts }
 }
 
 /// The error while a budget allows no disruption.
@@ -228,12 +228,12 @@ mod tests {
         assert!(!ignores_budgets(&pod("Running", "True")));
         let mut with = budget(json!({"currentHealthy": 1, "desiredHealthy": 1}));
         assert!(covers(&with, &pod("Running", "True")) && !covers(&with, &json!({"metadata": {}})));
-        assert_eq!(guard(&with, &pod("Running", "True")), Guard::Counts);
-        assert_eq!(guard(&with, &pod("Running", "False")), Guard::Unready);
+        assert_eq!(budget_effect(&with, &pod("Running", "True")), BudgetEffect::Counts);
+        assert_eq!(budget_effect(&with, &pod("Running", "False")), BudgetEffect::Unready);
         with["status"]["currentHealthy"] = json!(0);
-        assert_eq!(guard(&with, &pod("Running", "False")), Guard::Counts);
+        assert_eq!(budget_effect(&with, &pod("Running", "False")), BudgetEffect::Counts);
         with["spec"]["unhealthyPodEvictionPolicy"] = json!("AlwaysAllow");
-        assert_eq!(guard(&with, &pod("Running", "False")), Guard::Unready);
+        assert_eq!(budget_effect(&with, &pod("Running", "False")), BudgetEffect::Unready);
         with["spec"]["selector"] = Value::Null;
         assert!(!covers(&with, &pod("Running", "True")), "nothing is selected by no selector");
     }

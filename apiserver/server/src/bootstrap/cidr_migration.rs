@@ -72,11 +72,11 @@ fn rewrite(value: &mut Value, migrations: &[CidrMigration]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use apiserver_resources::objects::memory::Map;
+    use apiserver_resources::objects::memory::MemoryObjects;
 
     #[test]
     fn addresses_keep_their_offset_in_the_new_cidr() {
-        let objects = Map::default();
+        let objects = MemoryObjects::default();
         objects.put("", "services", json!({"metadata": {"name": "web", "namespace": "default"}, "spec": {"clusterIP": "127.64.3.4", "clusterIPs": ["127.64.3.4"]}}));
         objects.put(
             "",

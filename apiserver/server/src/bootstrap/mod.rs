@@ -372,7 +372,7 @@ mod tests {
     use super::*;
     use crate::test_catalog::built_in;
     use apiserver_auth::{Attributes, Authorizer, UserInfo};
-    use apiserver_resources::objects::{ObjectReader as _, memory::Map as ObjectReader};
+    use apiserver_resources::objects::{ObjectReader as _, memory::MemoryObjects as ObjectReader};
     use futures::FutureExt as _;
 
     fn cluster() -> Cluster {

@@ -39,13 +39,13 @@ pub(super) fn writes(objects: &dyn ObjectReader, served: &GroupVersions) -> Vec<
 
 #[cfg(test)]
 mod tests {
-    use apiserver_resources::objects::memory::Map;
+    use apiserver_resources::objects::memory::MemoryObjects;
 
     use super::*;
 
     #[test]
     fn each_that_is_served_has_one_and_others_go() {
-        let map = Map::default();
+        let map = MemoryObjects::default();
         let service = |name: &str, kept: &str| json!({"metadata": {"name": name, "labels": {AUTOMANAGED: kept}}});
         for (name, kept) in [("v1.a", "true"), ("v2.a", "true"), ("v1.apps", "onstart")] {
             map.put(GROUP, PLURAL, service(name, kept));

@@ -21,7 +21,7 @@ impl GaugeGuard {
 
     /// Keeps the request counted until `body` has been read or is dropped.
     pub(super) fn hold_until_read(self, body: Body) -> Body {
-        Body::new(Counted { body, _gauge_guard: self })
+        Body::new(CountedBody { body, _gauge_guard: self })
     }
 }
 
@@ -32,12 +32,12 @@ impl Drop for GaugeGuard {
 }
 
 /// A body that holds the count of its request.
-struct Counted {
+struct CountedBody {
     body: Body,
     _gauge_guard: GaugeGuard,
 }
 
-impl http_body::Body for Counted {
+impl http_body::Body for CountedBody {
     type Data = Bytes;
     type Error = axum::Error;
 

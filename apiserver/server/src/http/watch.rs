@@ -21,7 +21,7 @@ use super::table::{Tables, write_partial};
 use crate::registry::versions::CustomVersions;
 use crate::registry::{WatchStart, fields};
 use apiserver_resources::ResourceInfo;
-use apiserver_storage::cache::{Cached, Kind, Media, Shape, VersionError, WatchEncoding, WatchEvent};
+use apiserver_storage::cache::{Cached, EventType, Media, Shape, VersionError, WatchEncoding, WatchEvent};
 use machinery_api::schema;
 
 /// The size of one chunk of the stream; bounds what a slow client holds besides its ring.
@@ -192,7 +192,7 @@ impl Stream {
         let mut out = BytesMut::new();
         while out.len() < CHUNK_BYTES {
             let Some(cached) = self.initial.pop_front() else { break };
-            let frame = self.frame(Kind::Added, &cached);
+            let frame = self.frame(EventType::Added, &cached);
             out.extend_from_slice(&frame);
         }
         if self.initial.is_empty() && std::mem::take(&mut self.initial_events_bookmark) {
@@ -264,13 +264,13 @@ impl Stream {
             return self.frame(seen.kind, &seen.object);
         }
         // An object that left the selector is shown as before the event: another object than the event's own.
-        let before = seen.kind == Kind::Deleted && seen.event.kind != Kind::Deleted;
+        let before = seen.kind == EventType::Deleted && seen.event.kind != EventType::Deleted;
         self.encoding.kind = seen.kind;
         self.encoding.before = before;
         seen.event.frame(&self.encoding, || plain_frame(&self.watch_form, seen.kind, &seen.object))
     }
 
-    fn frame(&mut self, kind: Kind, cached: &Cached) -> Bytes {
+    fn frame(&mut self, kind: EventType, cached: &Cached) -> Bytes {
         let Some(tables) = self.watch_form.tables.clone() else { return plain_frame(&self.watch_form, kind, cached) };
         let row = &self.watch_form.row;
         let value =
@@ -314,11 +314,11 @@ impl Stream {
     }
 }
 
-fn type_of(kind: Kind) -> &'static str {
+fn type_of(kind: EventType) -> &'static str {
     match kind {
-        Kind::Added => "ADDED",
-        Kind::Modified => "MODIFIED",
-        Kind::Deleted => "DELETED",
+        EventType::Added => "ADDED",
+        EventType::Modified => "MODIFIED",
+        EventType::Deleted => "DELETED",
     }
 }
 
@@ -330,7 +330,7 @@ fn encoding(watch_form: &WatchForm) -> WatchEncoding {
     };
     let api_version = watch_form.row.api_version.clone();
     WatchEncoding {
-        kind: Kind::Added,
+        kind: EventType::Added,
         before: false,
         managed: watch_form.managed,
         api_version,
@@ -339,7 +339,7 @@ fn encoding(watch_form: &WatchForm) -> WatchEncoding {
     }
 }
 
-fn plain_frame(watch_form: &WatchForm, kind: Kind, cached: &Cached) -> Bytes {
+fn plain_frame(watch_form: &WatchForm, kind: EventType, cached: &Cached) -> Bytes {
     if watch_form.media == Media::Protobuf {
         return protobuf_frame(watch_form, kind, cached);
     }
@@ -365,7 +365,7 @@ fn plain_frame(watch_form: &WatchForm, kind: Kind, cached: &Cached) -> Bytes {
     out.into()
 }
 
-fn protobuf_frame(watch_form: &WatchForm, kind: Kind, cached: &Cached) -> Bytes {
+fn protobuf_frame(watch_form: &WatchForm, kind: EventType, cached: &Cached) -> Bytes {
     let row = &watch_form.row;
     let value = cached.value();
     let value = if row.serves_cached_form() { value } else { row.strategy.read_storage_version(value) };

@@ -40,7 +40,7 @@ fn create(row: &ResourceInfo, bytes: &[u8], media: Media) -> Outcome {
         let explicit_empties = body::explicit_empties(row, &object);
         body::normalise(row, &mut object);
         super::invalid(GroupResource::default(), "", row.strategy.validate_first(&context, &object, None))?;
-        let mut errors = metadata::validate_create(metadata::Of::resource(row), &object);
+        let mut errors = metadata::validate_create(metadata::KindTraits::resource(row), &object);
         let checked = body::with_empties(&object, explicit_empties);
         errors.extend(row.strategy.validate(&context, &checked));
         super::invalid(GroupResource::new("", &*row.kind), "x", errors)?;

@@ -58,7 +58,7 @@ impl Registry {
         row.strategy.allocate(&allocation, &mut object, None)?;
         let mut errors = Vec::new();
         if !row.strategy.validates_metadata() {
-            errors = metadata::validate_create(metadata::Of::resource(row), &object);
+            errors = metadata::validate_create(metadata::KindTraits::resource(row), &object);
         }
         let checked = body::with_empties(&object, explicit_empties);
         errors.extend(row.strategy.validate(&context, &checked));

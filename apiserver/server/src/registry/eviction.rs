@@ -13,7 +13,7 @@ use super::{Registry, RequestScope, ResponseObject, VerbResult, binding, body, o
 use apiserver_admission::Options;
 use apiserver_auth::{MASTERS, UserInfo};
 use apiserver_resources::SubresourceKind;
-use apiserver_resources::evictions::{self, Guard};
+use apiserver_resources::evictions::{self, BudgetEffect};
 use apiserver_resources::objects::ObjectReader;
 use apiserver_resources::options::{DeleteOptions, WriteOptions};
 
@@ -90,7 +90,7 @@ impl Registry {
             return Ok(EvictionAttempt::Done(VerbResult::Status(500, Box::new(Status::failure(500, "", message)))));
         }
         let name = object::text(budget, "name");
-        if evictions::guard(budget, &pod) == Guard::Counts {
+        if evictions::budget_effect(budget, &pod) == BudgetEffect::Counts {
             // After the budget is decremented, the delete is not retried.
             self.decrement_budget(&eviction.pods, name, options.dry_run).await?;
             return self.disrupt(&mut eviction.pods, &options).await.map(EvictionAttempt::Done);

@@ -84,7 +84,7 @@ impl Registry {
         let context = self.context(call, subresource);
         invalid(call.kind(), call.name, row.strategy.validate_first(&context, &new, Some(old)))?;
         row.strategy.allocate(&self.allocation(subresource, dry_run), &mut new, Some(old))?;
-        let mut errors = metadata::validate_update_through(metadata::Of::resource(row), subresource, &new, old);
+        let mut errors = metadata::validate_update_through(metadata::KindTraits::resource(row), subresource, &new, old);
         let checked = body::with_empties(&new, explicit_empties);
         // Upstream emits these during validation, so that a request rejected for another reason has them, too.
         errors.extend(row.strategy.validate_update_with_warnings(&context, &checked, old, warnings));

@@ -8,7 +8,7 @@ use machinery_api::{StorageKey, StoragePrefix};
 use machinery_env::Env;
 
 use super::watching::Watch as CacheWatch;
-use super::{Cached, Kind, Resource, Selectors, VersionError, WatchCache};
+use super::{Cached, EventType, Resource, Selectors, VersionError, WatchCache};
 use crate::store::contract::{self, WATCHED};
 use crate::store::late::LateStore;
 use crate::store::memory::MemoryStore;
@@ -56,7 +56,7 @@ impl History for CacheStoreWatch {
             changes.push(Change {
                 revision: seen.event.revision,
                 key: seen.object.key.clone(),
-                entry: (seen.kind != Kind::Deleted).then(|| entry(&seen.object)),
+                entry: (seen.kind != EventType::Deleted).then(|| entry(&seen.object)),
                 previous: seen.event.previous.as_deref().map(entry),
             });
         }

@@ -36,7 +36,7 @@ use crate::store::{Current, Entry, Outcome, Revision, Store, StoreError, Txn, pr
 
 pub use lookup::Lookup;
 pub use object::{Cached, Fields, Resource, write_record};
-pub use ring::{Event, Kind, Media, Shape, WatchEncoding};
+pub use ring::{Event, EventType, Media, Shape, WatchEncoding};
 pub use select::Selectors;
 pub use watching::{Watch, WatchEvent};
 
@@ -209,7 +209,7 @@ impl WatchCache {
     /// Waits until the cache has every write that was acknowledged before this call. Required before a decision relies
     /// on an absent object, or on one that may have changed. Free if the store feeds before it acknowledges.
     pub async fn sync(&self) -> Result<(), StoreError> {
-        let Current::Ask(newest) = self.store.current() else { return Ok(()) };
+        let Current::WaitFor(newest) = self.store.current() else { return Ok(()) };
         let newest = newest.await?;
         if self.wait_for_revision(newest, SYNC_WAIT).await {
             return Ok(());

@@ -22,7 +22,7 @@ const FRAMES_PER_EVENT_MAX: usize = 16;
 
 /// The type of a watch event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Kind {
+pub enum EventType {
     /// The object is new (for the selector).
     Added,
     /// The object changed.
@@ -37,7 +37,7 @@ pub struct Event {
     /// The revision of the change.
     pub revision: Revision,
     /// The type for a watcher without a selector.
-    pub kind: Kind,
+    pub kind: EventType,
     /// The object after the change; for a deletion its last state, with the deletion's revision.
     pub object: Arc<Cached>,
     /// The object before the change.
@@ -57,7 +57,7 @@ struct Frames {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WatchEncoding {
     /// The event type for the watcher.
-    pub kind: Kind,
+    pub kind: EventType,
     /// Whether the frame has the object before the event, which left the selector.
     pub before: bool,
     /// Whether objects include `managedFields`.
@@ -91,9 +91,9 @@ pub enum Media {
 impl Event {
     pub(super) fn new(revision: Revision, new: Option<Arc<Cached>>, old: Option<Arc<Cached>>) -> Option<Self> {
         let (kind, object) = match (&new, &old) {
-            (Some(new), None) => (Kind::Added, new.clone()),
-            (Some(new), Some(_)) => (Kind::Modified, new.clone()),
-            (None, Some(old)) => (Kind::Deleted, Arc::new(old.stamped(revision))),
+            (Some(new), None) => (EventType::Added, new.clone()),
+            (Some(new), Some(_)) => (EventType::Modified, new.clone()),
+            (None, Some(old)) => (EventType::Deleted, Arc::new(old.stamped(revision))),
             (None, None) => return None,
         };
         Some(Self { revision, kind, object, previous: old, frames: Mutex::default() })
@@ -102,14 +102,14 @@ impl Event {
     /// The event through a filter: an object that enters the selection is added; one that leaves it is deleted, with
     /// its selected state under the change's revision.
     #[must_use]
-    pub fn through_filter(&self, filter: &Selectors) -> Option<(Kind, Arc<Cached>)> {
-        let now = self.kind != Kind::Deleted && filter.matches(&self.object);
+    pub fn through_filter(&self, filter: &Selectors) -> Option<(EventType, Arc<Cached>)> {
+        let now = self.kind != EventType::Deleted && filter.matches(&self.object);
         let before = self.previous.as_ref().filter(|previous| filter.matches(previous));
         match (now, before) {
-            (true, None) => Some((Kind::Added, self.object.clone())),
-            (true, Some(_)) => Some((Kind::Modified, self.object.clone())),
-            (false, Some(_)) if self.kind == Kind::Deleted => Some((Kind::Deleted, self.object.clone())),
-            (false, Some(previous)) => Some((Kind::Deleted, Arc::new(previous.stamped(self.revision)))),
+            (true, None) => Some((EventType::Added, self.object.clone())),
+            (true, Some(_)) => Some((EventType::Modified, self.object.clone())),
+            (false, Some(_)) if self.kind == EventType::Deleted => Some((EventType::Deleted, self.object.clone())),
+            (false, Some(previous)) => Some((EventType::Deleted, Arc::new(previous.stamped(self.revision)))),
             (false, None) => None,
         }
     }

@@ -19,7 +19,7 @@ use apiserver_resources::objects::ObjectReader;
 pub(super) const PODS: &str = "/registry/pods/";
 fn whole() -> WatchEncoding {
     WatchEncoding {
-        kind: Kind::Added,
+        kind: EventType::Added,
         before: false,
         managed: true,
         api_version: "v1".into(),
@@ -89,7 +89,7 @@ fn names(page: &Page) -> Vec<&str> {
     page.items.iter().map(|object| object.name()).collect()
 }
 
-fn shown(seen: &WatchEvent) -> (Kind, &str, Revision) {
+fn shown(seen: &WatchEvent) -> (EventType, &str, Revision) {
     (seen.kind, seen.object.name(), seen.object.modified)
 }
 
@@ -249,20 +249,20 @@ async fn a_filtered_watch_sees_objects_come_and_go() {
     let gone = delete(&cache, "/registry/pods/b/z").await;
     let mut late = cache.watch(PODS, Some(start), on_node("n1")).unwrap();
     for watch in [&mut node, &mut late] {
-        assert_eq!(shown(&watch.recv().await.unwrap()), (Kind::Added, "x", bound));
-        assert_eq!(shown(&watch.recv().await.unwrap()), (Kind::Modified, "x", changed));
+        assert_eq!(shown(&watch.recv().await.unwrap()), (EventType::Added, "x", bound));
+        assert_eq!(shown(&watch.recv().await.unwrap()), (EventType::Modified, "x", changed));
         let left = watch.recv().await.unwrap();
-        assert_eq!(shown(&left), (Kind::Deleted, "x", moved));
+        assert_eq!(shown(&left), (EventType::Deleted, "x", moved));
         assert_eq!(left.object.field("spec.nodeName"), Some("n1"), "the last state that was selected");
-        assert_eq!(shown(&watch.recv().await.unwrap()), (Kind::Added, "z", gone - 1));
+        assert_eq!(shown(&watch.recv().await.unwrap()), (EventType::Added, "z", gone - 1));
         let deleted = watch.recv().await.unwrap();
-        assert_eq!(shown(&deleted), (Kind::Deleted, "z", gone));
+        assert_eq!(shown(&deleted), (EventType::Deleted, "z", gone));
         assert_eq!(deleted.object.value()["metadata"]["resourceVersion"], json!(gone.to_string()));
         assert!(watch.try_recv().unwrap().is_none());
         assert_eq!(watch.progress(), Some(gone));
     }
     assert_eq!(namespace.progress(), Some(gone - 2), "up to the event that it has not taken up yet");
-    assert_eq!(shown(&namespace.recv().await.unwrap()), (Kind::Added, "z", gone - 1));
+    assert_eq!(shown(&namespace.recv().await.unwrap()), (EventType::Added, "z", gone - 1));
     // Other writes advance the progress of a quiet watch.
     namespace.recv().await.unwrap();
     let last = put(&cache, pod("a", "y", "n3", "web")).await;
@@ -276,7 +276,7 @@ async fn a_bookmark_is_never_behind_delivered_events() {
     let mut watch = cache.watch(PODS, Some(start), Selectors::default()).unwrap();
     assert_eq!(watch.progress(), Some(start));
     let first = put(&cache, pod("a", "y", "", "web")).await;
-    assert_eq!(shown(&watch.recv().await.unwrap()), (Kind::Added, "y", first));
+    assert_eq!(shown(&watch.recv().await.unwrap()), (EventType::Added, "y", first));
     // An event between the last check of the ring and the bookmark.
     let second = put(&cache, pod("a", "z", "", "web")).await;
     assert_eq!(watch.progress(), Some(first));
@@ -286,11 +286,11 @@ async fn a_bookmark_is_never_behind_delivered_events() {
         Op::Put { key, record: record(&value.to_string()), ttl: None }
     });
     let third = done(cache.commit(Txn { compares: vec![], ops: both.into() }).await);
-    assert_eq!(shown(&watch.recv().await.unwrap()), (Kind::Added, "z", second));
+    assert_eq!(shown(&watch.recv().await.unwrap()), (EventType::Added, "z", second));
     assert_eq!(watch.progress(), Some(second));
-    assert_eq!(shown(&watch.recv().await.unwrap()), (Kind::Added, "v", third));
+    assert_eq!(shown(&watch.recv().await.unwrap()), (EventType::Added, "v", third));
     assert_eq!((watch.progress(), watch.last_revision()), (None, third));
-    assert_eq!(shown(&watch.recv().await.unwrap()), (Kind::Added, "w", third));
+    assert_eq!(shown(&watch.recv().await.unwrap()), (EventType::Added, "w", third));
     assert_eq!(watch.progress(), Some(third));
     // A lost event is not behind the watch.
     put(&cache, pod("a", "u", "", "web")).await;
@@ -316,7 +316,7 @@ async fn only_the_newest_events_keep_their_frames() {
     };
     assert!(made(&seen.event, &whole()) && !made(&seen.event, &whole()), "made once");
     for other in [
-        WatchEncoding { kind: Kind::Deleted, ..whole() },
+        WatchEncoding { kind: EventType::Deleted, ..whole() },
         WatchEncoding { before: true, ..whole() },
         WatchEncoding { api_version: "v2".into(), ..whole() },
         WatchEncoding { api_version: "other/v1".into(), ..whole() },
@@ -415,7 +415,7 @@ async fn a_slow_watcher_is_cut_off_and_a_quiet_one_is_not() {
     cache.store().compact(now).await.unwrap();
     assert_eq!(slow.recv().await.unwrap_err(), VersionError::Compacted(now));
     let last = put(&cache, pod("a", "q", "n9", "web")).await;
-    assert_eq!(shown(&quiet.recv().await.unwrap()), (Kind::Added, "q", last));
+    assert_eq!(shown(&quiet.recv().await.unwrap()), (EventType::Added, "q", last));
     assert_eq!(cache.watch(PODS, Some(now - 1), Selectors::default()).err(), Some(VersionError::Compacted(now)));
     // A watch from a future revision waits for it.
     let mut future = cache.watch(PODS, Some(last + 1), Selectors::default()).unwrap();
@@ -453,7 +453,7 @@ async fn a_resource_can_be_registered_late() {
     let watch = |from| cache.watch("/registry/x.dev/widgets/", Some(from), Selectors::default());
     assert_eq!(watch(0).err(), Some(VersionError::Compacted(first)), "events reach back to the registration");
     let mut watch = watch(first).unwrap();
-    assert_eq!(watch.recv().await.unwrap().kind, Kind::Modified);
+    assert_eq!(watch.recv().await.unwrap().kind, EventType::Modified);
     let lookup = Lookup::new(cache.clone(), |group, _| (group == "x.dev").then(|| StoragePrefix::new("x.dev/widgets")));
     assert_eq!(lookup.get("x.dev", "widgets", "a", "w").unwrap()["spec"]["color"], "blue");
     assert_eq!(lookup.list("x.dev", "widgets", Some("a")).len(), 1);

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use tokio::sync::watch;
 
 use super::object::Cached;
-use super::ring::{Event, Kind, Ring};
+use super::ring::{Event, EventType, Ring};
 use super::select::Selectors;
 use super::{VersionError, WatchCache};
 use crate::store::Revision;
@@ -18,7 +18,7 @@ const BATCH_EVENTS: usize = 64;
 #[derive(Debug, Clone)]
 pub struct WatchEvent {
     /// The event type for this watcher.
-    pub kind: Kind,
+    pub kind: EventType,
     /// The object for this watcher.
     pub object: Arc<Cached>,
     /// The underlying event, whose encoded frames are shared.

@@ -69,7 +69,7 @@ impl Store for LateStore {
     }
 
     fn current(&self) -> Current<'_> {
-        Current::Ask(Box::pin(async {
+        Current::WaitFor(Box::pin(async {
             tokio::task::yield_now().await;
             let newest = self.inner.revision();
             self.delayed.flush();

@@ -200,7 +200,7 @@ pub enum Current<'a> {
     /// It always is: acknowledged writes were fed before.
     Fed,
     /// It must wait for this revision, which the store determines: there may be other writers.
-    Ask(BoxFuture<'a, Result<Revision, StoreError>>),
+    WaitFor(BoxFuture<'a, Result<Revision, StoreError>>),
 }
 
 /// A key-value store with etcd's semantics.

@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 
 use super::path::{PathElement, same};
 use super::set::Set;
-use super::shape::{EMPTY, Of, Shape, printed};
+use super::shape::{EMPTY, Shape, ShapeKind, printed};
 use crate::schema::{TypeRef, normalise as normalise_whole, normalise_kind};
 
 /// The differences of two values.
@@ -74,8 +74,8 @@ impl Comparer {
             return Ok(());
         }
         match shape.of {
-            Of::List(..) => self.items(shape, old, new)?,
-            Of::Deduced => {
+            ShapeKind::List(..) => self.items(shape, old, new)?,
+            ShapeKind::Deduced => {
                 let (was_map, is_map) = (map_of(old).is_some(), map_of(new).is_some());
                 if !was_map && !is_map {
                     self.leaf(shape, old, new);
@@ -123,7 +123,7 @@ impl Comparer {
 
     fn members(&mut self, shape: Shape<'_>, old: MaybeValue<'_>, new: MaybeValue<'_>) -> Result<(), String> {
         let (was, is) = (map_of(old), map_of(new));
-        if let (Of::Struct(of), Form::Printed) = (shape.of, self.form) {
+        if let (ShapeKind::Struct(of), Form::Printed) = (shape.of, self.form) {
             for field in &of.fields {
                 let old = old.and_then(|_| printed(field, was.and_then(|map| map.get(&*field.name))));
                 let new = new.and_then(|_| printed(field, is.and_then(|map| map.get(&*field.name))));
@@ -135,8 +135,9 @@ impl Comparer {
                 return Ok(());
             }
         }
-        let declared =
-            |name: &str| self.form == Form::Printed && matches!(shape.of, Of::Struct(of) if of.field(name).is_some());
+        let declared = |name: &str| {
+            self.form == Form::Printed && matches!(shape.of, ShapeKind::Struct(of) if of.field(name).is_some())
+        };
         let mut names: Vec<&String> = was.into_iter().chain(is).flat_map(Map::keys).filter(|n| !declared(n)).collect();
         names.sort_unstable();
         names.dedup();
@@ -149,7 +150,7 @@ impl Comparer {
     }
 
     fn items(&mut self, shape: Shape<'_>, old: MaybeValue<'_>, new: MaybeValue<'_>) -> Result<(), String> {
-        let Of::List(kind, _) = shape.of else { return Ok(()) };
+        let ShapeKind::List(kind, _) = shape.of else { return Ok(()) };
         let mut all: BTreeMap<PathElement, [Vec<&Value>; 2]> = BTreeMap::new();
         for (side, list) in [old, new].into_iter().enumerate() {
             for item in list.and_then(Value::as_array).into_iter().flatten() {
@@ -191,24 +192,25 @@ impl Comparer {
 
 /// Whether two values are equal in their stored form.
 pub(super) fn equal_when_stored(shape: Shape<'_>, old: &Value, new: &Value) -> bool {
-    !matches!(shape.of, Of::Untyped | Of::Deduced) && same(&stored_form(shape, old), &stored_form(shape, new))
+    !matches!(shape.of, ShapeKind::Untyped | ShapeKind::Deduced)
+        && same(&stored_form(shape, old), &stored_form(shape, new))
 }
 
 /// A value in its stored form.
 pub(super) fn stored_form(shape: Shape<'_>, value: &Value) -> Value {
     let mut value = value.clone();
     match shape.of {
-        Of::Scalar(kind) => normalise_kind(shape.types, kind, &mut value),
-        Of::Struct(of) => drop(normalise_whole(TypeRef { types: shape.types, of }, &mut value)),
-        Of::Map(kind) => value
+        ShapeKind::Scalar(kind) => normalise_kind(shape.types, kind, &mut value),
+        ShapeKind::Struct(of) => drop(normalise_whole(TypeRef { types: shape.types, of }, &mut value)),
+        ShapeKind::Map(kind) => value
             .as_object_mut()
             .into_iter()
             .flat_map(Map::values_mut)
             .for_each(|value| normalise_kind(shape.types, kind, value)),
-        Of::List(kind, _) => {
+        ShapeKind::List(kind, _) => {
             value.as_array_mut().into_iter().flatten().for_each(|value| normalise_kind(shape.types, kind, value))
         }
-        Of::Deduced | Of::Untyped => {}
+        ShapeKind::Deduced | ShapeKind::Untyped => {}
     }
     value
 }

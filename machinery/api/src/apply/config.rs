@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::path::PathElement;
 use super::set::Set;
-use super::shape::{Items, Of, Shape};
+use super::shape::{Items, Shape, ShapeKind};
 use crate::schema::{Kind, TypeRef};
 
 /// Maximum reported errors of one configuration.
@@ -70,8 +70,8 @@ impl ConfigChecker {
             return;
         }
         match (shape.of, value) {
-            (Of::Scalar(kind), value) => self.scalar(kind, value),
-            (Of::Struct(_) | Of::Map(_), Value::Object(map)) => {
+            (ShapeKind::Scalar(kind), value) => self.scalar(kind, value),
+            (ShapeKind::Struct(_) | ShapeKind::Map(_), Value::Object(map)) => {
                 for (name, value) in map {
                     match shape.member(name) {
                         Some((inner, _)) => self.below(&format!(".{name}"), inner, value),
@@ -86,10 +86,10 @@ impl ConfigChecker {
                     }
                 }
             }
-            (Of::Struct(_) | Of::Map(_), other) => self.wrong(&format!("expected map, got &{{{other}}}")),
-            (Of::List(kind, items), Value::Array(list)) => self.list(shape.of_kind(kind), shape, items, list),
-            (Of::List(..), other) => self.wrong(&format!("expected list, got &{{{other}}}")),
-            (Of::Deduced | Of::Untyped, _) => {}
+            (ShapeKind::Struct(_) | ShapeKind::Map(_), other) => self.wrong(&format!("expected map, got &{{{other}}}")),
+            (ShapeKind::List(kind, items), Value::Array(list)) => self.list(shape.of_kind(kind), shape, items, list),
+            (ShapeKind::List(..), other) => self.wrong(&format!("expected list, got &{{{other}}}")),
+            (ShapeKind::Deduced | ShapeKind::Untyped, _) => {}
         }
     }
 
@@ -148,7 +148,7 @@ fn walk(shape: Shape<'_>, value: &Value, path: &mut Vec<PathElement>, set: &mut 
         return set.insert(path);
     }
     match (shape.of, value) {
-        (Of::Deduced, Value::Object(_)) | (Of::Struct(_) | Of::Map(_), _) => {
+        (ShapeKind::Deduced, Value::Object(_)) | (ShapeKind::Struct(_) | ShapeKind::Map(_), _) => {
             for (name, value) in value.as_object().into_iter().flatten() {
                 let Some((inner, field)) = shape.member(name) else { continue };
                 path.push(PathElement::field(name));
@@ -160,7 +160,7 @@ fn walk(shape: Shape<'_>, value: &Value, path: &mut Vec<PathElement>, set: &mut 
                 path.pop();
             }
         }
-        (Of::List(kind, _), _) => {
+        (ShapeKind::List(kind, _), _) => {
             let mut seen = BTreeSet::new();
             let mut doubled = BTreeSet::new();
             let mut items: Vec<_> = value

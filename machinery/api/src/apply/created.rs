@@ -8,7 +8,7 @@ use super::compare::equal_when_stored;
 use super::fields::{write_element, write_field};
 use super::path::{PathElement, same};
 use super::set::Set;
-use super::shape::{EMPTY, Of, Shape, printed};
+use super::shape::{EMPTY, Shape, ShapeKind, printed};
 use crate::schema::TypeRef;
 
 /// The fields set by a new object as text, without `dropped`; `{}` for none. The error names a list item without a key.
@@ -42,7 +42,7 @@ fn member(
     element(out);
     out.push_str(":{");
     let inner = out.len();
-    let deduced_leaf = matches!(shape.of, Of::Deduced) && !new.is_object();
+    let deduced_leaf = matches!(shape.of, ShapeKind::Deduced) && !new.is_object();
     let leaf = shape.is_leaf() || deduced_leaf || (shape.is_empty(old, true) && shape.is_empty(Some(new), true));
     let is_new = match old {
         None => true,
@@ -53,7 +53,7 @@ fn member(
             out.push_str("\".\":{}");
         }
         match shape.of {
-            Of::List(..) => items(shape, new, dropped, out)?,
+            ShapeKind::List(..) => items(shape, new, dropped, out)?,
             _ => members(shape, old, Some(new), dropped, out)?,
         }
         if out.len() == inner + 6 && is_new {
@@ -78,7 +78,7 @@ fn members(
 ) -> Result<(), String> {
     let (was, is) = (map_of(old), map_of(new));
     // The printed form of an empty object has declared fields only.
-    let Of::Struct(of) = shape.of else {
+    let ShapeKind::Struct(of) = shape.of else {
         for (name, value) in is.into_iter().flatten() {
             if let Some((inner, _)) = shape.member(name)
                 && let Some(rest) = dropped_below(dropped, name)
@@ -130,7 +130,7 @@ fn dropped_below<'a>(dropped: Option<&'a Set>, name: &str) -> Option<Option<&'a 
 }
 
 fn items(shape: Shape<'_>, new: &Value, dropped: Option<&Set>, out: &mut String) -> Result<(), String> {
-    let Of::List(kind, _) = shape.of else { return Ok(()) };
+    let ShapeKind::List(kind, _) = shape.of else { return Ok(()) };
     let list = new.as_array().into_iter().flatten();
     let mut all: Vec<(PathElement, &Value)> =
         list.map(|item| Ok((shape.item(item)?, item))).collect::<Result<_, String>>()?;

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use serde_json::{Map, Value};
 
 use super::path::PathElement;
-use super::shape::{Of, Shape};
+use super::shape::{Shape, ShapeKind};
 use crate::schema::TypeRef;
 
 /// Merges a configuration of the same type into an object. The error names a list item without a key.
@@ -28,16 +28,16 @@ fn values(shape: Shape<'_>, old: MaybeValue<'_>, new: MaybeValue<'_>) -> Result<
         return Ok(new.or(old).cloned());
     }
     match shape.of {
-        Of::Struct(_) | Of::Map(_) => members(shape, old, new),
-        Of::Deduced => match (old, new) {
+        ShapeKind::Struct(_) | ShapeKind::Map(_) => members(shape, old, new),
+        ShapeKind::Deduced => match (old, new) {
             // A missing value adopts the other's form.
             (_, Some(Value::Object(_))) | (Some(Value::Object(_)), None | Some(Value::Null)) => {
                 members(shape, old, new)
             }
             _ => Ok(new.or(old).cloned()),
         },
-        Of::List(..) => items(shape, old, new),
-        Of::Scalar(_) | Of::Untyped => Ok(new.or(old).cloned()),
+        ShapeKind::List(..) => items(shape, old, new),
+        ShapeKind::Scalar(_) | ShapeKind::Untyped => Ok(new.or(old).cloned()),
     }
 }
 
@@ -87,7 +87,7 @@ fn indexed<'a>(shape: Shape<'_>, list: MaybeValue<'a>, doubled: bool) -> Result<
 }
 
 fn items(shape: Shape<'_>, old: MaybeValue<'_>, new: MaybeValue<'_>) -> Result<Option<Value>, String> {
-    let Of::List(kind, _) = shape.of else { return Ok(new.cloned()) };
+    let ShapeKind::List(kind, _) = shape.of else { return Ok(new.cloned()) };
     let inner = shape.of_kind(kind);
     let (wanted, is) = indexed(shape, new, false)?;
     let (there, was) = indexed(shape, old, true)?;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::path::PathElement;
 use super::set::{Node, Set};
-use super::shape::{Of, Shape};
+use super::shape::{Shape, ShapeKind};
 use crate::schema::TypeRef;
 
 /// Removes fields and items from an object. Containers that become empty are null, as upstream's.
@@ -17,7 +17,7 @@ pub(super) fn remove(found: TypeRef<'_>, object: &Value, fields: &Set) -> Value 
 
 fn value(shape: Shape<'_>, from: &Value, fields: &Set) -> Value {
     match (shape.of, from) {
-        (Of::List(kind, _), Value::Array(items)) => {
+        (ShapeKind::List(kind, _), Value::Array(items)) => {
             if shape.is_leaf() || items.is_empty() {
                 return Value::Null;
             }
@@ -32,7 +32,7 @@ fn value(shape: Shape<'_>, from: &Value, fields: &Set) -> Value {
             }
             if left.is_empty() { Value::Null } else { Value::Array(left) }
         }
-        (Of::Struct(_) | Of::Map(_) | Of::Deduced, Value::Object(map)) => {
+        (ShapeKind::Struct(_) | ShapeKind::Map(_) | ShapeKind::Deduced, Value::Object(map)) => {
             if shape.is_leaf() {
                 return Value::Null;
             }
@@ -50,7 +50,7 @@ fn value(shape: Shape<'_>, from: &Value, fields: &Set) -> Value {
             }
             if left.is_empty() { Value::Null } else { Value::Object(left) }
         }
-        (Of::Deduced, Value::Array(_)) => Value::Null,
+        (ShapeKind::Deduced, Value::Array(_)) => Value::Null,
         (_, other) => other.clone(),
     }
 }
@@ -68,7 +68,7 @@ fn add_declared_ancestors(shape: Option<Shape<'_>>, set: &Set) -> Set {
                 Some((inner, field)) => (Some(inner), field.is_some()),
                 None => (None, false),
             },
-            (PathElement::Key(_), Some(Shape { of: Of::List(kind, _), .. })) => {
+            (PathElement::Key(_), Some(Shape { of: ShapeKind::List(kind, _), .. })) => {
                 (shape.map(|shape| shape.of_kind(kind)), false)
             }
             _ => (None, false),
@@ -90,12 +90,15 @@ pub(super) fn reconciled(found: TypeRef<'_>, set: &Set) -> Option<Set> {
 fn reconcile_level(shape: Shape<'_>, set: &Set, changed: &mut bool) -> Set {
     let nodes = set.nodes.iter().map(|node| {
         let inner = match (&node.element, shape.of) {
-            (PathElement::Field(name), Of::Struct(_) | Of::Map(_)) => shape.member(name).map(|(inner, _)| inner),
-            (_, Of::List(kind, _)) => Some(shape.of_kind(kind)),
+            (PathElement::Field(name), ShapeKind::Struct(_) | ShapeKind::Map(_)) => {
+                shape.member(name).map(|(inner, _)| inner)
+            }
+            (_, ShapeKind::List(kind, _)) => Some(shape.of_kind(kind)),
             _ => None,
         };
         let (Some(inner), Some(below)) = (inner, &node.below) else { return node.clone() };
-        let whole = matches!(inner.of, Of::List(..) | Of::Struct(_) | Of::Map(_)) && inner.is_leaf();
+        let whole =
+            matches!(inner.of, ShapeKind::List(..) | ShapeKind::Struct(_) | ShapeKind::Map(_)) && inner.is_leaf();
         if whole {
             *changed = true;
             return Node { element: node.element.clone(), member: true, below: None };

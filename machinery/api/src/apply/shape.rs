@@ -12,7 +12,7 @@ use crate::schema::{Field, Kind, ListType, Type, TypeRef, Types};
 #[derive(Clone, Copy)]
 pub(super) struct Shape<'a> {
     pub(super) types: &'a Types,
-    pub(super) of: Of<'a>,
+    pub(super) of: ShapeKind<'a>,
     /// Whether an object is atomic.
     pub(super) atomic: bool,
     /// Whether objects keep undeclared fields, as inherited from an ancestor.
@@ -21,7 +21,7 @@ pub(super) struct Shape<'a> {
 
 /// The kind of a value.
 #[derive(Clone, Copy)]
-pub(super) enum Of<'a> {
+pub(super) enum ShapeKind<'a> {
     Scalar(&'a Kind),
     Struct(&'a Type),
     Map(&'a Kind),
@@ -93,21 +93,21 @@ pub(super) fn printed<'v>(field: &Field, value: Option<&'v Value>) -> Option<&'v
 impl<'a> Shape<'a> {
     /// The shape of whole objects.
     pub(super) fn root(found: TypeRef<'a>) -> Self {
-        let shape = Self { types: found.types, of: Of::Deduced, atomic: false, loose: false };
+        let shape = Self { types: found.types, of: ShapeKind::Deduced, atomic: false, loose: false };
         shape.of_type(found.of)
     }
 
-    fn with(self, of: Of<'a>) -> Self {
+    fn with(self, of: ShapeKind<'a>) -> Self {
         Self { of, atomic: false, ..self }
     }
 
     fn of_type(self, of: &'a Type) -> Self {
         match &of.scalar {
-            Some(Kind::Any) if of.name.ends_with(".RawExtension") => self.with(Of::Untyped),
+            Some(Kind::Any) if of.name.ends_with(".RawExtension") => self.with(ShapeKind::Untyped),
             Some(kind) => self.of_kind(kind),
             None => {
                 let loose = self.loose || of.preserves_unknown;
-                Self { types: self.types, of: Of::Struct(of), atomic: of.atomic, loose }
+                Self { types: self.types, of: ShapeKind::Struct(of), atomic: of.atomic, loose }
             }
         }
     }
@@ -116,18 +116,18 @@ impl<'a> Shape<'a> {
     pub(super) fn of_kind(self, kind: &'a Kind) -> Self {
         match kind {
             Kind::Object(id) => self.of_type(self.types.get(*id)),
-            Kind::Any => self.with(Of::Deduced),
-            Kind::List(inner) => self.with(Of::List(inner, Items::Atomic)),
-            Kind::Map(inner) => self.with(Of::Map(inner)),
-            scalar => self.with(Of::Scalar(scalar)),
+            Kind::Any => self.with(ShapeKind::Deduced),
+            Kind::List(inner) => self.with(ShapeKind::List(inner, Items::Atomic)),
+            Kind::Map(inner) => self.with(ShapeKind::Map(inner)),
+            scalar => self.with(ShapeKind::Scalar(scalar)),
         }
     }
 
     /// The shape of a declared field.
     pub(super) fn of_field(self, field: &'a Field) -> Self {
         let shape = match &field.kind {
-            Kind::List(inner) => self.with(Of::List(inner, items(field))),
-            Kind::Any if field.go == Some("runtime.RawExtension") => self.with(Of::Untyped),
+            Kind::List(inner) => self.with(ShapeKind::List(inner, items(field))),
+            Kind::Any if field.go == Some("runtime.RawExtension") => self.with(ShapeKind::Untyped),
             kind => self.of_kind(kind),
         };
         Self { atomic: !field.granular && (shape.atomic || field.atomic), ..shape }
@@ -136,28 +136,28 @@ impl<'a> Shape<'a> {
     /// The shape of an object's member and its declared field; `None` if it isn't allowed.
     pub(super) fn member(self, name: &str) -> Option<(Self, Option<&'a Field>)> {
         match self.of {
-            Of::Struct(of) => match of.field(name) {
+            ShapeKind::Struct(of) => match of.field(name) {
                 Some(field) => Some((self.of_field(field), Some(field))),
                 // An object without declared fields accepts any.
-                None => (self.loose || of.fields.is_empty()).then(|| (self.with(Of::Deduced), None)),
+                None => (self.loose || of.fields.is_empty()).then(|| (self.with(ShapeKind::Deduced), None)),
             },
-            Of::Map(kind) => Some((self.of_kind(kind), None)),
-            Of::Deduced | Of::Untyped => Some((self, None)),
+            ShapeKind::Map(kind) => Some((self.of_kind(kind), None)),
+            ShapeKind::Deduced | ShapeKind::Untyped => Some((self, None)),
             _ => None,
         }
     }
 
     /// Whether objects may have undeclared fields.
     pub(super) fn is_loose(self) -> bool {
-        matches!(self.of, Of::Struct(of) if self.loose || of.fields.is_empty())
+        matches!(self.of, ShapeKind::Struct(of) if self.loose || of.fields.is_empty())
     }
 
     /// Whether a value is atomic; a value of unknown type may be.
     pub(super) fn is_leaf(self) -> bool {
         match self.of {
-            Of::Scalar(_) | Of::Untyped | Of::List(_, Items::Atomic) => true,
-            Of::Struct(_) | Of::Map(_) => self.atomic,
-            Of::List(..) | Of::Deduced => false,
+            ShapeKind::Scalar(_) | ShapeKind::Untyped | ShapeKind::List(_, Items::Atomic) => true,
+            ShapeKind::Struct(_) | ShapeKind::Map(_) => self.atomic,
+            ShapeKind::List(..) | ShapeKind::Deduced => false,
         }
     }
 
@@ -168,7 +168,7 @@ impl<'a> Shape<'a> {
             Some(Value::Array(items)) => items.is_empty(),
             Some(Value::Object(map)) => {
                 map.is_empty()
-                    && !matches!(self.of, Of::Struct(of) if prints && of.fields.iter().any(|f| printed(f, None).is_some()))
+                    && !matches!(self.of, ShapeKind::Struct(of) if prints && of.fields.iter().any(|f| printed(f, None).is_some()))
             }
             Some(_) => false,
         }
@@ -176,7 +176,9 @@ impl<'a> Shape<'a> {
 
     /// The path element of a list item.
     pub(super) fn item(self, item: &Value) -> Result<PathElement, String> {
-        let Of::List(kind, items) = self.of else { return Err("invalid indexing of non-associative list".into()) };
+        let ShapeKind::List(kind, items) = self.of else {
+            return Err("invalid indexing of non-associative list".into());
+        };
         match items {
             Items::Atomic => Err("invalid indexing of non-associative list".into()),
             Items::Set => match item {
@@ -197,7 +199,7 @@ impl<'a> Shape<'a> {
             return Err("associative list with keys may not have non-map elements".into());
         }
         let found = match self.of_kind(kind).of {
-            Of::Struct(of) => Some(of),
+            ShapeKind::Struct(of) => Some(of),
             _ => None,
         };
         let default = |name: &str| {

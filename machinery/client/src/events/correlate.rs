@@ -42,7 +42,7 @@ pub(super) enum EventApi {
 
 /// The reporting component.
 #[derive(Debug, Clone)]
-pub(super) struct Source {
+pub(super) struct EventReporter {
     pub(super) api: EventApi,
     pub(super) component: String,
     /// The host of a node's component, or the instance of a controller.
@@ -90,7 +90,7 @@ struct TokenBucket {
 /// The correlator of one recorder.
 #[derive(Debug)]
 pub(super) struct Correlator {
-    source: Source,
+    source: EventReporter,
     known: LruMap<EventKey, WrittenEvent>,
     similar: LruMap<EventKey, SimilarMessages>,
     budgets: LruMap<String, TokenBucket>,
@@ -99,7 +99,7 @@ pub(super) struct Correlator {
 }
 
 impl Correlator {
-    pub(super) fn new(source: Source) -> Self {
+    pub(super) fn new(source: EventReporter) -> Self {
         let (known, similar, budgets) = (LruMap::default(), LruMap::default(), LruMap::default());
         Self { source, known, similar, budgets, named: 0 }
     }
@@ -306,7 +306,7 @@ mod tests {
     use super::*;
 
     fn correlator(api: EventApi) -> Correlator {
-        Correlator::new(Source { api, component: "x".into(), instance: String::new() })
+        Correlator::new(EventReporter { api, component: "x".into(), instance: String::new() })
     }
 
     fn note(message: &str) -> EventRecord {

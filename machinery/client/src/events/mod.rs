@@ -20,7 +20,7 @@ use serde_json::Value;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use self::correlate::{Correlator, EventApi, Source};
+use self::correlate::{Correlator, EventApi, EventReporter};
 use self::queue::{EventQueue, EventWrite};
 use crate::object::Kind;
 use crate::plan::EventRecord;
@@ -84,7 +84,7 @@ impl Recorder {
     /// As [`Recorder::start`], for a component of one node, which is the host in its events.
     #[must_use]
     pub fn start_on(client: Client, env: Env, component: &str, host: String, stop: &CancellationToken) -> Self {
-        let source = Source { api: EventApi::Core, component: component.to_owned(), instance: host };
+        let source = EventReporter { api: EventApi::Core, component: component.to_owned(), instance: host };
         Self::start_from(client, env, source, stop)
     }
 
@@ -92,11 +92,12 @@ impl Recorder {
     /// and repeated events as a series.
     #[must_use]
     pub fn start_series(client: Client, env: Env, controller: &str, instance: &str, stop: &CancellationToken) -> Self {
-        let source = Source { api: EventApi::Series, component: controller.to_owned(), instance: instance.to_owned() };
+        let source =
+            EventReporter { api: EventApi::Series, component: controller.to_owned(), instance: instance.to_owned() };
         Self::start_from(client, env, source, stop)
     }
 
-    fn start_from(client: Client, env: Env, source: Source, stop: &CancellationToken) -> Self {
+    fn start_from(client: Client, env: Env, source: EventReporter, stop: &CancellationToken) -> Self {
         let component = source.component.clone();
         let kind = match source.api {
             EventApi::Core => Kind::of::<core::v1::Event>(),

@@ -6,10 +6,10 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1::Container;
 use runtime_api::{ConfigValues, Grants};
 
-use super::sources::{ConfigSourceManager, Content, Source, SourceKind, SourceState};
+use super::sources::{ConfigSource, ConfigSourceManager, Content, SourceKind, SourceState};
 
 /// The sources in their order, each with its prefix; they are watched while this is held.
-pub struct GrantedConfig(Vec<(String, Arc<Source>)>);
+pub struct GrantedConfig(Vec<(String, Arc<ConfigSource>)>);
 
 impl GrantedConfig {
     /// The sources of a container. The environment reports missing ConfigMaps.

@@ -91,20 +91,20 @@ impl Wakers {
 }
 
 /// An object that is watched while this is held.
-pub struct Source {
+pub struct ConfigSource {
     /// The current state.
     pub known: watch::Receiver<SourceState>,
     wakers: Arc<Wakers>,
     _stop: DropGuard,
 }
 
-impl std::fmt::Debug for Source {
+impl std::fmt::Debug for ConfigSource {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Source").field("known", &self.known).finish_non_exhaustive()
+        f.debug_struct("ConfigSource").field("known", &self.known).finish_non_exhaustive()
     }
 }
 
-impl Source {
+impl ConfigSource {
     pub(crate) fn of(known: watch::Receiver<SourceState>, stop: CancellationToken) -> Self {
         Self { known, wakers: Arc::default(), _stop: stop.drop_guard() }
     }
@@ -125,13 +125,13 @@ impl Source {
 }
 
 type Key = (SourceKind, String, String);
-type SourceTable = Arc<Mutex<HashMap<Key, Weak<Source>>>>;
+type SourceTable = Arc<Mutex<HashMap<Key, Weak<ConfigSource>>>>;
 
 /// The entry of a source in the manager's table.
 struct TableEntry {
     all: SourceTable,
     key: Key,
-    source: Weak<Source>,
+    source: Weak<ConfigSource>,
 }
 
 impl TableEntry {
@@ -166,7 +166,7 @@ impl ConfigSourceManager {
     }
 
     /// Returns the source of that object, and starts its watch if there is none.
-    pub fn get(&self, kind: SourceKind, namespace: &str, name: &str) -> Arc<Source> {
+    pub fn get(&self, kind: SourceKind, namespace: &str, name: &str) -> Arc<ConfigSource> {
         let key = (kind, namespace.to_owned(), name.to_owned());
         let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(source) = all.get(&key).and_then(Weak::upgrade) {
@@ -175,7 +175,7 @@ impl ConfigSourceManager {
         all.retain(|_, source| source.strong_count() > 0);
         let (known, receiver) = watch::channel(SourceState::Unknown);
         let stop = self.stop.child_token();
-        let source = Arc::new(Source::of(receiver, stop.clone()));
+        let source = Arc::new(ConfigSource::of(receiver, stop.clone()));
         let known = (known, source.wakers.clone());
         let entry = TableEntry { all: self.all.clone(), key: key.clone(), source: Arc::downgrade(&source) };
         let only = |reflector: Reflector| reflector.within(namespace).selecting(format!("metadata.name={name}"));

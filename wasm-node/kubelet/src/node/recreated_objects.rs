@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use super::fake_api::{FakeApi, FakeCluster, Watch, not_found, send_event};
-use crate::config::sources::{ConfigSourceManager, Source, SourceKind, SourceState};
+use crate::config::sources::{ConfigSource, ConfigSourceManager, SourceKind, SourceState};
 
 /// Has at most one ConfigMap.
 #[derive(Default)]
@@ -54,7 +54,7 @@ impl FakeCluster for Cluster {
     }
 }
 
-async fn text(source: &Source) -> String {
+async fn text(source: &ConfigSource) -> String {
     let SourceState::Present(content) = source.read().await else { panic!("it is not there") };
     String::from_utf8(content.data["k"].clone()).unwrap()
 }
@@ -66,7 +66,7 @@ async fn an_immutable_object_that_is_made_again_is_read_anew() {
     let sources = ConfigSourceManager::new(api.client(), TokioClock::env(7).0, CancellationToken::new());
     let get = || sources.get(SourceKind::ConfigMap, "n", "m");
     // Waits for another source than `before`.
-    let after = async |before: &Arc<Source>| {
+    let after = async |before: &Arc<ConfigSource>| {
         let other = async {
             loop {
                 let source = get();

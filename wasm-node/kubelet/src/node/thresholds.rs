@@ -14,15 +14,15 @@ pub(super) const MEMORY_BYTES_DEFAULT: u64 = 100 << 20;
 /// The default threshold of a large disk: the default bound of one emptyDir. 10% of a large disk would exceed the need.
 pub(super) const DISK_BYTES_DEFAULT: u64 = 1 << 30;
 /// The default threshold of a small disk (upstream's), which might always be below the absolute one.
-const DISK_PART_DEFAULT: Part = Part::percent(10);
+const DISK_PART_DEFAULT: Fraction = Fraction::percent(10);
 /// The default threshold of free inodes (upstream's) and of free descriptors.
-const COUNTED_PART_DEFAULT: Part = Part::percent(5);
+const COUNTED_PART_DEFAULT: Fraction = Fraction::percent(5);
 
 /// A fraction of a total.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Part(u32);
+struct Fraction(u32);
 
-impl Part {
+impl Fraction {
     const fn percent(percent: u32) -> Self {
         Self(WHOLE / 100 * percent)
     }
@@ -37,7 +37,7 @@ impl Part {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Threshold {
     quantity: Option<u64>,
-    part: Option<Part>,
+    part: Option<Fraction>,
 }
 
 impl Threshold {
@@ -45,7 +45,7 @@ impl Threshold {
         Self { quantity: Some(quantity), part: None }
     }
 
-    const fn part(part: Part) -> Self {
+    const fn part(part: Fraction) -> Self {
         Self { quantity: None, part: Some(part) }
     }
 
@@ -157,7 +157,7 @@ fn threshold(amount: &str) -> Result<Option<Threshold>, &'static str> {
         }
         // Exact for up to four decimals, the resolution of `WHOLE`.
         let part = (percent * f64::from(WHOLE / 100)).round() as u32;
-        return Ok((1..WHOLE).contains(&part).then(|| Threshold::part(Part(part))));
+        return Ok((1..WHOLE).contains(&part).then(|| Threshold::part(Fraction(part))));
     }
     let quantity =
         Quantity::parse(amount).map_err(|_| "neither a quantity such as 100Mi nor a percentage such as 10%")?;

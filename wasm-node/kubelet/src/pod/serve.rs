@@ -12,7 +12,7 @@ use machinery_serve::net::{Attached, Body, CallRejected, Origin, Serve};
 use super::state::ContainerEvent;
 use super::worker::{Message, container_message};
 use crate::mailbox::Sender;
-use runtime_api::{Container, Server, Trial};
+use runtime_api::{Container, Server, TrialOutcome};
 
 /// The interval between trial instantiations of a broken server.
 const TRY_INTERVAL: Duration = Duration::from_secs(10);
@@ -67,10 +67,10 @@ impl ServerHandle {
                 // A dropped handle means that the server was stopped.
                 let Some(handle) = this.upgrade() else { return };
                 let broken = match handle.container.try_instantiate().await {
-                    Trial::Sound => None,
-                    Trial::Broken(why) => Some(why),
+                    TrialOutcome::Sound => None,
+                    TrialOutcome::Broken(why) => Some(why),
                     // The trial has waited as long as a request may. The result is unknown, so nothing is reported.
-                    Trial::NoRoom => continue,
+                    TrialOutcome::NoRoom => continue,
                 };
                 let again = broken.is_some();
                 let (index, attempt) = handle.of;

@@ -22,7 +22,7 @@ use super::memory::{MemoryFolder, is_in_memory};
 use super::{claims, host_path, is_empty_dir, is_from_api, is_of_claim};
 use crate::config::env_file::FileValues;
 use crate::config::environment::EnvContext;
-use crate::config::sources::{ConfigSourceManager, Source, SourceKind, SourceState, named_by_volumes};
+use crate::config::sources::{ConfigSource, ConfigSourceManager, SourceKind, SourceState, named_by_volumes};
 use crate::config::tokens::{self as token_requests, TokenParams};
 use crate::latest::{Receiver, Wake};
 use crate::mailbox::Sender;
@@ -53,7 +53,7 @@ pub(crate) struct VolumeManager {
 }
 
 /// The objects that a pod's volumes refer to, with the versions used for filling.
-type WatchedSources = Box<[((SourceKind, String), Arc<Source>, watch::Receiver<SourceState>)]>;
+type WatchedSources = Box<[((SourceKind, String), Arc<ConfigSource>, watch::Receiver<SourceState>)]>;
 
 /// A token of the pod.
 struct PodToken {
@@ -438,7 +438,7 @@ mod tests {
         assert_eq!((filled.refresh_at(), filled.is_due(at(4))), (Some(at(5)), false));
         assert!(filled.is_due(at(5)));
         let stop = tokio_util::sync::CancellationToken::new();
-        let of = Arc::new(Source::of(known.clone(), stop));
+        let of = Arc::new(ConfigSource::of(known.clone(), stop));
         filled =
             Filled { watched: [((SourceKind::Secret, "s".into()), of, known)].into(), tokens: Vec::new(), ..filled };
         assert!(!filled.is_due(at(9)));

@@ -14,7 +14,7 @@ use super::container::ContainerState;
 use crate::bounds::growth::StoreLimiter;
 use crate::bounds::slots::{Share, Slot, Weight};
 use runtime_api::NodeCall;
-use runtime_api::ledger::{Ledger, Level, Resource, Waiting};
+use runtime_api::ledger::{Ledger, Level, Resource, WaiterGuard};
 
 /// Decay of the estimate: one part in this many per request, so that some ten small requests bring it back after a
 /// large one.
@@ -151,8 +151,8 @@ impl ContainerState {
 
     async fn wait_for_memory(&self, node_call: bool, at_least: u64) -> u64 {
         let admission = &self.admission;
-        let _first = node_call.then(|| NodeCallWaiter(Waiting::new(&admission.node_calls_queued), self));
-        let _queued = (!node_call).then(|| Waiting::new(&admission.queued));
+        let _first = node_call.then(|| NodeCallWaiter(WaiterGuard::new(&admission.node_calls_queued), self));
+        let _queued = (!node_call).then(|| WaiterGuard::new(&admission.queued));
         let _fifo = if node_call { None } else { Some(admission.fifo.lock().await) };
         loop {
             let level = match self.reserve(node_call, at_least) {
@@ -208,7 +208,7 @@ impl ContainerState {
 }
 
 /// A node call, which precedes all requests; on drop, the requests check again.
-struct NodeCallWaiter<'a>(Waiting<'a>, &'a ContainerState);
+struct NodeCallWaiter<'a>(WaiterGuard<'a>, &'a ContainerState);
 
 impl Drop for NodeCallWaiter<'_> {
     fn drop(&mut self) {

@@ -11,15 +11,15 @@ use futures::future::BoxFuture;
 use runtime_api::ledger::Ledger;
 use runtime_api::{
     Admitted, Container as ApiContainer, ContainerSpec, ExecError, ExecSpec, KeyvalueOwner, Kind, Limits, LoadError,
-    Metering, Module, Outcome, Runtime, Server, Session, Stats, StopSignal, Trial,
+    Metering, Module, Outcome, Runtime, Server, Session, Stats, StopSignal, TrialOutcome,
 };
 
-use super::{Container, Engine, HttpServer, Loaded, PluginServer, WASMTIME_VERSION};
+use super::{Container, Engine, HttpServer, PluginServer, PreparedModule, WASMTIME_VERSION};
 
 /// A loaded module, with the engine that creates its containers.
 struct LoadedModule {
     engine: Engine,
-    loaded: Arc<Loaded>,
+    loaded: Arc<PreparedModule>,
 }
 
 #[async_trait]
@@ -142,7 +142,7 @@ impl ApiContainer for Container {
         Ok(Box::new(Self::exec(self, command.loaded.clone(), spec)?))
     }
 
-    async fn try_instantiate(&self) -> Trial {
+    async fn try_instantiate(&self) -> TrialOutcome {
         Self::try_instantiate(self).await
     }
 }

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::Engine;
 use super::admission::AdmissionQueue;
-use super::load::{Loaded, Pre};
+use super::load::{Pre, PreparedModule};
 use crate::bounds::cpu::CpuMeter;
 use crate::bounds::growth::{COMMAND_GROWTH_WAIT_MAX, StoreLimiter};
 use crate::bounds::limits::OUTGOING_REQUESTS_MAX;
@@ -38,7 +38,7 @@ pub(crate) struct Counters {
 /// State shared by all live instances of a container.
 pub(crate) struct ContainerState {
     pub(crate) engine: Engine,
-    pub(crate) loaded: Arc<Loaded>,
+    pub(crate) loaded: Arc<PreparedModule>,
     pub(crate) pre: Arc<Pre>,
     pub(crate) admission: AdmissionQueue,
     /// Its share of the slots for sessions.
@@ -86,7 +86,7 @@ impl Container {
 
 impl Engine {
     /// Creates a container. Opens and starts nothing: a volume is opened on a guest's first use.
-    pub fn container(&self, loaded: Arc<Loaded>, spec: ContainerSpec) -> Result<Container, LoadError> {
+    pub fn container(&self, loaded: Arc<PreparedModule>, spec: ContainerSpec) -> Result<Container, LoadError> {
         if spec.limits.fuel.is_some() && loaded.metering != Metering::Fuel {
             return Err(LoadError::Engine("a fuel limit needs the module loaded with Metering::Fuel".into()));
         }

@@ -71,7 +71,7 @@ pub(crate) enum Pre {
 }
 
 /// A module, loaded once per digest and metering, shared by every container of it.
-pub struct Loaded {
+pub struct PreparedModule {
     digest: String,
     kind: Kind,
     pub(crate) metering: Metering,
@@ -87,13 +87,13 @@ pub struct Loaded {
     pub(crate) start_bytes: u64,
 }
 
-impl std::fmt::Debug for Loaded {
+impl std::fmt::Debug for PreparedModule {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Loaded").field("digest", &self.digest).field("kind", &self.kind).finish_non_exhaustive()
+        f.debug_struct("PreparedModule").field("digest", &self.digest).field("kind", &self.kind).finish_non_exhaustive()
     }
 }
 
-impl Loaded {
+impl PreparedModule {
     /// Command, server or plugin.
     #[must_use]
     pub fn kind(&self) -> Kind {
@@ -158,7 +158,7 @@ impl Engine {
         file: &Path,
         metering: Metering,
         namespace: &str,
-    ) -> Result<Arc<Loaded>, LoadError> {
+    ) -> Result<Arc<PreparedModule>, LoadError> {
         self.load_as(digest, file, metering, namespace, ModuleUse::Any).await
     }
 
@@ -173,7 +173,7 @@ impl Engine {
         file: &Path,
         metering: Metering,
         namespace: &str,
-    ) -> Result<Option<Arc<Loaded>>, LoadError> {
+    ) -> Result<Option<Arc<PreparedModule>>, LoadError> {
         match self.load_as(digest, file, metering, namespace, ModuleUse::Command).await {
             Ok(loaded) => Ok((loaded.kind == Kind::Command).then_some(loaded)),
             Err(LoadError::Unsupported(_)) => Ok(None),
@@ -188,7 +188,7 @@ impl Engine {
         metering: Metering,
         namespace: &str,
         module_use: ModuleUse,
-    ) -> Result<Arc<Loaded>, LoadError> {
+    ) -> Result<Arc<PreparedModule>, LoadError> {
         let key = (digest.to_owned(), metering, module_use);
         if let Some(loaded) = self.shared(&key) {
             return Ok(loaded);
@@ -222,7 +222,7 @@ impl Engine {
             _ => None,
         };
         let (weight, start_bytes) = resource_needs(&code);
-        let loaded = Arc::new(Loaded {
+        let loaded = Arc::new(PreparedModule {
             digest: digest.to_owned(),
             kind: kind_of_container,
             metering,

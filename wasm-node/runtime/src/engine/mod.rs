@@ -43,7 +43,7 @@ pub use compile::{COMPILE_WORKER_ARGUMENT, CompileBounds, CompileProcess, compil
 pub use container::Container;
 pub use describe::{Description, describe};
 pub use inspect::{imports, inspect};
-pub use load::Loaded;
+pub use load::PreparedModule;
 pub use plugin::PluginServer;
 pub use runtime::GuestThreads;
 pub use server::HttpServer;
@@ -146,7 +146,7 @@ struct EngineInner {
     keyvalue: Arc<Stores>,
     compiler: compile::Compiler,
     cache: aot::Cache,
-    loaded: Mutex<HashMap<load::ModuleKey, Weak<Loaded>>>,
+    loaded: Mutex<HashMap<load::ModuleKey, Weak<PreparedModule>>>,
 }
 
 impl std::fmt::Debug for Engine {
@@ -270,7 +270,7 @@ impl Engine {
     }
 
     /// A loaded module that is still in use.
-    fn shared(&self, key: &load::ModuleKey) -> Option<Arc<Loaded>> {
+    fn shared(&self, key: &load::ModuleKey) -> Option<Arc<PreparedModule>> {
         self.inner.loaded.lock().unwrap_or_else(PoisonError::into_inner).get(key)?.upgrade()
     }
 
@@ -280,7 +280,7 @@ impl Engine {
         all.iter().any(|((known, ..), loaded)| known == digest && loaded.strong_count() > 0)
     }
 
-    fn share(&self, key: load::ModuleKey, loaded: &Arc<Loaded>) {
+    fn share(&self, key: load::ModuleKey, loaded: &Arc<PreparedModule>) {
         let mut all = self.inner.loaded.lock().unwrap_or_else(PoisonError::into_inner);
         all.retain(|_, loaded| loaded.strong_count() > 0);
         all.insert(key, Arc::downgrade(loaded));

@@ -22,7 +22,7 @@ use super::request::{GuestResult, attempt, guest};
 use super::response::respond;
 use super::warm::WarmPool;
 use crate::host::exchange::Exchange;
-use runtime_api::{Kind, LoadError, NodeCall, Trial};
+use runtime_api::{Kind, LoadError, NodeCall, TrialOutcome};
 
 /// Serves requests of one container; cheap to clone. [`HttpServer::shut`] ends its requests.
 #[derive(Clone)]
@@ -49,7 +49,7 @@ impl Container {
     }
 
     /// Creates one instance and drops it: whether the module's start works under this container's limits.
-    pub async fn try_instantiate(&self) -> Trial {
+    pub async fn try_instantiate(&self) -> TrialOutcome {
         let shared = self.shared.clone();
         let timeout = shared.limits.timeout;
         let call = NodeCall::default();
@@ -60,11 +60,11 @@ impl Container {
         // Created on the guest runtime, whose timers it uses.
         let bounded = async move { env.timeout(timeout, metered).await };
         match AbortOnDrop(self.shared.engine.guest_runtime().spawn(bounded)).await {
-            Ok(Ok(Ok(()))) => Trial::Sound,
-            Ok(Ok(Err(error))) => Trial::Broken(error),
-            Ok(Err(_)) if call.waits() => Trial::NoRoom,
-            Ok(Err(_)) => Trial::Broken("the module does not start within its timeout".into()),
-            Err(error) => Trial::Broken(error.to_string()),
+            Ok(Ok(Ok(()))) => TrialOutcome::Sound,
+            Ok(Ok(Err(error))) => TrialOutcome::Broken(error),
+            Ok(Err(_)) if call.waits() => TrialOutcome::NoRoom,
+            Ok(Err(_)) => TrialOutcome::Broken("the module does not start within its timeout".into()),
+            Err(error) => TrialOutcome::Broken(error.to_string()),
         }
     }
 }

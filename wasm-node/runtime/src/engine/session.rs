@@ -9,7 +9,7 @@ use runtime_api::{Admitted, ExecError, ExecSpec, Kind, NodeCall, Outcome, Sessio
 
 use super::admission::AdmissionQueue;
 use super::container::{Container, ContainerState, Counters, working_folder};
-use super::load::Loaded;
+use super::load::PreparedModule;
 use crate::bounds::growth::COMMAND_GROWTH_WAIT_MAX;
 use crate::bounds::slots::Slot;
 use crate::host::guest::{Guest, Outputs};
@@ -35,7 +35,7 @@ impl Container {
     ///
     /// # Errors
     /// All session slots are in use, or `command` is no command.
-    pub fn exec(&self, command: Arc<Loaded>, spec: ExecSpec) -> Result<Session, ExecError> {
+    pub fn exec(&self, command: Arc<PreparedModule>, spec: ExecSpec) -> Result<Session, ExecError> {
         let of = &self.shared;
         if command.kind() != Kind::Command {
             return Err(LoadError::Unsupported("the module was not loaded as a command".into()).into());

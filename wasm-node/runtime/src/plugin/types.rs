@@ -124,11 +124,11 @@ pub(crate) struct Description {
     types: Vec<Type>,
     /// By type: whether a value of it may contain flags, or a resource.
     #[serde(skip)]
-    facts: Vec<Facts>,
+    facts: Vec<TypeProperties>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-struct Facts {
+struct TypeProperties {
     depth: u32,
     flags: bool,
     resources: bool,
@@ -257,19 +257,19 @@ impl Shape {
     }
 }
 
-fn facts(types: &[Type]) -> Result<Vec<Facts>, String> {
-    let mut all: Vec<Facts> = Vec::with_capacity(types.len());
+fn facts(types: &[Type]) -> Result<Vec<TypeProperties>, String> {
+    let mut all: Vec<TypeProperties> = Vec::with_capacity(types.len());
     for (at, ty) in types.iter().enumerate() {
         let mut own = match &ty.shape {
-            Shape::Flags(_) => Facts { flags: true, ..Facts::default() },
-            Shape::Own(_) | Shape::Borrow(_) => Facts { resources: true, ..Facts::default() },
+            Shape::Flags(_) => TypeProperties { flags: true, ..TypeProperties::default() },
+            Shape::Own(_) | Shape::Borrow(_) => TypeProperties { resources: true, ..TypeProperties::default() },
             Shape::Record(labels, fields) if labels.names().len() != fields.len() => {
                 return Err(format!("type {at} has labels without types"));
             }
             Shape::Variant(labels, cases) if labels.names().len() != cases.len() => {
                 return Err(format!("type {at} has labels without types"));
             }
-            _ => Facts::default(),
+            _ => TypeProperties::default(),
         };
         for part in ty.shape.parts() {
             let Some(part) = all.get(part.0 as usize) else { return Err(format!("type {at} stands before its parts")) };

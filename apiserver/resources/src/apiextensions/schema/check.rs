@@ -19,13 +19,13 @@ const STEPS_MAX: u64 = 4_000_000;
 #[derive(Debug, Clone)]
 enum SchemaViolation {
     /// An error of the value at a path.
-    At(String, Kind),
+    At(String, ViolationKind),
     /// An error without a path, as a sentence.
     Sentence(String),
 }
 
 #[derive(Debug, Clone)]
-enum Kind {
+enum ViolationKind {
     Required,
     NotSupported(Value, Vec<String>),
     TooLong(i64),
@@ -52,7 +52,7 @@ impl CheckOutcome {
         self.matches += other.matches;
     }
 
-    fn at(&mut self, path: &str, kind: Kind) {
+    fn at(&mut self, path: &str, kind: ViolationKind) {
         self.wrong.push(SchemaViolation::At(path.to_owned(), kind));
     }
 
@@ -100,14 +100,14 @@ fn error(wrong: SchemaViolation, under: &str) -> FieldError {
     };
     let at = Path::root(&whole);
     match kind {
-        Kind::Required => FieldError::required(&at, ""),
-        Kind::NotSupported(value, values) => {
+        ViolationKind::Required => FieldError::required(&at, ""),
+        ViolationKind::NotSupported(value, values) => {
             FieldError::not_supported(&at, value, &values.iter().map(String::as_str).collect::<Vec<_>>())
         }
-        Kind::TooLong(most) => FieldError::too_long(&at, usize::try_from(most).unwrap_or(0)),
-        Kind::TooMany(items, most) => FieldError::too_many(&at, items, usize::try_from(most).unwrap_or(0)),
-        Kind::Type(value, sentence) => FieldError::type_invalid(&at, value, &sentence),
-        Kind::Invalid(value, sentence) => FieldError::invalid(&at, value, &sentence),
+        ViolationKind::TooLong(most) => FieldError::too_long(&at, usize::try_from(most).unwrap_or(0)),
+        ViolationKind::TooMany(items, most) => FieldError::too_many(&at, items, usize::try_from(most).unwrap_or(0)),
+        ViolationKind::Type(value, sentence) => FieldError::type_invalid(&at, value, &sentence),
+        ViolationKind::Invalid(value, sentence) => FieldError::invalid(&at, value, &sentence),
     }
 }
 
@@ -168,7 +168,7 @@ impl Checker {
         let checks = schema.checks();
         if value.is_null() {
             if schema.kind != Type::Any && !schema.nullable {
-                let kind = Kind::Type("null".into(), self.must_be(schema.kind.as_str(), "null"));
+                let kind = ViolationKind::Type("null".into(), self.must_be(schema.kind.as_str(), "null"));
                 outcome.at(&self.path, kind);
             }
             self.enumeration(value, checks, outcome);
@@ -213,7 +213,7 @@ impl Checker {
             && !of_text
             && !fits
         {
-            let kind = Kind::Type(number_format.into(), self.must_be(format.name, number_format));
+            let kind = ViolationKind::Type(number_format.into(), self.must_be(format.name, number_format));
             return outcome.at(&self.path, kind);
         }
         let numeric = matches!(schema.kind, Type::Integer | Type::Number | Type::IntOrString);
@@ -224,7 +224,7 @@ impl Checker {
         if fits {
             outcome.matches += 1;
         } else {
-            let kind = Kind::Type(name.into(), self.must_be(schema.kind.as_str(), name));
+            let kind = ViolationKind::Type(name.into(), self.must_be(schema.kind.as_str(), name));
             outcome.at(&self.path, kind);
         }
     }
@@ -315,13 +315,13 @@ impl Checker {
         let path = &self.path;
         let letters = || i64::try_from(text.chars().count()).unwrap_or(i64::MAX);
         if let Some(most) = checks.max_length.filter(|most| letters() > *most) {
-            outcome.at(path, Kind::TooLong(most));
+            outcome.at(path, ViolationKind::TooLong(most));
         } else if let Some(least) = checks.min_length.filter(|least| letters() < *least) {
             let why = format!("{path} in body should be at least {least} chars long");
-            outcome.at(path, Kind::Invalid(text.into(), why));
+            outcome.at(path, ViolationKind::Invalid(text.into(), why));
         } else if let Some(pattern) = checks.pattern.as_ref().filter(|pattern| !pattern.is_match(text)) {
             let why = format!("{path} in body should match '{}'", pattern.text);
-            outcome.at(path, Kind::Invalid(text.into(), why));
+            outcome.at(path, ViolationKind::Invalid(text.into(), why));
         } else {
             outcome.matches += 1;
         }
@@ -329,7 +329,7 @@ impl Checker {
             if format.accepts_text(text) {
                 outcome.matches += 1;
             } else {
-                outcome.at(path, Kind::Type(text.into(), self.must_be(format.name, text)));
+                outcome.at(path, ViolationKind::Type(text.into(), self.must_be(format.name, text)));
             }
         }
     }
@@ -372,7 +372,7 @@ impl Checker {
             if below {
                 let words = if checks.exclusive_minimum { "greater than" } else { "greater than or equal to" };
                 let why = format!("{path} in body should be {words} {}", bound(limit));
-                outcome.at(path, Kind::Invalid(shown(), why));
+                outcome.at(path, ViolationKind::Invalid(shown(), why));
             }
         }
         if let Some(limit) = checks.maximum {
@@ -383,7 +383,7 @@ impl Checker {
             if above {
                 let words = if checks.exclusive_maximum { "less than" } else { "less than or equal to" };
                 let why = format!("{path} in body should be {words} {}", bound(limit));
-                outcome.at(path, Kind::Invalid(shown(), why));
+                outcome.at(path, ViolationKind::Invalid(shown(), why));
             }
         }
     }
@@ -404,10 +404,10 @@ impl Checker {
         };
         if !positive {
             let why = format!("factor MultipleOf declared for {path} must be positive: {}", go_float(factor));
-            outcome.at(path, Kind::Invalid(serde_json::json!(factor), why));
+            outcome.at(path, ViolationKind::Invalid(serde_json::json!(factor), why));
         } else if !fits {
             let why = format!("{path} in body should be a multiple of {}", go_float(factor));
-            outcome.at(path, Kind::Invalid(Value::Number(number.clone()), why));
+            outcome.at(path, ViolationKind::Invalid(Value::Number(number.clone()), why));
         }
     }
 
@@ -428,10 +428,10 @@ impl Checker {
         let count = i64::try_from(items.len()).unwrap_or(i64::MAX);
         if let Some(least) = schema.checks().min_items.filter(|least| count < *least) {
             let why = format!("{} in body should have at least {least} items", self.path);
-            outcome.at(&self.path, Kind::Invalid(count.into(), why));
+            outcome.at(&self.path, ViolationKind::Invalid(count.into(), why));
         }
         if let Some(most) = schema.checks().max_items.filter(|most| count > *most) {
-            outcome.at(&self.path, Kind::TooMany(items.len(), most));
+            outcome.at(&self.path, ViolationKind::TooMany(items.len(), most));
         }
         outcome.matches += 1;
     }
@@ -451,7 +451,7 @@ impl Checker {
             Value::String(text) => text.clone(),
             other => other.to_string(),
         });
-        outcome.at(&self.path, Kind::NotSupported(value.clone(), shown.collect()));
+        outcome.at(&self.path, ViolationKind::NotSupported(value.clone(), shown.collect()));
     }
 
     fn object(
@@ -465,17 +465,17 @@ impl Checker {
         let count = i64::try_from(map.len()).unwrap_or(i64::MAX);
         if let Some(least) = checks.min_properties.filter(|least| count < *least) {
             let why = format!("{} in body should have at least {least} properties", self.path);
-            outcome.at(&self.path, Kind::Invalid(count.into(), why));
+            outcome.at(&self.path, ViolationKind::Invalid(count.into(), why));
         }
         if let Some(most) = checks.max_properties.filter(|most| count > *most) {
-            outcome.at(&self.path, Kind::TooMany(map.len(), most));
+            outcome.at(&self.path, ViolationKind::TooMany(map.len(), most));
         }
         let length = self.path.len();
         match &schema.additional {
             Additional::Allowed(false) => {
                 for key in map.keys().filter(|key| !schema.properties.contains_key(key.as_str())) {
                     let why = format!("{}.{key} in body is a forbidden property", self.path);
-                    outcome.at(&self.path, Kind::Invalid(key.as_str().into(), why));
+                    outcome.at(&self.path, ViolationKind::Invalid(key.as_str().into(), why));
                 }
             }
             Additional::Schema(additional) => {
@@ -505,7 +505,7 @@ impl Checker {
             self.path.truncate(length);
         }
         for name in checks.required.iter().filter(|name| !map.contains_key(&***name)) {
-            outcome.at(&format!("{}.{name}", self.path), Kind::Required);
+            outcome.at(&format!("{}.{name}", self.path), ViolationKind::Required);
         }
         outcome.matches += 1;
     }

@@ -17,7 +17,7 @@ pub(super) fn validate(schema: &Value, at: &Path<'_>, must_be_pruned: bool) -> E
     });
     // Invalid patterns have been reported before.
     if let Ok(compiled) = compile(whole.as_ref().unwrap_or(schema)) {
-        let mut all = All { errors: &mut errors, must_be_pruned, budget: Budget::default() };
+        let mut all = DefaultsValidator { errors: &mut errors, must_be_pruned, budget: Budget::default() };
         all.walk(&compiled, at, true, None);
     }
     errors
@@ -47,14 +47,14 @@ fn unknown(default: &Value, schema: &Schema, root: bool) -> Vec<String> {
     paths
 }
 
-struct All<'e> {
+struct DefaultsValidator<'e> {
     errors: &'e mut ErrorList,
     must_be_pruned: bool,
     /// Shared by the rules of all defaults.
     budget: Budget<'static>,
 }
 
-impl All<'_> {
+impl DefaultsValidator<'_> {
     /// `meta`: the path within an object's kind, version or metadata.
     fn walk(&mut self, schema: &Schema, at: &Path<'_>, root: bool, meta: Option<&[&str]>) {
         if !schema.has.defaults || self.budget.exhausted() {

@@ -385,14 +385,14 @@ fn chooses_ports(spec: &Value) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::objects::memory::Map;
+    use crate::objects::memory::MemoryObjects;
 
     fn service(name: &str, spec: Value) -> Value {
         json!({"metadata": {"namespace": "n", "name": name}, "spec": spec})
     }
 
     /// Adds or removes a Service's reservations.
-    fn reserve(world: &Map, service: &Value, holds: bool) {
+    fn reserve(world: &MemoryObjects, service: &Value, holds: bool) {
         for Claim { key, object } in claims(service) {
             world.reserve(key, holds.then_some(object));
         }
@@ -414,7 +414,7 @@ mod tests {
     #[test]
     fn every_address_is_given_once_and_comes_back() {
         let allocator = allocator();
-        let world = Map::default();
+        let world = MemoryObjects::default();
         let mut gone = Value::Null;
         for i in 0..254 {
             let mut new = service(&format!("s{i}"), json!({"type": "ClusterIP", "ports": [{"port": 80}]}));
@@ -438,7 +438,7 @@ mod tests {
     #[test]
     fn blocks_that_are_ready_and_stay_are_there_too() {
         let allocator = allocator();
-        let world = Map::default();
+        let world = MemoryObjects::default();
         let cidr = |name: &str, block: &str, ready: &str| {
             json!({"metadata": {"name": name}, "spec": {"cidrs": [block, "fd00::/64"]},
                 "status": {"conditions": [{"type": "Ready", "status": ready}]}})
@@ -474,7 +474,7 @@ mod tests {
             json!({"type": "NodePort", "clusterIPs": ["10.0.0.9"],
             "ports": [{"port": 80, "nodePort": 30002}]}),
         );
-        let world = Map::default();
+        let world = MemoryObjects::default();
         reserve(&world, &held, true);
         let ask = |spec: Value| cause(allocator.allocate(&world, &mut service("b", spec), None, false));
         assert_eq!(

@@ -8,7 +8,7 @@ use runtime_api::MemoryFiles;
 
 use super::Task;
 use super::volumes::PodVolumes;
-use crate::config::sources::{Source, SourceKind};
+use crate::config::sources::{ConfigSource, SourceKind};
 use crate::volume::measure::MeasureGuard;
 use crate::volume::usage::VolumeLimits;
 
@@ -28,7 +28,7 @@ pub(super) struct PodSandbox {
     pub(super) memory_files: Option<Arc<MemoryFiles>>,
     /// The ConfigMaps and Secrets of the containers. They are held from the first start on, so that restarts work while
     /// the API is unavailable.
-    pub(super) sources: BTreeMap<(SourceKind, String), Arc<Source>>,
+    pub(super) sources: BTreeMap<(SourceKind, String), Arc<ConfigSource>>,
     /// The pod's address.
     pub(super) ip: Option<IpAddr>,
 }

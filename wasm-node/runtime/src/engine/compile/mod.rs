@@ -28,7 +28,7 @@ use failures::{FailureCache, Key};
 use lane::{Lane, Seat};
 use runtime_api::LoadError;
 use runtime_api::MODULE_BYTES_MAX;
-use runtime_api::flights::Flights;
+use runtime_api::flights::SingleFlight;
 pub(crate) use worker::Compiled;
 use worker::{CompileFailure, RunBounds, compile_bytes};
 
@@ -71,14 +71,14 @@ pub(crate) struct Compiler {
     background: Arc<Lane>,
     failures: Mutex<FailureCache>,
     /// Locked during the compilation of a module.
-    running: Flights<Key>,
+    running: SingleFlight<Key>,
 }
 
 impl Compiler {
     pub(crate) fn new(process: Option<CompileProcess>, bounds: CompileBounds, env: &Env) -> Self {
         let quick = Lane::new(QUICK_AT_ONCE, bounds.slice, env.clone());
         let background = Lane::new(BACKGROUND_AT_ONCE, bounds.time, env.clone());
-        Self { process, bounds, quick, background, failures: Mutex::default(), running: Flights::default() }
+        Self { process, bounds, quick, background, failures: Mutex::default(), running: SingleFlight::default() }
     }
 
     /// The wall clock limit of a compilation, waiting excluded.

@@ -100,7 +100,7 @@ async fn a_server_that_never_starts_names_its_limit() {
     let (container, _) = bench.container(loaded, |_| {});
     for _ in 0..3 {
         match container.try_instantiate().await {
-            Trial::Broken(why) => assert!(why.ends_with(STACK), "{why}"),
+            TrialOutcome::Broken(why) => assert!(why.ends_with(STACK), "{why}"),
             other => panic!("{other:?}"),
         }
     }

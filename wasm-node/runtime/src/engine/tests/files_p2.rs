@@ -340,7 +340,7 @@ async fn a_folder_may_change_while_it_is_listed() {
 
 /// A folder `a` with a pipe without a writer, and a command that opens it for reading: it blocks for ever, as on a disk that
 /// doesn't respond.
-async fn staller(bench: &Bench) -> (std::path::PathBuf, Arc<Loaded>) {
+async fn staller(bench: &Bench) -> (std::path::PathBuf, Arc<PreparedModule>) {
     let a = bench.dir.path().join("a");
     std::fs::create_dir(&a).unwrap();
     rustix::fs::mkfifoat(rustix::fs::CWD, a.join("pipe"), rustix::fs::Mode::from_raw_mode(0o600)).unwrap();

@@ -24,7 +24,7 @@ use super::*;
 use oci_registry::blobs::digest;
 use runtime_api::ledger;
 use runtime_api::{
-    ContainerSpec, Kind, Limits, LogSink, NodeCall, OutcomeReason, Preopen, StdStream, StopSignal, Trial,
+    ContainerSpec, Kind, Limits, LogSink, NodeCall, OutcomeReason, Preopen, StdStream, StopSignal, TrialOutcome,
 };
 
 /// Records a guest's output.
@@ -106,24 +106,24 @@ impl Bench {
         Self { engine: Engine::new(config, threads, Env::real()).unwrap(), dir }
     }
 
-    pub(super) async fn load_bytes(&self, bytes: &[u8], metering: Metering) -> Result<Arc<Loaded>, LoadError> {
+    pub(super) async fn load_bytes(&self, bytes: &[u8], metering: Metering) -> Result<Arc<PreparedModule>, LoadError> {
         let path = self.dir.path().join("module.wasm");
         std::fs::write(&path, bytes).unwrap();
         self.engine.load(&digest(bytes), &path, metering, "default").await
     }
 
-    pub(super) async fn load_text(&self, text: &str, metering: Metering) -> Result<Arc<Loaded>, LoadError> {
+    pub(super) async fn load_text(&self, text: &str, metering: Metering) -> Result<Arc<PreparedModule>, LoadError> {
         self.load_bytes(&wat::parse_str(text).unwrap(), metering).await
     }
 
-    pub(super) async fn load_sample(&self, name: &str, metering: Metering) -> Arc<Loaded> {
+    pub(super) async fn load_sample(&self, name: &str, metering: Metering) -> Arc<PreparedModule> {
         let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(format!("../../sample-workloads/bin/{name}.wasm"));
         self.load_bytes(&std::fs::read(path).unwrap(), metering).await.unwrap()
     }
 
     pub(super) fn container(
         &self,
-        loaded: Arc<Loaded>,
+        loaded: Arc<PreparedModule>,
         change: impl FnOnce(&mut ContainerSpec),
     ) -> (Container, Arc<Log>) {
         let log = Arc::new(Log::default());

@@ -80,7 +80,7 @@ async fn greeter(bench: &Bench, change: impl FnOnce(&mut ContainerSpec)) -> (Plu
     let loaded = bench.load_sample("greeter", Metering::Epochs).await;
     assert_eq!(loaded.kind(), Kind::Plugin);
     let (container, log) = bench.container(loaded, change);
-    assert_eq!(container.try_instantiate().await, Trial::Sound);
+    assert_eq!(container.try_instantiate().await, TrialOutcome::Sound);
     (container.serve_plugin().unwrap(), log)
 }
 

@@ -172,13 +172,13 @@ async fn shutting_cuts_off_and_refuses() {
 async fn a_server_that_cannot_start_is_broken() {
     let bench = Bench::new();
     let (server, _) = plain(&bench, "hello", |spec| spec.limits.memory_bytes = Some(64 << 10)).await;
-    assert!(matches!(server.container().try_instantiate().await, Trial::Broken(_)));
+    assert!(matches!(server.container().try_instantiate().await, TrialOutcome::Broken(_)));
     for _ in 0..3 {
         assert_eq!(reason(&server.http(get("/")).await), (503, "memory"));
     }
     assert!(server.container().broken().unwrap().contains("memory"));
     let (server, _) = plain(&bench, "hello", |_| {}).await;
-    assert_eq!(server.container().try_instantiate().await, Trial::Sound);
+    assert_eq!(server.container().try_instantiate().await, TrialOutcome::Sound);
     assert_eq!(server.container().broken(), None);
 }
 

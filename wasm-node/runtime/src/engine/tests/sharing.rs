@@ -66,7 +66,7 @@ async fn requests_that_do_not_fit_beside_the_live_ones_wait() {
         let (request, call) = probe("/");
         assert!(Env::real().timeout(short / 2, hello.http(request)).await.is_err());
         assert!(call.waits(), "the probe was never asked of the guest");
-        assert_eq!(hello.container().try_instantiate().await, Trial::NoRoom);
+        assert_eq!(hello.container().try_instantiate().await, TrialOutcome::NoRoom);
         assert_eq!(hello.container().broken(), None);
     };
     tokio::select! {
@@ -381,7 +381,7 @@ async fn modules_and_session_programs_import_only_what_the_pod_allows() {
         (func (export "_start")))"#;
     let component = bench.load_text(component, Metering::Epochs).await.unwrap();
     let core = bench.load_text(core, Metering::Epochs).await.unwrap();
-    let container = |loaded: &Arc<Loaded>, text: &str| {
+    let container = |loaded: &Arc<PreparedModule>, text: &str| {
         let spec = ContainerSpec { imports: rules(text), ..bench.spec() };
         bench.engine.container(loaded.clone(), spec).map_err(|error| error.to_string())
     };
