@@ -1,4 +1,4 @@
-//! Admission: one ordered table of plugins, one file per plugin.
+//! The admission chain: one ordered table of plugins, one file per plugin.
 //!
 //! [`Chain::mutate`] runs on the decoded and defaulted (or patched) object, before names are generated and before the
 //! strategy. [`Chain::validate`] runs on the object as it would be stored. Deletes pass through both without an object.

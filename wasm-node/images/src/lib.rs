@@ -1,6 +1,6 @@
-//! Images: reference -> verified blobs -> a module ready to run. [`Images`] pulls from any registry (or reads a
-//! `file:///` of an allowed folder) into the blob store that the built-in registry serves from. It checks the layout
-//! and compiles the module at pull, so that starting a pod never compiles.
+//! The image puller of a node: takes a reference, returns a verified module that is ready to run. [`Images`] pulls from
+//! any registry (or reads a `file:///` of an allowed folder) into the blob store that the built-in registry serves from.
+//! It checks the layout and compiles the module at pull, so that starting a pod never compiles.
 //!
 //! - [`Images`]: pulls, image volumes, garbage collection, import and export of one node's images.
 //! - [`Keyring`], [`CredentialProviders`], [`PodAccount`]: the credentials of a pull.
