@@ -419,7 +419,7 @@ fn the_top_level_is_the_house() {
 
 #[test]
 fn each_dependency_has_its_reason() {
-    let reasons = fs::read_to_string(root().join("docs/dependencies.md")).expect("docs/dependencies.md");
+    let reasons = read("docs/dependencies.md");
     let mut problems = BTreeSet::new();
     let packages = packages();
     for folder in crates().into_iter().chain([".".to_owned()]) {

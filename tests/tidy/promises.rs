@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use super::{check, root};
+use super::{check, read, root};
 
 /// The (test, file) pairs that a row's last cell names: tests stand before the file that holds them, or are in the same file as the
 /// last one named.
@@ -38,7 +38,7 @@ fn holds_test(text: &str, name: &str) -> bool {
 
 #[test]
 fn each_promise_is_proved_by_a_test_that_exists() {
-    let page = fs::read_to_string(root().join("docs/compatibility.md")).expect("docs/compatibility.md");
+    let page = read("docs/compatibility.md");
     let (_, promises) = page.split_once("## Promises").expect("a part on promises");
     let mut problems = Vec::new();
     let mut same = "";

@@ -4,11 +4,11 @@
 use std::collections::BTreeSet;
 use std::fs;
 
-use super::{check, root};
+use super::{check, read, root};
 
 /// The rows of a table: words without the comment.
 fn rows(path: &str) -> Vec<Vec<String>> {
-    let text = fs::read_to_string(root().join(path)).expect("a table");
+    let text = read(path);
     let words = |line: &str| line.split('#').next().unwrap_or_default().split_whitespace().map(str::to_owned).collect();
     text.lines().map(words).filter(|row: &Vec<String>| !row.is_empty()).collect()
 }
