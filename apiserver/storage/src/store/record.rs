@@ -282,7 +282,8 @@ impl Record {
         match &*self.0.body.read().unwrap_or_else(PoisonError::into_inner) {
             Form::Plain(bytes) => {
                 let (before, after) = bytes.split_at(at);
-                out.reserve(bytes.len() + piece.len());
+                // Also for the line's end, which responses have.
+                out.reserve(bytes.len() + piece.len() + 1);
                 [before, piece, after].into_iter().for_each(|part| out.extend_from_slice(part));
             }
             Form::Packed(packed) => packed.write_to(out, (at, piece)),

@@ -1,7 +1,11 @@
 //! The commit log's files: segments named by their first frame's number, appended to and synced.
+//!
+//! A segment is filled with zeros ahead of its frames: a sync that doesn't change the file's size writes no metadata,
+//! and so doesn't wait for the file system's journal. The reserve is removed when the segment is closed; recovery
+//! removes what a crash leaves of it.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write as _};
+use std::io::{self, Seek as _, SeekFrom, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -20,10 +24,46 @@ pub(super) struct Segment {
 /// Closed segments, oldest first: the writer adds them, the checkpoint thread deletes them.
 pub(super) type Segments = Arc<Mutex<Vec<Segment>>>;
 
+/// The zeros that are written at once: some hundred frames of one object.
+const RESERVE_BYTES: usize = 1024 * 1024;
+
+/// The segment that is written. Its file's position is the end of the frames.
 struct Open {
     path: PathBuf,
     file: File,
+    /// The end of the frames.
     bytes: u64,
+    /// The size of the file: zeros follow the frames.
+    reserved: u64,
+}
+
+impl Open {
+    fn new(path: PathBuf, mut file: File, bytes: u64) -> io::Result<Self> {
+        file.seek(SeekFrom::Start(bytes))?;
+        Ok(Self { path, file, bytes, reserved: bytes })
+    }
+
+    /// Writes zeros where the next frame doesn't fit into the reserve. They are synced with that frame.
+    fn reserve(&mut self, frame_bytes: usize) -> io::Result<()> {
+        let end = self.bytes + frame_bytes as u64;
+        if end <= self.reserved {
+            return Ok(());
+        }
+        self.file.seek(SeekFrom::Start(self.reserved))?;
+        let zeros = vec![0; RESERVE_BYTES];
+        while self.reserved < end {
+            self.file.write_all(&zeros)?;
+            self.reserved += RESERVE_BYTES as u64;
+        }
+        self.file.seek(SeekFrom::Start(self.bytes)).map(|_| ())
+    }
+
+    /// Removes everything after the frames.
+    fn cut(&mut self) -> io::Result<()> {
+        self.file.set_len(self.bytes)?;
+        self.reserved = self.bytes;
+        self.file.seek(SeekFrom::Start(self.bytes)).map(|_| ())
+    }
 }
 
 pub(super) struct Log {
@@ -60,8 +100,8 @@ impl Log {
         let open = match open {
             None => None,
             Some((path, bytes)) => {
-                let file = OpenOptions::new().append(true).open(&path)?;
-                Some(Open { path, file, bytes })
+                let file = OpenOptions::new().write(true).open(&path)?;
+                Some(Open::new(path, file, bytes)?)
             }
         };
         let closed = Arc::new(Mutex::new(closed));
@@ -82,8 +122,10 @@ impl Log {
         let bytes = frame::encode(self.next_number, writes);
         let not_written = |error| AppendError::NotWritten(error, bytes.len());
         if self.open.as_ref().is_some_and(|open| open.bytes >= self.segment_bytes_max)
-            && let Some(full) = self.open.take()
+            && let Some(mut full) = self.open.take()
         {
+            // A closed segment ends with its last frame.
+            full.cut().and_then(|()| full.file.sync_all()).map_err(AppendError::Sync)?;
             let segment = Segment { path: full.path, last: self.last, bytes: full.bytes };
             self.closed.lock().unwrap_or_else(PoisonError::into_inner).push(segment);
         }
@@ -91,23 +133,39 @@ impl Log {
             Some(open) => open,
             None => {
                 let path = segment_path(&self.folder, self.next_number);
-                let file = OpenOptions::new().append(true).create(true).open(&path).map_err(not_written)?;
+                let file = File::create(&path).map_err(not_written)?;
                 sync_folder(&self.folder).map_err(AppendError::Sync)?;
-                self.open.insert(Open { path, file, bytes: 0 })
+                self.open.insert(Open::new(path, file, 0).map_err(AppendError::Sync)?)
             }
         };
+        // A disk without room for the reserve may have room for the frame.
+        if open.reserve(bytes.len()).is_err() {
+            open.cut().map_err(AppendError::Sync)?;
+        }
         if let Err(error) = open.file.write_all(&bytes) {
             // The file may contain a part of the frame: it must be removed, or the next frame would follow a bad one.
-            return match open.file.set_len(open.bytes).and_then(|()| open.file.sync_all()) {
+            return match open.cut().and_then(|()| open.file.sync_all()) {
                 Ok(()) => Err(not_written(error)),
                 Err(error) => Err(AppendError::Sync(error)),
             };
         }
         open.file.sync_data().map_err(AppendError::Sync)?;
         open.bytes += bytes.len() as u64;
+        open.reserved = open.reserved.max(open.bytes);
         self.next_number += 1;
         self.last = writes.last().map_or(self.last, |write| write.revision);
         Ok(())
+    }
+}
+
+impl Drop for Log {
+    /// A folder at rest has no reserve.
+    fn drop(&mut self) {
+        if let Some(open) = self.open.as_mut().filter(|open| open.reserved > open.bytes)
+            && let Err(error) = open.cut()
+        {
+            tracing::debug!(%error, path = %open.path.display(), "the log's reserve remains; the next start removes it");
+        }
     }
 }
 

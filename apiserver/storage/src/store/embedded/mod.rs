@@ -29,7 +29,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::plan::{StoreState, check};
 use super::{Change, Current, Entry, History, Outcome, Range, Record, Revision, Sink, Store, StoreError, Txn, Watch};
-use writer::{Command, Reply};
+use writer::{Command, Reply, SharedCommitter};
 
 /// The maximum number of queued commands: more would only wait longer. Callers wait for a place in the queue.
 const QUEUE_COMMANDS_MAX: usize = 4096;
@@ -89,11 +89,10 @@ impl History for StoreShared {
     }
 }
 
-/// The work of the two threads, and the folder's lock, which the writer releases last.
+/// The work of the two threads.
 struct Workers {
     checkpoint: checkpoint::Checkpoint,
     writer: writer::Writer,
-    lock: folder::Lock,
 }
 
 fn lock_of<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -103,6 +102,7 @@ fn lock_of<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// The embedded store.
 pub struct EmbeddedStore {
     shared: Arc<StoreShared>,
+    committer: SharedCommitter,
     commands: Mutex<Option<mpsc::Sender<Command>>>,
     /// The threads' work until [`EmbeddedStore::start`].
     idle: Mutex<Option<Workers>>,
@@ -132,21 +132,24 @@ impl EmbeddedStore {
             snapshot_after_bytes: options.snapshot_after_bytes,
         };
         let (commands, queue) = mpsc::channel(QUEUE_COMMANDS_MAX);
-        let writer = writer::Writer {
+        let committer = SharedCommitter::new(writer::Committer {
             shared: shared.clone(),
             env,
             log,
-            queue,
-            slot,
+            slot: slot.clone(),
             sink: None,
             path: path.clone(),
             fatal: options.fatal,
             rejections: writer::RejectionLog::default(),
-        };
+            load: writer::Load::default(),
+            _lock: lock,
+        });
+        let writer = writer::Writer { committer: committer.clone(), queue, slot };
         Ok(Arc::new(Self {
             shared,
+            committer,
             commands: Mutex::new(Some(commands)),
-            idle: Mutex::new(Some(Workers { checkpoint, writer, lock })),
+            idle: Mutex::new(Some(Workers { checkpoint, writer })),
             threads: Mutex::default(),
             path: path.clone(),
         }))
@@ -158,14 +161,9 @@ impl EmbeddedStore {
     ///
     /// The system refuses a thread: the store is unusable.
     pub fn start(&self) -> Result<(), StoreError> {
-        let Some(Workers { checkpoint, writer, lock }) = lock_of(&self.idle).take() else { return Ok(()) };
-        // The folder stays locked until its writer has ended.
-        let write = move || {
-            writer.run();
-            drop(lock);
-        };
+        let Some(Workers { checkpoint, writer }) = lock_of(&self.idle).take() else { return Ok(()) };
         let threads = [
-            ("store-writer", Box::new(write) as Box<dyn FnOnce() + Send>),
+            ("store-writer", Box::new(move || writer.run()) as Box<dyn FnOnce() + Send>),
             ("store-checkpoint", Box::new(move || checkpoint.run())),
         ];
         for (name, body) in threads {
@@ -193,6 +191,13 @@ impl EmbeddedStore {
         for thread in threads {
             let _ = thread.join();
         }
+        self.committer.close();
+    }
+
+    /// Commits on the calling thread, if nothing is queued and the committer allows it.
+    fn commit_alone(&self, txn: Txn) -> Result<Result<Outcome, StoreError>, Txn> {
+        let is_idle = lock_of(&self.commands).as_ref().is_some_and(|queue| queue.capacity() == QUEUE_COMMANDS_MAX);
+        if is_idle && lock_of(&self.idle).is_none() { self.committer.commit_alone(txn) } else { Err(txn) }
     }
 
     async fn ask<T>(&self, command: impl FnOnce(Reply<T>) -> Command) -> Result<T, StoreError> {
@@ -235,7 +240,10 @@ impl Store for EmbeddedStore {
 
     async fn txn(&self, txn: Txn) -> Result<Outcome, StoreError> {
         check(&txn)?;
-        self.ask(|reply| Command::Txn(txn, reply)).await
+        match self.commit_alone(txn) {
+            Ok(outcome) => outcome,
+            Err(txn) => self.ask(|reply| Command::Txn(txn, reply)).await,
+        }
     }
 
     async fn watch(&self, prefix: &str, from: Revision) -> Result<Watch, StoreError> {

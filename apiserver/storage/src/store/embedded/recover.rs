@@ -153,7 +153,10 @@ fn cut_torn_tail(folder: &Path, files: &[PathBuf], bytes: &[u8], at: usize, expe
     if whole {
         return Err(damaged(file, &format!("the frame at byte {at} is bad and valid ones follow")));
     }
-    tracing::warn!(file = %file.display(), at, "cutting off a write that was never acknowledged");
+    // The reserve of the segment that was written when the process or the machine stopped.
+    if bytes[at..].iter().any(|byte| *byte != 0) {
+        tracing::warn!(file = %file.display(), at, "cutting off a write that was never acknowledged");
+    }
     for later in later {
         fs::remove_file(later).map_err(|error| unusable(later, &error))?;
     }

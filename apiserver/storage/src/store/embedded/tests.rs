@@ -162,6 +162,42 @@ async fn a_torn_tail_is_cut_off_and_a_damaged_middle_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_reserve_of_zeros_ends_with_its_segment_and_with_a_crash() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path();
+    let options = Options { segment_bytes_max: 4000, ..Options::default() };
+    let store = open_with(path, Env::real(), options).unwrap();
+    let mut sizes = Vec::new();
+    for n in 0..5 {
+        write(&*store, just(put(&format!("/k/{n}"), &"v".repeat(3000)))).await;
+        sizes = log_files(path).iter().map(|file| fs::metadata(file).unwrap().len()).collect();
+        assert!(sizes.pop().unwrap() > 1_000_000, "room for the next frames");
+    }
+    assert!(!sizes.is_empty() && sizes.iter().all(|size| (3000..10_000).contains(size)), "{sizes:?}");
+    let expected = everything(&*store).await;
+    // A crash: the files as they are now.
+    let crashed = tempfile::tempdir().unwrap();
+    fs::create_dir(crashed.path().join("log")).unwrap();
+    for file in log_files(path) {
+        fs::copy(&file, crashed.path().join("log").join(file.file_name().unwrap())).unwrap();
+    }
+    fs::copy(path.join("format"), crashed.path().join("format")).unwrap();
+    store.close();
+    let at_rest: u64 = log_files(path).iter().map(|file| fs::metadata(file).unwrap().len()).sum();
+    assert!(at_rest < 50_000, "{at_rest}");
+    for round in 0..2 {
+        let store = open(crashed.path()).unwrap();
+        let mut found = everything(&*store).await;
+        found.remove("/new");
+        assert_eq!(found, expected, "round {round}");
+        write(&*store, just(put("/new", "1"))).await;
+        store.close();
+    }
+    let left: u64 = log_files(crashed.path()).iter().map(|file| fs::metadata(file).unwrap().len()).sum();
+    assert!(left < 50_000, "{left}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_folder_in_use_or_of_a_newer_format_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(folder.path()).unwrap();

@@ -1,8 +1,11 @@
 //! The single writer: drains the queue, appends one frame, syncs once, makes it visible, feeds the cache, acknowledges.
+//!
+//! If no other transaction waits, the thread that asks commits it ([`SharedCommitter::commit_alone`]): two hand-overs
+//! between threads take as long as the sync of a fast disk.
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use machinery_env::Env;
@@ -10,6 +13,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::super::plan::{PendingWrites, Write};
 use super::checkpoint::Slot;
+use super::folder::Lock;
 use super::log::{AppendError, Log};
 use super::{Fatal, Outcome, Revision, Sink, StoreError, StoreShared, Txn, folder};
 
@@ -29,16 +33,50 @@ pub(super) enum Command {
     Tick(Reply<()>),
 }
 
+/// The maximum duration of the last sync with which a thread of the runtime may commit: about what a request costs.
+const SYNC_ALONE_MAX: Duration = Duration::from_millis(1);
+
+/// The thread that commits what is queued.
 pub(super) struct Writer {
+    pub(super) committer: SharedCommitter,
+    pub(super) queue: mpsc::Receiver<Command>,
+    pub(super) slot: Arc<Slot>,
+}
+
+/// The committer, until the writer's thread has ended.
+#[derive(Clone)]
+pub(super) struct SharedCommitter(Arc<Mutex<Option<Committer>>>);
+
+/// What makes transactions durable and visible: one at a time.
+pub(super) struct Committer {
     pub(super) shared: Arc<StoreShared>,
     pub(super) env: Env,
     pub(super) log: Log,
-    pub(super) queue: mpsc::Receiver<Command>,
     pub(super) slot: Arc<Slot>,
     pub(super) sink: Option<Arc<dyn Sink>>,
     pub(super) path: PathBuf,
     pub(super) fatal: Fatal,
     pub(super) rejections: RejectionLog,
+    pub(super) load: Load,
+    /// The folder's, released after the log is closed.
+    pub(super) _lock: Lock,
+}
+
+/// What decides whether a transaction may be committed by its own thread.
+#[derive(Debug, Default)]
+pub(super) struct Load {
+    /// The number of transactions that were committed together last.
+    group: usize,
+    /// The duration of the last append and sync.
+    sync: Duration,
+    /// Whether the disk failed.
+    failed: bool,
+}
+
+impl Load {
+    fn allows_alone(&self) -> bool {
+        self.group <= 1 && self.sync <= SYNC_ALONE_MAX && !self.failed
+    }
 }
 
 /// Rate-limits the log lines about a full disk: one per rejected write would fill the rest of it.
@@ -68,25 +106,69 @@ struct Group {
     bytes: usize,
 }
 
+impl SharedCommitter {
+    pub(super) fn new(committer: Committer) -> Self {
+        Self(Arc::new(Mutex::new(Some(committer))))
+    }
+
+    /// Closes the log and releases the folder.
+    pub(super) fn close(&self) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+    }
+
+    /// Commits a transaction on the calling thread, unless others are being committed or came at the same time, or the
+    /// disk is slow. Blocking, for [`SYNC_ALONE_MAX`] as far as the last sync tells.
+    pub(super) fn commit_alone(&self, txn: Txn) -> Result<Result<Outcome, StoreError>, Txn> {
+        let Ok(mut guard) = self.0.try_lock() else { return Err(txn) };
+        match &mut *guard {
+            Some(committer) if committer.load.allows_alone() => Ok(committer.commit_one(txn)),
+            _ => Err(txn),
+        }
+    }
+}
+
 impl Writer {
     pub(super) fn run(mut self) {
-        let mut group = Group::default();
         while let Some(command) = self.queue.blocking_recv() {
-            let mut next = Some(command);
-            let mut healthy = true;
-            while let Some(command) = next.take() {
-                healthy = self.run_command(&mut group, command);
-                if !healthy || group.replies.len() >= GROUP_COMMANDS_MAX || group.bytes >= GROUP_BYTES_MAX {
-                    break;
-                }
-                next = self.queue.try_recv().ok();
-            }
-            if !healthy || !self.commit(&mut group) {
+            // A commit that panicked may be durable and not visible: nothing may follow it.
+            let Ok(mut committer) = self.committer.0.lock() else { break };
+            let Some(committer) = committer.as_mut() else { break };
+            committer.run_queued(command, &mut self.queue);
+            if committer.load.failed {
                 // The content of the disk is unknown: no further commands run, and the pending ones get an error.
                 break;
             }
         }
+        self.committer.close();
         self.slot.close();
+    }
+}
+
+impl Committer {
+    /// Commits a command together with those that are queued behind it.
+    fn run_queued(&mut self, first: Command, queue: &mut mpsc::Receiver<Command>) {
+        let mut group = Group::default();
+        let mut next = Some(first).filter(|_| !self.load.failed);
+        while let Some(command) = next.take() {
+            let healthy = self.run_command(&mut group, command);
+            if !healthy || group.replies.len() >= GROUP_COMMANDS_MAX || group.bytes >= GROUP_BYTES_MAX {
+                break;
+            }
+            next = queue.try_recv().ok();
+        }
+        if !self.load.failed {
+            self.commit(&mut group);
+        }
+    }
+
+    fn commit_one(&mut self, txn: Txn) -> Result<Outcome, StoreError> {
+        self.load.group = 1;
+        let mut pending = PendingWrites::default();
+        let outcome = self.shared.read().plan(&mut pending, txn, self.now_ms());
+        match if pending.writes.is_empty() { None } else { self.persist(pending.writes) } {
+            Some(error) => Err(error),
+            None => Ok(outcome),
+        }
     }
 
     /// Plans a transaction, or commits the group and runs another command. Returns false if the disk failed.
@@ -127,8 +209,10 @@ impl Writer {
     /// Makes the group durable, visible, and acknowledged, in this order. Returns false if the disk failed.
     fn commit(&mut self, group: &mut Group) -> bool {
         let Group { pending, replies, .. } = std::mem::take(group);
-        let mut healthy = true;
-        let failure = if pending.writes.is_empty() { None } else { self.persist(pending.writes, &mut healthy) };
+        if !replies.is_empty() {
+            self.load.group = replies.len();
+        }
+        let failure = if pending.writes.is_empty() { None } else { self.persist(pending.writes) };
         for (outcome, reply) in replies {
             let result = match &failure {
                 // The conflict may be with a write of this group, which failed.
@@ -137,11 +221,14 @@ impl Writer {
             };
             let _ = reply.send(result);
         }
-        healthy
+        !self.load.failed
     }
 
-    fn persist(&mut self, writes: Vec<Write>, healthy: &mut bool) -> Option<StoreError> {
-        match self.log.append(&writes) {
+    fn persist(&mut self, writes: Vec<Write>) -> Option<StoreError> {
+        let began = self.env.elapsed();
+        let appended = self.log.append(&writes);
+        self.load.sync = self.env.elapsed().saturating_sub(began);
+        match appended {
             Ok(()) => {
                 let mut state = self.shared.write();
                 let changes = state.apply(writes);
@@ -161,7 +248,7 @@ impl Writer {
                 Some(error)
             }
             Err(AppendError::Sync(error)) => {
-                *healthy = false;
+                self.load.failed = true;
                 (self.fatal)(&format!("the commit log could not be synced: {error}"));
                 Some(StoreError::Unavailable(error.to_string()))
             }
@@ -190,7 +277,6 @@ impl Writer {
 
     /// Expires keys, and compacts when due. Returns false if the disk failed.
     fn tick(&mut self) -> bool {
-        let mut healthy = true;
         loop {
             let now_ms = self.now_ms();
             let state = self.shared.read();
@@ -198,8 +284,8 @@ impl Writer {
             let Some(txn) = state.expired(now_ms) else { break };
             state.plan(&mut pending, txn, now_ms);
             drop(state);
-            if self.persist(pending.writes, &mut healthy).is_some() {
-                return healthy;
+            if self.persist(pending.writes).is_some() {
+                return !self.load.failed;
             }
         }
         let due = self.shared.write().compaction_due(self.env.elapsed());
@@ -233,6 +319,16 @@ fn value_bytes(op: &super::super::Op) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_transaction_is_committed_alone_on_a_fast_disk_without_others() {
+        let ms = Duration::from_millis;
+        assert!(Load::default().allows_alone());
+        assert!(Load { group: 1, sync: ms(1), failed: false }.allows_alone());
+        assert!(!Load { group: 2, sync: ms(1), failed: false }.allows_alone(), "others come at the same time");
+        assert!(!Load { group: 1, sync: ms(2), failed: false }.allows_alone(), "a thread of the runtime would wait");
+        assert!(!Load { group: 1, sync: ms(0), failed: true }.allows_alone());
+    }
 
     #[test]
     fn a_full_disk_is_logged_now_and_then() {
