@@ -26,6 +26,9 @@ use machinery_api::schema;
 
 /// The size of one chunk of the stream; bounds what a slow client holds besides its ring.
 const CHUNK_BYTES: usize = 64 * 1024;
+/// The maximum number of chunks in sequence without a look at the watch's end, which costs the lock that all watches
+/// share.
+const UNCHECKED_CHUNKS_MAX: u32 = 16;
 /// The bookmark interval.
 const BOOKMARK_EVERY: Duration = Duration::from_secs(60);
 /// The time of the last bookmark before a watch's end.
@@ -65,6 +68,8 @@ struct Stream {
     end: Pin<Box<Sleep>>,
     bookmark: Pin<Box<Sleep>>,
     over: bool,
+    /// The chunks since the last look at `stop` and `end`.
+    unchecked: u32,
     /// The clock of ages in tables and of bookmarks.
     env: Env,
     /// Converts custom resources into the version that is watched.
@@ -103,6 +108,7 @@ pub fn stream(
         bookmark: Box::pin(bookmark),
         // A watch with a negative timeoutSeconds ends at once, as upstream.
         over: lasts.is_zero(),
+        unchecked: 0,
         env,
         versions,
     };
@@ -163,18 +169,19 @@ impl Stream {
             // Not checked with each event: all watches share the token's lock.
             return (!self.stop_token.is_cancelled()).then(|| self.initial_state());
         }
+        if self.unchecked < UNCHECKED_CHUNKS_MAX
+            && let Some(seen) = self.start.watch.try_recv().transpose()
+        {
+            self.unchecked += 1;
+            return self.chunk(seen).await;
+        }
+        self.unchecked = 0;
         loop {
             tokio::select! {
                 biased;
                 () = self.stop.as_mut() => return None,
                 () = self.end.as_mut() => return None,
-                seen = self.start.watch.recv() => {
-                    let events = match self.versions.clone() {
-                        None => self.events(seen),
-                        Some(versions) => self.converted_events(seen, &versions).await,
-                    };
-                    return (!events.is_empty()).then_some(events);
-                }
+                seen = self.start.watch.recv() => return self.chunk(seen).await,
                 () = self.bookmark.as_mut(), if self.bookmarks => match self.start.watch.progress() {
                     Some(revision) => {
                         let next = next_bookmark(self.env.instant(), self.end.deadline());
@@ -185,6 +192,15 @@ impl Stream {
                 },
             }
         }
+    }
+
+    /// A chunk with an event and those that are pending behind it; `None` ends the stream.
+    async fn chunk(&mut self, seen: Result<WatchEvent, VersionError>) -> Option<Bytes> {
+        let events = match self.versions.clone() {
+            None => self.events(seen),
+            Some(versions) => self.converted_events(seen, &versions).await,
+        };
+        (!events.is_empty()).then_some(events)
     }
 
     /// A chunk of the initial state, with the bookmark at its end.

@@ -199,7 +199,8 @@ pub fn encode(row: &ResourceInfo, object: &Value) -> Vec<u8> {
 /// The response form with a resourceVersion (`None`: without).
 #[must_use]
 pub fn write(row: &ResourceInfo, object: &Value, version: Option<u64>) -> Vec<u8> {
-    let mut out = Vec::with_capacity(512);
+    // The size of a pod: a buffer that grows is copied each time.
+    let mut out = Vec::with_capacity(4096);
     out.extend_from_slice(head(row).as_bytes());
     out.extend_from_slice(METADATA.as_bytes());
     let mut first = true;
