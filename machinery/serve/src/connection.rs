@@ -24,6 +24,7 @@ use machinery_env::Env;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_util::sync::CancellationToken;
 
+use crate::batched::{Batched, HTTP2_BEGINNING, InTurns, Turns};
 use crate::hooked::{Hook, Hooked};
 use crate::net::BoxError;
 
@@ -37,8 +38,6 @@ const PING_INTERVAL: Duration = Duration::from_secs(30);
 const PING_TIMEOUT: Duration = Duration::from_secs(15);
 /// Idle timeout of a connection, so that idle ones don't occupy seats.
 const IDLE_MAX: Duration = Duration::from_secs(180);
-/// The connection preface of HTTP/2.
-const HTTP2_BEGINNING: &[u8] = b"PRI * HTTP/2";
 /// Interval of the idle check.
 const IDLE_CHECK: Duration = Duration::from_secs(60);
 /// HTTP/2 streams at once per connection (upstream's default).
@@ -83,13 +82,15 @@ where
             answer.map(|answer| answer.map(|body| BodyWithRunningRequest { body: Box::pin(body), _running: running }))
         }
     });
+    let turns = Turns::default();
     let stream = Hooked::new(stream, RequestHeadTimeout::new(activity.clone(), HEADER_TIMEOUT));
+    let stream = Batched::new(stream, turns.clone());
     let server = builder();
     let serving = server.serve_connection_with_upgrades(TokioIo::new(stream), counted);
     tokio::pin!(serving);
     loop {
         tokio::select! {
-            ended = serving.as_mut() => return ended,
+            ended = InTurns { connection: serving.as_mut(), turns: &turns } => return ended,
             () = stop.cancelled() => {}
             () = env.sleep(IDLE_CHECK) => {
                 if !activity.is_idle() {
@@ -98,7 +99,7 @@ where
             }
         }
         serving.as_mut().graceful_shutdown();
-        return serving.await;
+        return InTurns { connection: serving, turns: &turns }.await;
     }
 }
 

@@ -1,4 +1,4 @@
-//! A stream wrapper with a hook on reads and on the end; the only module that forwards a stream's calls.
+//! A stream wrapper with a hook on reads and on the end; it forwards all other calls.
 
 use std::io;
 use std::pin::Pin;

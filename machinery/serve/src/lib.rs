@@ -12,6 +12,7 @@
 #![warn(missing_docs)]
 
 pub mod accept;
+mod batched;
 pub mod connection;
 pub mod descriptors;
 mod hooked;
