@@ -2,19 +2,33 @@
 //!
 //! One key stands for all nodes: passes run one after the other, each with the allocations of the previous one.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1::Node;
 use machinery_api::ObjectKey;
-use machinery_client::{Action, BackOff, Change, Context, Controller, EventRecord, Input, ObjectCache, Plan};
+use machinery_client::{
+    Action, BackOff, Change, Context, Controller, EventRecord, Input, ObjectCache, Plan, ReconcilerState,
+};
 use serde_json::json;
 
 use crate::Settings;
 
-/// The retry interval when the networks are exhausted.
+/// The interval of a waiting node's events when the networks are exhausted.
 const RETRY: Duration = Duration::from_secs(60);
+/// The minimum interval of passes when the networks are exhausted: each looks at all nodes.
+const EXHAUSTED_INTERVAL: Duration = Duration::from_secs(1);
+
+/// What is known of a cluster with more nodes than networks.
+#[derive(Debug, Clone)]
+struct Exhausted {
+    /// When the last pass found no free network, on the scale of [`Context::elapsed`].
+    found: Duration,
+    /// When each waiting node's last event was recorded, by the node's uid.
+    told: Arc<BTreeMap<String, Duration>>,
+}
 
 pub(crate) const CONTROLLER: Controller<Settings> = Controller {
     name: "node-ipam-controller",
@@ -39,22 +53,26 @@ fn given(node: &Node) -> impl Iterator<Item = &str> {
     several.iter().map(String::as_str).chain(one)
 }
 
-fn reconcile(view: &ObjectCache, _: &ObjectKey, context: &Context<'_, Settings>) -> Plan {
+fn reconcile(view: &ObjectCache, key: &ObjectKey, context: &Context<'_, Settings>) -> Plan {
     let mut plan = Plan::nothing();
     if context.settings.cluster_cidrs.is_empty() {
         return plan;
     }
+    let known = context.reconciler_cache.of::<Exhausted>(key);
+    if let Some(known) = known
+        && let Some(wait) = (known.found + EXHAUSTED_INTERVAL).checked_sub(context.elapsed).filter(|w| !w.is_zero())
+    {
+        plan.requeue_after(context.now, wait);
+        plan.state = Some(ReconcilerState::of(known.clone()));
+        return plan;
+    }
     let mut used: BTreeSet<IpNet> = view.all::<Node>().flat_map(given).filter_map(|c| c.parse().ok()).collect();
     let waiting = |node: &&Node| node.metadata.deletion_timestamp.is_none() && given(node).next().is_none();
+    let mut nodes = view.all::<Node>().filter(waiting).peekable();
     let mut patches = Vec::new();
-    for node in view.all::<Node>().filter(waiting) {
-        let Some(networks) = allocate(&context.settings.cluster_cidrs, &used) else {
-            let name = node.metadata.name.as_deref().unwrap_or_default();
-            let message = format!("Node {name} status is now: CIDRNotAvailable");
-            plan.push(Action::Event(EventRecord::normal(node, "CIDRNotAvailable", message).from("cidrAllocator")));
-            plan.requeue_after(context.now, RETRY);
-            continue;
-        };
+    while nodes.peek().is_some() {
+        let Some(networks) = allocate(&context.settings.cluster_cidrs, &used) else { break };
+        let Some(node) = nodes.next() else { break };
         let texts: Vec<String> = networks.iter().map(IpNet::to_string).collect();
         used.extend(networks);
         let patch =
@@ -64,7 +82,33 @@ fn reconcile(view: &ObjectCache, _: &ObjectKey, context: &Context<'_, Settings>)
     if !patches.is_empty() {
         plan.push(Action::Concurrent(patches));
     }
+    report(&mut plan, nodes, known, context);
     plan
+}
+
+/// Records an event for each node without a network, at once and then every [`RETRY`].
+fn report<'a>(
+    plan: &mut Plan,
+    nodes: impl Iterator<Item = &'a Node>,
+    known: Option<&Exhausted>,
+    context: &Context<'_, Settings>,
+) {
+    let mut told = BTreeMap::new();
+    for node in nodes {
+        let uid = node.metadata.uid.clone().unwrap_or_default();
+        let last = known.and_then(|known| known.told.get(&uid)).copied();
+        let last = last.filter(|last| context.elapsed < *last + RETRY).unwrap_or_else(|| {
+            let name = node.metadata.name.as_deref().unwrap_or_default();
+            let message = format!("Node {name} status is now: CIDRNotAvailable");
+            plan.push(Action::Event(EventRecord::normal(node, "CIDRNotAvailable", message).from("cidrAllocator")));
+            context.elapsed
+        });
+        told.insert(uid, last);
+    }
+    if let Some(first) = told.values().min() {
+        plan.requeue_after(context.now, (*first + RETRY).saturating_sub(context.elapsed));
+        plan.state = Some(ReconcilerState::of(Exhausted { found: context.elapsed, told: told.into() }));
+    }
 }
 
 /// The lowest free network of each cluster network.
@@ -83,6 +127,8 @@ fn allocate(cluster: &[(IpNet, u8)], used: &BTreeSet<IpNet>) -> Option<Vec<IpNet
 
 #[cfg(test)]
 mod tests {
+    use machinery_client::{Pass, ReconcilerCache};
+
     use super::*;
 
     #[test]
@@ -97,5 +143,32 @@ mod tests {
         assert_eq!(next().as_deref(), Some("10.0.0.0/24"));
         assert_eq!(next().as_deref(), Some("10.0.3.0/24"));
         assert_eq!(next(), None);
+    }
+
+    #[test]
+    fn nodes_without_a_network_are_told_once_a_minute() {
+        let settings = Settings { cluster_cidrs: vec![("10.0.0.0/24".parse().unwrap(), 24)], ..Settings::default() };
+        let node = |name: &str| json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name, "uid": name}});
+        let view = crate::simulation(jiff::Timestamp::UNIX_EPOCH, ["a", "b", "c"].map(node)).view;
+        let key = ObjectKey::cluster("nodes");
+        let mut cache = ReconcilerCache::new();
+        let mut pass = |at: u64| {
+            let context = Context {
+                now: jiff::Timestamp::UNIX_EPOCH,
+                elapsed: Duration::from_millis(at),
+                settings: &settings,
+                pass: &Pass::default(),
+                reconciler_cache: &cache,
+            };
+            let plan = reconcile(&view, &key, &context);
+            let events = plan.actions.iter().filter(|action| matches!(action, Action::Event(_))).count();
+            cache.set(&key, plan.state);
+            (events, plan.actions.len() - events, plan.requeue_at.is_some())
+        };
+        assert_eq!(pass(0), (2, 1, true), "one network for three nodes");
+        assert_eq!(pass(10), (0, 0, true), "too early to look at all nodes again");
+        assert_eq!(pass(1000), (0, 1, true), "the view doesn't show the patch: the same plan without events");
+        assert_eq!(pass(59_999), (0, 1, true));
+        assert_eq!(pass(61_000), (2, 1, true), "a minute later");
     }
 }
