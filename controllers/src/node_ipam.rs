@@ -18,7 +18,7 @@ use crate::Settings;
 
 /// The interval of a waiting node's events when the networks are exhausted.
 const RETRY: Duration = Duration::from_secs(60);
-/// The minimum interval of passes when the networks are exhausted: each looks at all nodes.
+/// The minimum interval of passes when the networks are exhausted: each visits all nodes.
 const EXHAUSTED_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What is known of a cluster with more nodes than networks.
@@ -27,7 +27,7 @@ struct Exhausted {
     /// When the last pass found no free network, on the scale of [`Context::elapsed`].
     found: Duration,
     /// When each waiting node's last event was recorded, by the node's uid.
-    told: Arc<BTreeMap<String, Duration>>,
+    reported: Arc<BTreeMap<String, Duration>>,
 }
 
 pub(crate) const CONTROLLER: Controller<Settings> = Controller {
@@ -93,21 +93,21 @@ fn report<'a>(
     known: Option<&Exhausted>,
     context: &Context<'_, Settings>,
 ) {
-    let mut told = BTreeMap::new();
+    let mut reported = BTreeMap::new();
     for node in nodes {
         let uid = node.metadata.uid.clone().unwrap_or_default();
-        let last = known.and_then(|known| known.told.get(&uid)).copied();
+        let last = known.and_then(|known| known.reported.get(&uid)).copied();
         let last = last.filter(|last| context.elapsed < *last + RETRY).unwrap_or_else(|| {
             let name = node.metadata.name.as_deref().unwrap_or_default();
             let message = format!("Node {name} status is now: CIDRNotAvailable");
             plan.push(Action::Event(EventRecord::normal(node, "CIDRNotAvailable", message).from("cidrAllocator")));
             context.elapsed
         });
-        told.insert(uid, last);
+        reported.insert(uid, last);
     }
-    if let Some(first) = told.values().min() {
+    if let Some(first) = reported.values().min() {
         plan.requeue_after(context.now, (*first + RETRY).saturating_sub(context.elapsed));
-        plan.state = Some(ReconcilerState::of(Exhausted { found: context.elapsed, told: told.into() }));
+        plan.state = Some(ReconcilerState::of(Exhausted { found: context.elapsed, reported: reported.into() }));
     }
 }
 
@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn nodes_without_a_network_are_told_once_a_minute() {
+    fn nodes_without_a_network_are_reported_once_a_minute() {
         let settings = Settings { cluster_cidrs: vec![("10.0.0.0/24".parse().unwrap(), 24)], ..Settings::default() };
         let node = |name: &str| json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name, "uid": name}});
         let view = crate::simulation(jiff::Timestamp::UNIX_EPOCH, ["a", "b", "c"].map(node)).view;
@@ -166,7 +166,7 @@ mod tests {
             (events, plan.actions.len() - events, plan.requeue_at.is_some())
         };
         assert_eq!(pass(0), (2, 1, true), "one network for three nodes");
-        assert_eq!(pass(10), (0, 0, true), "too early to look at all nodes again");
+        assert_eq!(pass(10), (0, 0, true), "too early to visit all nodes again");
         assert_eq!(pass(1000), (0, 1, true), "the view doesn't show the patch: the same plan without events");
         assert_eq!(pass(59_999), (0, 1, true));
         assert_eq!(pass(61_000), (2, 1, true), "a minute later");

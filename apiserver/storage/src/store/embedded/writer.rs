@@ -117,7 +117,7 @@ impl SharedCommitter {
     }
 
     /// Commits a transaction on the calling thread, unless others are being committed or came at the same time, or the
-    /// disk is slow. Blocking, for [`SYNC_ALONE_MAX`] as far as the last sync tells.
+    /// last sync took longer than [`SYNC_ALONE_MAX`]. Blocks for one sync.
     pub(super) fn commit_alone(&self, txn: Txn) -> Result<Result<Outcome, StoreError>, Txn> {
         let Ok(mut guard) = self.0.try_lock() else { return Err(txn) };
         match &mut *guard {
@@ -165,10 +165,7 @@ impl Committer {
         self.load.group = 1;
         let mut pending = PendingWrites::default();
         let outcome = self.shared.read().plan(&mut pending, txn, self.now_ms());
-        match if pending.writes.is_empty() { None } else { self.persist(pending.writes) } {
-            Some(error) => Err(error),
-            None => Ok(outcome),
-        }
+        self.persist(pending.writes).map_or(Ok(outcome), Err)
     }
 
     /// Plans a transaction, or commits the group and runs another command. Returns false if the disk failed.
@@ -194,9 +191,9 @@ impl Committer {
             }
             Command::Tick(reply) => {
                 self.commit(group) && {
-                    let healthy = self.tick();
+                    self.tick();
                     let _ = reply.send(Ok(()));
-                    healthy
+                    !self.load.failed
                 }
             }
         }
@@ -212,7 +209,7 @@ impl Committer {
         if !replies.is_empty() {
             self.load.group = replies.len();
         }
-        let failure = if pending.writes.is_empty() { None } else { self.persist(pending.writes) };
+        let failure = self.persist(pending.writes);
         for (outcome, reply) in replies {
             let result = match &failure {
                 // The conflict may be with a write of this group, which failed.
@@ -224,7 +221,11 @@ impl Committer {
         !self.load.failed
     }
 
+    /// Makes writes durable and visible; returns why that failed. No writes need no disk.
     fn persist(&mut self, writes: Vec<Write>) -> Option<StoreError> {
+        if writes.is_empty() {
+            return None;
+        }
         let began = self.env.elapsed();
         let appended = self.log.append(&writes);
         self.load.sync = self.env.elapsed().saturating_sub(began);
@@ -275,8 +276,8 @@ impl Committer {
         Ok(())
     }
 
-    /// Expires keys, and compacts when due. Returns false if the disk failed.
-    fn tick(&mut self) -> bool {
+    /// Expires keys, and compacts when due.
+    fn tick(&mut self) {
         loop {
             let now_ms = self.now_ms();
             let state = self.shared.read();
@@ -285,7 +286,7 @@ impl Committer {
             state.plan(&mut pending, txn, now_ms);
             drop(state);
             if self.persist(pending.writes).is_some() {
-                return !self.load.failed;
+                return;
             }
         }
         let due = self.shared.write().compaction_due(self.env.elapsed());
@@ -294,7 +295,6 @@ impl Committer {
         {
             tracing::warn!(%error, "history could not be compacted");
         }
-        true
     }
 }
 
