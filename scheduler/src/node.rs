@@ -67,7 +67,7 @@ pub struct FreeResources {
     pub pods: i64,
 }
 
-/// The requests of a node's pods, as scores use them. Sums saturate at the end of `i64`.
+/// What scores read of a node: the requests of its pods, and what it offers. Sums saturate at the end of `i64`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Load {
     /// Requested thousandths of a core.
@@ -78,9 +78,13 @@ pub struct Load {
     pub scored_cpu_milli: i64,
     /// Bytes, with a default for containers without a request.
     pub scored_memory_bytes: i64,
+    /// Allocatable thousandths of a core.
+    pub offered_cpu_milli: i64,
+    /// Allocatable bytes.
+    pub offered_memory_bytes: i64,
 }
 
-/// A node and its pods. The fields that each decision reads of thousands of nodes come first, in one cache line.
+/// A node and its pods. The fields that each decision reads of thousands of nodes come first, in two cache lines.
 #[derive(Debug, Clone, Default)]
 #[repr(C)]
 pub struct NodeInfo {
@@ -228,6 +232,8 @@ impl NodeInfo {
             memory_bytes: cut(self.requested.memory_bytes),
             scored_cpu_milli: cut(self.scored.cpu_milli),
             scored_memory_bytes: cut(self.scored.memory_bytes),
+            offered_cpu_milli: offered.cpu_milli,
+            offered_memory_bytes: offered.memory_bytes,
         };
         self.free = FreeResources {
             cpu_milli: left(offered.cpu_milli, used.cpu_milli),

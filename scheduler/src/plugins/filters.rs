@@ -84,7 +84,8 @@ impl<'a> Filters<'a> {
     /// # Errors
     /// As [`check`](Self::check).
     pub fn fits(&mut self, node: &NodeInfo) -> Result<(), (&'static str, Refusal)> {
-        if self.first(node).is_empty() { self.check(node) } else { self.fits_with_nominated(&mut node.clone()) }
+        let alone = self.cycle.snapshot.nominated.is_empty() || self.first(node).is_empty();
+        if alone { self.check(node) } else { self.fits_with_nominated(&mut node.clone()) }
     }
 
     /// As [`fits`](Self::fits), on a node that is changed temporarily and restored.
@@ -112,9 +113,6 @@ impl<'a> Filters<'a> {
     /// The pods nominated for a node whose priority is at least the pod's.
     fn first(&self, node: &NodeInfo) -> Vec<Arc<PodInfo>> {
         let Cycle { pod, snapshot, .. } = self.cycle;
-        if snapshot.nominated.is_empty() {
-            return Vec::new();
-        }
         let others = snapshot.nominated.on(node.name());
         others.filter(|other| other.priority >= pod.priority && other.uid != pod.uid).cloned().collect()
     }

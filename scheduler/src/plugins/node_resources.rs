@@ -110,10 +110,10 @@ struct LoadScore<'a>(&'a PodInfo, ScoringStrategy);
 
 impl Score for LoadScore<'_> {
     fn score(&self, node: &NodeInfo) -> i64 {
-        let (offered, load, own) = (&node.facts.allocatable, node.load(), &self.0.requirements.scored);
+        let (load, own) = (node.load(), &self.0.requirements.scored);
         let parts = [
-            (offered.cpu_milli, load.scored_cpu_milli.saturating_add(own.cpu_milli)),
-            (offered.memory_bytes, load.scored_memory_bytes.saturating_add(own.memory_bytes)),
+            (load.offered_cpu_milli, load.scored_cpu_milli.saturating_add(own.cpu_milli)),
+            (load.offered_memory_bytes, load.scored_memory_bytes.saturating_add(own.memory_bytes)),
         ];
         let (mut sum, mut count) = (0, 0);
         for (offered, used) in parts.into_iter().filter(|(offered, _)| *offered > 0) {
@@ -188,12 +188,13 @@ impl Balance<'_> {
         let own = |requested: i64| if with { requested } else { 0 };
         let fraction = |offered: i64, used: i64| (used as f64 / offered as f64).min(1.0);
         if self.1.is_empty() {
-            let (offered, load, requested) = (&node.facts.allocatable, node.load(), &self.0.requirements.requests);
-            if offered.cpu_milli == 0 || offered.memory_bytes == 0 {
+            let (load, requested) = (node.load(), &self.0.requirements.requests);
+            if load.offered_cpu_milli == 0 || load.offered_memory_bytes == 0 {
                 return SCORE_MAX;
             }
-            let cpu = fraction(offered.cpu_milli, load.cpu_milli.saturating_add(own(requested.cpu_milli)));
-            let memory = fraction(offered.memory_bytes, load.memory_bytes.saturating_add(own(requested.memory_bytes)));
+            let cpu = fraction(load.offered_cpu_milli, load.cpu_milli.saturating_add(own(requested.cpu_milli)));
+            let memory =
+                fraction(load.offered_memory_bytes, load.memory_bytes.saturating_add(own(requested.memory_bytes)));
             return ((1.0 - ((cpu - memory) / 2.0).abs()) * SCORE_MAX as f64) as i64;
         }
         let amounts = self.1.iter().filter_map(|resource| {
