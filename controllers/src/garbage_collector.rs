@@ -33,8 +33,14 @@ fn key(uid: &str) -> ObjectKey {
     ObjectKey::cluster(uid)
 }
 
-/// The object; its owners, as one may wait for it; and its dependents, once it is gone or terminating.
+/// The object; its owners, as one may wait for it; and its dependents, once it is gone or terminating. None where the
+/// change is one of fields that this controller doesn't read, as most changes of pods are.
 fn affected(view: &ObjectCache, change: &Change) -> Vec<ObjectKey> {
+    if let (Some(old), Some(new)) = (&change.old, &change.new)
+        && read_fields(old.metadata()) == read_fields(new.metadata())
+    {
+        return Vec::new();
+    }
     let mut keys = Vec::new();
     let going = change.new.as_ref().is_none_or(|object| object.metadata().deletion_timestamp.is_some());
     for metadata in change.states() {
@@ -56,6 +62,11 @@ fn affected(view: &ObjectCache, change: &Change) -> Vec<ObjectKey> {
     keys.sort();
     keys.dedup();
     keys
+}
+
+/// The fields that decisions read.
+fn read_fields(metadata: &ObjectMeta) -> impl PartialEq {
+    (&metadata.uid, &metadata.owner_references, &metadata.deletion_timestamp, &metadata.finalizers)
 }
 
 fn owners(metadata: &ObjectMeta) -> &[OwnerReference] {
@@ -416,6 +427,25 @@ mod tests {
         kinds.iter().for_each(|kind| cluster.view.progress(kind, owner));
         let plan = reconcile(&cluster.view, &key("d"), &cluster.context(&settings));
         assert_eq!(plan.actions.len(), 2, "all is seen: {plan:?}");
+    }
+
+    #[test]
+    fn only_changes_of_what_decisions_read_wake_the_controller() {
+        let woken = |change: &dyn Fn(&mut Value)| {
+            let mut cluster = family();
+            let pods = Kind::of::<machinery_client::Pod>();
+            let mut pod = object("Pod", "web-1-a", "p", &[("ReplicaSet", "web-1", "r")]);
+            change(&mut pod);
+            let change = cluster
+                .view
+                .put(&pods, machinery_client::object::decode::<machinery_client::Pod>(&pod.to_string()).unwrap());
+            affected(&cluster.view, &change.unwrap())
+        };
+        assert_eq!(woken(&|pod| pod["status"] = json!({"phase": "Running"})), []);
+        assert_eq!(woken(&|pod| pod["metadata"]["labels"] = json!({"a": "b"})), []);
+        assert_eq!(woken(&|pod| pod["metadata"]["finalizers"] = json!([FOREGROUND])), [key("p")]);
+        assert_eq!(woken(&|pod| pod["metadata"]["ownerReferences"] = json!([])), [key("p")]);
+        assert_eq!(woken(&|pod| pod["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z")), [key("p")]);
     }
 
     #[test]

@@ -6,7 +6,7 @@
 //! needs expectation counters.
 
 use std::any::Any;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
@@ -193,6 +193,37 @@ struct ControllerRunner<S: 'static> {
     stop: CancellationToken,
 }
 
+/// The controllers' inputs by kind: a change reaches those of its kind alone.
+struct Dispatcher<S: 'static> {
+    by_kind: HashMap<Kind, Vec<Mapping<S>>>,
+    of_every_kind: Vec<Mapping<S>>,
+}
+
+/// An input of a running controller.
+type Mapping<S> = (Arc<ControllerRunner<S>>, Keys);
+
+impl<S: Send + Sync + 'static> Dispatcher<S> {
+    fn of(all: &[Arc<ControllerRunner<S>>]) -> Self {
+        let (mut by_kind, mut of_every_kind) = (HashMap::<Kind, Vec<Mapping<S>>>::new(), Vec::new());
+        for (running, input) in
+            all.iter().flat_map(|running| running.row.inputs.iter().map(move |input| (running, input)))
+        {
+            let mappings = match input.kind() {
+                Some(kind) => by_kind.entry(kind).or_default(),
+                None => &mut of_every_kind,
+            };
+            mappings.push((running.clone(), input.keys));
+        }
+        Self { by_kind, of_every_kind }
+    }
+
+    fn on_change(&self, view: &ObjectCache, change: &Change) {
+        for (running, keys) in self.by_kind.get(&change.kind).into_iter().flatten().chain(&self.of_every_kind) {
+            running.on_change(*keys, view, change);
+        }
+    }
+}
+
 /// Runs controllers until `stop`.
 pub async fn run<S: Send + Sync + 'static>(
     controllers: impl IntoIterator<Item = &'static Controller<S>>,
@@ -200,7 +231,6 @@ pub async fn run<S: Send + Sync + 'static>(
     stop: CancellationToken,
 ) {
     let mut tasks = JoinSet::new();
-    let mut listeners = Vec::new();
     let all: Vec<Arc<ControllerRunner<S>>> =
         controllers.into_iter().map(|row| ControllerRunner::new(row, &parts, &stop)).collect();
     // Typed inputs first: a kind that is cached whole needs no second watch of its metadata.
@@ -212,12 +242,12 @@ pub async fn run<S: Send + Sync + 'static>(
         () = stop.cancelled() => return,
         () = parts.informer.synced() => {}
     }
+    let dispatcher = Arc::new(Dispatcher::of(&all));
+    let dispatching = dispatcher.clone();
+    let listener: Arc<Listener> =
+        Arc::new(move |view: &ObjectCache, change: &Change| dispatching.on_change(view, change));
+    parts.informer.listen(&listener);
     for running in &all {
-        let listening = running.clone();
-        let listener: Arc<Listener> =
-            Arc::new(move |view: &ObjectCache, change: &Change| listening.on_change(view, change));
-        parts.informer.listen(&listener);
-        listeners.push(listener);
         let workers = parts.workers.get(running.row.name).copied().unwrap_or(running.row.workers);
         for _ in 0..workers.max(1) {
             tasks.spawn(running.clone().work_until(stop.clone()));
@@ -227,10 +257,7 @@ pub async fn run<S: Send + Sync + 'static>(
         loop {
             parts.env.sleep(FULL_PASS_INTERVAL).await;
             for kind in parts.informer.read(|view| view.kinds().cloned().collect::<Vec<_>>()) {
-                requeue_all(&parts.informer, &kind, |view, change| {
-                    all.iter().for_each(|running| running.on_change(view, change));
-                })
-                .await;
+                requeue_all(&parts.informer, &kind, |view, change| dispatcher.on_change(view, change)).await;
             }
         }
     };
@@ -239,7 +266,7 @@ pub async fn run<S: Send + Sync + 'static>(
         () = stop.cancelled() => {}
         () = full_passes => {}
     }
-    drop(listeners);
+    drop(listener);
     // Plans in progress are cancelled at an await between two requests: every plan may be repeated.
     while tasks.join_next().await.is_some() {}
 }
@@ -280,18 +307,16 @@ impl<S: Send + Sync + 'static> ControllerRunner<S> {
         })
     }
 
-    fn on_change(&self, view: &ObjectCache, change: &Change) {
-        for input in self.row.inputs {
-            // The caller serves all controllers: a panic must not end it. The next full pass maps the object again.
-            match catch_unwind(AssertUnwindSafe(|| input.keys(view, change))) {
-                Ok(keys) => keys.into_iter().for_each(|key| {
-                    self.queue.add(key);
-                }),
-                Err(panic) => {
-                    self.metrics.count_panic(self.row.name);
-                    let panic = panic_message(&*panic);
-                    tracing::error!(controller = self.row.name, key = %change.key, panic, "mapping a change to keys panicked");
-                }
+    fn on_change(&self, keys: Keys, view: &ObjectCache, change: &Change) {
+        // The caller serves all controllers: a panic must not end it. The next full pass maps the object again.
+        match catch_unwind(AssertUnwindSafe(|| keys(view, change))) {
+            Ok(keys) => keys.into_iter().for_each(|key| {
+                self.queue.add(key);
+            }),
+            Err(panic) => {
+                self.metrics.count_panic(self.row.name);
+                let panic = panic_message(&*panic);
+                tracing::error!(controller = self.row.name, key = %change.key, panic, "mapping a change to keys panicked");
             }
         }
     }
