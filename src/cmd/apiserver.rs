@@ -137,6 +137,7 @@ pub(super) fn until_stopped(
         let line = format!("ready server={} kubeconfig={}{also}\n", cluster.server, data.kubeconfig().display());
         progress.done();
         result(format_args!("{line}"))?;
+        compose::memory::release_after_start(&env);
         tokio::select! {
             () = &mut stop => {}
             error = cluster.failed() => {

@@ -70,6 +70,7 @@ where
         let stop = CancellationToken::new();
         let metrics = serve_metrics(flags.metrics_bind, registry, &env, &stop).await?;
         result(format_args!("ready kubeconfig={}{metrics}\n", flags.kubeconfig.display()))?;
+        compose::memory::release_after_start(&env);
         let component = start(ComponentDeps { client, env: env.clone(), stop: stop.clone() });
         tokio::pin!(signal, component);
         tokio::select! {

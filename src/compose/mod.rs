@@ -10,6 +10,7 @@ mod controllers;
 mod ground;
 mod identities;
 pub(crate) mod image_metadata;
+pub(crate) mod memory;
 mod nodes;
 mod proxy;
 mod ready;

@@ -3,6 +3,7 @@
 //!
 //! - [`engine`]: compiling, limits, running commands, serving HTTP.
 //! - [`host`]: the table of host interfaces that guests may import.
+//! - [`program`]: pages of the program's own file.
 //! - `plugin`: exports of a component without `run` and without a handler, and their values as text.
 //!
 //! Absent on purpose: Kubernetes (pods, probes, image names), and sockets of a guest's own.
@@ -12,3 +13,4 @@ pub mod engine;
 pub mod host;
 pub(crate) mod keyvalue;
 pub(crate) mod plugin;
+pub mod program;
