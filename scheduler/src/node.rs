@@ -143,11 +143,15 @@ impl NodeFacts {
     /// Whether a node selector term matches.
     #[must_use]
     pub fn matches_term(&self, term: &NodeTerm) -> bool {
-        let fields = |r: &NodeRequirement| holds(r, (r.key == "metadata.name").then_some(self.name.as_str()));
-        let empty = term.labels.is_empty() && term.fields.is_empty();
-        !empty
+        !term.is_empty()
             && term.labels.iter().all(|r| holds(r, self.labels.get(&r.key).map(String::as_str)))
-            && term.fields.iter().all(fields)
+            && self.matches_fields(term)
+    }
+
+    /// Whether the fields of a node selector term match.
+    #[must_use]
+    pub fn matches_fields(&self, term: &NodeTerm) -> bool {
+        term.fields.iter().all(|r| holds(r, (r.key == "metadata.name").then_some(self.name.as_str())))
     }
 
     /// Whether the pod's node selector and required node affinity match.
@@ -168,7 +172,8 @@ impl NodeFacts {
     }
 }
 
-fn holds(requirement: &NodeRequirement, value: Option<&str>) -> bool {
+/// Whether a label's value, or its absence, fulfils a requirement.
+pub(crate) fn holds(requirement: &NodeRequirement, value: Option<&str>) -> bool {
     requirement_matches(&requirement.operator, &requirement.values, value)
 }
 

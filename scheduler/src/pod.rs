@@ -36,6 +36,14 @@ pub struct NodeTerm {
     pub fields: Vec<NodeRequirement>,
 }
 
+impl NodeTerm {
+    /// Whether it has no requirement, and so matches no node.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.labels.is_empty() && self.fields.is_empty()
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub struct Toleration {
     key: String,

@@ -26,7 +26,8 @@ const NONE: u32 = u32::MAX;
 pub struct Topology {
     key: String,
     domain_of: Vec<u32>,
-    domains: usize,
+    /// The label's value in each domain.
+    values: Vec<Box<str>>,
     nodes: usize,
 }
 
@@ -40,7 +41,13 @@ impl Topology {
     /// The number of domains.
     #[must_use]
     pub fn domains(&self) -> usize {
-        self.domains
+        self.values.len()
+    }
+
+    /// The label's value in each domain.
+    #[must_use]
+    pub fn values(&self) -> &[Box<str>] {
+        &self.values
     }
 
     /// The number of nodes in a domain.
@@ -65,16 +72,17 @@ impl Topologies {
             return topology.clone();
         }
         let mut numbers: HashMap<&str, u32> = HashMap::new();
+        let mut values = Vec::new();
         let domain_of = nodes.iter().map(|node| match node.facts.labels.get(key) {
-            Some(value) => {
-                let next = u32::try_from(numbers.len()).unwrap_or(NONE);
-                *numbers.entry(value).or_insert(next)
-            }
+            Some(value) => *numbers.entry(value).or_insert_with(|| {
+                values.push(value.as_str().into());
+                u32::try_from(values.len() - 1).unwrap_or(NONE)
+            }),
             None => NONE,
         });
         let domain_of: Vec<u32> = domain_of.collect();
         let with_label = domain_of.iter().filter(|domain| **domain != NONE).count();
-        let topology = Topology { key: key.to_owned(), domain_of, domains: numbers.len(), nodes: with_label };
+        let topology = Topology { key: key.to_owned(), domain_of, values, nodes: with_label };
         let topology = Arc::new(topology);
         known.insert(key.to_owned(), topology.clone());
         topology

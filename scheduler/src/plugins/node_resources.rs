@@ -1,19 +1,24 @@
 //! NodeResourcesFit and NodeResourcesBalancedAllocation: free resources, and even use of them.
 
 use std::borrow::Cow;
+use std::cell::Cell;
 
 use super::args::Resource;
 use super::{
     Args, Event, Filter, Plugin, PreFilterResult, Reasons, Refusal, SCORE_MAX, Score, ScoringStrategy, plugin,
 };
-use crate::node::NodeInfo;
+use crate::node::{Load, NodeInfo};
 use crate::pod::PodInfo;
+use crate::resources::Resources;
 
 pub(super) const FIT: Plugin = Plugin {
     weight: 1,
     pre_filter: Some(|cycle| PreFilterResult::Filter(Box::new(ResourceFilter { pod: cycle.pod, args: cycle.args }))),
     pre_score: Some(|cycle, _| match cycle.args.has_usual_scores() {
-        true => Some(Box::new(LoadScore(cycle.pod, cycle.args.scoring_strategy))),
+        true => {
+            let (own, strategy) = (&cycle.pod.requirements.scored, cycle.args.scoring_strategy);
+            Some(Box::new(LoadScore::new(move |load| free_share(load, own, strategy))))
+        }
         false => Some(Box::new(WeightedScore(cycle.pod, cycle.args))),
     }),
     // The pod's profile may ignore named extended resources.
@@ -34,7 +39,12 @@ pub(super) const BALANCED: Plugin = Plugin {
             true => pod.requirements.requests.cpu_milli != 0 || pod.requirements.requests.memory_bytes != 0,
             false => resources.iter().any(|resource| resource.of(&pod.requirements.requests) != 0),
         };
-        asks.then(|| -> Box<dyn Score> { Box::new(Balance(pod, resources)) })
+        asks.then(|| -> Box<dyn Score> {
+            match resources.is_empty() {
+                true => Box::new(LoadScore::new(|load| usual_balance(load, &pod.requirements.requests))),
+                false => Box::new(Balance(pod, resources)),
+            }
+        })
     }),
     ..plugin("NodeResourcesBalancedAllocation")
 };
@@ -106,22 +116,45 @@ fn check_resources(pod: &PodInfo, node: &NodeInfo, args: &Args) -> Result<(), Re
     reasons.map_or(Ok(()), |reasons| Err(Refusal { reasons, unresolvable }))
 }
 
-struct LoadScore<'a>(&'a PodInfo, ScoringStrategy);
+/// A score that depends on a node's load alone. Nodes in sequence often have the same one, such as those without pods, and
+/// then the same score, without its divisions.
+struct LoadScore<F> {
+    score: F,
+    last: Cell<Option<(Load, i64)>>,
+}
 
-impl Score for LoadScore<'_> {
-    fn score(&self, node: &NodeInfo) -> i64 {
-        let (load, own) = (node.load(), &self.0.requirements.scored);
-        let parts = [
-            (load.offered_cpu_milli, load.scored_cpu_milli.saturating_add(own.cpu_milli)),
-            (load.offered_memory_bytes, load.scored_memory_bytes.saturating_add(own.memory_bytes)),
-        ];
-        let (mut sum, mut count) = (0, 0);
-        for (offered, used) in parts.into_iter().filter(|(offered, _)| *offered > 0) {
-            sum += share(self.1, offered, used);
-            count += 1;
-        }
-        if count == 0 { 0 } else { sum / count }
+impl<F: Fn(&Load) -> i64> LoadScore<F> {
+    fn new(score: F) -> Self {
+        Self { score, last: Cell::new(None) }
     }
+}
+
+impl<F: Fn(&Load) -> i64> Score for LoadScore<F> {
+    fn score(&self, node: &NodeInfo) -> i64 {
+        let load = node.load();
+        match self.last.get() {
+            Some((same, score)) if same == *load => score,
+            _ => {
+                let score = (self.score)(load);
+                self.last.set(Some((*load, score)));
+                score
+            }
+        }
+    }
+}
+
+/// The score by the usual resources, cpu and memory, in equal parts.
+fn free_share(load: &Load, own: &Resources, strategy: ScoringStrategy) -> i64 {
+    let parts = [
+        (load.offered_cpu_milli, load.scored_cpu_milli.saturating_add(own.cpu_milli)),
+        (load.offered_memory_bytes, load.scored_memory_bytes.saturating_add(own.memory_bytes)),
+    ];
+    let (mut sum, mut count) = (0, 0);
+    for (offered, used) in parts.into_iter().filter(|(offered, _)| *offered > 0) {
+        sum += share(strategy, offered, used);
+        count += 1;
+    }
+    if count == 0 { 0 } else { sum / count }
 }
 
 /// `part` of `offered` in hundredths, rounded down. 128-bit division is about twenty times slower, and this runs for
@@ -173,30 +206,41 @@ impl Score for WeightedScore<'_> {
     }
 }
 
+fn fraction(offered: i64, used: i64) -> f64 {
+    (used as f64 / offered as f64).min(1.0)
+}
+
+/// The change of a balance by the pod, from 50 to 100.
+fn balance_change(balance: impl Fn(bool) -> i64) -> i64 {
+    let half = SCORE_MAX / 2;
+    half + (half + balance(true) - balance(false)) / 2
+}
+
+/// The change of the balance of cpu and memory by the pod.
+fn usual_balance(load: &Load, requested: &Resources) -> i64 {
+    balance_change(|with| {
+        if load.offered_cpu_milli == 0 || load.offered_memory_bytes == 0 {
+            return SCORE_MAX;
+        }
+        let own = |requested: i64| if with { requested } else { 0 };
+        let cpu = fraction(load.offered_cpu_milli, load.cpu_milli.saturating_add(own(requested.cpu_milli)));
+        let memory = fraction(load.offered_memory_bytes, load.memory_bytes.saturating_add(own(requested.memory_bytes)));
+        ((1.0 - ((cpu - memory) / 2.0).abs()) * SCORE_MAX as f64) as i64
+    })
+}
+
+/// The change of the balance of the profile's resources by the pod.
 struct Balance<'a>(&'a PodInfo, &'a [Resource]);
 
 impl Score for Balance<'_> {
-    /// The change of the balance of the node's resources by the pod, from 50 to 100.
     fn score(&self, node: &NodeInfo) -> i64 {
-        let half = SCORE_MAX / 2;
-        half + (half + self.balance(node, true) - self.balance(node, false)) / 2
+        balance_change(|with| self.balance(node, with))
     }
 }
 
 impl Balance<'_> {
     fn balance(&self, node: &NodeInfo, with: bool) -> i64 {
         let own = |requested: i64| if with { requested } else { 0 };
-        let fraction = |offered: i64, used: i64| (used as f64 / offered as f64).min(1.0);
-        if self.1.is_empty() {
-            let (load, requested) = (node.load(), &self.0.requirements.requests);
-            if load.offered_cpu_milli == 0 || load.offered_memory_bytes == 0 {
-                return SCORE_MAX;
-            }
-            let cpu = fraction(load.offered_cpu_milli, load.cpu_milli.saturating_add(own(requested.cpu_milli)));
-            let memory =
-                fraction(load.offered_memory_bytes, load.memory_bytes.saturating_add(own(requested.memory_bytes)));
-            return ((1.0 - ((cpu - memory) / 2.0).abs()) * SCORE_MAX as f64) as i64;
-        }
         let amounts = self.1.iter().filter_map(|resource| {
             let (offered, used) = resource.on(node, &self.0.requirements, false)?;
             Some(fraction(offered, used.saturating_add(own(resource.of(&self.0.requirements.requests)))))
