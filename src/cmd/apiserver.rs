@@ -152,8 +152,11 @@ pub(super) fn until_stopped(
     Ok(done?)
 }
 
-/// The folder in `--store`.
-fn store_folder(url: Option<&str>) -> Result<Option<PathBuf>, Failure> {
+/// The folder in `--store`; `None` without the flag.
+///
+/// # Errors
+/// If the scheme is unknown.
+pub(super) fn store_folder(url: Option<&str>) -> Result<Option<PathBuf>, Failure> {
     let Some(url) = url else { return Ok(None) };
     match url.strip_prefix("sled:").filter(|path| !path.is_empty()) {
         Some(path) => Ok(Some(path.into())),

@@ -1,6 +1,7 @@
 //! The verbs of the command line: one file each, with its arguments. Verbs that aren't built yet are absent.
 
 mod apiserver;
+mod backup;
 mod call;
 mod controller_manager;
 mod demo;
@@ -22,6 +23,7 @@ use clap::{Command, CommandFactory as _, FromArgMatches as _, Parser, Subcommand
 
 use crate::config::Common;
 use apiserver::ApiServer;
+use backup::Backup;
 use call::Call;
 use controller_manager::ControllerManager;
 use demo::Demo;
@@ -103,6 +105,12 @@ pub(crate) enum Verb {
     /// Calls a function of a plugin with WAVE arguments and prints its result
     #[command(after_help = "Example: coracle call deployment/greeter greet '\"ada\"'")]
     Call(Call),
+    /// Writes the cluster's objects at one moment to a file, also while the cluster runs
+    #[command(after_help = "Example: coracle backup shop.backup --data-dir /var/lib/coracle")]
+    Backup(Backup),
+    /// Makes a new store of a backup
+    #[command(after_help = "Example: coracle restore shop.backup --data-dir /var/lib/coracle-2")]
+    Restore(Backup),
     /// Prints version, commit, Kubernetes version and wasmtime version
     #[command(after_help = "Example: coracle version")]
     Version,
@@ -161,6 +169,8 @@ pub(crate) fn run(cli: Cli) -> Result<(), Failure> {
         Verb::Inspect(flags) => inspect::run(&flags, &cli.common),
         Verb::Image(flags) => image::run(&flags, &cli.common),
         Verb::Call(flags) => call::run(&flags, &cli.common),
+        Verb::Backup(flags) => backup::save(&flags, &cli.common),
+        Verb::Restore(flags) => backup::load(&flags, &cli.common),
         Verb::Version => version::run(),
     }
 }

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::StoreError;
 
@@ -23,7 +23,8 @@ pub(super) fn unusable(path: &Path, error: &io::Error) -> StoreError {
 /// The error for damaged files: the file, the damage, and the remedy.
 pub(super) fn damaged(path: &Path, what: &str) -> StoreError {
     StoreError::Damaged(format!(
-        "{} is damaged: {what}; nothing was changed: put a copy of the data folder back to restore the cluster",
+        "{} is damaged: {what}; nothing was changed: restore a backup in a new folder (coracle restore FILE --data-dir \
+         DIR), or put a copy of the data folder back",
         path.display()
     ))
 }
@@ -46,10 +47,21 @@ pub(super) fn sync_folder(path: &Path) -> io::Result<()> {
     File::open(path)?.sync_all()
 }
 
-/// Writes a file atomically: completely or not at all.
+/// The path with a longer name.
+pub(super) fn beside(path: &Path, suffix: &str) -> PathBuf {
+    let mut longer = path.as_os_str().to_owned();
+    longer.push(suffix);
+    longer.into()
+}
+
+/// Writes a file atomically, completely or not at all, and for this user only.
 pub(super) fn write_whole(path: &Path, write: impl FnOnce(&mut File) -> io::Result<()>) -> io::Result<()> {
-    let temporary = path.with_extension("tmp");
-    let mut file = File::create(&temporary)?;
+    let temporary = beside(path, ".tmp");
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).truncate(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    let mut file = options.open(&temporary)?;
     write(&mut file)?;
     file.sync_all()?;
     fs::rename(&temporary, path)?;
@@ -64,8 +76,20 @@ pub(super) fn raise(path: &Path) -> Result<(), StoreError> {
     if text.trim() == FORMAT.to_string() { Ok(()) } else { write_format(&format) }
 }
 
-fn write_format(path: &Path) -> Result<(), StoreError> {
+pub(super) fn write_format(path: &Path) -> Result<(), StoreError> {
     write_whole(path, |file| writeln!(file, "{FORMAT}")).map_err(|error| unusable(path, &error))
+}
+
+/// Whether this program can read the format in `text`. An older one is raised after reading: [`raise`].
+pub(super) fn check_format(format: &Path, text: &str) -> Result<(), StoreError> {
+    match text.trim().parse::<u32>() {
+        Ok(FORMAT_PLAIN | FORMAT_UNMANAGED | FORMAT) => Ok(()),
+        Ok(newer) => Err(StoreError::Damaged(format!(
+            "{} says format {newer}, this program reads up to {FORMAT}: use the newer coracle that wrote it",
+            format.display()
+        ))),
+        Err(_) => Err(damaged(format, "it holds no version")),
+    }
 }
 
 /// Creates the folder if needed, locks it, and checks that this program can read it.
@@ -87,18 +111,7 @@ pub(super) fn enter(path: &Path) -> Result<Lock, StoreError> {
     }
     let format = path.join("format");
     match fs::read_to_string(&format) {
-        Ok(text) => match text.trim().parse::<u32>() {
-            Ok(FORMAT) => {}
-            // Raised after reading: `raise`.
-            Ok(FORMAT_PLAIN | FORMAT_UNMANAGED) => {}
-            Ok(newer) => {
-                return Err(StoreError::Damaged(format!(
-                    "{} says format {newer}, this program reads up to {FORMAT}: use the newer coracle that wrote it",
-                    format.display()
-                )));
-            }
-            Err(_) => return Err(damaged(&format, "it holds no version")),
-        },
+        Ok(text) => check_format(&format, &text)?,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             let empty = fs::read_dir(&log).map_err(|error| unusable(&log, &error))?.next().is_none();
             if !empty {

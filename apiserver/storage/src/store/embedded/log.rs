@@ -84,6 +84,14 @@ pub(super) enum AppendError {
     Sync(io::Error),
 }
 
+impl AppendError {
+    pub(super) fn into_error(self) -> io::Error {
+        match self {
+            Self::NotWritten(error, _) | Self::Sync(error) => error,
+        }
+    }
+}
+
 pub(super) fn segment_path(folder: &Path, first_number: u64) -> PathBuf {
     folder.join(format!("{first_number:020}.log"))
 }

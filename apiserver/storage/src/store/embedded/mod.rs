@@ -6,6 +6,7 @@
 //! is the watch history. Segments are deleted only below a checksummed snapshot, so sled can be damaged or deleted at
 //! any time and is rebuilt.
 
+pub mod backup;
 mod checkpoint;
 mod folder;
 mod frame;

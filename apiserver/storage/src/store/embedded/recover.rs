@@ -18,10 +18,23 @@ pub(super) struct Recovered {
     pub(super) sled: Option<Sled>,
 }
 
-/// The end of the log's valid frames.
-struct Tail {
+/// The valid frames of the log, as read and applied.
+struct ReadLog {
+    segments: Vec<Segment>,
+    /// The number of the last frame; 0 for none.
     number: u64,
+    /// The last frame's last revision.
     last: Revision,
+    /// The file and the position of the first invalid frame; files after it have no valid frames either.
+    torn: Option<Torn>,
+}
+
+struct Torn {
+    /// Index of the file.
+    index: usize,
+    at: usize,
+    /// Whether the rest of the file is zeros: the reserve of a segment that was being written.
+    blank: bool,
 }
 
 pub(super) fn recover(path: &Path, plain: &ReadFirstFormat) -> Result<Recovered, StoreError> {
@@ -91,60 +104,84 @@ fn replay(
 ) -> Result<Log, StoreError> {
     let folder = path.join("log");
     let files = segment_files(&folder)?;
-    let mut tail: Option<Tail> = None;
-    let mut segments: Vec<Segment> = Vec::new();
+    let mut read = read_log(&folder, &files, state, base, bad_snapshot, plain)?;
+    if let Some(torn) = &read.torn {
+        cut_torn_tail(&folder, &files[torn.index..], torn)?;
+    }
+    let open = read.segments.pop().map(|segment| (segment.path, segment.bytes));
+    Log::new(&folder, read.segments, open, read.number + 1, read.last).map_err(|error| unusable(&folder, &error))
+}
+
+/// The newest state, without sled and without a change of any file: the process that writes them may be running. What it
+/// deletes or writes during the read can look like damage, which a repetition doesn't show.
+pub(super) fn read_only(path: &Path, plain: &ReadFirstFormat) -> Result<StoreState, StoreError> {
+    let (snapshot, bad_snapshot) = newest_snapshot(path, plain)?;
+    let (base, rows) = snapshot.unwrap_or_default();
+    let mut state = StoreState::filled(base, &rows);
+    let folder = path.join("log");
+    let files = segment_files(&folder)?;
+    read_log(&folder, &files, &mut state, base, bad_snapshot.as_deref(), plain)?;
+    Ok(state)
+}
+
+/// Applies the frames after `base` to the state, up to the torn tail.
+fn read_log(
+    folder: &Path,
+    files: &[PathBuf],
+    state: &mut StoreState,
+    base: Revision,
+    bad_snapshot: Option<&Path>,
+    plain: &ReadFirstFormat,
+) -> Result<ReadLog, StoreError> {
+    let mut log = ReadLog { segments: Vec::new(), number: 0, last: 0, torn: None };
     // One buffer for all files: freed ones of this size would fragment the heap between the retained values.
     let mut bytes = Vec::new();
+    let mut is_first = true;
     for (index, file) in files.iter().enumerate() {
         bytes.clear();
         File::open(file).and_then(|mut file| file.read_to_end(&mut bytes)).map_err(|error| unusable(file, &error))?;
         let mut at = 0;
         while at < bytes.len() {
             let Some((header, payload)) = frame::check(&bytes[at..]) else {
-                let expected = tail.as_ref().map_or(0, |tail| tail.number + 1);
-                cut_torn_tail(&folder, &files[index..], &bytes, at, expected)?;
+                let expected = if is_first { 0 } else { log.number + 1 };
+                refuse_valid_frames(&files[index..], &bytes, at, expected)?;
+                let blank = bytes[at..].iter().all(|byte| *byte == 0);
+                log.torn = Some(Torn { index, at, blank });
                 break;
             };
-            match &tail {
-                None if header.first > base + 1 => {
-                    let reason = format!("the log begins at revision {} and the state at {base}", header.first);
-                    return Err(damaged(bad_snapshot.unwrap_or(file), &reason));
-                }
-                Some(tail) if header.number != tail.number + 1 || header.first != tail.last + 1 => {
-                    let reason = format!("frame {} follows frame {}", header.number, tail.number);
-                    return Err(damaged(file, &reason));
-                }
-                _ => {}
+            if is_first && header.first > base + 1 {
+                let reason = format!("the log begins at revision {} and the state at {base}", header.first);
+                return Err(damaged(bad_snapshot.unwrap_or(file), &reason));
+            }
+            if !is_first && (header.number != log.number + 1 || header.first != log.last + 1) {
+                let reason = format!("frame {} follows frame {}", header.number, log.number);
+                return Err(damaged(file, &reason));
             }
             let writes = frame::writes(&header, payload, plain)
                 .ok_or_else(|| damaged(file, &format!("frame {} holds what no coracle writes", header.number)))?;
             for write in writes.into_iter().filter(|write: &Write| write.revision > base) {
                 state.apply_one(write);
             }
-            tail = Some(Tail { number: header.number, last: header.last });
+            (log.number, log.last, is_first) = (header.number, header.last, false);
             at += header.frame_bytes();
         }
         if at > 0 {
-            let last = tail.as_ref().map_or(0, |tail| tail.last);
-            segments.push(Segment { path: file.clone(), last, bytes: at as u64 });
+            log.segments.push(Segment { path: file.clone(), last: log.last, bytes: at as u64 });
         }
-        if at < bytes.len() {
+        if log.torn.is_some() {
             break;
         }
     }
-    let last = tail.as_ref().map_or(0, |tail| tail.last);
-    if last < base {
-        let reason = format!("it ends at revision {last}, but the state is at {base}");
-        return Err(damaged(files.last().unwrap_or(&folder), &reason));
+    if log.last < base {
+        let reason = format!("it ends at revision {}, but the state is at {base}", log.last);
+        return Err(damaged(files.last().map_or(folder, PathBuf::as_path), &reason));
     }
-    let open = segments.pop().map(|segment| (segment.path, segment.bytes));
-    let next_number = tail.map_or(1, |tail| tail.number + 1);
-    Log::new(&folder, segments, open, next_number, last).map_err(|error| unusable(&folder, &error))
+    Ok(log)
 }
 
-/// A bad frame at `at` of the first of `files` is the torn tail if no valid frame of its number or a higher one
-/// follows; then it and everything after it is removed.
-fn cut_torn_tail(folder: &Path, files: &[PathBuf], bytes: &[u8], at: usize, expected: u64) -> Result<(), StoreError> {
+/// A bad frame at `at` of the first of `files` is the torn tail if no valid frame of its number or a higher one follows;
+/// otherwise it is damage.
+fn refuse_valid_frames(files: &[PathBuf], bytes: &[u8], at: usize, expected: u64) -> Result<(), StoreError> {
     let Some((file, later)) = files.split_first() else { return Ok(()) };
     let mut whole = frame::any_from(&bytes[at..], expected);
     for later in later {
@@ -153,8 +190,14 @@ fn cut_torn_tail(folder: &Path, files: &[PathBuf], bytes: &[u8], at: usize, expe
     if whole {
         return Err(damaged(file, &format!("the frame at byte {at} is bad and valid ones follow")));
     }
-    // The reserve of the segment that was written when the process or the machine stopped.
-    if bytes[at..].iter().any(|byte| *byte != 0) {
+    Ok(())
+}
+
+/// Removes the torn tail, which begins in the first of `files`, and everything after it.
+fn cut_torn_tail(folder: &Path, files: &[PathBuf], torn: &Torn) -> Result<(), StoreError> {
+    let Some((file, later)) = files.split_first() else { return Ok(()) };
+    let at = torn.at;
+    if !torn.blank {
         tracing::warn!(file = %file.display(), at, "cutting off a write that was never acknowledged");
     }
     for later in later {

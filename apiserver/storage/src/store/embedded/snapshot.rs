@@ -32,9 +32,23 @@ impl Checked<'_> {
 }
 
 /// Writes `snapshot-REV` from slices of rows and deletes older snapshots.
-pub(super) fn write(folder: &Path, revision: Revision, mut next: impl FnMut() -> io::Result<Rows>) -> io::Result<()> {
-    let path = folder.join(format!("{PREFIX}{revision:020}"));
-    write_whole(&path, |file| {
+pub(super) fn write(folder: &Path, revision: Revision, next: impl FnMut() -> io::Result<Rows>) -> io::Result<()> {
+    write_file(&folder.join(format!("{PREFIX}{revision:020}")), revision, next)?;
+    for (older, at) in list(folder)? {
+        if at < revision {
+            fs::remove_file(older)?;
+        }
+    }
+    Ok(())
+}
+
+/// Writes one snapshot from slices of rows, completely or not at all.
+pub(super) fn write_file(
+    path: &Path,
+    revision: Revision,
+    mut next: impl FnMut() -> io::Result<Rows>,
+) -> io::Result<()> {
+    write_whole(path, |file| {
         let mut out = Checked { out: BufWriter::new(file), crc: crc32fast::Hasher::new() };
         out.put(MAGIC)?;
         out.put(&revision.to_le_bytes())?;
@@ -55,13 +69,7 @@ pub(super) fn write(folder: &Path, revision: Revision, mut next: impl FnMut() ->
         let crc = out.crc.clone().finalize();
         out.out.write_all(&crc.to_le_bytes())?;
         out.out.flush()
-    })?;
-    for (older, at) in list(folder)? {
-        if at < revision {
-            fs::remove_file(older)?;
-        }
-    }
-    Ok(())
+    })
 }
 
 /// Snapshots in the folder, newest first.

@@ -1,0 +1,280 @@
+//! Backups: the whole state at one revision in one file, read from the folder while its process writes, and restored
+//! into a folder of its own. The file has the form of a snapshot.
+//!
+//! A restored store begins at a revision far above the backup's. So every client's list is too old, and it lists again;
+//! and no version of an object that was written after the backup names another content later.
+
+use std::fs;
+use std::io;
+use std::ops::Bound;
+use std::path::{Path, PathBuf};
+
+use super::super::plan::Write;
+use super::folder::{beside, check_format, sync_folder, unusable, write_format};
+use super::log::{AppendError, Log};
+use super::snapshot::{self, Rows};
+use super::{ReadFirstFormat, Record, Revision, StoreError, recover};
+
+/// Reads of a folder whose process writes, until one is undisturbed.
+const READS_MAX: usize = 8;
+
+/// The distance of revisions between a backup and its restored store: more than a cluster writes after a backup (etcd
+/// documentation, "Disaster recovery": `--bump-revision`).
+pub const RESTORED_REVISIONS: Revision = 1_000_000_000;
+
+/// What a backup has, or a restored store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Contents {
+    /// The revision of the state.
+    pub revision: Revision,
+    /// The number of keys.
+    pub keys: usize,
+}
+
+/// Why a backup can't be written or restored.
+#[derive(Debug, thiserror::Error)]
+pub enum BackupError {
+    /// The store can't be read or written.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// There is no store in the folder.
+    #[error("there is no store in {0}: name the cluster's data folder with --data-dir")]
+    NoStore(PathBuf),
+    /// The file to write exists.
+    #[error("{0} exists: remove it, or name another file")]
+    Exists(PathBuf),
+    /// The file can't be read or written.
+    #[error("{path}: {error}")]
+    File {
+        /// The backup.
+        path: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
+    /// The file's content or its checksum is wrong.
+    #[error("{0} is not a whole backup: its checksum or its form is wrong; take another copy of the file")]
+    Damaged(PathBuf),
+    /// The store that would be replaced has content.
+    #[error("{0} is not empty: a backup is restored into a new store only; name another folder with --data-dir")]
+    NotEmpty(PathBuf),
+}
+
+fn read_first_format(_: &str, body: &[u8]) -> Record {
+    Record::read(body, |_| None)
+}
+
+/// Writes the newest state of the store in `store` to `file`, readable by this user only. The store's process may run: its
+/// files are read and not changed. Blocking; holds the whole state in memory.
+///
+/// # Errors
+/// If there is no store, the file exists or can't be written, or the store is damaged.
+pub fn backup(store: &Path, file: &Path) -> Result<Contents, BackupError> {
+    let file_error = |error| BackupError::File { path: file.to_owned(), error };
+    let file = &std::path::absolute(file).map_err(file_error)?;
+    if file.exists() {
+        return Err(BackupError::Exists(file.clone()));
+    }
+    let format = store.join("format");
+    match fs::read_to_string(&format) {
+        Ok(text) => check_format(&format, &text)?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(BackupError::NoStore(store.to_owned())),
+        Err(error) => return Err(unusable(&format, &error).into()),
+    }
+    let (revision, mut rows) = read(store, &read_first_format)?;
+    let contents = Contents { revision, keys: rows.len() };
+    snapshot::write_file(file, revision, || Ok(std::mem::take(&mut rows))).map_err(file_error)?;
+    Ok(contents)
+}
+
+/// The newest state of a folder.
+fn read(store: &Path, plain: &ReadFirstFormat) -> Result<(Revision, Rows), StoreError> {
+    let mut state = recover::read_only(store, plain);
+    for _ in 1..READS_MAX {
+        if state.is_ok() {
+            break;
+        }
+        state = recover::read_only(store, plain);
+    }
+    let state = state?;
+    let revision = state.versions.revision();
+    let rows = state.versions.range(Bound::Unbounded, Bound::Unbounded, revision);
+    Ok((revision, rows.map(|(key, modified, stored)| snapshot::row(key, modified, stored)).collect()))
+}
+
+/// Makes a store of a backup in `store`, which must not exist or be empty. Completely or not at all; blocking.
+///
+/// # Errors
+/// If the file is no whole backup, or the folder is not empty or can't be written.
+pub fn restore(file: &Path, store: &Path) -> Result<Contents, BackupError> {
+    let bytes = fs::read(file).map_err(|error| BackupError::File { path: file.to_owned(), error })?;
+    let (revision, mut rows) =
+        snapshot::parse(&bytes, &read_first_format).ok_or_else(|| BackupError::Damaged(file.to_owned()))?;
+    drop(bytes);
+    let store = &std::path::absolute(store).map_err(|error| unusable(store, &error))?;
+    let unusable_store = |error: io::Error| BackupError::Store(unusable(store, &error));
+    match fs::read_dir(store).map(|mut entries| entries.next().is_none()) {
+        Ok(true) => {}
+        Ok(false) => return Err(BackupError::NotEmpty(store.clone())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(unusable_store(error)),
+    }
+    let revision = revision + RESTORED_REVISIONS;
+    let contents = Contents { revision, keys: rows.len() };
+    let building = beside(store, ".restoring");
+    build(&building, revision, &mut rows)?;
+    // An empty folder is replaced.
+    fs::rename(&building, store).and_then(|()| store.parent().map_or(Ok(()), sync_folder)).map_err(unusable_store)?;
+    Ok(contents)
+}
+
+/// Writes the files of a store at `revision`: a snapshot below it, and a log whose only frame writes the first key
+/// again, as a log that was lost and one that never was must differ. A store without keys has no files but its format.
+fn build(folder: &Path, revision: Revision, rows: &mut Rows) -> Result<(), StoreError> {
+    let log = folder.join("log");
+    let mut fill = || {
+        match fs::remove_dir_all(folder) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        fs::create_dir_all(&log)?;
+        let Some(first) = rows.first().cloned() else { return Ok(()) };
+        snapshot::write(folder, revision - 1, || Ok(std::mem::take(rows)))?;
+        let again = Write { revision, ..first };
+        Log::new(&log, Vec::new(), None, 1, 0)?.append(&[again]).map_err(AppendError::into_error)
+    };
+    fill().map_err(|error| unusable(folder, &error))?;
+    write_format(&folder.join("format"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use machinery_env::Env;
+
+    use super::super::super::contract::{just, put, write};
+    use super::super::super::{Entry, Op, Store, prefix_end};
+    use super::super::{EmbeddedStore, Options};
+    use super::*;
+
+    fn open(path: &Path) -> Arc<EmbeddedStore> {
+        let options = Options { segment_bytes_max: 4096, snapshot_after_bytes: 16 * 1024, ..Options::default() };
+        let store = EmbeddedStore::open(path, Env::real(), options).unwrap();
+        store.start().unwrap();
+        store
+    }
+
+    async fn everything(store: &dyn Store) -> Vec<Entry> {
+        store.range("/", &prefix_end("/"), None, 0).await.unwrap().entries
+    }
+
+    fn bodies(entries: &[Entry]) -> Vec<(String, Vec<u8>, Revision)> {
+        entries.iter().map(|entry| (entry.key.to_string(), entry.record.body().to_vec(), entry.created)).collect()
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_restored_store_has_the_state_at_a_higher_revision() {
+        let folder = tempfile::tempdir().unwrap();
+        let (from, file, to) = (folder.path().join("a"), folder.path().join("b"), folder.path().join("c"));
+        let store = open(&from);
+        for n in 0..40 {
+            write(&*store, just(put(&format!("/k/{}", n % 7), &format!("{n}")))).await;
+        }
+        write(&*store, just(Op::Delete { key: "/k/3".into() })).await;
+        let before = everything(&*store).await;
+        let saved = backup(&from, &file).unwrap();
+        assert_eq!(saved, Contents { revision: store.revision(), keys: 6 });
+        assert!(matches!(backup(&from, &file), Err(BackupError::Exists(_))));
+        let at = store.revision() + RESTORED_REVISIONS;
+        assert_eq!(restore(&file, &to).unwrap(), Contents { revision: at, keys: 6 });
+        for _ in 0..2 {
+            let restored = open(&to);
+            assert_eq!(restored.revision(), at);
+            let after = everything(&*restored).await;
+            assert_eq!(bodies(&after), bodies(&before));
+            assert!(matches!(restored.watch("/k/", at - 2).await, Err(StoreError::Compacted(_))), "watches list again");
+            restored.close();
+        }
+        let restored = open(&to);
+        assert_eq!(write(&*restored, just(put("/k/new", "1"))).await, at + 1);
+        assert!(matches!(restore(&file, &to), Err(BackupError::NotEmpty(_))));
+        assert_eq!(everything(&*store).await, before, "a backup changes nothing");
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_backup_beside_writes_has_one_moment() {
+        let folder = tempfile::tempdir().unwrap();
+        let from = folder.path().join("a");
+        let store = open(&from);
+        write(&*store, just(put("/pair/a", "0"))).await;
+        let stop = Arc::new(AtomicBool::new(false));
+        let (writing, stopped) = (store.clone(), stop.clone());
+        let writer = tokio::spawn(async move {
+            let mut n = 0;
+            while !stopped.load(Ordering::Relaxed) {
+                n += 1;
+                // Both keys in one transaction: a torn state would have two numbers.
+                let ops = ["/pair/a", "/pair/b"].map(|key| put(key, &format!("{n}{}", " ".repeat(200)))).into();
+                write(&*writing, super::super::super::Txn { compares: vec![], ops }).await;
+                if n % 50 == 0 {
+                    writing.compact(writing.revision() - 5).await.unwrap();
+                }
+            }
+            n
+        });
+        let mut last = 0;
+        for round in 0..20 {
+            let acknowledged = store.revision();
+            let (file, to) = (folder.path().join(format!("b{round}")), folder.path().join(format!("c{round}")));
+            let at = file.clone();
+            let from = from.clone();
+            let saved = tokio::task::spawn_blocking(move || backup(&from, &at)).await.unwrap().unwrap();
+            assert!(saved.revision >= acknowledged.max(last), "{saved:?} is older than what was acknowledged before");
+            last = saved.revision;
+            restore(&file, &to).unwrap();
+            let restored = open(&to);
+            let pair = everything(&*restored).await;
+            let values: Vec<Vec<u8>> = pair.iter().map(|entry| entry.record.body().to_vec()).collect();
+            assert!(values.windows(2).all(|two| two[0] == two[1]), "{values:?}");
+        }
+        stop.store(true, Ordering::Relaxed);
+        assert!(writer.await.unwrap() > 0);
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn what_is_no_backup_or_no_store_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let (from, file, to) = (folder.path().join("a"), folder.path().join("b"), folder.path().join("c"));
+        assert!(matches!(backup(&from, &file), Err(BackupError::NoStore(_))));
+        let store = open(&from);
+        write(&*store, just(put("/a", "1"))).await;
+        backup(&from, &file).unwrap();
+        let whole = fs::read(&file).unwrap();
+        for at in 0..whole.len() {
+            let mut bad = whole.clone();
+            bad[at] ^= 1;
+            fs::write(&file, bad).unwrap();
+            assert!(matches!(restore(&file, &to), Err(BackupError::Damaged(_))), "a wrong byte {at}");
+            fs::write(&file, &whole[..at]).unwrap();
+            assert!(matches!(restore(&file, &to), Err(BackupError::Damaged(_))), "cut at {at}");
+        }
+        assert!(!to.exists());
+        assert!(matches!(restore(&folder.path().join("none"), &to), Err(BackupError::File { .. })));
+        fs::write(from.join("format"), "99").unwrap();
+        assert!(matches!(backup(&from, &folder.path().join("d")), Err(BackupError::Store(StoreError::Damaged(_)))));
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn an_empty_store_is_restored_too_and_an_interrupted_restore_is_repeated() {
+        let folder = tempfile::tempdir().unwrap();
+        let (from, file, to) = (folder.path().join("a"), folder.path().join("b"), folder.path().join("c"));
+        open(&from).close();
+        assert_eq!(backup(&from, &file).unwrap(), Contents { revision: 0, keys: 0 });
+        fs::create_dir_all(beside(&to, ".restoring").join("log")).unwrap();
+        fs::write(beside(&to, ".restoring").join("log/1.log"), "half of one").unwrap();
+        fs::create_dir(&to).unwrap();
+        restore(&file, &to).unwrap();
+        assert!(everything(&*open(&to)).await.is_empty());
+    }
+}

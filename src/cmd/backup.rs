@@ -1,0 +1,56 @@
+//! `coracle backup` and `coracle restore`: the store's state at one revision in a file, and a new store of it.
+
+use std::path::{Path, PathBuf};
+
+use apiserver_storage::store::embedded::backup::{Contents, backup, restore};
+use clap::Args;
+
+use super::Failure;
+use super::apiserver::store_folder;
+use crate::config::Common;
+use crate::data_dir::DataDir;
+use crate::output::result;
+
+/// Arguments of both verbs.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Backup {
+    /// The backup
+    #[arg(value_name = "FILE")]
+    file: PathBuf,
+    /// Store of the objects: sled:DIR [default: sled:DATA_DIR/store]
+    #[arg(long, env = "CORACLE_STORE", value_name = "URL")]
+    store: Option<String>,
+}
+
+impl Backup {
+    fn store(&self, data: &DataDir) -> Result<PathBuf, Failure> {
+        Ok(store_folder(self.store.as_deref())?.unwrap_or_else(|| data.store()))
+    }
+}
+
+/// Writes the state of a store, also of one whose process runs.
+///
+/// # Errors
+/// If there is no store, or the file can't be written.
+pub(crate) fn save(flags: &Backup, common: &Common) -> Result<(), Failure> {
+    let store = flags.store(&DataDir::of(common)?)?;
+    let contents = backup(&store, &flags.file)?;
+    print(&flags.file, contents)
+}
+
+/// Makes a new store of a backup.
+///
+/// # Errors
+/// If the file is no whole backup, or there is a store or a process that uses the data folder.
+pub(crate) fn load(flags: &Backup, common: &Common) -> Result<(), Failure> {
+    let data = DataDir::of(common)?;
+    let store = flags.store(&data)?;
+    // No process may begin a store here meanwhile.
+    let _lock = data.lock()?;
+    let contents = restore(&flags.file, &store)?;
+    print(&store, contents)
+}
+
+fn print(path: &Path, Contents { revision, keys }: Contents) -> Result<(), Failure> {
+    Ok(result(format_args!("{}: {keys} objects at revision {revision}\n", path.display()))?)
+}
