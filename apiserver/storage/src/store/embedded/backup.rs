@@ -106,10 +106,7 @@ fn read(store: &Path, plain: &ReadFirstFormat) -> Result<(Revision, Rows), Store
 /// # Errors
 /// If the file is no whole backup, or the folder is not empty or can't be written.
 pub fn restore(file: &Path, store: &Path) -> Result<Contents, BackupError> {
-    let bytes = fs::read(file).map_err(|error| BackupError::File { path: file.to_owned(), error })?;
-    let (revision, mut rows) =
-        snapshot::parse(&bytes, &read_first_format).ok_or_else(|| BackupError::Damaged(file.to_owned()))?;
-    drop(bytes);
+    let (revision, mut rows) = read_backup(file)?;
     let store = &std::path::absolute(store).map_err(|error| unusable(store, &error))?;
     let unusable_store = |error: io::Error| BackupError::Store(unusable(store, &error));
     match fs::read_dir(store).map(|mut entries| entries.next().is_none()) {
@@ -118,13 +115,33 @@ pub fn restore(file: &Path, store: &Path) -> Result<Contents, BackupError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(unusable_store(error)),
     }
-    let revision = revision + RESTORED_REVISIONS;
     let contents = Contents { revision, keys: rows.len() };
     let building = beside(store, ".restoring");
     build(&building, revision, &mut rows)?;
     // An empty folder is replaced.
     fs::rename(&building, store).and_then(|()| store.parent().map_or(Ok(()), sync_folder)).map_err(unusable_store)?;
     Ok(contents)
+}
+
+/// The revision of the restored store, and the rows of a backup.
+fn read_backup(file: &Path) -> Result<(Revision, Rows), BackupError> {
+    let file_error = |error| BackupError::File { path: file.to_owned(), error };
+    // A device or a pipe may have no end.
+    let is_file = fs::metadata(file).map_err(file_error)?.is_file();
+    let bytes = if is_file { fs::read(file).map_err(file_error)? } else { Vec::new() };
+    let parsed = snapshot::parse(&bytes, &read_first_format).filter(|(revision, rows)| is_sound(*revision, rows));
+    parsed
+        .and_then(|(revision, rows)| Some((revision.checked_add(RESTORED_REVISIONS)?, rows)))
+        .filter(|(revision, _)| i64::try_from(*revision).is_ok())
+        .ok_or_else(|| BackupError::Damaged(file.to_owned()))
+}
+
+/// Whether rows can be the state at a revision: a correct checksum doesn't prove who wrote them.
+fn is_sound(revision: Revision, rows: &[Write]) -> bool {
+    let in_time = |row: &Write| {
+        row.revision <= revision && row.stored.as_ref().is_some_and(|stored| stored.created <= row.revision)
+    };
+    rows.is_sorted_by(|one, next| one.key < next.key) && rows.iter().all(in_time)
 }
 
 /// Writes the files of a store at `revision`: a snapshot below it, and a log whose only frame writes the first key
@@ -154,6 +171,7 @@ mod tests {
     use machinery_env::Env;
 
     use super::super::super::contract::{just, put, write};
+    use super::super::super::plan::StoredValue;
     use super::super::super::{Entry, Op, Store, prefix_end};
     use super::super::{EmbeddedStore, Options};
     use super::*;
@@ -263,6 +281,31 @@ mod tests {
         assert!(matches!(restore(&folder.path().join("none"), &to), Err(BackupError::File { .. })));
         fs::write(from.join("format"), "99").unwrap();
         assert!(matches!(backup(&from, &folder.path().join("d")), Err(BackupError::Store(StoreError::Damaged(_)))));
+    }
+
+    #[test]
+    fn rows_that_no_store_has_are_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let (file, to) = (folder.path().join("b"), folder.path().join("c"));
+        let stored = |created| Some(Arc::new(StoredValue { record: Record::plain(b"{}"), created, expires_ms: 0 }));
+        let row = |key: &str, revision, created| Write { revision, key: key.into(), stored: stored(created) };
+        let cases = [
+            (5, vec![row("/a", 6, 1)]),
+            (5, vec![row("/a", 4, 5)]),
+            (5, vec![row("/b", 4, 1), row("/a", 4, 1)]),
+            (5, vec![row("/a", 4, 1), row("/a", 4, 1)]),
+            (5, vec![Write { revision: 1, key: "/a".into(), stored: None }]),
+            (u64::MAX, vec![row("/a", 4, 1)]),
+            (i64::MAX as u64, vec![row("/a", 4, 1)]),
+        ];
+        for (revision, mut rows) in cases {
+            let case = format!("{revision} {rows:?}");
+            snapshot::write_file(&file, revision, || Ok(std::mem::take(&mut rows))).unwrap();
+            assert!(matches!(restore(&file, &to), Err(BackupError::Damaged(_))), "{case}");
+        }
+        assert!(matches!(restore(Path::new("/dev/zero"), &to), Err(BackupError::Damaged(_))));
+        assert!(matches!(restore(folder.path(), &to), Err(BackupError::Damaged(_))));
+        assert!(!to.exists());
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
