@@ -226,15 +226,22 @@ async fn inject_faults(cluster: &Cluster, random: &Random, until: Instant) {
 struct RolloutState {
     objects: BTreeMap<Arc<str>, Value>,
     /// Minimum serving pods by kind: a larger size applies once it has been reached.
-    fewest: BTreeMap<&'static str, i64>,
+    fewest: BTreeMap<&'static str, ServingBound>,
     /// Maximum desired pods of a Deployment's sets: a smaller size applies once it has been reached.
     most: i64,
     /// Previous desired pods of each ReplicaSet: its controller may not have seen the newer value.
     before: BTreeMap<Arc<str>, i64>,
 }
 
+/// The minimum of serving pods, and the largest size of the workload since the minimum was set.
+struct ServingBound {
+    pods: i64,
+    size: i64,
+}
+
 /// The serving pods that a size requires.
 struct ServingTarget {
+    size: i64,
     pods: i64,
     /// The serving pods that its controller doesn't remove any more.
     reached: i64,
@@ -346,33 +353,39 @@ impl RolloutState {
     /// Checks the number of serving pods against the target of the size, which applies once it is reached. Until a
     /// smaller one is reached, `meanwhile` applies.
     fn served(&mut self, kind: &'static str, object: &Value, target: ServingTarget) -> Option<String> {
+        let ServingTarget { size, pods, reached, meanwhile } = target;
         let serving = self.serving(kind);
-        let fewest = self.fewest.entry(kind).or_insert(target.pods);
-        if is_observed(object) && target.reached >= target.pods {
-            *fewest = target.pods;
-        } else if target.pods < *fewest {
-            *fewest = target.meanwhile;
+        let fewest = self.fewest.entry(kind).or_insert(ServingBound { pods, size });
+        if is_observed(object) && reached >= pods {
+            *fewest = ServingBound { pods, size };
+        } else if size < fewest.size {
+            *fewest = ServingBound { pods: fewest.pods.min(meanwhile), size };
+        } else {
+            fewest.size = size;
         }
-        (serving < *fewest).then(|| format!("{serving} pods of the {kind} serve, not {fewest}"))
+        (serving < fewest.pods).then(|| format!("{serving} pods of the {kind} serve, not {}", fewest.pods))
     }
 
     /// A smaller size is divided among all sets in proportion, also those of broken pods, like upstream's. A set's
     /// status lags behind its pods: its controller removes the pods that the status counts as unavailable.
-    fn deployment_target(&self, sets: &[Value], pods: i64) -> ServingTarget {
+    fn deployment_target(&self, sets: &[Value], size: i64, pods: i64) -> ServingTarget {
         let available = |set: &Value| {
             let known = number(set, "/spec/replicas").min(number(set, "/status/availableReplicas"));
             self.of_set(set, ready).min(known)
         };
         let all_serve = i64::try_from(self.pods("Deployment").len()) == Ok(self.serving("Deployment"));
         let reached = sets.iter().map(available).sum();
-        ServingTarget { pods, reached, meanwhile: if all_serve { pods } else { 0 } }
+        ServingTarget { size, pods, reached, meanwhile: if all_serve { pods } else { 0 } }
     }
 
-    /// A smaller size removes the highest ordinals, whichever of the rest serve.
-    fn stateful_target(&self, replicas: i64, pods: i64) -> ServingTarget {
-        let stays = |pod: &&Value| ordinal(pod) < replicas && ready(pod);
+    /// A smaller size removes the highest ordinals, whichever of the rest serve: all removed ones may have been among the
+    /// serving pods that the previous size required.
+    fn stateful_target(&self, size: i64, pods: i64) -> ServingTarget {
+        let stays = |pod: &&Value| ordinal(pod) < size && ready(pod);
         let reached = self.pods("StatefulSet").into_iter().filter(stays).count() as i64;
-        ServingTarget { pods, reached, meanwhile: reached.min(pods) }
+        let removed_serve = |before: &ServingBound| before.pods - (before.size - size);
+        let meanwhile = self.fewest.get("StatefulSet").map_or(pods, removed_serve);
+        ServingTarget { size, pods, reached, meanwhile: meanwhile.min(pods) }
     }
 
     fn violations(&mut self, step: Option<&KeyChange>) -> Vec<(&'static str, String)> {
@@ -381,7 +394,7 @@ impl RolloutState {
         for deployment in self.all("deployments") {
             let (surge, unavailable) = strategy_of(&deployment);
             let replicas = number(&deployment, "/spec/replicas");
-            let target = self.deployment_target(&sets, replicas - unavailable);
+            let target = self.deployment_target(&sets, replicas, replicas - unavailable);
             let served = self.served("Deployment", &deployment, target);
             problems.extend(served.map(|problem| ("deployment", problem)));
             let wanted: i64 = sets.iter().map(|set| number(set, "/spec/replicas")).sum();
