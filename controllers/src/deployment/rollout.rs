@@ -22,6 +22,13 @@ fn available(set: &ReplicaSet) -> i32 {
     super::available(set).min(size(set))
 }
 
+/// Whether a set's controller has yet to observe a smaller size. Such a set must not grow: its status would count
+/// replicas that are about to be deleted as those of its new size.
+fn is_shrinking(set: &ReplicaSet) -> bool {
+    let observed = set.status.as_ref().and_then(|status| status.observed_generation);
+    observed < set.metadata.generation && super::available(set) > size(set)
+}
+
 /// One step of a rolling update. Returns false if the pass must end.
 pub(super) fn rolling(rollout: &mut Rollout<'_>) -> bool {
     let deployment = rollout.deployment;
@@ -33,7 +40,9 @@ pub(super) fn rolling(rollout: &mut Rollout<'_>) -> bool {
     let wanted = wanted(deployment);
     let next = if present > wanted { wanted } else { replicas_of_new(rollout, present) };
     if next != present {
-        if let Some(new) = &mut rollout.new {
+        if let Some(new) = &mut rollout.new
+            && (next < present || !is_shrinking(new))
+        {
             resize(new, next, deployment);
         }
     } else {
@@ -136,6 +145,9 @@ pub(super) fn proportional(rollout: &mut Rollout<'_>) {
     }
     let allowed = if wanted > 0 { wanted.saturating_add(max_surge(deployment)) } else { 0 };
     let to_add = allowed.saturating_sub(total(rollout.all()));
+    if to_add > 0 && rollout.all().any(is_shrinking) {
+        return;
+    }
     let known = deployment.status.as_ref().and_then(|s| s.replicas).unwrap_or(0);
     let mut sets: Vec<&mut ReplicaSet> =
         rollout.old.iter_mut().chain(&mut rollout.new).filter(|set| size(set) > 0).collect();

@@ -88,7 +88,7 @@ fn bound() -> impl Strategy<Value = Value> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
 
     #[test]
     fn a_rolling_update_stays_within_its_bounds(
@@ -103,9 +103,6 @@ proptest! {
         for (number, (step, choice)) in steps.into_iter().enumerate() {
             match step {
                 0 if number % 9 == 0 => {
-                    // As upstream, the bound relies on the sets' statuses: a set that still counts pods which it has
-                    // just deleted must not become the new set by a rollback.
-                    (0..2 * sets(&simulation).len()).for_each(|set| pass_set(&mut simulation, set));
                     edit(&mut simulation, |d| {
                         d["spec"]["template"]["spec"]["containers"][0]["image"] = json!(format!("v{choice}"));
                     });
