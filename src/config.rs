@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use apiserver_admission::AdmissionConfiguration;
+use apiserver_storage::store::etcd::EtcdConfig;
 use clap::{Args, ValueEnum};
 use controllers::{AutoscalerSettings, NodeLifecycle};
 use images::{CollectPolicy, CredentialProviders, PARALLEL_PULLS_DEFAULT, Registries, SignaturePolicy};
@@ -61,6 +62,17 @@ pub(crate) struct ClusterConfig {
     pub(crate) nodes: NodesConfig,
 }
 
+/// The store of the objects.
+#[derive(Debug, Clone, Default)]
+pub(crate) enum StoreConfig {
+    /// The embedded one in the data folder.
+    #[default]
+    DataFolder,
+    /// The embedded one in another folder.
+    Folder(PathBuf),
+    Etcd(Box<EtcdConfig>),
+}
+
 /// The API server and its store.
 #[derive(Debug, Clone)]
 pub(crate) struct ApiServerConfig {
@@ -68,8 +80,7 @@ pub(crate) struct ApiServerConfig {
     pub(crate) bind: IpAddr,
     /// The listen port; 0 for a free one.
     pub(crate) port: u16,
-    /// The store's folder; `None` for one in the data folder.
-    pub(crate) store: Option<PathBuf>,
+    pub(crate) store: StoreConfig,
     /// Default toleration of not-ready and unreachable nodes, in seconds.
     pub(crate) default_toleration_seconds: u32,
     /// Configuration of admission plugins.
@@ -204,7 +215,7 @@ impl ClusterConfig {
             api: ApiServerConfig {
                 bind: localhost,
                 port: 0,
-                store: None,
+                store: StoreConfig::DataFolder,
                 default_toleration_seconds: 300,
                 admission: Arc::default(),
             },

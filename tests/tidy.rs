@@ -338,7 +338,7 @@ fn libraries_stay_in_their_rooms() {
         for name in dependencies(&folder) {
             let home = match name.as_str() {
                 _ if name.starts_with("wasmtime") => "wasm-node/runtime",
-                "sled" | "etcd-client" => "apiserver/storage",
+                "sled" | "tonic" => "apiserver/storage",
                 "clap" | "directories" => "src",
                 "kube" | "machinery-client" if room(&folder) == "apiserver" => "those who are the API server's clients",
                 _ => continue,

@@ -15,6 +15,7 @@ use machinery_env::Env;
 
 use super::Failure;
 use super::flags::features::FeatureFlags;
+use super::flags::store::StoreFlags;
 use crate::compose::{self, ProcessParts};
 use crate::config::{ApiServerConfig, ClusterConfig, Common, NetworkConfig};
 use crate::data_dir::DataDir;
@@ -38,9 +39,8 @@ pub(crate) struct ServerFlags {
     /// Port of the API server; 0 picks a free one
     #[arg(long, env = "CORACLE_PORT", default_value_t = 6443, value_name = "PORT")]
     pub(crate) port: u16,
-    /// Store of the objects: sled:DIR [default: sled:DATA_DIR/store]
-    #[arg(long, env = "CORACLE_STORE", value_name = "URL")]
-    pub(crate) store: Option<String>,
+    #[command(flatten)]
+    store: StoreFlags,
     /// Addresses of Services [default on Linux: the first /16 of a free block of 127.0.0.0/8, else 10.96.0.0/12]
     #[arg(long, env = "CORACLE_SERVICE_CIDR", value_name = "CIDR")]
     pub(crate) service_cidr: Option<Ipv4Net>,
@@ -61,12 +61,12 @@ impl ServerFlags {
     /// The API server's configuration; `toleration` is the default of its flag.
     ///
     /// # Errors
-    /// If the scheme of `--store` is unknown.
+    /// If a flag of the store or of admission is invalid.
     pub(super) fn config(&self, toleration: u32) -> Result<ApiServerConfig, Failure> {
         Ok(ApiServerConfig {
             bind: self.bind,
             port: self.port,
-            store: store_folder(self.store.as_deref())?,
+            store: self.store.config()?,
             default_toleration_seconds: self.default_toleration_seconds.unwrap_or(toleration),
             admission: self.admission()?,
         })
@@ -150,19 +150,4 @@ pub(super) fn until_stopped(
     });
     runtime.shutdown_timeout(LAST_MOMENT);
     Ok(done?)
-}
-
-/// The folder in `--store`; `None` without the flag.
-///
-/// # Errors
-/// If the scheme is unknown.
-pub(super) fn store_folder(url: Option<&str>) -> Result<Option<PathBuf>, Failure> {
-    let Some(url) = url else { return Ok(None) };
-    match url.strip_prefix("sled:").filter(|path| !path.is_empty()) {
-        Some(path) => Ok(Some(path.into())),
-        None if url.starts_with("etcd:") => {
-            Err(Failure::Usage(format!("--store {url}: etcd is not served yet; leave --store out, or give sled:DIR")))
-        }
-        None => Err(Failure::Usage(format!("--store {url}: not a store; leave it out, or give sled:DIR"))),
-    }
 }

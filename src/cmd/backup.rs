@@ -6,8 +6,8 @@ use apiserver_storage::store::embedded::backup::{Contents, backup, restore};
 use clap::Args;
 
 use super::Failure;
-use super::apiserver::store_folder;
-use crate::config::Common;
+use super::flags::store::StoreFlags;
+use crate::config::{Common, StoreConfig};
 use crate::data_dir::DataDir;
 use crate::output::result;
 
@@ -17,14 +17,19 @@ pub(crate) struct Backup {
     /// The backup
     #[arg(value_name = "FILE")]
     file: PathBuf,
-    /// Store of the objects: sled:DIR [default: sled:DATA_DIR/store]
-    #[arg(long, env = "CORACLE_STORE", value_name = "URL")]
-    store: Option<String>,
+    #[command(flatten)]
+    store: StoreFlags,
 }
 
 impl Backup {
     fn store(&self, data: &DataDir) -> Result<PathBuf, Failure> {
-        Ok(store_folder(self.store.as_deref())?.unwrap_or_else(|| data.store()))
+        match self.store.config()? {
+            StoreConfig::DataFolder => Ok(data.store()),
+            StoreConfig::Folder(path) => Ok(path),
+            StoreConfig::Etcd(_) => Err(Failure::Usage(
+                "--store etcd:…: backups are of the embedded store; take etcd's with `etcdctl snapshot save`".into(),
+            )),
+        }
     }
 }
 

@@ -228,7 +228,6 @@ mod tests {
         ] {
             assert!(matches!(config(&flags), Err(Failure::Usage(_))), "{flags:?}");
         }
-        assert_eq!(config(&["--store", "sled:s"]).unwrap().api.store, Some("s".into()));
         assert!(config(&["--image-maximum-gc-age", "0"]).unwrap().nodes.image_collection.age_max.is_none());
     }
 }

@@ -11,8 +11,9 @@ use apiserver::bootstrap::cidr_migration::CidrMigration;
 use apiserver::server::{self, ApiService, Apiserver, read_first_format};
 use apiserver_auth::pki::{self, Pki};
 use apiserver_resources::objects::ObjectReader as _;
-use apiserver_storage::store::Store as _;
+use apiserver_storage::store::Store;
 use apiserver_storage::store::embedded::{EmbeddedStore, Options};
+use apiserver_storage::store::etcd::EtcdStore;
 use images::{Images, RegistryAccess};
 use kubelet::node::Shutdown;
 use machinery_client::Informer;
@@ -27,7 +28,7 @@ use wasm_runtime::engine::Engine;
 use super::identities::ComponentIdentity;
 use super::image_metadata::chain_extensions;
 use super::{address_change, apiserver as api, nodes, proxy, registry, storage};
-use crate::config::{ApiServerConfig, ClusterConfig};
+use crate::config::{ClusterConfig, StoreConfig};
 use crate::data_dir::{DataDir, Lock, write_atomically};
 use crate::features;
 use crate::network::Network;
@@ -45,7 +46,8 @@ pub(super) struct Ground {
     pub(super) data: DataDir,
     pub(super) network: Network,
     pub(super) pki: Arc<Pki>,
-    pub(super) store: Arc<EmbeddedStore>,
+    /// `None` over etcd.
+    pub(super) embedded_store: Option<Arc<EmbeddedStore>>,
     pub(super) apiserver: Apiserver,
     /// The in-process API server.
     pub(super) service: ApiService,
@@ -93,7 +95,7 @@ impl Ground {
         let api_address = SocketAddr::new(reachable(config.api.bind), api_listener.local_addr()?.port());
         let service_ip = network.services.hosts().next().context("--service-cidr has no address")?;
         let pki = Arc::new(Pki::open_or_create(&data.pki(), env, &names(api_address.ip(), service_ip))?);
-        let store = open_store(env, &config.api, data).await?;
+        let (store, embedded_store) = open_store(env, &config.api.store, data).await?;
         let metrics = Arc::new(Mutex::new(features::registry(&config.features)));
         let (registry_listener, registry_password) = (registry::bind(data).await?, registry::password(data, env)?);
         let engine = (config.nodes.count > 0).then(|| nodes::engine(env, data, config.nodes.guests)).transpose()?;
@@ -103,7 +105,7 @@ impl Ground {
             engine.as_ref().map(|engine| nodes::images(env, &config.nodes, engine, (&blobs, &registry))).transpose()?;
         let apiserver = Apiserver::open_with(
             env,
-            store.clone(),
+            store,
             server::Config {
                 address: api_address.to_string(),
                 signing_key: pki.service_account().clone(),
@@ -141,7 +143,7 @@ impl Ground {
             config,
             network,
             pki,
-            store,
+            embedded_store,
             apiserver,
             service,
             api_address,
@@ -194,9 +196,28 @@ impl Ground {
     }
 }
 
-/// Opens the store, and rejects one that has lost its cluster.
-async fn open_store(env: &Env, config: &ApiServerConfig, data: &DataDir) -> anyhow::Result<Arc<EmbeddedStore>> {
-    let path = store_path(config, data)?;
+/// Opens the store; the embedded one is returned twice.
+async fn open_store(
+    env: &Env,
+    config: &StoreConfig,
+    data: &DataDir,
+) -> anyhow::Result<(Arc<dyn Store>, Option<Arc<EmbeddedStore>>)> {
+    let path = match config {
+        StoreConfig::DataFolder => data.store(),
+        StoreConfig::Folder(path) => {
+            std::path::absolute(path).with_context(|| format!("--store sled:{}", path.display()))?
+        }
+        StoreConfig::Etcd(etcd) => {
+            let store = EtcdStore::open(etcd, env.clone()).await;
+            return Ok((Arc::new(store.with_context(|| format!("--store etcd:{}", etcd.endpoints.join(",")))?), None));
+        }
+    };
+    let store = open_embedded(env, path, data).await?;
+    Ok((store.clone(), Some(store)))
+}
+
+/// Opens an embedded store, and rejects one that has lost its cluster.
+async fn open_embedded(env: &Env, path: PathBuf, data: &DataDir) -> anyhow::Result<Arc<EmbeddedStore>> {
     data.check_store_not_lost(&path, !path.join("format").exists())?;
     let store = {
         let (env, path) = (env.clone(), path.clone());
@@ -212,13 +233,6 @@ async fn open_store(env: &Env, config: &ApiServerConfig, data: &DataDir) -> anyh
     data.check_store_not_lost(&path, store.revision() == 0)?;
     store.start()?;
     Ok(store)
-}
-
-fn store_path(config: &ApiServerConfig, data: &DataDir) -> anyhow::Result<PathBuf> {
-    match &config.store {
-        Some(path) => std::path::absolute(path).with_context(|| format!("--store sled:{}", path.display())),
-        None => Ok(data.store()),
-    }
 }
 
 /// The address of the Service `kubernetes` in the last run.

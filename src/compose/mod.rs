@@ -210,7 +210,7 @@ impl Cluster {
         self.ground.apiserver.stop();
         self.servers.drain(&env, LAST_ANSWERS).await;
         self.servers.abort().await;
-        let store = self.ground.store.clone();
+        let Some(store) = self.ground.embedded_store.clone() else { return };
         let closed = tokio::task::spawn_blocking(move || store.close());
         if env.timeout(LAST_CHECKPOINT, closed).await.is_err() {
             tracing::warn!("the store's checkpoint is behind its log; the next start reads more of the log");

@@ -20,6 +20,6 @@ pub mod yaml;
 
 pub use error::{ApiError, Cause, Status};
 pub use key::{
-    GroupVersion, GroupVersionKind, GroupVersionResource, ObjectKey, ObjectName, ResourceVersion, StorageKey,
+    GroupVersion, GroupVersionKind, GroupVersionResource, KeySpace, ObjectKey, ObjectName, ResourceVersion, StorageKey,
     StoragePrefix, StorageScope, Uid,
 };

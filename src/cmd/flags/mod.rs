@@ -8,3 +8,4 @@ pub(super) mod features;
 pub(super) mod guests;
 pub(super) mod rejected;
 pub(super) mod scheduler;
+pub(super) mod store;

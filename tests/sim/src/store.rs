@@ -75,6 +75,10 @@ impl Sink for Tap {
         self.world.committed(&steps);
     }
 
+    fn progress(&self, revision: Revision) {
+        self.sink.progress(revision);
+    }
+
     fn compact(&self, revision: Revision) {
         self.sink.compact(revision);
     }

@@ -260,7 +260,7 @@ impl RequestHandler {
         let mut checks = vec![
             ("ping", true),
             ("log", true),
-            ("etcd", true),
+            ("etcd", self.deps.registry.cache.is_reachable()),
             ("poststarthook/rbac/bootstrap-roles", self.bootstrapped.load(Ordering::Acquire)),
         ];
         if root == "/readyz" {

@@ -269,7 +269,7 @@ fn store_error(error: &StoreError) -> ApiError {
         StoreError::Compacted(_) => ApiError::Expired("The resourceVersion for the provided list is too old.".into()),
         StoreError::Future(revision) => read::too_large(*revision, *revision),
         // As upstream when etcd has no space: 500 without a reason, with the store's own text.
-        StoreError::Full { .. } => ApiError::StoreFull(error.to_string()),
+        StoreError::Full { .. } | StoreError::OverQuota => ApiError::StoreFull(error.to_string()),
         StoreError::Unavailable(_) | StoreError::InUse(_) | StoreError::Damaged(_) => {
             tracing::error!(%error, "the store failed");
             ApiError::ServiceUnavailable("the store is not available".into())

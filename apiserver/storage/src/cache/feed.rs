@@ -71,6 +71,8 @@ impl Sink for Feed {
         let mut state = cache.write();
         let CacheState { versions, resources } = &mut *state;
         for entry in resources.values_mut() {
+            // The watches of a cache that starts again.
+            entry.rings.lose(revision);
             *entry = ResourceCache { changed: 0, ..ResourceCache::new(entry.resource.clone(), revision) };
         }
         let objects = entries.into_iter().filter_map(|PreparedEntry { prefix_hint, object }| {
@@ -98,6 +100,12 @@ impl Sink for Feed {
         }
         drop(state);
         cache.publish(last.revision);
+    }
+
+    fn progress(&self, revision: Revision) {
+        let Some(cache) = self.0.upgrade() else { return };
+        cache.write().versions.advance(revision);
+        cache.publish(revision);
     }
 
     fn compact(&self, revision: Revision) {

@@ -23,7 +23,7 @@ mod tests;
 
 use std::collections::HashMap;
 use std::ops::Bound;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
@@ -49,6 +49,8 @@ use ring::Rings;
 const SLICE_OBJECTS: usize = 1024;
 /// The maximum time that a read waits for the store's revision (upstream: 3 s).
 const SYNC_WAIT: Duration = Duration::from_secs(3);
+/// The maximum time for an answer of a store in another process (upstream's `etcd-healthcheck-timeout`: 2 s).
+const PROBE_MAX: Duration = Duration::from_secs(2);
 /// The interval of the store's expiry and compaction.
 const TICK_EVERY: Duration = Duration::from_secs(1);
 
@@ -143,6 +145,8 @@ pub struct WatchCache {
     visible: AtomicU64,
     published: watch::Sender<Revision>,
     registering: tokio::sync::Mutex<()>,
+    /// Whether the store answered the last probe.
+    reachable: AtomicBool,
 }
 
 impl WatchCache {
@@ -157,6 +161,7 @@ impl WatchCache {
             visible: AtomicU64::new(0),
             published: watch::Sender::new(0),
             registering: tokio::sync::Mutex::default(),
+            reachable: AtomicBool::new(true),
         });
         // Weak: the cache holds the store, so the store must not hold the cache.
         store.feed(Arc::new(Feed::of(&cache))).await?;
@@ -169,6 +174,7 @@ impl WatchCache {
                 interval.tick().await;
                 let Some(cache) = weak.upgrade() else { return };
                 compressor.tick(&cache).await;
+                cache.probe().await;
                 let store = cache.store.clone();
                 drop(cache);
                 if let Err(error) = store.tick().await {
@@ -215,6 +221,19 @@ impl WatchCache {
             return Ok(());
         }
         Err(StoreError::Unavailable(format!("revision {newest} has not reached the watch cache")))
+    }
+
+    /// Whether a store in another process answered within the last seconds.
+    #[must_use]
+    pub fn is_reachable(&self) -> bool {
+        self.reachable.load(Ordering::Relaxed)
+    }
+
+    /// Asks a store in another process for its revision.
+    async fn probe(&self) {
+        let Current::WaitFor(newest) = self.store.current() else { return };
+        let newest = self.env.timeout(PROBE_MAX, newest).await;
+        self.reachable.store(newest.is_ok_and(|newest| newest.is_ok()), Ordering::Relaxed);
     }
 
     /// Waits until a revision after `revision` is visible.

@@ -225,6 +225,17 @@ impl Ring {
         events.closed && next >= events.first + events.queue.len() as u64
     }
 
+    /// Events up to `revision` were lost: each watcher must list again, also one that has taken all of them.
+    fn lose(&self, revision: Revision) {
+        let mut events = self.lock();
+        events.first += events.queue.len() as u64 + 1;
+        events.queue.clear();
+        events.floor = events.floor.max(revision);
+        let next = events.first;
+        drop(events);
+        self.next_number.send_replace(next);
+    }
+
     fn forget(&self, revision: Revision) {
         let mut events = self.lock();
         while events.queue.front().is_some_and(|event| event.revision <= revision) {
@@ -333,6 +344,14 @@ impl Rings {
         drop(events);
         self.topics.insert(topic, Arc::downgrade(&ring));
         ring
+    }
+
+    /// Ends all watches, as their events up to `revision` were lost.
+    pub(super) fn lose(&self, revision: Revision) {
+        self.all.lose(revision);
+        for ring in self.topics.values().filter_map(Weak::upgrade) {
+            ring.lose(revision);
+        }
     }
 
     /// Ends all watches.

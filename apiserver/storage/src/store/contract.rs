@@ -46,52 +46,69 @@ pub(crate) async fn all(make: Make<'_>) {
 
 /// The part that also holds for a fed copy of a store.
 pub(crate) async fn read_and_written(make: Make<'_>) {
+    distributed(make).await;
+    slow_watches_end(make).await;
+    expires(make).await;
+}
+
+/// The part that also holds for a store that several processes use, whose time is real, and whose revisions others take
+/// before and after.
+pub(crate) async fn distributed(make: Make<'_>) {
     compares(make).await;
     reads_at_revisions(make).await;
     reaches_every_name(make).await;
     watches(make).await;
     many_writers(make).await;
-    expires_and_compacts(make).await;
+    compacts(make).await;
 }
 
 /// The first path segments of watched keys.
-pub(crate) const WATCHED: [&str; 5] = ["p", "w", "x", "n", "e"];
+pub(crate) const WATCHED: [&str; 6] = ["k", "p", "w", "x", "n", "e"];
 
 async fn compares(make: Make<'_>) {
     let store = make(env().0).await;
-    let created = write(&*store, when("/a", 0, put("/a", "1"))).await;
+    let created = write(&*store, when("/registry/k/a", 0, put("/registry/k/a", "1"))).await;
     assert_eq!(created, store.revision());
-    let Outcome::Conflict(seen) = store.txn(when("/a", 0, put("/a", "x"))).await.unwrap() else { panic!() };
+    let Outcome::Conflict(seen) = store.txn(when("/registry/k/a", 0, put("/registry/k/a", "x"))).await.unwrap() else {
+        panic!()
+    };
     let entry = seen[0].clone().unwrap();
     assert_eq!(
         (&*entry.key, &*entry.record.body(), entry.created, entry.modified),
-        ("/a", &b"1"[..], created, created)
+        ("/registry/k/a", &b"1"[..], created, created)
     );
-    let second = write(&*store, when("/a", created, put("/a", "2"))).await;
+    let second = write(&*store, when("/registry/k/a", created, put("/registry/k/a", "2"))).await;
     assert_eq!(second, created + 1);
     // All or nothing, at one revision; the last write to a key wins.
     let txn = Txn {
-        compares: vec![Compare { key: "/a".into(), modified: second }, Compare { key: "/b".into(), modified: 0 }],
-        ops: vec![put("/b", "0"), Op::Delete { key: "/a".into() }, put("/b", "1")],
+        compares: vec![
+            Compare { key: "/registry/k/a".into(), modified: second },
+            Compare { key: "/registry/k/b".into(), modified: 0 },
+        ],
+        ops: vec![put("/registry/k/b", "0"), Op::Delete { key: "/registry/k/a".into() }, put("/registry/k/b", "1")],
     };
     let third = write(&*store, txn).await;
-    assert_eq!(store.get("/a", None).await.unwrap(), None);
-    let b = store.get("/b", None).await.unwrap().unwrap();
+    assert_eq!(store.get("/registry/k/a", None).await.unwrap(), None);
+    let b = store.get("/registry/k/b", None).await.unwrap().unwrap();
     assert_eq!((&*b.record.body(), b.created, b.modified), (&b"1"[..], third, third));
     // A transaction without a change takes no revision.
-    assert_eq!(write(&*store, just(Op::Delete { key: "/a".into() })).await, third);
+    assert_eq!(write(&*store, just(Op::Delete { key: "/registry/k/a".into() })).await, third);
     assert_eq!(store.revision(), third);
-    let Outcome::Conflict(seen) = store.txn(when("/a", second, put("/a", "x"))).await.unwrap() else { panic!() };
+    let Outcome::Conflict(seen) = store.txn(when("/registry/k/a", second, put("/registry/k/a", "x"))).await.unwrap()
+    else {
+        panic!()
+    };
     assert_eq!(seen, vec![None]);
-    let huge = Op::Put { key: "/h".into(), record: Record::plain(&vec![0; VALUE_BYTES_MAX + 1]), ttl: None };
+    let huge = Op::Put { key: "/registry/k/h".into(), record: Record::plain(&vec![0; VALUE_BYTES_MAX + 1]), ttl: None };
     assert!(matches!(store.txn(just(huge)).await, Err(StoreError::TooLarge { .. })));
     // Created again: with a new creation revision.
-    let again = write(&*store, just(put("/a", "3"))).await;
-    assert_eq!(store.get("/a", None).await.unwrap().unwrap().created, again);
+    let again = write(&*store, just(put("/registry/k/a", "3"))).await;
+    assert_eq!(store.get("/registry/k/a", None).await.unwrap().unwrap().created, again);
 }
 
 async fn reads_at_revisions(make: Make<'_>) {
     let store = make(env().0).await;
+    let first = store.revision();
     for n in 0..5 {
         write(&*store, just(put(&format!("/registry/p/{n}"), "1"))).await;
     }
@@ -106,7 +123,7 @@ async fn reads_at_revisions(make: Make<'_>) {
     let now = store.range("/registry/p/", &prefix_end("/registry/p/"), None, 0).await.unwrap();
     assert_eq!(now.entries.len(), 4);
     assert_eq!(now.revision, store.revision());
-    assert_eq!(store.get("/registry/p/3", Some(old)).await.unwrap().unwrap().modified, 4);
+    assert_eq!(store.get("/registry/p/3", Some(old)).await.unwrap().unwrap().modified, first + 4);
     let future = store.revision() + 1;
     assert!(matches!(store.get("/registry/p/3", Some(future)).await, Err(StoreError::Future(_))));
     store.compact(old + 1).await.unwrap();
@@ -122,18 +139,12 @@ async fn reads_at_revisions(make: Make<'_>) {
 
 /// Ranges end neither before the last name of their prefix nor after it.
 async fn reaches_every_name(make: Make<'_>) {
-    let (env, clock) = env();
-    let store = make(env).await;
+    let store = make(env().0).await;
     let names =
         ["\u{1}", "0", "a", "\u{d7ff}", "\u{e000}", "\u{fffd}", "\u{10fffe}", "\u{10ffff}", "\u{10ffff}\u{10ffff}x"];
     for prefix in ["/registry/n/", "/registry/n/a/", "/registry/n/\u{10ffff}/"] {
         for name in names {
-            let op = Op::Put {
-                key: format!("{prefix}{name}"),
-                record: Record::plain(b"1"),
-                ttl: Some(Duration::from_secs(9)),
-            };
-            write(&*store, just(op)).await;
+            write(&*store, just(put(&format!("{prefix}{name}"), "1"))).await;
         }
     }
     for prefix in ["/registry/n/a/", "/registry/n/\u{10ffff}/"] {
@@ -145,20 +156,15 @@ async fn reaches_every_name(make: Make<'_>) {
         let found = store.range(prefix, &prefix_end(prefix), None, 0).await.unwrap();
         assert_eq!(found.entries.len(), 3 * names.len(), "below {prefix:?}");
     }
-    clock.advance(Duration::from_secs(9));
-    store.tick().await.unwrap();
-    assert!(
-        store.range("/", &prefix_end("/"), None, 0).await.unwrap().entries.is_empty(),
-        "all have outlived their time"
-    );
 }
 
 async fn watches(make: Make<'_>) {
     let store = make(env().0).await;
+    let base = store.revision();
     let first = write(&*store, just(put("/registry/w/a", "1"))).await;
     write(&*store, just(put("/registry/x/a", "1"))).await;
     let mut live = store.watch("/registry/w/", store.revision()).await.unwrap();
-    let mut past = store.watch("/registry/w/", 0).await.unwrap();
+    let mut past = store.watch("/registry/w/", base).await.unwrap();
     write(&*store, just(put("/registry/w/a", "2"))).await;
     let txn =
         Txn { compares: vec![], ops: vec![Op::Delete { key: "/registry/w/a".into() }, put("/registry/w/b", "1")] };
@@ -174,15 +180,22 @@ async fn watches(make: Make<'_>) {
         assert_eq!(*gone.previous.unwrap().record.body(), *b"2");
         assert_eq!(&*watch.next().await.unwrap().key, "/registry/w/b");
     }
-    // A slow watch ends with an error once its history is compacted.
-    write(&*store, just(put("/registry/w/c", "1"))).await;
+}
+
+/// A slow watch ends with an error once its history is compacted.
+async fn slow_watches_end(make: Make<'_>) {
+    let store = make(env().0).await;
+    write(&*store, just(put("/registry/w/a", "1"))).await;
+    let mut live = store.watch("/registry/w/", store.revision()).await.unwrap();
+    write(&*store, just(put("/registry/w/b", "1"))).await;
     store.compact(store.revision()).await.unwrap();
     assert!(matches!(live.next().await, Err(StoreError::Compacted(_))));
 }
 
 async fn many_writers(make: Make<'_>) {
     let store = make(env().0).await;
-    let mut watch = store.watch("/registry/n/", 0).await.unwrap();
+    let base = store.revision();
+    let mut watch = store.watch("/registry/n/", base).await.unwrap();
     let writers = (0..16).map(|w| {
         let store = store.clone();
         tokio::spawn(async move {
@@ -204,15 +217,15 @@ async fn many_writers(make: Make<'_>) {
     for writer in writers {
         won += writer.await.unwrap();
     }
-    assert_eq!(store.revision(), 16 * 25 + won);
-    let mut next = 0;
+    assert_eq!(store.revision(), base + 16 * 25 + won);
+    let mut next = base;
     while next < store.revision() {
         next += 1;
         assert_eq!(watch.next().await.unwrap().revision, next, "every revision once and in order");
     }
 }
 
-async fn expires_and_compacts(make: Make<'_>) {
+async fn expires(make: Make<'_>) {
     let (env, clock) = env();
     let store = make(env).await;
     let mortal =
@@ -229,12 +242,30 @@ async fn expires_and_compacts(make: Make<'_>) {
     store.tick().await.unwrap();
     assert_eq!(store.get("/registry/e/1", None).await.unwrap(), None);
     assert_eq!(watch.next().await.unwrap().entry, None);
-    // Compacts to the revision of five minutes ago.
-    assert_eq!(store.compacted(), 0);
+    for name in ["\u{1}", "\u{10ffff}"] {
+        let key = format!("/registry/e/{name}");
+        let op = Op::Put { key, record: Record::plain(b"1"), ttl: Some(Duration::from_secs(9)) };
+        write(&*store, just(op)).await;
+    }
+    clock.advance(Duration::from_secs(9));
+    store.tick().await.unwrap();
+    let left = store.range("/", &prefix_end("/"), None, 0).await.unwrap().entries;
+    assert!(left.is_empty(), "all have outlived their time: {left:?}");
+}
+
+/// Compacts to the revision of five minutes ago.
+async fn compacts(make: Make<'_>) {
+    let (env, clock) = env();
+    let store = make(env).await;
+    store.tick().await.unwrap();
+    let base = store.compacted();
+    write(&*store, just(put("/registry/k/a", "1"))).await;
+    store.tick().await.unwrap();
+    assert_eq!(store.compacted(), base);
     clock.advance(COMPACT_EVERY);
     store.tick().await.unwrap();
     let then = store.revision();
-    write(&*store, just(put("/k", "1"))).await;
+    write(&*store, just(put("/registry/k/a", "2"))).await;
     clock.advance(COMPACT_EVERY);
     store.tick().await.unwrap();
     assert_eq!(store.compacted(), then);
@@ -252,20 +283,23 @@ async fn feeds(make: Make<'_>) {
                 self.0.lock().unwrap().push(format!("{} {}", change.key, change.revision));
             }
         }
+        fn progress(&self, revision: Revision) {
+            self.0.lock().unwrap().push(format!("progress {revision}"));
+        }
         fn compact(&self, revision: Revision) {
             self.0.lock().unwrap().push(format!("compact {revision}"));
         }
     }
     let store = make(env().0).await;
-    write(&*store, just(put("/a", "1"))).await;
+    write(&*store, just(put("/registry/k/a", "1"))).await;
     store.compact(1).await.unwrap();
-    write(&*store, just(put("/b", "1"))).await;
+    write(&*store, just(put("/registry/k/b", "1"))).await;
     let seen = Arc::new(RecordingSink::default());
     store.feed(seen.clone()).await.unwrap();
-    assert_eq!(*seen.0.lock().unwrap(), ["start 1 at 1", "/b 2"]);
-    write(&*store, just(put("/c", "1"))).await;
+    assert_eq!(*seen.0.lock().unwrap(), ["start 1 at 1", "/registry/k/b 2"]);
+    write(&*store, just(put("/registry/k/c", "1"))).await;
     // Fed before the acknowledgement.
-    assert_eq!(seen.0.lock().unwrap().last().unwrap(), "/c 3");
+    assert_eq!(seen.0.lock().unwrap().last().unwrap(), "/registry/k/c 3");
     store.compact(3).await.unwrap();
     assert_eq!(seen.0.lock().unwrap().last().unwrap(), "compact 3");
 }

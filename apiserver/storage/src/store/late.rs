@@ -56,6 +56,11 @@ impl Sink for DelayedFeed {
         self.changes.lock().expect("no panic while it was held").extend_from_slice(changes);
     }
 
+    fn progress(&self, revision: Revision) {
+        self.flush();
+        self.with_sink(|sink| sink.progress(revision));
+    }
+
     fn compact(&self, revision: Revision) {
         self.flush();
         self.with_sink(|sink| sink.compact(revision));

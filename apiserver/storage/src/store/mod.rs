@@ -1,10 +1,11 @@
-//! The store: etcd's semantics and nothing else. Implementations: `memory` (tests, simulation) and the embedded one
-//! (commit log + sled); one contract suite runs on all.
+//! The store: etcd's semantics and nothing else. Implementations: `memory` (tests, simulation), the embedded one (commit
+//! log + sled), and a real etcd cluster; one contract suite runs on all.
 //!
 //! Every transaction that changes something takes a revision. Visible state is durable: a transaction is synced, then
 //! visible to readers and the [`Sink`], then acknowledged.
 
 pub mod embedded;
+pub mod etcd;
 pub mod late;
 pub mod memory;
 mod plan;
@@ -164,6 +165,12 @@ pub enum StoreError {
         /// The free bytes on the disk, if the system reports them.
         free: Option<u64>,
     },
+    /// etcd's database has reached its quota: reads, and deletions by an administrator, continue.
+    #[error(
+        "etcd is over its space quota (alarm NOSPACE); nothing was written: compact and defragment it, or raise \
+         --quota-backend-bytes, and run `etcdctl alarm disarm`"
+    )]
+    OverQuota,
     /// The store is closed or its disk failed.
     #[error("the store is not available: {0}")]
     Unavailable(String),
@@ -187,10 +194,13 @@ fn full(path: &str, wanted: u64, free: Option<u64>) -> String {
 /// A consumer that the committer feeds: all changes in revision order, after they are durable and before they are
 /// acknowledged. Called from the writer: must not block or call the store.
 pub trait Sink: Send + Sync {
-    /// The state at `revision`; called once, first.
+    /// The state at `revision`; called first. Again if changes were lost: then all watches end, and clients list again.
     fn start(&self, state: Vec<Entry>, revision: Revision);
-    /// The changes of one or more whole transactions, which become visible together.
+    /// The changes of one or more whole transactions, which become visible together. Over etcd without the entries before
+    /// the changes, which a sink has.
     fn commit(&self, changes: &[Change]);
+    /// There are no further changes up to `revision`: others use the same revisions.
+    fn progress(&self, revision: Revision);
     /// History up to `revision` was compacted.
     fn compact(&self, revision: Revision);
 }

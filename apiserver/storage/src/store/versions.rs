@@ -180,6 +180,11 @@ impl<V: Clone> Versions<V> {
         previous
     }
 
+    /// There are no changes up to `revision`.
+    pub fn advance(&mut self, revision: Revision) {
+        self.revision = self.revision.max(revision);
+    }
+
     /// Replaces the newest value of a key with an equivalent one: no change, and nothing in history.
     pub fn replace_latest(&mut self, key: &str, value: V) {
         if let Some(chain) = self.keys.get_mut(key)

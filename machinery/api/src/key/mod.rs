@@ -1,9 +1,11 @@
 //! Typed keys: text is parsed once at the edge and never split inside.
 
+mod space;
 mod storage;
 
 use std::fmt;
 
+pub use space::KeySpace;
 pub use storage::{StorageKey, StoragePrefix, StorageScope};
 
 /// A resource version: the store's revision at which an object was last written (KEP-5504: a decimal integer).

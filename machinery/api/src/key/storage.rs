@@ -12,7 +12,8 @@ use super::ObjectName;
 pub struct StorageKey(String);
 
 impl StorageKey {
-    const ROOT: &'static str = "/registry/";
+    /// Where all keys begin.
+    pub(super) const ROOT: &'static str = "/registry/";
 
     /// The key of an object with the resource's storage prefix (`pods`, `services/specs`).
     #[must_use]

@@ -1,0 +1,380 @@
+//! Against real members with TLS.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::net::TcpListener;
+use std::process::{Child, Command, Stdio};
+
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair};
+use tempfile::TempDir;
+
+use super::super::contract::{self, just, put, write};
+use super::super::{Record, prefix_end};
+use super::*;
+
+/// A port that was free a moment ago.
+fn port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+struct Member {
+    arguments: Vec<String>,
+    process: Option<Child>,
+}
+
+/// Three members with TLS on loopback.
+struct Cluster {
+    folder: TempDir,
+    members: Vec<Member>,
+    config: EtcdConfig,
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        (0..self.members.len()).for_each(|nth| self.kill(nth));
+    }
+}
+
+impl Cluster {
+    fn start(count: usize, more: &[&str]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+        let mut authority = CertificateParams::default();
+        authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let authority = CertifiedIssuer::self_signed(authority, KeyPair::generate().unwrap()).unwrap();
+        let mut params = CertificateParams::new(["127.0.0.1".to_owned()]).unwrap();
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        let key = KeyPair::generate().unwrap();
+        let cert = params.signed_by(&key, &authority).unwrap();
+        fs::write(at("ca"), authority.pem()).unwrap();
+        fs::write(at("cert"), cert.pem()).unwrap();
+        fs::write(at("key"), key.serialize_pem()).unwrap();
+        let ports: Vec<(u16, u16)> = (0..count).map(|_| (port(), port())).collect();
+        let url = |port: u16| format!("https://127.0.0.1:{port}");
+        let peers: Vec<String> =
+            ports.iter().enumerate().map(|(nth, (_, peer))| format!("m{nth}={}", url(*peer))).collect();
+        let members = ports.iter().enumerate().map(|(nth, (client, peer))| {
+            let (client, peer) = (url(*client), url(*peer));
+            let name = format!("m{nth}");
+            let pairs = [
+                ("name", name.as_str()),
+                ("data-dir", &at(&name)),
+                ("listen-client-urls", &client),
+                ("advertise-client-urls", &client),
+                ("listen-peer-urls", &peer),
+                ("initial-advertise-peer-urls", &peer),
+                ("initial-cluster", &peers.join(",")),
+                ("cert-file", &at("cert")),
+                ("key-file", &at("key")),
+                ("trusted-ca-file", &at("ca")),
+                ("client-cert-auth", "true"),
+                ("peer-cert-file", &at("cert")),
+                ("peer-key-file", &at("key")),
+                ("peer-trusted-ca-file", &at("ca")),
+                ("heartbeat-interval", "50"),
+                ("election-timeout", "500"),
+                ("log-level", "error"),
+                ("unsafe-no-fsync", "true"),
+            ];
+            let arguments = pairs.map(|(flag, value)| format!("--{flag}={value}")).into_iter();
+            Member { arguments: arguments.chain(more.iter().map(|&flag| flag.to_owned())).collect(), process: None }
+        });
+        let config = EtcdConfig {
+            endpoints: ports.iter().map(|(client, _)| url(*client)).collect(),
+            prefix: "/registry".into(),
+            ca: Some(authority.pem().into_bytes()),
+            identity: Some((cert.pem().into_bytes(), key.serialize_pem().into_bytes())),
+            user: None,
+        };
+        let members = members.collect();
+        let mut cluster = Self { folder, members, config };
+        (0..count).for_each(|nth| cluster.run(nth));
+        cluster
+    }
+
+    fn run(&mut self, nth: usize) {
+        let log = fs::File::create(self.folder.path().join(format!("log{nth}"))).unwrap();
+        let member = &mut self.members[nth];
+        let mut command = Command::new("etcd");
+        command.args(&member.arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        member.process = Some(command.spawn().expect("etcd is in PATH: `tests/etcd` builds it"));
+    }
+
+    fn kill(&mut self, nth: usize) {
+        if let Some(mut process) = self.members[nth].process.take() {
+            process.kill().unwrap();
+            process.wait().unwrap();
+        }
+    }
+
+    fn signal(&self, nth: usize, signal: rustix::process::Signal) {
+        let process = self.members[nth].process.as_ref().unwrap();
+        rustix::process::kill_process(rustix::process::Pid::from_child(process), signal).unwrap();
+    }
+
+    /// A store below a prefix of its own, once the cluster has a leader.
+    async fn store(&self, prefix: &str, env: Env) -> EtcdStore {
+        let config = EtcdConfig { prefix: prefix.into(), ..self.config.clone() };
+        let mut last = None;
+        for _ in 0..6 {
+            match EtcdStore::open(&config, env.clone()).await {
+                Ok(store) => return store,
+                Err(error) => last = Some(error),
+            }
+        }
+        panic!("{last:?}: {:?}", fs::read_to_string(self.folder.path().join("log0")));
+    }
+}
+
+/// Keeps the newest state and every change.
+#[derive(Default)]
+struct Recording(Mutex<RecordingState>);
+
+#[derive(Default)]
+struct RecordingState {
+    starts: Vec<Revision>,
+    keys: BTreeMap<Arc<str>, Revision>,
+    changes: Vec<Revision>,
+    at: Revision,
+    compacted: Revision,
+}
+
+impl Recording {
+    /// Waits until the state is as required.
+    async fn until(&self, what: &str, mut holds: impl FnMut(&RecordingState) -> bool) {
+        let (env, deadline) = (Env::real(), Duration::from_secs(30));
+        let wait = async {
+            while !holds(&lock(&self.0)) {
+                env.sleep(Duration::from_millis(5)).await;
+            }
+        };
+        env.timeout(deadline, wait).await.unwrap_or_else(|_| panic!("not within {deadline:?}: {what}"));
+    }
+}
+
+impl Sink for Recording {
+    fn start(&self, state: Vec<Entry>, revision: Revision) {
+        let mut this = lock(&self.0);
+        this.starts.push(revision);
+        this.keys = state.into_iter().map(|entry| (entry.key, entry.modified)).collect();
+        this.at = revision;
+    }
+
+    fn commit(&self, changes: &[Change]) {
+        let mut this = lock(&self.0);
+        for change in changes {
+            assert!(change.revision > this.at || this.changes.last() == Some(&change.revision), "again: {change:?}");
+            this.at = change.revision;
+            this.changes.push(change.revision);
+            match &change.entry {
+                Some(entry) => this.keys.insert(change.key.clone(), entry.modified),
+                None => this.keys.remove(&change.key),
+            };
+        }
+    }
+
+    fn progress(&self, revision: Revision) {
+        let mut this = lock(&self.0);
+        assert!(revision > this.at);
+        this.at = revision;
+    }
+
+    fn compact(&self, revision: Revision) {
+        lock(&self.0).compacted = revision;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn keeps_the_contract() {
+    let cluster = Arc::new(Cluster::start(3, &[]));
+    let number = Arc::new(AtomicU64::new(0));
+    contract::distributed(&|env| {
+        let (cluster, prefix) = (cluster.clone(), format!("/t{}", number.fetch_add(1, Ordering::Relaxed)));
+        Box::pin(async move { Arc::new(cluster.store(&prefix, env).await) as Arc<dyn Store> })
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_feed_has_every_change_once_while_members_are_lost() {
+    let mut cluster = Cluster::start(3, &[]);
+    let store = Arc::new(cluster.store("/registry", Env::real()).await);
+    write(&*store, just(put("/registry/k/before", "1"))).await;
+    let recording = Arc::new(Recording::default());
+    store.feed(recording.clone()).await.unwrap();
+    let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let writers = (0..4).map(|writer| {
+        let (store, stop) = (store.clone(), stop.clone());
+        tokio::spawn(async move {
+            let (mut acknowledged, mut number) = (Vec::new(), 0);
+            while !stop.load(Ordering::Relaxed) {
+                number += 1;
+                let key = format!("/registry/k/{writer}-{number}");
+                // A write without an answer may have taken effect.
+                if let Ok(Outcome::Committed(at)) = store.txn(just(put(&key, "1"))).await {
+                    acknowledged.push((key, at));
+                }
+            }
+            acknowledged
+        })
+    });
+    let writers: Vec<_> = writers.collect();
+    let more = async |count: usize| {
+        let now = lock(&recording.0).changes.len();
+        recording.until("more changes", |state| state.changes.len() > now + count).await;
+    };
+    for nth in 0..3 {
+        more(50).await;
+        cluster.kill(nth);
+        more(50).await;
+        cluster.run(nth);
+        more(50).await;
+    }
+    cluster.signal(0, rustix::process::Signal::STOP);
+    more(50).await;
+    cluster.signal(0, rustix::process::Signal::CONT);
+    more(50).await;
+    stop.store(true, Ordering::Relaxed);
+    let mut acknowledged = Vec::new();
+    for writer in writers {
+        acknowledged.extend(writer.await.unwrap());
+    }
+    assert!(acknowledged.len() > 100, "{}", acknowledged.len());
+    let Current::WaitFor(newest) = store.current() else { panic!() };
+    let newest = newest.await.unwrap();
+    recording.until("the newest revision", |state| state.at >= newest).await;
+    let stored = store.range("/", &prefix_end("/"), None, 0).await.unwrap();
+    let stored: BTreeMap<Arc<str>, Revision> = stored.entries.into_iter().map(|e| (e.key, e.modified)).collect();
+    let state = lock(&recording.0);
+    assert_eq!(state.keys, stored, "the feed and etcd differ");
+    assert_eq!(state.starts.len(), 1);
+    for (key, at) in &acknowledged {
+        assert_eq!(state.keys.get(&**key), Some(at), "{key} was acknowledged");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn keys_expire_and_readers_wait_for_revisions_of_others() {
+    let cluster = Cluster::start(1, &[]);
+    let (store, other) = (cluster.store("/registry", Env::real()).await, cluster.store("/other", Env::real()).await);
+    let recording = Arc::new(Recording::default());
+    store.feed(recording.clone()).await.unwrap();
+    for key in ["/registry/events/a", "/registry/events/b"] {
+        let ttl = Some(Duration::from_secs(2));
+        write(&store, just(Op::Put { key: key.into(), record: Record::plain(b"{}"), ttl })).await;
+    }
+    recording.until("both events", |state| state.keys.len() == 2).await;
+    recording.until("no event", |state| state.keys.is_empty()).await;
+    // A write below another prefix is no change here, and takes a revision.
+    let at = write(&other, just(put("/registry/k/a", "1"))).await;
+    let Current::WaitFor(newest) = store.current() else { panic!() };
+    assert_eq!(newest.await.unwrap(), at);
+    recording.until("the other's revision", |state| state.at == at).await;
+    // So is a transaction that changes nothing.
+    write(&other, just(put("/registry/k/a", "2"))).await;
+    let at = write(&store, just(Op::Delete { key: "/registry/k/none".into() })).await;
+    recording.until("the revision of no change", |state| state.at == at).await;
+    store.compact(at).await.unwrap();
+    recording.until("compaction", |state| state.compacted == at).await;
+    drop(store);
+    // A value of another program stops a start, and is named.
+    let foreign = Cluster::store(&cluster, "/registry", Env::real()).await;
+    let request = PutRequest { key: b"/registry/pods/a".into(), value: b"k8s\0".into(), lease: 0 };
+    let put: messages::WriteResponse =
+        foreign.cluster.client.call("/etcdserverpb.KV/Put", request, Repeat::Unsent).await.unwrap();
+    assert_eq!(put, messages::WriteResponse {});
+    let error = foreign.feed(Arc::new(Recording::default())).await.unwrap_err();
+    assert!(error.to_string().contains("/registry/pods/a was not written by Coracle"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sink_starts_again_when_its_changes_are_compacted() {
+    let cluster = Cluster::start(1, &[]);
+    let store = cluster.store("/registry", Env::real()).await;
+    let position = write(&store, just(put("/registry/k/a", "1"))).await;
+    write(&store, just(put("/registry/k/a", "2"))).await;
+    let last = write(&store, just(Op::Delete { key: "/registry/k/a".into() })).await;
+    let kept = write(&store, just(put("/registry/k/b", "1"))).await;
+    store.compact(last).await.unwrap();
+    let recording = Arc::new(Recording::default());
+    let (etcd, sink) = (store.cluster.clone(), recording.clone());
+    let (wanted, compacted) = (store.wanted.subscribe(), store.compacted.subscribe());
+    tokio::spawn(Follower { cluster: etcd, sink, position, wanted, compacted }.run());
+    recording.until("a start", |state| state.starts == [kept]).await;
+    let next = write(&store, just(put("/registry/k/c", "1"))).await;
+    recording.until("the next change", |state| state.changes == [next]).await;
+    let keys: Vec<Arc<str>> = lock(&recording.0).keys.keys().cloned().collect();
+    assert_eq!(keys, ["/registry/k/b".into(), "/registry/k/c".into()]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lost_quorum_and_a_full_quota_fail_writes_until_they_end() {
+    let mut cluster = Cluster::start(3, &["--quota-backend-bytes=4000000"]);
+    let store = cluster.store("/registry", Env::real()).await;
+    (0..2).for_each(|nth| cluster.kill(nth));
+    let lost = store.txn(just(put("/registry/k/a", "1"))).await;
+    assert!(matches!(lost, Err(StoreError::Unavailable(_))), "{lost:?}");
+    let Current::WaitFor(newest) = store.current() else { panic!() };
+    assert!(newest.await.is_err(), "a read of the newest revision needs the quorum");
+    (0..2).for_each(|nth| cluster.run(nth));
+    let store = cluster.store("/registry", Env::real()).await;
+    let large = "x".repeat(1024 * 1024);
+    let mut full = None;
+    for number in 0..20 {
+        match store.txn(just(put(&format!("/registry/k/{number}"), &large))).await {
+            Ok(_) => {}
+            Err(error) => {
+                full = Some(error);
+                break;
+            }
+        }
+    }
+    assert_eq!(full, Some(StoreError::OverQuota));
+    assert!(store.get("/registry/k/0", None).await.unwrap().is_some(), "reads continue");
+}
+
+/// A request of etcd's authentication.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+struct Names {
+    #[prost(string, tag = "1")]
+    first: String,
+    #[prost(string, tag = "2")]
+    second: String,
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_user_is_authenticated_with_a_password() {
+    let mut cluster = Cluster::start(1, &[]);
+    let anonymous = cluster.store("/registry", Env::real()).await;
+    for (method, first, second) in [
+        ("/etcdserverpb.Auth/RoleAdd", "root", ""),
+        ("/etcdserverpb.Auth/UserAdd", "root", "p@ss"),
+        ("/etcdserverpb.Auth/UserGrantRole", "root", "root"),
+        ("/etcdserverpb.Auth/AuthEnable", "", ""),
+    ] {
+        let request = Names { first: first.into(), second: second.into() };
+        let done: Result<messages::WriteResponse, _> =
+            anonymous.cluster.client.call(method, request, Repeat::Unsent).await;
+        done.unwrap_or_else(|error| panic!("{method}: {error}"));
+    }
+    let refused = anonymous.txn(just(put("/registry/k/a", "1"))).await.unwrap_err();
+    assert!(refused.to_string().contains("etcd"), "{refused}");
+    cluster.config.user = Some(("root".into(), "wrong".into()));
+    let refused = EtcdStore::open(&cluster.config, Env::real()).await.err().expect("a wrong password");
+    assert!(refused.to_string().contains("authentication failed"), "{refused}");
+    cluster.config.user = Some(("root".into(), "p@ss".into()));
+    let store = cluster.store("/registry", Env::real()).await;
+    let recording = Arc::new(Recording::default());
+    store.feed(recording.clone()).await.unwrap();
+    let first = write(&store, just(put("/registry/k/a", "1"))).await;
+    recording.until("a change", |state| state.changes == [first]).await;
+    // A member that starts again knows no token of before.
+    cluster.kill(0);
+    cluster.run(0);
+    let (env, key) = (Env::real(), "/registry/k/b");
+    while store.get(key, None).await.is_err() {
+        env.sleep(Duration::from_millis(50)).await;
+    }
+    let second = write(&store, just(put(key, "1"))).await;
+    recording.until("the next change", |state| state.changes == [first, second]).await;
+}
