@@ -2,8 +2,11 @@
 # A cluster over a real etcd with TLS: docs/operations.md, "etcd". What a start refuses; etcd dies and returns; the next start finds all objects.
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
-at=https://127.0.0.1:$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
-peer=http://127.0.0.1:$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
+# Below the ports that systems give to connections: etcd needs its own again.
+free_port() { python3 -c 'import os, socket, sys; print(next(p for p in range(20000 + os.getpid() % 9000, 32000) if socket.socket().connect_ex(("127.0.0.1", p))))'; }
+at=https://127.0.0.1:$(free_port)
+peer=http://127.0.0.1:$(free_port)
+[ "${at##*:}" != "${peer##*:}" ] || peer=http://127.0.0.1:$((${peer##*:} + 1))
 ETCD_PID=
 stop_etcd() { { kill -KILL "$ETCD_PID" && wait "$ETCD_PID"; } 2>/dev/null || true; }
 trap 'stop_etcd; cleanup' EXIT

@@ -12,9 +12,12 @@ use super::super::contract::{self, just, put, write};
 use super::super::{Record, prefix_end};
 use super::*;
 
-/// A port that was free a moment ago.
+/// A port that nothing listens on, below those that systems give to connections: a member that starts again needs it again.
 fn port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    static NEXT: std::sync::atomic::AtomicU16 = std::sync::atomic::AtomicU16::new(0);
+    let first = 20_000 + u16::try_from(std::process::id() % 400 * 25).unwrap();
+    let mut ports = std::iter::repeat_with(|| first + NEXT.fetch_add(1, Ordering::Relaxed));
+    ports.find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok()).unwrap()
 }
 
 struct Member {
