@@ -16,6 +16,11 @@ eventually 20 kubectl get configmap b
 exits 0 "$CORACLE" backup "$WORK/shop.backup" --data-dir "$WORK/data"
 grep -Eq "^$WORK/shop.backup: [0-9]+ objects at revision [0-9]+$" "$WORK/out" || fail "backup printed: $(cat "$WORK/out")"
 expect 600 "$(stat -c %a "$WORK/shop.backup")" "mode of a file with secrets"
+head -c 32 /dev/urandom | base64 > "$WORK/key"
+exits 0 "$CORACLE" backup "$WORK/sealed.backup" --data-dir "$WORK/data" --key-file "$WORK/key"
+secret=$(printf only-in-the-store | base64)
+grep -qa "$secret" "$WORK/shop.backup" || fail "a backup without the Secret"
+! grep -qa "$secret" "$WORK/sealed.backup" || fail "an encrypted backup shows a Secret"
 exits 1 "$CORACLE" backup "$WORK/shop.backup" --data-dir "$WORK/data"
 has 'exists: remove it' cat "$WORK/err" || fail "$(cat "$WORK/err")"
 wait "$writer"
@@ -32,12 +37,17 @@ head -c 2000 "$WORK/shop.backup" > "$WORK/cut.backup"
 exits 1 "$CORACLE" restore "$WORK/cut.backup" --data-dir "$WORK/none"
 has 'not a whole backup' cat "$WORK/err" || fail "a cut backup: $(cat "$WORK/err")"
 exits 2 "$CORACLE" restore "$WORK/shop.backup" --store etcd:http://127.0.0.1:2379
+exits 1 "$CORACLE" restore "$WORK/sealed.backup" --data-dir "$WORK/none"
+has 'is encrypted: .*--key-file' cat "$WORK/err" || fail "no key: $(cat "$WORK/err")"
+echo short > "$WORK/bad"
+exits 2 "$CORACLE" restore "$WORK/sealed.backup" --data-dir "$WORK/none" --key-file "$WORK/bad"
+has 'urandom' cat "$WORK/err" || fail "a wrong key: $(cat "$WORK/err")"
 
 # The runbook: authority and images move with the backup.
 mv "$WORK/data" "$WORK/old"
 mkdir -m 700 "$WORK/data"
 cp -a "$WORK/old/pki" "$WORK/old/images" "$WORK/data/"
-exits 0 "$CORACLE" restore "$WORK/shop.backup" --data-dir "$WORK/data"
+exits 0 "$CORACLE" restore "$WORK/sealed.backup" --data-dir "$WORK/data" --key-file "$WORK/key"
 grep -Eq "^$WORK/data/store: [0-9]+ objects at revision [0-9]+$" "$WORK/out" || fail "restore printed: $(cat "$WORK/out")"
 up
 expect "$uid" "$(kubectl get deployment/web -o jsonpath='{.metadata.uid}')" "uid of the restored Deployment"

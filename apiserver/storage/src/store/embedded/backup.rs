@@ -1,17 +1,18 @@
 //! Backups: the whole state at one revision in one file, read from the folder while its process writes, and restored
-//! into a folder of its own. The file has the form of a snapshot.
+//! into a folder of its own. The file has the form of a snapshot, in clear or encrypted with a key.
 //!
 //! A restored store begins at a revision far above the backup's. So every client's list is too old, and it lists again;
 //! and no version of an object that was written after the backup names another content later.
 
 use std::fs;
-use std::io;
+use std::io::{self, Write as _};
 use std::ops::Bound;
 use std::path::{Path, PathBuf};
 
 use super::super::plan::Write;
-use super::folder::{beside, check_format, sync_folder, unusable, write_format};
+use super::folder::{beside, check_format, sync_folder, unusable, write_format, write_whole};
 use super::log::{AppendError, Log};
+use super::sealed::{BackupKey, is_sealed};
 use super::snapshot::{self, Rows};
 use super::{ReadFirstFormat, Record, Revision, StoreError, recover};
 
@@ -54,6 +55,17 @@ pub enum BackupError {
     /// The file's content or its checksum is wrong.
     #[error("{0} is not a whole backup: its checksum or its form is wrong; take another copy of the file")]
     Damaged(PathBuf),
+    /// The file is encrypted, and there is no key.
+    #[error("{0} is encrypted: name the file of its key with --key-file")]
+    Encrypted(PathBuf),
+    /// The file is not encrypted, and there is a key.
+    #[error("{0} is not encrypted: if it is from where you expect, restore it without --key-file")]
+    Plain(PathBuf),
+    /// The file was encrypted with another key, or changed since.
+    #[error(
+        "{0} can't be decrypted: it has another key than that of --key-file, or was changed; take another copy of the file"
+    )]
+    WrongKey(PathBuf),
     /// The store that would be replaced has content.
     #[error("{0} is not empty: a backup is restored into a new store only; name another folder with --data-dir")]
     NotEmpty(PathBuf),
@@ -63,12 +75,12 @@ fn read_first_format(_: &str, body: &[u8]) -> Record {
     Record::read(body, |_| None)
 }
 
-/// Writes the newest state of the store in `store` to `file`, readable by this user only. The store's process may run: its
-/// files are read and not changed. Blocking; holds the whole state in memory.
+/// Writes the newest state of the store in `store` to `file`, readable by this user only, encrypted if there is a key. The
+/// store's process may run: its files are read and not changed. Blocking; holds the whole state in memory.
 ///
 /// # Errors
 /// If there is no store, the file exists or can't be written, or the store is damaged.
-pub fn backup(store: &Path, file: &Path) -> Result<Contents, BackupError> {
+pub fn backup(store: &Path, file: &Path, key: Option<&BackupKey>) -> Result<Contents, BackupError> {
     let file_error = |error| BackupError::File { path: file.to_owned(), error };
     let file = &std::path::absolute(file).map_err(file_error)?;
     if file.exists() {
@@ -82,8 +94,25 @@ pub fn backup(store: &Path, file: &Path) -> Result<Contents, BackupError> {
     }
     let (revision, mut rows) = read(store, &read_first_format)?;
     let contents = Contents { revision, keys: rows.len() };
-    snapshot::write_file(file, revision, || Ok(std::mem::take(&mut rows))).map_err(file_error)?;
+    let next = || Ok(std::mem::take(&mut rows));
+    let written = match key {
+        None => snapshot::write_file(file, revision, next),
+        Some(key) => write_sealed(file, key, revision, next),
+    };
+    written.map_err(file_error)?;
     Ok(contents)
+}
+
+fn write_sealed(
+    file: &Path,
+    key: &BackupKey,
+    revision: Revision,
+    next: impl FnMut() -> io::Result<Rows>,
+) -> io::Result<()> {
+    let mut bytes = Vec::new();
+    snapshot::write_to(&mut bytes, revision, next)?;
+    let sealed = key.seal(bytes).ok_or_else(|| io::Error::other("the system has no randomness for the encryption"))?;
+    write_whole(file, |file| file.write_all(&sealed))
 }
 
 /// The newest state of a folder.
@@ -101,12 +130,13 @@ fn read(store: &Path, plain: &ReadFirstFormat) -> Result<(Revision, Rows), Store
     Ok((revision, rows.map(|(key, modified, stored)| snapshot::row(key, modified, stored)).collect()))
 }
 
-/// Makes a store of a backup in `store`, which must not exist or be empty. Completely or not at all; blocking.
+/// Makes a store of a backup in `store`, which must not exist or be empty. `key` is that of the backup, if it is encrypted.
+/// Completely or not at all; blocking.
 ///
 /// # Errors
 /// If the file is no whole backup, or the folder is not empty or can't be written.
-pub fn restore(file: &Path, store: &Path) -> Result<Contents, BackupError> {
-    let (revision, mut rows) = read_backup(file)?;
+pub fn restore(file: &Path, store: &Path, key: Option<&BackupKey>) -> Result<Contents, BackupError> {
+    let (revision, mut rows) = read_backup(file, key)?;
     let store = &std::path::absolute(store).map_err(|error| unusable(store, &error))?;
     let unusable_store = |error: io::Error| BackupError::Store(unusable(store, &error));
     match fs::read_dir(store).map(|mut entries| entries.next().is_none()) {
@@ -124,11 +154,17 @@ pub fn restore(file: &Path, store: &Path) -> Result<Contents, BackupError> {
 }
 
 /// The revision of the restored store, and the rows of a backup.
-fn read_backup(file: &Path) -> Result<(Revision, Rows), BackupError> {
+fn read_backup(file: &Path, key: Option<&BackupKey>) -> Result<(Revision, Rows), BackupError> {
     let file_error = |error| BackupError::File { path: file.to_owned(), error };
     // A device or a pipe may have no end.
     let is_file = fs::metadata(file).map_err(file_error)?.is_file();
-    let bytes = if is_file { fs::read(file).map_err(file_error)? } else { Vec::new() };
+    let mut bytes = if is_file { fs::read(file).map_err(file_error)? } else { Vec::new() };
+    match (key, is_sealed(&bytes)) {
+        (None, false) => {}
+        (Some(key), true) => bytes = key.open(&bytes).ok_or_else(|| BackupError::WrongKey(file.to_owned()))?,
+        (None, true) => return Err(BackupError::Encrypted(file.to_owned())),
+        (Some(_), false) => return Err(BackupError::Plain(file.to_owned())),
+    }
     let parsed = snapshot::parse(&bytes, &read_first_format).filter(|(revision, rows)| is_sound(*revision, rows));
     parsed
         .and_then(|(revision, rows)| Some((revision.checked_add(RESTORED_REVISIONS)?, rows)))
@@ -201,11 +237,11 @@ mod tests {
         }
         write(&*store, just(Op::Delete { key: "/k/3".into() })).await;
         let before = everything(&*store).await;
-        let saved = backup(&from, &file).unwrap();
+        let saved = backup(&from, &file, None).unwrap();
         assert_eq!(saved, Contents { revision: store.revision(), keys: 6 });
-        assert!(matches!(backup(&from, &file), Err(BackupError::Exists(_))));
+        assert!(matches!(backup(&from, &file, None), Err(BackupError::Exists(_))));
         let at = store.revision() + RESTORED_REVISIONS;
-        assert_eq!(restore(&file, &to).unwrap(), Contents { revision: at, keys: 6 });
+        assert_eq!(restore(&file, &to, None).unwrap(), Contents { revision: at, keys: 6 });
         for _ in 0..2 {
             let restored = open(&to);
             assert_eq!(restored.revision(), at);
@@ -216,7 +252,7 @@ mod tests {
         }
         let restored = open(&to);
         assert_eq!(write(&*restored, just(put("/k/new", "1"))).await, at + 1);
-        assert!(matches!(restore(&file, &to), Err(BackupError::NotEmpty(_))));
+        assert!(matches!(restore(&file, &to, None), Err(BackupError::NotEmpty(_))));
         assert_eq!(everything(&*store).await, before, "a backup changes nothing");
     }
 
@@ -247,10 +283,10 @@ mod tests {
             let (file, to) = (folder.path().join(format!("b{round}")), folder.path().join(format!("c{round}")));
             let at = file.clone();
             let from = from.clone();
-            let saved = tokio::task::spawn_blocking(move || backup(&from, &at)).await.unwrap().unwrap();
+            let saved = tokio::task::spawn_blocking(move || backup(&from, &at, None)).await.unwrap().unwrap();
             assert!(saved.revision >= acknowledged.max(last), "{saved:?} is older than what was acknowledged before");
             last = saved.revision;
-            restore(&file, &to).unwrap();
+            restore(&file, &to, None).unwrap();
             let restored = open(&to);
             let pair = everything(&*restored).await;
             let values: Vec<Vec<u8>> = pair.iter().map(|entry| entry.record.body().to_vec()).collect();
@@ -264,23 +300,26 @@ mod tests {
     async fn what_is_no_backup_or_no_store_is_refused() {
         let folder = tempfile::tempdir().unwrap();
         let (from, file, to) = (folder.path().join("a"), folder.path().join("b"), folder.path().join("c"));
-        assert!(matches!(backup(&from, &file), Err(BackupError::NoStore(_))));
+        assert!(matches!(backup(&from, &file, None), Err(BackupError::NoStore(_))));
         let store = open(&from);
         write(&*store, just(put("/a", "1"))).await;
-        backup(&from, &file).unwrap();
+        backup(&from, &file, None).unwrap();
         let whole = fs::read(&file).unwrap();
         for at in 0..whole.len() {
             let mut bad = whole.clone();
             bad[at] ^= 1;
             fs::write(&file, bad).unwrap();
-            assert!(matches!(restore(&file, &to), Err(BackupError::Damaged(_))), "a wrong byte {at}");
+            assert!(matches!(restore(&file, &to, None), Err(BackupError::Damaged(_))), "a wrong byte {at}");
             fs::write(&file, &whole[..at]).unwrap();
-            assert!(matches!(restore(&file, &to), Err(BackupError::Damaged(_))), "cut at {at}");
+            assert!(matches!(restore(&file, &to, None), Err(BackupError::Damaged(_))), "cut at {at}");
         }
         assert!(!to.exists());
-        assert!(matches!(restore(&folder.path().join("none"), &to), Err(BackupError::File { .. })));
+        assert!(matches!(restore(&folder.path().join("none"), &to, None), Err(BackupError::File { .. })));
         fs::write(from.join("format"), "99").unwrap();
-        assert!(matches!(backup(&from, &folder.path().join("d")), Err(BackupError::Store(StoreError::Damaged(_)))));
+        assert!(matches!(
+            backup(&from, &folder.path().join("d"), None),
+            Err(BackupError::Store(StoreError::Damaged(_)))
+        ));
     }
 
     #[test]
@@ -301,10 +340,10 @@ mod tests {
         for (revision, mut rows) in cases {
             let case = format!("{revision} {rows:?}");
             snapshot::write_file(&file, revision, || Ok(std::mem::take(&mut rows))).unwrap();
-            assert!(matches!(restore(&file, &to), Err(BackupError::Damaged(_))), "{case}");
+            assert!(matches!(restore(&file, &to, None), Err(BackupError::Damaged(_))), "{case}");
         }
-        assert!(matches!(restore(Path::new("/dev/zero"), &to), Err(BackupError::Damaged(_))));
-        assert!(matches!(restore(folder.path(), &to), Err(BackupError::Damaged(_))));
+        assert!(matches!(restore(Path::new("/dev/zero"), &to, None), Err(BackupError::Damaged(_))));
+        assert!(matches!(restore(folder.path(), &to, None), Err(BackupError::Damaged(_))));
         assert!(!to.exists());
     }
 
@@ -313,11 +352,35 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let (from, file, to) = (folder.path().join("a"), folder.path().join("b"), folder.path().join("c"));
         open(&from).close();
-        assert_eq!(backup(&from, &file).unwrap(), Contents { revision: 0, keys: 0 });
+        assert_eq!(backup(&from, &file, None).unwrap(), Contents { revision: 0, keys: 0 });
         fs::create_dir_all(beside(&to, ".restoring").join("log")).unwrap();
         fs::write(beside(&to, ".restoring").join("log/1.log"), "half of one").unwrap();
         fs::create_dir(&to).unwrap();
-        restore(&file, &to).unwrap();
+        restore(&file, &to, None).unwrap();
         assert!(everything(&*open(&to)).await.is_empty());
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn an_encrypted_backup_needs_its_key() {
+        let folder = tempfile::tempdir().unwrap();
+        let (from, file, to) = (folder.path().join("a"), folder.path().join("b"), folder.path().join("c"));
+        let store = open(&from);
+        write(&*store, just(put("/a", "in-the-secret"))).await;
+        let key = |letter: char| BackupKey::parse(format!("{}=", letter.to_string().repeat(43)).as_bytes());
+        let (key, other) = (key('A').unwrap(), key('E').unwrap());
+        backup(&from, &file, Some(&key)).unwrap();
+        let sealed = fs::read(&file).unwrap();
+        assert!(!sealed.windows(13).any(|part| part == b"in-the-secret"));
+        assert!(matches!(restore(&file, &to, None), Err(BackupError::Encrypted(_))));
+        assert!(matches!(restore(&file, &to, Some(&other)), Err(BackupError::WrongKey(_))));
+        fs::write(&file, &sealed[..sealed.len() - 1]).unwrap();
+        assert!(matches!(restore(&file, &to, Some(&key)), Err(BackupError::WrongKey(_))));
+        assert!(!to.exists());
+        fs::write(&file, &sealed).unwrap();
+        restore(&file, &to, Some(&key)).unwrap();
+        assert_eq!(bodies(&everything(&*open(&to)).await), bodies(&everything(&*store).await));
+        let plain = folder.path().join("d");
+        backup(&from, &plain, None).unwrap();
+        assert!(matches!(restore(&plain, &folder.path().join("e"), Some(&key)), Err(BackupError::Plain(_))));
     }
 }

@@ -14,6 +14,7 @@ mod frame;
 mod fuzz;
 mod log;
 mod recover;
+pub mod sealed;
 mod snapshot;
 mod writer;
 

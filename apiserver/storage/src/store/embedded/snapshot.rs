@@ -1,8 +1,8 @@
 //! Snapshots: the whole state at a revision in one checksummed file, written completely or not at all. The log below
 //! the newest one may be deleted.
 
-use std::fs::{self, File};
-use std::io::{self, BufWriter, Write as _};
+use std::fs;
+use std::io::{self, BufWriter};
 use std::path::{Path, PathBuf};
 
 use super::super::plan::{StoredValue, Write};
@@ -19,12 +19,12 @@ const PREFIX: &str = "snapshot-";
 pub(super) type Rows = Vec<Write>;
 
 /// A writer that computes a checksum.
-struct Checked<'a> {
-    out: BufWriter<&'a mut File>,
+struct Checked<W> {
+    out: W,
     crc: crc32fast::Hasher,
 }
 
-impl Checked<'_> {
+impl<W: io::Write> Checked<W> {
     fn put(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.crc.update(bytes);
         self.out.write_all(bytes)
@@ -43,33 +43,36 @@ pub(super) fn write(folder: &Path, revision: Revision, next: impl FnMut() -> io:
 }
 
 /// Writes one snapshot from slices of rows, completely or not at all.
-pub(super) fn write_file(
-    path: &Path,
+pub(super) fn write_file(path: &Path, revision: Revision, next: impl FnMut() -> io::Result<Rows>) -> io::Result<()> {
+    write_whole(path, |file| write_to(BufWriter::new(file), revision, next))
+}
+
+/// Writes the bytes of one snapshot from slices of rows.
+pub(super) fn write_to(
+    out: impl io::Write,
     revision: Revision,
     mut next: impl FnMut() -> io::Result<Rows>,
 ) -> io::Result<()> {
-    write_whole(path, |file| {
-        let mut out = Checked { out: BufWriter::new(file), crc: crc32fast::Hasher::new() };
-        out.put(MAGIC)?;
-        out.put(&revision.to_le_bytes())?;
-        let (mut row, mut count) = (Vec::new(), 0u64);
-        loop {
-            let rows = next()?;
-            if rows.is_empty() {
-                break;
-            }
-            for write in &rows {
-                row.clear();
-                frame::encode_write(&mut row, write);
-                out.put(&row)?;
-                count += 1;
-            }
+    let mut out = Checked { out, crc: crc32fast::Hasher::new() };
+    out.put(MAGIC)?;
+    out.put(&revision.to_le_bytes())?;
+    let (mut row, mut count) = (Vec::new(), 0u64);
+    loop {
+        let rows = next()?;
+        if rows.is_empty() {
+            break;
         }
-        out.put(&count.to_le_bytes())?;
-        let crc = out.crc.clone().finalize();
-        out.out.write_all(&crc.to_le_bytes())?;
-        out.out.flush()
-    })
+        for write in &rows {
+            row.clear();
+            frame::encode_write(&mut row, write);
+            out.put(&row)?;
+            count += 1;
+        }
+    }
+    out.put(&count.to_le_bytes())?;
+    let crc = out.crc.clone().finalize();
+    out.out.write_all(&crc.to_le_bytes())?;
+    out.out.flush()
 }
 
 /// Snapshots in the folder, newest first.
