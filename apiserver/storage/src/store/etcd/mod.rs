@@ -21,7 +21,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use machinery_api::KeySpace;
 use machinery_env::Env;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use self::client::{Client, Repeat};
 use self::compact::Compactor;
@@ -44,6 +44,11 @@ const GRANT: &str = "/etcdserverpb.Lease/LeaseGrant";
 
 /// The target of a comparison of `mod_revision`.
 const MODIFIED: i32 = 2;
+
+/// The maximum time for a read of the newest revision. A reader may wait for one before its own.
+const NEWEST_MAX: Duration = Duration::from_secs(5);
+/// The number of readers that share a read of the newest revision.
+const TURN_MAX: usize = 256;
 
 /// How to reach an etcd cluster.
 #[derive(Clone, Default)]
@@ -75,6 +80,8 @@ pub struct EtcdStore {
     cluster: Arc<EtcdCluster>,
     /// The newest revision that a reader waits for.
     wanted: watch::Sender<Revision>,
+    /// Readers that wait for the newest revision.
+    readers: mpsc::Sender<Reader>,
     /// The revision up to which history was compacted, for the feed.
     compacted: watch::Sender<Revision>,
     leases: Mutex<Leases>,
@@ -118,6 +125,24 @@ impl EtcdCluster {
     }
 }
 
+/// A reader that waits for the newest revision.
+type Reader = oneshot::Sender<Result<Revision, StoreError>>;
+
+/// Reads the newest revision for all readers that wait, until the store is dropped. Readers that come during a read wait for
+/// the next one: they may have seen a write that this one has not.
+async fn answer_readers(cluster: Arc<EtcdCluster>, mut waiting: mpsc::Receiver<Reader>) {
+    let mut turn = Vec::new();
+    while waiting.recv_many(&mut turn, TURN_MAX).await > 0 {
+        let newest = cluster.env.timeout(NEWEST_MAX, cluster.newest()).await;
+        let newest = newest
+            .unwrap_or_else(|_| Err(StoreError::Unavailable(format!("etcd does not answer within {NEWEST_MAX:?}"))));
+        for reader in turn.drain(..) {
+            // One that no longer waits.
+            let _ = reader.send(newest.clone());
+        }
+    }
+}
+
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -133,8 +158,11 @@ impl EtcdStore {
         let keys = KeySpace::new(&config.prefix);
         let cluster = EtcdCluster { client, keys, env, newest: AtomicU64::new(0), fed: AtomicU64::new(0) };
         cluster.newest().await?;
+        let (cluster, (readers, waiting)) = (Arc::new(cluster), mpsc::channel(TURN_MAX));
+        tokio::spawn(answer_readers(cluster.clone(), waiting));
         Ok(Self {
-            cluster: Arc::new(cluster),
+            cluster,
+            readers,
             wanted: watch::Sender::new(0),
             compacted: watch::Sender::new(0),
             leases: Mutex::default(),
@@ -236,7 +264,10 @@ impl Store for EtcdStore {
 
     fn current(&self) -> Current<'_> {
         Current::WaitFor(Box::pin(async {
-            let newest = self.cluster.newest().await?;
+            let (reader, newest) = oneshot::channel();
+            let gone = || StoreError::Unavailable("the store is closed".into());
+            self.readers.send(reader).await.map_err(|_| gone())?;
+            let newest = newest.await.map_err(|_| gone())??;
             self.want(newest);
             Ok(newest)
         }))

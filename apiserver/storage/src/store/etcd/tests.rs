@@ -273,6 +273,12 @@ async fn keys_expire_and_readers_wait_for_revisions_of_others() {
     let Current::WaitFor(newest) = store.current() else { panic!() };
     assert_eq!(newest.await.unwrap(), at);
     recording.until("the other's revision", |state| state.at == at).await;
+    let reads = (0..2 * TURN_MAX).map(async |_| {
+        let Current::WaitFor(newest) = store.current() else { panic!() };
+        newest.await.unwrap()
+    });
+    let reads = futures::future::join_all(reads).await;
+    assert!(reads.iter().all(|newest| *newest == at), "{reads:?}");
     // So is a transaction that changes nothing.
     write(&other, just(put("/registry/k/a", "2"))).await;
     let at = write(&store, just(Op::Delete { key: "/registry/k/none".into() })).await;
