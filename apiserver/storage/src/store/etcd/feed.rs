@@ -170,7 +170,7 @@ impl Follower {
                             "etcd compacted changes that were not watched: clients list again"
                         );
                         self.sink.start(entries, at);
-                        self.cluster.fed(at);
+                        self.cluster.saw(at);
                         (self.position, size) = (at, HistorySize::default());
                         continue;
                     }
@@ -233,7 +233,7 @@ impl Follower {
                     let Some(last) = changes.last() else { continue };
                     self.position = last.revision;
                     self.sink.commit(&changes);
-                    cluster.fed(self.position);
+                    cluster.saw(self.position);
                     if let Some(to) = size.add(&changes) {
                         self.sink.compact(to);
                     }
@@ -241,7 +241,7 @@ impl Follower {
                 Received::Progress(at) => {
                     self.position = at;
                     self.sink.progress(at);
-                    cluster.fed(at);
+                    cluster.saw(at);
                 }
                 Received::Compacted => return End::Compacted,
                 Received::Canceled(reason) => {

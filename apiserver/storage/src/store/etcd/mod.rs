@@ -95,19 +95,12 @@ struct EtcdCluster {
     env: Env,
     /// The newest revision in a response.
     newest: AtomicU64,
-    /// The newest revision that the sink has.
-    fed: AtomicU64,
 }
 
 impl EtcdCluster {
     fn saw(&self, at: Revision) -> Revision {
         self.newest.fetch_max(at, Ordering::AcqRel);
         at
-    }
-
-    fn fed(&self, at: Revision) {
-        self.saw(at);
-        self.fed.store(at, Ordering::Release);
     }
 
     async fn range(&self, request: RangeRequest) -> Result<RangeResponse, StoreError> {
@@ -156,7 +149,7 @@ impl EtcdStore {
         let client = Client::new(config, env.clone())?;
         client.authenticate().await?;
         let keys = KeySpace::new(&config.prefix);
-        let cluster = EtcdCluster { client, keys, env, newest: AtomicU64::new(0), fed: AtomicU64::new(0) };
+        let cluster = EtcdCluster { client, keys, env, newest: AtomicU64::new(0) };
         cluster.newest().await?;
         let (cluster, (readers, waiting)) = (Arc::new(cluster), mpsc::channel(TURN_MAX));
         tokio::spawn(answer_readers(cluster.clone(), waiting));
@@ -335,7 +328,7 @@ impl Store for EtcdStore {
     async fn feed(&self, sink: Arc<dyn Sink>) -> Result<(), StoreError> {
         let (entries, position) = feed::read_all(&self.cluster).await?;
         sink.start(entries, position);
-        self.cluster.fed(position);
+        self.cluster.saw(position);
         let (cluster, wanted, compacted) = (self.cluster.clone(), self.wanted.subscribe(), self.compacted.subscribe());
         tokio::spawn(Follower { cluster, sink, position, wanted, compacted }.run());
         Ok(())
