@@ -51,7 +51,7 @@ exits 0 "$CORACLE" controller-manager --help
   has 'larger than 128 MiB' cat "$WORK/err" || fail "$verb: $(cat "$WORK/err")"
 done
 exits 2 "$CORACLE" up --nodes 33
-exits 2 "$CORACLE" up --store etcd:http://127.0.0.1:2379 --data-dir "$WORK/none"
+exits 2 "$CORACLE" up --store etcd:127.0.0.1:2379 --data-dir "$WORK/none"
 grep -q 'etcd' "$WORK/err" || fail "the refusal does not name the value"
 exits 2 env CORACLE_NODES=many "$CORACLE" up
 for verb in up apiserver "controllers --kubeconfig none" "scheduler --kubeconfig none"; do

@@ -1,7 +1,7 @@
 //! Calls of etcd's members over gRPC: one member at a time, the next one after a failure, each call with a deadline.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{PoisonError, RwLock};
+use std::sync::{Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use futures::Stream;
@@ -98,12 +98,23 @@ impl Client {
         Q: Message + Clone + 'static,
         A: Message + Default + 'static,
     {
-        let attempts = self.attempts(method, request, repeat);
+        let last = Mutex::new(None);
+        let attempts = self.attempts(method, request, repeat, &last);
         let answer = self.env.timeout(CALL_MAX, attempts).await;
-        answer.unwrap_or_else(|_| Err(StoreError::Unavailable(format!("etcd does not answer within {CALL_MAX:?}"))))
+        answer.unwrap_or_else(|_| {
+            let why = last.into_inner().unwrap_or_else(PoisonError::into_inner).unwrap_or_default();
+            Err(StoreError::Unavailable(format!("etcd does not answer within {CALL_MAX:?}{why}")))
+        })
     }
 
-    async fn attempts<Q, A>(&self, method: &'static str, request: Q, repeat: Repeat) -> Result<A, StoreError>
+    /// Notes why the last attempt failed in `last`.
+    async fn attempts<Q, A>(
+        &self,
+        method: &'static str,
+        request: Q,
+        repeat: Repeat,
+        last: &Mutex<Option<String>>,
+    ) -> Result<A, StoreError>
     where
         Q: Message + Clone + 'static,
         A: Message + Default + 'static,
@@ -129,6 +140,9 @@ impl Client {
             self.leave(number);
             if repeat == Repeat::Unsent && !is_unsent(&failed) {
                 return Err(failure(&failed));
+            }
+            if let StoreError::Unavailable(why) = failure(&failed) {
+                *last.lock().unwrap_or_else(PoisonError::into_inner) = Some(format!("; {why}"));
             }
             self.env.sleep(RETRY_AFTER).await;
         }
