@@ -119,19 +119,21 @@ impl Client {
         Q: Message + Clone + 'static,
         A: Message + Default + 'static,
     {
-        let mut is_fresh = false;
+        let mut is_repeated = false;
         loop {
             let (number, channel) = self.member();
-            let attempt = self.once(channel, method, request.clone());
+            let attempt = async {
+                self.authenticate(&channel).await?;
+                self.once(channel, method, request.clone()).await
+            };
             let limit = if repeat == Repeat::Safe { READ_MAX } else { CALL_MAX };
             let failed = match self.env.timeout(limit, attempt).await {
                 Ok(Ok(answer)) => return Ok(answer),
                 Ok(Err(status)) => status,
                 Err(_) => Status::unavailable("no response"),
             };
-            if is_rejected_token(&failed) && self.user.is_some() && !is_fresh {
-                is_fresh = true;
-                self.authenticate().await?;
+            if self.forgets_token(&failed) && !is_repeated {
+                is_repeated = true;
                 continue;
             }
             if !is_lost(&failed) {
@@ -167,20 +169,21 @@ impl Client {
         request
     }
 
-    /// Gets a token for the user, if there is one.
-    pub(super) async fn authenticate(&self) -> Result<(), StoreError> {
-        let Some((name, password)) = self.user.clone() else { return Ok(()) };
+    /// Gets a token for the user from a member, if there is a user without one.
+    async fn authenticate(&self, channel: &Channel) -> Result<(), Status> {
+        let has_token = self.token.read().unwrap_or_else(PoisonError::into_inner).is_some();
+        let Some((name, password)) = self.user.clone().filter(|_| !has_token) else { return Ok(()) };
         let request = AuthenticateRequest { name, password };
-        let (number, channel) = self.member();
-        let answer: AuthenticateResponse = self
-            .once(channel, "/etcdserverpb.Auth/Authenticate", request)
-            .await
-            .inspect_err(|_| self.leave(number))
-            .map_err(|status| failure(&status))?;
-        let token =
-            answer.token.parse().map_err(|_| StoreError::Unavailable("etcd: a token that is no text".into()))?;
+        let answer: AuthenticateResponse =
+            self.once(channel.clone(), "/etcdserverpb.Auth/Authenticate", request).await?;
+        let token = answer.token.parse().map_err(|_| Status::data_loss("a token that is no text"))?;
         *self.token.write().unwrap_or_else(PoisonError::into_inner) = Some(token);
         Ok(())
+    }
+
+    /// Forgets the user's token if a member has rejected it, and returns whether there was one.
+    fn forgets_token(&self, status: &Status) -> bool {
+        is_rejected_token(status) && self.token.write().unwrap_or_else(PoisonError::into_inner).take().is_some()
     }
 
     /// Opens a stream of watches at a member that has a leader. Ends with an error when that member is lost or loses its
@@ -191,6 +194,7 @@ impl Client {
     ) -> Result<WatchStream<'_>, StoreError> {
         let (number, channel) = self.member();
         let open = async {
+            self.authenticate(&channel).await?;
             let mut request = self.authorized(requests);
             request.metadata_mut().insert("hasleader", MetadataValue::from_static("true"));
             let path = PathAndQuery::from_static("/etcdserverpb.Watch/Watch");
@@ -200,9 +204,7 @@ impl Client {
             Ok(Ok(stream)) => Ok(WatchStream { client: self, member: number, stream: stream.into_inner() }),
             Ok(Err(status)) => {
                 self.leave(number);
-                if is_rejected_token(&status) {
-                    self.authenticate().await?;
-                }
+                self.forgets_token(&status);
                 Err(failure(&status))
             }
             Err(_) => {
@@ -229,6 +231,7 @@ impl WatchStream<'_> {
             Err(status) => status,
         };
         self.client.leave(self.member);
+        self.client.forgets_token(&lost);
         Err(failure(&lost))
     }
 

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use super::super::{COMPACT_EVERY, Revision};
-use super::keys::{number, revision};
+use super::keys::{header_revision, number};
 use super::messages::{
     CompareRequest, PutRequest, RangeRequest, Request, RequestOp, Response, Target, TxnRequest, TxnResponse,
 };
@@ -49,7 +49,7 @@ impl Compactor {
 
     /// The result of a turn.
     pub(super) fn took_turn(&mut self, turn: &Turn, response: TxnResponse) -> CompactTo {
-        self.last = response.header.map_or(0, |header| revision(header.revision));
+        self.last = header_revision(response.header);
         if response.succeeded {
             self.version = turn.version + 1;
             return CompactTo { revision: turn.to, is_ours: turn.to > 0 };
@@ -71,7 +71,7 @@ impl Turn {
         let compare =
             CompareRequest { result: 0, target: 0, key: KEY.into(), expected: Some(Target::Version(self.version)) };
         let value = number(self.to).to_string().into_bytes();
-        let put = Request::Put(PutRequest { key: KEY.into(), value, lease: 0 });
+        let put = Request::Put(PutRequest { key: KEY.into(), value: value.into(), lease: 0 });
         let read = Request::Range(RangeRequest { key: KEY.into(), ..RangeRequest::default() });
         let op = |request| vec![RequestOp { request: Some(request) }];
         TxnRequest { compare: vec![compare], success: op(put), failure: op(read) }

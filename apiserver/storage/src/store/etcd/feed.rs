@@ -6,23 +6,24 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use machinery_api::KeySpace;
+use machinery_env::{Deadline, Env};
 use tokio::sync::{mpsc, watch};
 
 use super::super::{Change, Entry, HISTORY_BYTES_MAX, HISTORY_RECORD_BYTES, Revision, Sink, StoreError};
-use super::client::{Repeat, WatchStream};
-use super::keys::{self, number, revision};
+use super::EtcdCluster;
+use super::client::WatchStream;
+use super::keys::{self, header_revision, number, revision};
 use super::messages::{
-    RangeRequest, RangeResponse, WatchCommand, WatchCreateRequest, WatchProgressRequest, WatchRequest, WatchResponse,
+    RangeRequest, WatchCommand, WatchCreateRequest, WatchProgressRequest, WatchRequest, WatchResponse,
 };
-use super::{EtcdCluster, RANGE};
 
 /// The size of a page of the first read.
 const PAGE_BYTES: usize = 8 * 1024 * 1024;
 /// The number of keys of the first page.
 const PAGE_KEYS: usize = 500;
 const PAGE_KEYS_MAX: usize = 20_000;
-/// The time after which the member is asked how far the watch is, while a reader waits for a revision that it hasn't
-/// reached (upstream: 100 ms). Writes of others in etcd take revisions, too.
+/// The interval of progress requests to the member while a reader waits for a revision that the watch hasn't reached
+/// (upstream: 100 ms). Writes of others in etcd take revisions, too.
 const PROGRESS_EVERY: Duration = Duration::from_millis(20);
 /// The pauses between attempts to open the watch.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
@@ -49,7 +50,7 @@ fn read(keys: &KeySpace, response: WatchResponse, position: Revision) -> Receive
         };
     }
     if response.events.is_empty() {
-        let at = revision(response.header.unwrap_or_default().revision);
+        let at = header_revision(response.header);
         return if response.created || at <= position { Received::Nothing } else { Received::Progress(at) };
     }
     let changes = response.events.into_iter().filter_map(|event| {
@@ -114,9 +115,9 @@ pub(super) async fn read_all(cluster: &EtcdCluster) -> Result<(Vec<Entry>, Revis
         let (key_now, range_end) = (key.clone(), range_end.clone());
         let request =
             RangeRequest { key: key_now, range_end, limit: i64::try_from(limit).unwrap_or(i64::MAX), revision: at };
-        let page: RangeResponse = cluster.client.call(RANGE, request, Repeat::Safe).await?;
+        let page = cluster.range(request).await?;
         if at == 0 {
-            at = page.header.as_ref().map_or(0, |header| header.revision);
+            at = number(header_revision(page.header));
         }
         let mut bytes = 1;
         for kv in &page.kvs {
@@ -170,7 +171,6 @@ impl Follower {
                             "etcd compacted changes that were not watched: clients list again"
                         );
                         self.sink.start(entries, at);
-                        self.cluster.saw(at);
                         (self.position, size) = (at, HistorySize::default());
                         continue;
                     }
@@ -199,8 +199,11 @@ impl Follower {
             Ok(stream) => stream,
             Err(error) => return End::Lost(error),
         };
+        let mut request_at = None;
         loop {
             let awaited = *self.wanted.borrow_and_update() > self.position;
+            // Kept until it is reached: readers that come in between don't postpone it.
+            request_at = awaited.then(|| request_at.unwrap_or_else(|| cluster.env.deadline(PROGRESS_EVERY)));
             let response = tokio::select! {
                 biased;
                 response = stream.next() => match response {
@@ -220,7 +223,8 @@ impl Follower {
                     size.compacted(to);
                     continue;
                 }
-                () = cluster.env.sleep(PROGRESS_EVERY), if awaited => {
+                () = reached(&cluster.env, request_at) => {
+                    request_at = None;
                     let command = Some(WatchCommand::Progress(WatchProgressRequest {}));
                     // A full channel has requests enough.
                     let _ = commands.try_send(WatchRequest { command });
@@ -250,6 +254,13 @@ impl Follower {
                 }
             }
         }
+    }
+}
+
+async fn reached(env: &Env, deadline: Option<Deadline>) {
+    match deadline {
+        Some(deadline) => env.sleep_until(deadline).await,
+        None => std::future::pending().await,
     }
 }
 

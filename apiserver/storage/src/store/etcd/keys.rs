@@ -6,7 +6,7 @@ use std::sync::Arc;
 use machinery_api::KeySpace;
 
 use super::super::{Entry, Record, Revision, StoreError};
-use super::messages::KeyValue;
+use super::messages::{KeyValue, ResponseHeader};
 
 /// The beginning of each value: a value of another program, such as upstream's `k8s\0`, is no record.
 pub(super) const MAGIC: &[u8] = b"coracle\n";
@@ -52,6 +52,11 @@ pub(super) fn value(record: &Record) -> Vec<u8> {
     bytes.extend_from_slice(MAGIC);
     record.write_to(&mut bytes);
     bytes
+}
+
+/// The revision in a header, which every response has.
+pub(super) fn header_revision(header: Option<ResponseHeader>) -> Revision {
+    header.map_or(0, |header| revision(header.revision))
 }
 
 /// A revision of etcd, which is never negative.

@@ -30,7 +30,7 @@ pub(super) struct Event {
 }
 
 /// The state of the member that answers.
-#[derive(Clone, PartialEq, Eq, prost::Message)]
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
 pub(super) struct ResponseHeader {
     #[prost(int64, tag = "3")]
     pub(super) revision: i64,
@@ -65,8 +65,8 @@ pub(super) struct RangeResponse {
 pub(super) struct PutRequest {
     #[prost(bytes = "vec", tag = "1")]
     pub(super) key: Vec<u8>,
-    #[prost(bytes = "vec", tag = "2")]
-    pub(super) value: Vec<u8>,
+    #[prost(bytes = "bytes", tag = "2")]
+    pub(super) value: Bytes,
     #[prost(int64, tag = "3")]
     pub(super) lease: i64,
 }

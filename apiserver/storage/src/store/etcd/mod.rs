@@ -1,6 +1,6 @@
-//! The store over an etcd cluster (v3.5 or newer), for several API servers on several machines.
+//! The store over an etcd cluster (v3.6), for several API servers on several machines.
 //!
-//! The values are ours and not upstream's protobuf; docs/etcd.md has the format. Reads of the API server come from its
+//! The values are ours and not upstream's protobuf; docs/operations.md ("etcd") has the format. Reads of the API server come from its
 //! watch cache, which [`feed`](Store::feed) keeps; this store acknowledges before it feeds.
 
 mod client;
@@ -26,7 +26,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use self::client::{Client, Repeat};
 use self::compact::Compactor;
 use self::feed::Follower;
-use self::keys::{number, revision};
+use self::keys::{header_revision, number};
 use self::leases::Leases;
 use self::messages::{
     CompactionRequest, CompactionResponse, CompareRequest, DeleteRangeRequest, LeaseGrantRequest, LeaseGrantResponse,
@@ -105,7 +105,7 @@ impl EtcdCluster {
 
     async fn range(&self, request: RangeRequest) -> Result<RangeResponse, StoreError> {
         let response: RangeResponse = self.client.call(RANGE, request, Repeat::Safe).await?;
-        self.saw(response.header.as_ref().map_or(0, |header| revision(header.revision)));
+        self.saw(header_revision(response.header));
         Ok(response)
     }
 
@@ -114,7 +114,7 @@ impl EtcdCluster {
         // No object has this key: nothing is read but the revision.
         let (key, _) = keys::all(&self.keys);
         let response = self.range(RangeRequest { key, ..RangeRequest::default() }).await?;
-        Ok(response.header.map_or(0, |header| revision(header.revision)))
+        Ok(header_revision(response.header))
     }
 }
 
@@ -147,7 +147,6 @@ impl EtcdStore {
     /// If the configuration is invalid, or no member of a cluster with a leader answers within ten seconds.
     pub async fn open(config: &EtcdConfig, env: Env) -> Result<Self, StoreError> {
         let client = Client::new(config, env.clone())?;
-        client.authenticate().await?;
         let keys = KeySpace::new(&config.prefix);
         let cluster = EtcdCluster { client, keys, env, newest: AtomicU64::new(0) };
         cluster.newest().await?;
@@ -206,7 +205,7 @@ impl EtcdStore {
                             Some(ttl) => self.lease(*ttl).await?,
                             None => 0,
                         };
-                        Request::Put(PutRequest { key, value: keys::value(record), lease })
+                        Request::Put(PutRequest { key, value: keys::value(record).into(), lease })
                     }
                     Op::Delete { .. } => Request::Delete(DeleteRangeRequest { key }),
                 }),
@@ -220,10 +219,8 @@ impl EtcdStore {
     }
 
     fn outcome(&self, response: TxnResponse) -> Result<Outcome, StoreError> {
-        let at = self.cluster.saw(response.header.map_or(0, |header| revision(header.revision)));
+        let at = self.cluster.saw(header_revision(response.header));
         if response.succeeded {
-            // A transaction without a change is fed by no event.
-            self.want(at);
             return Ok(Outcome::Committed(at));
         }
         let entries = response.responses.into_iter().map(|answer| match answer.response {
@@ -285,7 +282,7 @@ impl Store for EtcdStore {
         let entries =
             found.kvs.iter().map(|kv| keys::entry(&self.cluster.keys, kv)).collect::<Result<Vec<_>, StoreError>>()?;
         Ok(Range {
-            revision: at.unwrap_or_else(|| found.header.map_or(0, |header| revision(header.revision))),
+            revision: at.unwrap_or_else(|| header_revision(found.header)),
             // etcd counts the whole range.
             remaining: u64::try_from(found.count).unwrap_or(0).saturating_sub(entries.len() as u64),
             entries,
@@ -297,7 +294,7 @@ impl Store for EtcdStore {
         let request = self.request(&txn).await?;
         let answer: Result<TxnResponse, StoreError> =
             self.cluster.client.call(TXN, request.clone(), Repeat::Unsent).await;
-        match answer {
+        let outcome = match answer {
             // A lease may end before its time, if etcd's leader changed its clock: nothing was written.
             Err(StoreError::Unavailable(why)) if why.contains("requested lease not found") => {
                 let put = |op: &RequestOp| match &op.request {
@@ -309,7 +306,14 @@ impl Store for EtcdStore {
                 self.outcome(self.cluster.client.call(TXN, request, Repeat::Unsent).await?)
             }
             answer => self.outcome(answer?),
+        }?;
+        if let Outcome::Committed(at) = outcome
+            && !txn.ops.iter().any(|op| matches!(op, Op::Put { .. }))
+        {
+            // It may have changed nothing, which no event shows.
+            self.want(at);
         }
+        Ok(outcome)
     }
 
     async fn watch(&self, prefix: &str, from: Revision) -> Result<Watch, StoreError> {
@@ -328,7 +332,6 @@ impl Store for EtcdStore {
     async fn feed(&self, sink: Arc<dyn Sink>) -> Result<(), StoreError> {
         let (entries, position) = feed::read_all(&self.cluster).await?;
         sink.start(entries, position);
-        self.cluster.saw(position);
         let (cluster, wanted, compacted) = (self.cluster.clone(), self.wanted.subscribe(), self.compacted.subscribe());
         tokio::spawn(Follower { cluster, sink, position, wanted, compacted }.run());
         Ok(())
@@ -347,7 +350,7 @@ impl Store for EtcdStore {
         let due = lock(&self.compactor).due(self.cluster.env.elapsed());
         let Some(turn) = due else { return Ok(()) };
         let response: TxnResponse = self.cluster.client.call(TXN, turn.request(), Repeat::Unsent).await?;
-        self.cluster.saw(response.header.as_ref().map_or(0, |header| revision(header.revision)));
+        self.cluster.saw(header_revision(response.header));
         let to = lock(&self.compactor).took_turn(&turn, response);
         if to.is_ours {
             match self.compact(to.revision).await {
