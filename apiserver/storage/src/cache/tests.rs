@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::store::memory::MemoryStore;
-use crate::store::{Compare, Op, Record};
+use crate::store::{Compare, Op, Record, Sink as _};
 use apiserver_resources::objects::ObjectReader;
 
 pub(super) const PODS: &str = "/registry/pods/";
@@ -481,6 +481,29 @@ async fn a_resource_that_goes_ends_its_watches_and_no_others() {
     cache.register(pods()).await;
     assert_eq!(names(&cache.list(PODS, None, None, 0, &on_node("n1")).unwrap()), ["y"]);
     assert_eq!(cache.count(PODS), 2);
+}
+
+#[tokio::test]
+async fn a_cache_that_starts_again_ends_all_watches() {
+    let cache = open().await;
+    let before = put(&cache, pod("a", "x", "n1", "web")).await;
+    let mut all = cache.watch(PODS, None, Selectors::default()).unwrap();
+    let mut behind = cache.watch(PODS, Some(0), Selectors::default()).unwrap();
+    let mut node = cache.watch(PODS, None, on_node("n1")).unwrap();
+    let waiting = tokio::spawn(async move { node.recv().await.map(|seen| seen.kind) });
+    tokio::task::yield_now().await;
+    let feed = Feed::of(&cache);
+    feed.start(Vec::new(), before + 9);
+    let lost = VersionError::Compacted(before + 9);
+    assert_eq!(all.recv().await.unwrap_err(), lost);
+    assert_eq!(behind.recv().await.unwrap_err(), lost);
+    assert_eq!(waiting.await.unwrap(), Err(lost));
+    assert_eq!(cache.watch(PODS, Some(before), Selectors::default()).err(), Some(lost));
+    assert!(cache.list(PODS, None, None, 0, &Selectors::default()).unwrap().items.is_empty());
+    // Revisions of others move the cache without an event.
+    feed.progress(before + 20);
+    assert_eq!(cache.list(PODS, None, None, 0, &Selectors::default()).unwrap().revision, before + 20);
+    assert!(cache.wait_for_revision(before + 20, Duration::ZERO).await);
 }
 
 #[tokio::test]
