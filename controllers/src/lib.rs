@@ -70,7 +70,7 @@ use kube::Client;
 use machinery_api::ObjectKey;
 use machinery_api::features::Features;
 pub use machinery_client::driver::Clients;
-use machinery_client::election::{self, Election};
+use machinery_client::election::{self, Election, Term};
 use machinery_client::metrics::Metrics;
 use machinery_client::{Controller, Informer, driver};
 use machinery_env::Env;
@@ -258,12 +258,11 @@ async fn run_until(
     config: Config,
     stop: CancellationToken,
 ) -> Result<(), Error> {
-    let act = |client: Client, env: Env, stop: CancellationToken| {
+    let act = |client: Client, clients: Clients, env: Env, stop: CancellationToken| {
         let shared = config.informer.clone();
         let informer = shared.unwrap_or_else(|| Informer::new(client.clone(), env.clone(), &stop));
-        let (own, of_account) = (client.clone(), clients.clone());
         // Without an account a controller acts as the controller manager.
-        let clients: Clients = Arc::new(move |name| if name.is_empty() { own.clone() } else { of_account(name) });
+        let clients: Clients = Arc::new(move |name| if name.is_empty() { client.clone() } else { clients(name) });
         let (metrics, settings) = (config.metrics.clone(), Arc::new(config.settings.clone()));
         let workers = config.workers.clone();
         let parts = driver::DriverDeps { clients, informer, env, metrics, settings, workers };
@@ -271,9 +270,12 @@ async fn run_until(
         driver::run(enabled.collect::<Vec<_>>(), parts, stop)
     };
     match config.election.clone() {
-        None => act(client, env, stop).await,
+        None => act(client, clients, env, stop).await,
         Some(election) => {
-            let lead = |leading| act(client.clone(), env.clone(), leading);
+            let lead = |term: Term| {
+                let (own, ended) = (term.client(&client), term.ended.clone());
+                act(own, Arc::new(move |name| term.client(&clients(name))), env.clone(), ended)
+            };
             election::run(client.clone(), env.clone(), election, stop, lead).await?;
         }
     }

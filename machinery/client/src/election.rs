@@ -1,5 +1,7 @@
 //! Leader election over a Lease, with client-go's record and timing: one of several replicas is active.
 
+mod term;
+
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -14,6 +16,8 @@ use crate::plan::EventRecord;
 use crate::request::{ApiClient, status_code};
 use machinery_api::ObjectKey;
 use machinery_env::Env;
+
+pub use term::Term;
 
 /// Configuration of an election.
 #[derive(Debug, Clone)]
@@ -91,8 +95,9 @@ fn step(election: &Election, observed: &ObservedRecord, now: Timestamp, elapsed:
     ElectionStep::Write(Box::new(next))
 }
 
-/// Runs for election until `stop`: waits for the leadership, then runs `lead`. The token passed to `lead` ends with the
-/// leadership. At `stop` the record is released, so that another candidate needn't wait.
+/// Runs for election until `stop`: waits for the leadership, then runs `lead`. The token of the [`Term`] passed to `lead`
+/// ends with the leadership, and its clients send nothing after it. At `stop` the record is released, so that another
+/// candidate needn't wait.
 ///
 /// The leader has stopped before another may start: the leadership ends `renew_deadline` after the last successful
 /// renewal was *sent*, whatever attempts are in flight. Others count the longer `lease_duration` from their
@@ -105,7 +110,7 @@ pub async fn run<F>(
     env: Env,
     election: Election,
     stop: CancellationToken,
-    lead: impl FnOnce(CancellationToken) -> F,
+    lead: impl FnOnce(Term) -> F,
 ) -> Result<(), LeadershipLost>
 where
     F: Future<Output = ()>,
@@ -118,7 +123,9 @@ where
     };
     record.announce(&stop);
     let leading = stop.child_token();
-    let work = lead(leading.clone());
+    let deadline = record.election.renew_deadline;
+    let term = Term::new(&record.env, leading.clone(), renewed + deadline);
+    let work = lead(term.clone());
     let mut work = std::pin::pin!(work);
     let ended = tokio::select! {
         biased;
@@ -126,10 +133,10 @@ where
         () = stop.cancelled() => {
             // The lease isn't renewed during shutdown: the rest of its duration bounds the work, as in upstream's
             // processes.
-            let _ = record.env.timeout(record.election.renew_deadline, &mut work).await;
+            let _ = record.env.timeout(deadline, &mut work).await;
             true
         }
-        () = record.renew_until_lost(renewed) => false,
+        () = record.renew_until_lost(&term, renewed) => false,
     };
     leading.cancel();
     if !ended {
@@ -170,7 +177,7 @@ impl LeaseRecord {
 
     /// Renews until the deadline has passed, or another candidate holds the record. `renewed`: when the last successful
     /// attempt began.
-    async fn renew_until_lost(&mut self, mut renewed: Duration) {
+    async fn renew_until_lost(&mut self, term: &Term, mut renewed: Duration) {
         loop {
             let left = (renewed + self.election.renew_deadline).saturating_sub(self.env.elapsed());
             let (retry_period, env) = (self.election.retry_period, self.env.clone());
@@ -180,7 +187,10 @@ impl LeaseRecord {
                 self.attempt().await.then_some(began)
             };
             match env.timeout(left, attempt).await {
-                Ok(Some(began)) => renewed = began,
+                Ok(Some(began)) => {
+                    renewed = began;
+                    term.extend(renewed + self.election.renew_deadline);
+                }
                 Ok(None) if self.is_held_by_other() => return,
                 Ok(None) => {}
                 Err(_) => return,
@@ -364,12 +374,43 @@ mod tests {
         };
         let server = Server { fault: Some(fault), ..Server::default() };
         let election = Election::new(ObjectKey::new("kube-system", "x"), "me");
-        let lead = |leading: CancellationToken| async move { leading.cancelled().await };
+        let lead = |term: Term| async move { term.ended.cancelled().await };
         let stop = CancellationToken::new();
         let result = run(server.client(&clock), env, election, stop, lead).await;
         assert_eq!(result, Err(LeadershipLost));
         // Last renewed at +4 s: others may take over from +19 s on.
         assert_eq!(clock.elapsed().as_secs(), 14);
+    }
+
+    /// A leader that goes on after its lease ran out, as after a SIGSTOP, sends nothing.
+    #[tokio::test(start_paused = true)]
+    async fn a_leader_sends_nothing_after_its_term() {
+        let (env, clock) = TokioClock::env(1);
+        let fault = |at: Duration| if at.as_secs() < 5 { Fault::None } else { Fault::Refused };
+        let server = Server { fault: Some(fault), ..Server::default() };
+        let election = Election::new(ObjectKey::new("kube-system", "x"), "me");
+        let client = server.client(&clock);
+        let (sent, seen) = tokio::sync::oneshot::channel();
+        let lead = |term: Term| async move {
+            // Not dropped with the leadership, as in a process that was stopped.
+            let _ = sent.send(term);
+            std::future::pending().await
+        };
+        let running = tokio::spawn(run(client.clone(), env.clone(), election, CancellationToken::new(), lead));
+        let term = seen.await.unwrap();
+        let fenced = term.client(&client);
+        let refused = || async {
+            let api = ApiClient::from(fenced.clone());
+            let answered = api.get::<Lease>(&Kind::of::<Lease>(), &ObjectKey::new("kube-system", "x")).await;
+            answered.is_err_and(|error| format!("{error:?}").contains("LeadershipLost"))
+        };
+        env.sleep(Duration::from_secs(10)).await;
+        assert!(!refused().await, "the server answers within the term");
+        running.await.unwrap().unwrap_err();
+        assert!(term.ended.is_cancelled());
+        let count = server.asked.load(Ordering::Relaxed);
+        assert!(refused().await);
+        assert_eq!(server.asked.load(Ordering::Relaxed), count, "nothing was sent");
     }
 
     #[tokio::test(start_paused = true)]
@@ -378,7 +419,7 @@ mod tests {
         let server = Server { fault: Some(|_| Fault::Silence), ..Server::default() };
         let election = Election::new(ObjectKey::new("kube-system", "x"), "me");
         let stop = CancellationToken::new();
-        let work = |_: CancellationToken| std::future::pending();
+        let work = |_: Term| std::future::pending();
         let task = tokio::spawn(run(server.client(&clock), env.clone(), election, stop.clone(), work));
         while server.asked.load(Ordering::Relaxed) < 2 {
             env.sleep(Duration::from_secs(1)).await;
@@ -397,7 +438,7 @@ mod tests {
         let server = Server::default();
         let election = Election::new(ObjectKey::new("kube-system", "x"), "me");
         let stop = CancellationToken::new();
-        let lead = |leading: CancellationToken| async move { leading.cancelled().await };
+        let lead = |term: Term| async move { term.ended.cancelled().await };
         let task = tokio::spawn(run(server.client(&clock), env.clone(), election, stop.clone(), lead));
         env.sleep(Duration::from_secs(60)).await;
         assert_eq!(server.holder(), "me");

@@ -11,7 +11,7 @@ use futures::future::BoxFuture;
 use kube::Client;
 use machinery_api::ObjectKey;
 use machinery_client::Informer;
-use machinery_client::election::{self, Election, LeadershipLost};
+use machinery_client::election::{self, Election, LeadershipLost, Term};
 use machinery_client::events::Recorder;
 use machinery_client::informer::Listener;
 use machinery_client::request::ApiClient;
@@ -132,8 +132,8 @@ async fn run_elected(
 ) -> Result<(), RunError> {
     let Some(election) = config.election.clone() else { return act(informer, client, env, config, stop).await };
     let mut result = Ok(());
-    let lead = |leading| {
-        let work = act(informer, client.clone(), env.clone(), config, leading);
+    let lead = |term: Term| {
+        let work = act(informer, term.client(&client), env.clone(), config, term.ended);
         let result = &mut result;
         async move { *result = work.await }
     };
