@@ -4,6 +4,7 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
+use machinery_env::Env;
 
 use crate::config::Common;
 
@@ -71,6 +72,22 @@ impl DataDir {
 
     pub(crate) fn network(&self) -> PathBuf {
         self.0.join("network")
+    }
+
+    /// The folder's own name among the processes of a cluster, made once. The lock keeps it unique.
+    ///
+    /// # Errors
+    /// If the file can't be written.
+    pub(crate) fn instance(&self, env: &Env) -> anyhow::Result<String> {
+        let path = self.0.join("instance");
+        if let Ok(text) = std::fs::read_to_string(&path)
+            && !text.trim().is_empty()
+        {
+            return Ok(text.trim().to_owned());
+        }
+        let instance = env.uid();
+        write_atomically(&path, format!("{instance}\n").as_bytes())?;
+        Ok(instance)
     }
 
     /// A file that proves that a cluster has run here: its store can't be new.

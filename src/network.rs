@@ -39,34 +39,70 @@ pub(crate) struct Network {
 }
 
 impl Network {
-    /// Chooses the ranges: flags first, then the block in the file `remembered` if it is free, then a free block.
+    /// Chooses the ranges of a cluster of one process: flags first, then the block in the file `remembered` if it is
+    /// free, then a free block.
     ///
     /// # Errors
     /// If no block is free, or the flags contradict each other.
     pub(crate) fn choose(config: &NetworkConfig, remembered: &Path) -> anyhow::Result<Self> {
-        let network = match (config.service_cidr, config.cluster_cidr) {
-            (Some(services), Some(pods)) => {
-                Self { services, pods, node_mask: config.node_cidr_mask_size.unwrap_or(24), claim: None }
-            }
-            (services, pods) if cfg!(target_os = "linux") => {
+        match (config.service_cidr, config.cluster_cidr) {
+            (services, pods) if cfg!(target_os = "linux") && (services.is_none() || pods.is_none()) => {
                 let before = std::fs::read_to_string(remembered).ok().and_then(|text| text.trim().parse().ok());
                 let (block, claim) = claim_block(before)?;
                 write_atomically(remembered, format!("{block}\n").as_bytes())?;
-                Self {
-                    services: services.unwrap_or_else(|| services_of(block)),
-                    pods: pods.unwrap_or_else(|| pods_of(block)),
-                    node_mask: config.node_cidr_mask_size.unwrap_or(20),
-                    claim: Some(claim),
-                }
+                Self::within(config, block, Some(claim)).check_blocks()
             }
-            (services, pods) => Self {
-                services: services.unwrap_or(Ipv4Net::new_assert(Ipv4Addr::new(10, 96, 0, 0), 12)),
-                pods: pods.unwrap_or(Ipv4Net::new_assert(Ipv4Addr::new(10, 244, 0, 0), 16)),
-                node_mask: config.node_cidr_mask_size.unwrap_or(24),
-                claim: None,
-            },
+            _ => Self::usual(config).check_blocks(),
+        }
+    }
+
+    /// The ranges of a cluster whose store several processes may share: those of its ServiceCIDR `stored`, else as the
+    /// flags say. `runs_pods`: this process has nodes, whose addresses are a block of this machine where it has any.
+    ///
+    /// # Errors
+    /// If the flags contradict each other or the store, or no block is free.
+    pub(crate) fn of_store(
+        config: &NetworkConfig,
+        remembered: &Path,
+        stored: Option<Ipv4Net>,
+        runs_pods: bool,
+    ) -> anyhow::Result<Self> {
+        let Some(stored) = stored else {
+            return if runs_pods { Self::choose(config, remembered) } else { Self::usual(config).check_blocks() };
+        };
+        if let Some(given) = config.service_cidr.filter(|given| given.trunc() != stored) {
+            anyhow::bail!("--service-cidr {given}: the cluster in this store has {stored}; leave the flag out");
+        }
+        let block = (0..BLOCKS).map(block).find(|block| services_of(*block) == stored);
+        let network = match block {
+            Some(block) if runs_pods && config.service_cidr.is_none() => {
+                let (free, claim) = claim_block(Some(block))?;
+                Self::within(config, free, Some(claim))
+            }
+            Some(block) => Self::within(config, block, None),
+            None => Self { services: stored, ..Self::usual(config) },
         };
         network.check_blocks()
+    }
+
+    /// The flags, else the parts of a block.
+    fn within(config: &NetworkConfig, block: Ipv4Net, claim: Option<TcpListener>) -> Self {
+        Self {
+            services: config.service_cidr.unwrap_or_else(|| services_of(block)),
+            pods: config.cluster_cidr.unwrap_or_else(|| pods_of(block)),
+            node_mask: config.node_cidr_mask_size.unwrap_or(20),
+            claim,
+        }
+    }
+
+    /// The flags, else upstream's usual ranges.
+    fn usual(config: &NetworkConfig) -> Self {
+        Self {
+            services: config.service_cidr.unwrap_or(Ipv4Net::new_assert(Ipv4Addr::new(10, 96, 0, 0), 12)),
+            pods: config.cluster_cidr.unwrap_or(Ipv4Net::new_assert(Ipv4Addr::new(10, 244, 0, 0), 16)),
+            node_mask: config.node_cidr_mask_size.unwrap_or(24),
+            claim: None,
+        }
     }
 
     /// The address of cluster DNS: the tenth of the Services' range.
@@ -163,6 +199,26 @@ mod tests {
         assert_eq!(services_of(block(1)).to_string(), "127.68.0.0/16");
         assert_eq!(pods_of(block(1)).to_string(), "127.70.0.0/15");
         assert_eq!(block(BLOCKS - 1).broadcast(), Ipv4Addr::new(127, 251, 255, 255));
+    }
+
+    #[test]
+    fn processes_that_share_a_store_have_its_addresses() {
+        let remembered = Path::new("/none/network");
+        let of_store = |config: &NetworkConfig, stored: Option<&str>| {
+            Network::of_store(config, remembered, stored.map(|stored| stored.parse().unwrap()), false)
+        };
+        let none = NetworkConfig::default();
+        let ranges = |network: Network| (network.services.to_string(), network.pods.to_string(), network.node_mask);
+        assert_eq!(ranges(of_store(&none, None).unwrap()), ("10.96.0.0/12".into(), "10.244.0.0/16".into(), 24));
+        assert_eq!(
+            ranges(of_store(&none, Some("127.72.0.0/16")).unwrap()),
+            ("127.72.0.0/16".into(), "127.74.0.0/15".into(), 20),
+            "the block of a cluster that `coracle up` began"
+        );
+        let given = NetworkConfig { service_cidr: Some("10.0.0.0/16".parse().unwrap()), ..none };
+        assert_eq!(of_store(&given, Some("10.0.0.0/16")).unwrap().services.to_string(), "10.0.0.0/16");
+        let refused = of_store(&given, Some("10.96.0.0/12")).unwrap_err().to_string();
+        assert!(refused.contains("--service-cidr 10.0.0.0/16") && refused.contains("has 10.96.0.0/12"), "{refused}");
     }
 
     #[cfg(target_os = "linux")]

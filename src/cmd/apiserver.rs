@@ -16,7 +16,7 @@ use machinery_env::Env;
 use super::Failure;
 use super::flags::features::FeatureFlags;
 use super::flags::store::StoreFlags;
-use crate::compose::{self, ProcessParts};
+use crate::compose::{self, Part};
 use crate::config::{ApiServerConfig, ClusterConfig, Common, NetworkConfig};
 use crate::data_dir::DataDir;
 use crate::output::result;
@@ -109,19 +109,14 @@ pub(crate) struct ApiServer {
 pub(crate) fn run(flags: &ApiServer, common: &Common) -> Result<(), Failure> {
     let (api, network) = (flags.server.config(USUAL_TOLERATION)?, flags.server.network());
     let config = ClusterConfig::for_servers(api, network, flags.server.features());
-    until_stopped(config, ProcessParts::Servers, common, "")
+    until_stopped(config, Part::Servers, common, "")
 }
 
-/// Runs parts of a cluster until SIGINT or SIGTERM; `also` is appended to the `ready` line.
+/// Runs a cluster up to a part until SIGINT or SIGTERM; `also` is appended to the `ready` line.
 ///
 /// # Errors
 /// If the start fails, or a component ended by itself.
-pub(super) fn until_stopped(
-    config: ClusterConfig,
-    parts: ProcessParts,
-    common: &Common,
-    also: &str,
-) -> Result<(), Failure> {
+pub(super) fn until_stopped(config: ClusterConfig, up_to: Part, common: &Common, also: &str) -> Result<(), Failure> {
     let env = Env::real();
     let data = DataDir::of(common)?;
     let progress = Progress::new();
@@ -131,7 +126,7 @@ pub(super) fn until_stopped(
         let stop = compose::stop_signal();
         tokio::pin!(stop);
         let cluster = tokio::select! {
-            cluster = compose::start(&env, config, parts, &data, progress) => cluster?,
+            cluster = compose::start(&env, config, up_to, &data, progress) => cluster?,
             () = &mut stop => return Ok(()),
         };
         let line = format!("ready server={} kubeconfig={}{also}\n", cluster.server, data.kubeconfig().display());

@@ -13,6 +13,7 @@ mod pull;
 mod push;
 mod run;
 mod scheduler;
+mod server;
 mod standalone;
 mod up;
 mod version;
@@ -34,6 +35,7 @@ use pull::Pull;
 use push::Push;
 use run::Run;
 use scheduler::Scheduler;
+use server::Server;
 use up::Up;
 
 /// Kubernetes for WebAssembly in one binary.
@@ -65,6 +67,11 @@ pub(crate) enum Verb {
         after_help = "Example: coracle up --nodes 2\n         export KUBECONFIG=… (the path in the `ready` line); kubectl get nodes"
     )]
     Up(Box<Up>),
+    /// Runs API server, scheduler and controllers in one process, in the foreground; several share an etcd cluster
+    #[command(
+        after_help = "Example: coracle server --data-dir /var/lib/coracle --bind 10.0.0.1 --store etcd:http://10.0.0.1:2379,10.0.0.2:2379,10.0.0.3:2379"
+    )]
+    Server(Box<Server>),
     /// Runs the API server alone, with its store and the built-in registry, in the foreground
     #[command(
         name = "apiserver",
@@ -159,6 +166,7 @@ pub(crate) fn run(cli: Cli) -> Result<(), Failure> {
     match cli.verb {
         Verb::Demo(flags) => demo::run(&flags),
         Verb::Up(flags) => up::run(&flags, &cli.common),
+        Verb::Server(flags) => server::run(&flags, &cli.common),
         Verb::ApiServer(flags) => apiserver::run(&flags, &cli.common),
         Verb::ControllerManager(flags) => controller_manager::run(&flags),
         Verb::Scheduler(flags) => scheduler::run(&flags),

@@ -14,7 +14,7 @@ use super::flags::controllers::ControllerFlags;
 use super::flags::guests::GuestFlags;
 use super::flags::scheduler::SchedulerFlags;
 use super::{Failure, pull};
-use crate::compose::ProcessParts;
+use crate::compose::Part;
 use crate::config::{ClusterConfig, Common, NODES_MAX, NetworkConfig, NodesConfig};
 use crate::output::print_stderr;
 
@@ -183,7 +183,7 @@ impl Up {
 /// # Errors
 /// If the flags contradict each other, or the cluster can't start.
 pub(crate) fn run(flags: &Up, common: &Common) -> Result<(), Failure> {
-    until_stopped(flags.config()?, ProcessParts::All, common, &format!(" nodes={}", flags.nodes))
+    until_stopped(flags.config()?, Part::Nodes, common, &format!(" nodes={}", flags.nodes))
 }
 
 #[cfg(test)]

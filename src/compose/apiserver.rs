@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use apiserver::http::kubelets::Kubelets;
+use apiserver::server::Apiserver;
 use apiserver::tls::Acceptor;
 use apiserver_auth::certificates::Certificates;
 use apiserver_auth::pki::{self, Identity, Pki};
@@ -27,7 +28,7 @@ pub(super) fn kubelets(env: &Env, pki: &Pki) -> anyhow::Result<Kubelets> {
 
 pub(super) fn build(ground: &Ground) -> anyhow::Result<Vec<Component>> {
     let certificates = Arc::new(Certificates::new(ground.pki.serving())?);
-    certificates.revoke(ground.pki.revoked()?);
+    certificates.revoke(&ground.pki.revoked()? | &ground.apiserver.revoked_certificates());
     let acceptor = Acceptor::new(&ground.env, certificates.clone(), ground.pki.ca_pem())?;
     let listener = ground.take_api_listener()?;
     let (apiserver, stop) = (ground.apiserver.clone(), ground.stop.servers.clone());
@@ -45,6 +46,8 @@ pub(super) fn build(ground: &Ground) -> anyhow::Result<Vec<Component>> {
         env: ground.env.clone(),
         pki: ground.pki.clone(),
         certificates,
+        apiserver: ground.apiserver.clone(),
+        name: ground.candidate.clone(),
         kubeconfig: ground.data.kubeconfig(),
         server: ground.server_url(),
         admin: Mutex::new(ground.pki.admin().clone()),
@@ -62,6 +65,9 @@ struct CertificateFiles {
     env: Env,
     pki: Arc<Pki>,
     certificates: Arc<Certificates>,
+    apiserver: Apiserver,
+    /// The process's name among those that share the store.
+    name: Option<String>,
     kubeconfig: PathBuf,
     server: String,
     /// The identity in the kubeconfig.
@@ -79,10 +85,8 @@ impl CertificateFiles {
                 () = stop.cancelled() => return Ok(()),
                 () = this.env.sleep(CERTIFICATES_INTERVAL) => {}
             }
-            let this_run = this.clone();
-            let result = tokio::task::spawn_blocking(move || this_run.reload_and_renew()).await?;
             // Log a persistent problem once.
-            let problem = result.err().map(|error| format!("{error:#}"));
+            let problem = this.clone().run_once().await.err().map(|error| format!("{error:#}"));
             if let Some(problem) = problem.as_ref().filter(|_| problem != last) {
                 tracing::warn!("certificates cannot be reloaded or renewed: {problem}");
             }
@@ -90,8 +94,32 @@ impl CertificateFiles {
         }
     }
 
+    /// Each part is done, also if the other one fails.
+    async fn run_once(self: Arc<Self>) -> anyhow::Result<()> {
+        let (this, revoked) = (self.clone(), self.revoke().await);
+        tokio::task::spawn_blocking(move || this.reload_and_renew()).await??;
+        revoked
+    }
+
+    /// Refuses the certificates that this server's folder or another server revokes.
+    async fn revoke(self: &Arc<Self>) -> anyhow::Result<()> {
+        let this = self.clone();
+        let own = tokio::task::spawn_blocking(move || this.pki.revoked()).await?;
+        let elsewhere = self.apiserver.revoked_certificates();
+        let own = match own {
+            Ok(own) => own,
+            Err(error) => {
+                // The own list before the mistake stays in force.
+                self.certificates.revoke_also(&elsewhere);
+                return Err(error.into());
+            }
+        };
+        self.certificates.revoke(&own | &elsewhere);
+        let Some(name) = &self.name else { return Ok(()) };
+        Ok(self.apiserver.publish_revoked(name, &own).await?)
+    }
+
     fn reload_and_renew(&self) -> anyhow::Result<()> {
-        self.certificates.revoke(self.pki.revoked()?);
         let leaves = self.pki.reload_and_renew()?;
         self.certificates.serve_with(&leaves.serving)?;
         let mut admin = self.admin.lock().unwrap_or_else(PoisonError::into_inner);

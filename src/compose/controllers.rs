@@ -1,4 +1,4 @@
-//! The controllers' role: all controllers on the shared informer, without leader election.
+//! The controllers' role: all controllers on the shared informer; with leader election if others share the store.
 
 use std::sync::Arc;
 
@@ -33,9 +33,8 @@ pub(super) fn build(ground: &Ground) -> anyhow::Result<Vec<Component>> {
         features: ground.config.features,
         ..controllers::Settings::default()
     };
-    let mut config = asked.config(settings, "coracle");
-    // The data folder's lock excludes a second process: no election, so a start needn't wait for an old lease.
-    config.election = None;
+    let mut config = asked.config(settings, ground.candidate.as_deref().unwrap_or_default());
+    config.election = config.election.filter(|_| ground.candidate.is_some());
     config.informer = Some(ground.informer.clone());
     ground.with_metrics(|registry| config.metrics.register(registry));
     let (service, timers) = (ground.service.clone(), ground.env.clone());
@@ -43,7 +42,16 @@ pub(super) fn build(ground: &Ground) -> anyhow::Result<Vec<Component>> {
         Arc::new(move |account| ComponentIdentity::Controller(account).client(&timers, &service));
     let client = ComponentIdentity::ControllerManager.client(&ground.env, &ground.service);
     let (env, stop) = (ground.env.clone(), ground.stop.components.clone());
-    let run = async move { Ok(controllers::run(client, clients, env, config, stop).await?) };
+    let run = async move {
+        loop {
+            let term = controllers::run(client.clone(), clients.clone(), env.clone(), config.clone(), stop.clone());
+            match term.await {
+                Ok(()) => return Ok(()),
+                // The API server of this process goes on.
+                Err(error @ controllers::Error::Election(_)) => tracing::warn!(%error, "the controllers wait"),
+            }
+        }
+    };
     let (env, stop) = (ground.env.clone(), ground.stop.components.clone());
     let inventory = asked.inventory.clone().map(|inventory| {
         Component::new("node inventory", async move {

@@ -27,8 +27,8 @@ use wasm_runtime::engine::Engine;
 
 use super::identities::ComponentIdentity;
 use super::image_metadata::chain_extensions;
-use super::{address_change, apiserver as api, nodes, proxy, registry, storage};
-use crate::config::{ClusterConfig, StoreConfig};
+use super::{Part, address_change, apiserver as api, nodes, proxy, registry, shared_store, storage};
+use crate::config::{ClusterConfig, StoreConfig, host_name};
 use crate::data_dir::{DataDir, Lock, write_atomically};
 use crate::features;
 use crate::network::Network;
@@ -48,6 +48,9 @@ pub(super) struct Ground {
     pub(super) pki: Arc<Pki>,
     /// `None` over etcd.
     pub(super) embedded_store: Option<Arc<EmbeddedStore>>,
+    /// This process's name among those that share the store. `None` with the embedded store: the data folder's lock
+    /// excludes others, so there is no election, and a start needn't wait for an old lease.
+    pub(super) candidate: Option<String>,
     pub(super) apiserver: Apiserver,
     /// The in-process API server.
     pub(super) service: ApiService,
@@ -83,19 +86,48 @@ struct Listeners {
     registry: Option<TcpListener>,
 }
 
+/// What a start holds before its API server opens.
+struct Claims {
+    store: Arc<dyn Store>,
+    embedded_store: Option<Arc<EmbeddedStore>>,
+    network: Network,
+    api_listener: TcpListener,
+    pki: Arc<Pki>,
+    candidate: Option<String>,
+}
+
+impl Claims {
+    async fn make(env: &Env, config: &ClusterConfig, up_to: Part, data: &DataDir) -> anyhow::Result<Self> {
+        let (store, embedded_store) = open_store(env, &config.api.store, data).await?;
+        let network = match &embedded_store {
+            Some(_) if up_to != Part::Control => Network::choose(&config.network, &data.network())?,
+            _ => shared_store::network(&*store, &config.network, data, up_to).await?,
+        };
+        let network = network.check(&config.controllers.balancer_pool)?;
+        let api_listener = listen(config.api.bind, config.api.port).await?;
+        let service_ip = network.services.hosts().next().context("--service-cidr has no address")?;
+        let pki = Arc::new(Pki::open_or_create(&data.pki(), env, &names(reachable(config.api.bind), service_ip))?);
+        let mut candidate = None;
+        if embedded_store.is_none() {
+            shared_store::check_keys(&*store, &pki, data).await?;
+            // The same at each start, so that a process which was killed leads again at once.
+            candidate = Some(format!("{}_{}", host_name(), data.instance(env)?));
+        }
+        Ok(Self { store, embedded_store, network, api_listener, pki, candidate })
+    }
+}
+
 impl Ground {
     /// Claims folder and addresses, opens the store, and writes the bootstrap objects.
     ///
     /// # Errors
     /// If one of them is unavailable.
-    pub(super) async fn prepare(env: &Env, config: ClusterConfig, data: &DataDir) -> anyhow::Result<Self> {
+    pub(super) async fn prepare(env: &Env, config: ClusterConfig, up_to: Part, data: &DataDir) -> anyhow::Result<Self> {
         let lock = data.lock()?;
-        let network = Network::choose(&config.network, &data.network())?.check(&config.controllers.balancer_pool)?;
-        let api_listener = listen(config.api.bind, config.api.port).await?;
+        let claims = Claims::make(env, &config, up_to, data).await?;
+        let Claims { store, embedded_store, network, api_listener, pki, candidate } = claims;
         let api_address = SocketAddr::new(reachable(config.api.bind), api_listener.local_addr()?.port());
         let service_ip = network.services.hosts().next().context("--service-cidr has no address")?;
-        let pki = Arc::new(Pki::open_or_create(&data.pki(), env, &names(api_address.ip(), service_ip))?);
-        let (store, embedded_store) = open_store(env, &config.api.store, data).await?;
         let metrics = Arc::new(Mutex::new(features::registry(&config.features)));
         let (registry_listener, registry_password) = (registry::bind(data).await?, registry::password(data, env)?);
         let engine = (config.nodes.count > 0).then(|| nodes::engine(env, data, config.nodes.guests)).transpose()?;
@@ -129,8 +161,7 @@ impl Ground {
             bootstrap: apiserver::bootstrap::Cluster {
                 service_ip: service_ip.into(),
                 services: network.services,
-                advertise: api_address.ip(),
-                port: api_address.port(),
+                address: api_address,
                 ca_pem: pki.ca_pem().to_owned(),
             },
             data_plane: DataPlane::new(env.clone(), proxy::config(&config, &network, &pki, api_address), pods.clone())?,
@@ -144,6 +175,7 @@ impl Ground {
             network,
             pki,
             embedded_store,
+            candidate,
             apiserver,
             service,
             api_address,
@@ -162,6 +194,13 @@ impl Ground {
     /// Writes the bootstrap objects and the kubeconfig.
     async fn bootstrap(&self) -> anyhow::Result<()> {
         let migrations: Vec<CidrMigration> = self.network.migrations(kubernetes_address(&self.apiserver));
+        if let Some(other) = self.apiserver.other_servers(self.api_address).first().filter(|_| !migrations.is_empty()) {
+            anyhow::bail!(
+                "the cluster's addresses ({}) are in use on this machine, and can't move while the API server at \
+                 {other} runs: stop one of the two, or what uses the addresses",
+                migrations[0].from
+            );
+        }
         self.apiserver.migrate_cidrs(&migrations).await?;
         self.apiserver.bootstrap(&self.bootstrap).await?;
         let kubeconfig = pki::kubeconfig(&self.server_url(), self.pki.ca_pem(), "coracle", self.pki.admin());

@@ -17,6 +17,7 @@ mod ready;
 mod registry;
 mod role;
 mod scheduler;
+mod shared_store;
 mod storage;
 
 use std::sync::{Mutex, PoisonError};
@@ -33,7 +34,7 @@ use tokio::task::JoinSet;
 
 use self::ground::Ground;
 use self::identities::ComponentIdentity;
-use self::role::{Role, RunningComponents, Stage};
+use self::role::{Role, RunningComponents};
 use crate::config::ClusterConfig;
 use crate::data_dir::DataDir;
 use crate::progress::Progress;
@@ -42,27 +43,23 @@ pub(crate) use registry::USER as REGISTRY_USER;
 
 /// The components of a cluster, in the order in which they start.
 const ROLES: &[Role] = &[
-    Role { name: "API server", stage: Stage::Servers, build: apiserver::build },
-    Role { name: "registry", stage: Stage::Servers, build: registry::build },
-    Role { name: "controllers", stage: Stage::Components, build: controllers::build },
-    Role { name: "scheduler", stage: Stage::Components, build: scheduler::build },
-    Role { name: "data plane", stage: Stage::Components, build: proxy::build },
-    Role { name: "nodes", stage: Stage::Components, build: nodes::build },
+    Role { name: "API server", part: Part::Servers, build: apiserver::build },
+    Role { name: "registry", part: Part::Servers, build: registry::build },
+    Role { name: "controllers", part: Part::Control, build: controllers::build },
+    Role { name: "scheduler", part: Part::Control, build: scheduler::build },
+    Role { name: "data plane", part: Part::Nodes, build: proxy::build },
+    Role { name: "nodes", part: Part::Nodes, build: nodes::build },
 ];
 
-/// The part of a cluster that runs in this process.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum ProcessParts {
-    /// Everything.
-    All,
+/// The parts of a cluster that run in this process: each value includes those before it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Part {
     /// The API server with its store, and the registry.
     Servers,
-}
-
-impl ProcessParts {
-    fn have(self, role: &Role) -> bool {
-        self == Self::All || role.stage == Stage::Servers
-    }
+    /// Controllers and scheduler.
+    Control,
+    /// The data plane and the nodes.
+    Nodes,
 }
 
 /// Threads of the control plane: it mostly waits, and two cores are the smallest supported machine.
@@ -128,7 +125,7 @@ pub(crate) struct Cluster {
 pub(crate) async fn start(
     env: &Env,
     config: ClusterConfig,
-    parts: ProcessParts,
+    up_to: Part,
     data: &DataDir,
     progress: Progress,
 ) -> anyhow::Result<Cluster> {
@@ -137,9 +134,9 @@ pub(crate) async fn start(
         tracing::warn!("{shortage}");
     }
     progress.doing("opening the store");
-    let ground = Ground::prepare(env, config, data).await?;
+    let ground = Ground::prepare(env, config, up_to, data).await?;
     let mut built = Vec::new();
-    for role in ROLES.iter().filter(|role| parts.have(role)) {
+    for role in ROLES.iter().filter(|role| role.part <= up_to) {
         let components = (role.build)(&ground).with_context(|| format!("the {} cannot be built", role.name))?;
         built.extend(components.into_iter().map(|component| (role, component)));
     }
@@ -148,10 +145,7 @@ pub(crate) async fn start(
     let mut components = RunningComponents::new(ground.stop.components.clone(), failed);
     let mut waits = Vec::new();
     for (role, component) in built {
-        let running = match role.stage {
-            Stage::Servers => &mut servers,
-            Stage::Components => &mut components,
-        };
+        let running = if role.part == Part::Servers { &mut servers } else { &mut components };
         waits.extend(running.start(component));
     }
     let api_ready_after = env.elapsed().saturating_sub(began);
@@ -160,7 +154,7 @@ pub(crate) async fn start(
         wait.ready.await?;
     }
     let admin = ComponentIdentity::Admin.client(&ground.env, &ground.service);
-    if parts == ProcessParts::All {
+    if up_to >= Part::Control {
         progress.doing("waiting for the controllers");
         let disabled = &ground.config.controllers.disabled;
         ready::default_namespace(&admin, &ground.env, disabled).await?;
@@ -224,8 +218,7 @@ mod tests {
 
     #[test]
     fn servers_start_before_those_who_use_them() {
-        let first = ROLES.iter().position(|role| role.stage == Stage::Components).unwrap();
-        assert!(ROLES[first..].iter().all(|role| role.stage == Stage::Components));
+        assert!(ROLES.is_sorted_by_key(|role| role.part));
         let names: std::collections::BTreeSet<&str> = ROLES.iter().map(|role| role.name).collect();
         assert_eq!(names.len(), ROLES.len());
     }

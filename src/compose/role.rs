@@ -9,24 +9,17 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use super::Part;
 use super::ground::Ground;
 
 /// A component's task or wait.
 type Work = Pin<Box<dyn Future<Output = anyhow::Result<()>> + Send>>;
 
-/// Order of the stop.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Stage {
-    /// Last: servers that others use during their own stop.
-    Servers,
-    /// First.
-    Components,
-}
-
 /// One row.
 pub(super) struct Role {
     pub(super) name: &'static str,
-    pub(super) stage: Stage,
+    /// Servers stop last: others use them during their own stop.
+    pub(super) part: Part,
     /// Builds the role's components without starting them. Some configurations have none.
     pub(super) build: fn(&Ground) -> anyhow::Result<Vec<Component>>,
 }

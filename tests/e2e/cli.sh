@@ -3,7 +3,7 @@
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 exits 0 "$CORACLE" --help
-for verb in demo up apiserver controllers scheduler explain-scheduling run push pull inspect image call backup restore version; do
+for verb in demo up server apiserver controllers scheduler explain-scheduling run push pull inspect image call backup restore version; do
   has "\\b$verb\\b" "$CORACLE" --help || fail "--help does not name $verb"
   exits 0 "$CORACLE" "$verb" --help
   grep -q 'Example' "$WORK/out" || fail "$verb --help shows no example"
@@ -27,7 +27,7 @@ expect "0 " "$(closed 1 "$CORACLE" --help)" "help, and nobody reads"
 expect "2 " "$(closed 2 "$CORACLE" up --nods 2)" "a refusal, and nobody reads"
 expect "1 " "$(closed 2 "$CORACLE" pull registry.local/none:v1 "$WORK/x" --data-dir "$WORK/none")" "a failure, and nobody reads"
 [ "$(uname)" != Linux ] || { rc=0; "$CORACLE" version > /dev/full 2> "$WORK/err" || rc=$?; expect 1 "$rc" "exit code on a full disk"; grep -q 'cannot write to stdout' "$WORK/err" || fail "a full disk: $(cat "$WORK/err")"; }
-for absent in token node proxy server help; do exits 2 "$CORACLE" "$absent"; done
+for absent in token node proxy help; do exits 2 "$CORACLE" "$absent"; done
 # The API server alone: ready when it responds, and no other component acts.
 "$CORACLE" apiserver --data-dir "$WORK/alone" --port 0 > "$WORK/ready" 2> "$WORK/up.log" & UP_PID=$!
 eventually 30 grep '^ready server=https://[^ ]* kubeconfig=/[^ ]*$' "$WORK/ready"

@@ -1,30 +1,17 @@
 #!/usr/bin/env bash
 # A cluster over a real etcd with TLS: docs/operations.md, "etcd". What a start refuses; etcd dies and returns; the next start finds all objects.
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+. "$(dirname "${BASH_SOURCE[0]}")/members.bash"
 
-# Below the ports that systems give to connections: etcd needs its own again.
-free_port() { python3 -c 'import os, socket, sys; print(next(p for p in range(20000 + os.getpid() % 9000, 32000) if socket.socket().connect_ex(("127.0.0.1", p))))'; }
-at=https://127.0.0.1:$(free_port)
-peer=http://127.0.0.1:$(free_port)
-[ "${at##*:}" != "${peer##*:}" ] || peer=http://127.0.0.1:$((${peer##*:} + 1))
-ETCD_PID=
-stop_etcd() { { kill -KILL "$ETCD_PID" && wait "$ETCD_PID"; } 2>/dev/null || true; }
-trap 'stop_etcd; cleanup' EXIT
-start_etcd() {
-  etcd --data-dir "$WORK/etcd" --listen-client-urls "$at" --advertise-client-urls "$at" --cert-file "$WORK/cert" --key-file "$WORK/key" \
-    --client-cert-auth --trusted-ca-file "$WORK/ca" --listen-peer-urls "$peer" --initial-advertise-peer-urls "$peer" \
-    --initial-cluster "default=$peer" --log-level error 2> "$WORK/etcd.err" & ETCD_PID=$!
-}
-openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -keyout "$WORK/ca.key" -out "$WORK/ca" -days 2 -subj /CN=authority 2>/dev/null
-openssl req -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -keyout "$WORK/key" -out "$WORK/csr" -subj /CN=root 2>/dev/null
-openssl x509 -req -in "$WORK/csr" -CA "$WORK/ca" -CAkey "$WORK/ca.key" -CAcreateserial -days 2 -out "$WORK/cert" \
-  -extfile <(echo 'subjectAltName=IP:127.0.0.1') 2>/dev/null
-tls=(--etcd-cafile "$WORK/ca" --etcd-certfile "$WORK/cert" --etcd-keyfile "$WORK/key")
+trap 'stop_members; cleanup' EXIT
+tls=("${ETCD_TLS[@]}")
 
 # Without etcd, and with another authority.
+plan_members 1
+at=$ETCD_URLS
 exits 1 "$CORACLE" up --data-dir "$WORK/data" --port 0 --store "etcd:$at" "${tls[@]}"
 has 'does not answer within 10s; .*Connection refused' cat "$WORK/err" || fail "no etcd: $(cat "$WORK/err")"
-start_etcd
+start_member 0
 openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -keyout "$WORK/o.key" -out "$WORK/other" -days 2 -subj /CN=other 2>/dev/null
 exits 1 "$CORACLE" up --data-dir "$WORK/data" --port 0 --store "etcd:$at" --etcd-cafile "$WORK/other"
 exits 2 "$CORACLE" up --data-dir "$WORK/data" --port 0 --store "etcd:$at"
@@ -44,13 +31,13 @@ kubectl get configmaps --watch -o name > "$WORK/seen" 2>/dev/null & watcher=$!
 eventually 15 grep -q configmap/kept "$WORK/seen"
 
 # A dead etcd: writes and /readyz fail with a reason, and the watch goes on when etcd returns.
-stop_etcd
+stop_member 0
 not_ready() { ! kubectl get --raw /readyz 2> "$WORK/err"; }
 eventually 15 not_ready
 has 'etcd failed' cat "$WORK/err" || fail "readyz without etcd: $(cat "$WORK/err")"
 ! kubectl create configmap lost 2> "$WORK/err" || fail "a write without etcd"
 has 'the store is not available' cat "$WORK/err" || fail "a write without etcd: $(cat "$WORK/err")"
-start_etcd
+start_member 0
 eventually 15 kubectl get --raw /readyz
 eventually 15 kubectl create configmap after
 eventually 15 grep -q configmap/after "$WORK/seen"

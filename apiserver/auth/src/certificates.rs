@@ -52,6 +52,12 @@ impl Certificates {
         });
     }
 
+    /// Adds certificates to the revoked ones.
+    pub fn revoke_also(&self, more: &HashSet<Fingerprint>) {
+        let revoked = &**self.revoked.borrow() | more;
+        self.revoke(revoked);
+    }
+
     /// Whether a certificate is revoked.
     #[must_use]
     pub fn is_revoked(&self, fingerprint: &Fingerprint) -> bool {

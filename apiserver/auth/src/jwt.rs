@@ -65,8 +65,8 @@ impl SigningKey {
     }
 
     /// The key ID: the hash of the public key, as upstream.
-    #[cfg(test)]
-    pub(crate) fn id(&self) -> &str {
+    #[must_use]
+    pub fn id(&self) -> &str {
         &self.id
     }
 

@@ -13,10 +13,11 @@ use jiff::Timestamp;
 use machinery_env::Env;
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, SanType, SerialNumber,
+    KeyUsagePurpose, PublicKeyData as _, SanType, SerialNumber,
 };
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use sha2::{Digest as _, Sha256};
 
 use super::certificates::{self, Fingerprint};
 use super::jwt::SigningKey;
@@ -224,6 +225,15 @@ impl Pki {
     #[must_use]
     pub fn ca_pem(&self) -> &str {
         &self.ca_pem
+    }
+
+    /// The authority's hash, as kubeadm's `--discovery-token-ca-cert-hash`: `sha256:` and the SHA-256 of its public key
+    /// (SubjectPublicKeyInfo, DER) in hexadecimal.
+    #[must_use]
+    pub fn ca_hash(&self) -> String {
+        let digest = Sha256::digest(self.issuer.key().subject_public_key_info());
+        let hex = digest.iter().map(|byte| format!("{byte:02x}"));
+        format!("sha256:{}", hex.collect::<String>())
     }
 
     /// The API server's serving certificate.

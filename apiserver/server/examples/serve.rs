@@ -60,8 +60,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let cluster = Cluster {
         service_ip: "10.96.0.1".parse()?,
         services: "10.96.0.0/12".parse()?,
-        advertise: "127.0.0.1".parse()?,
-        port,
+        address: address.parse()?,
         ca_pem: pki.ca_pem().to_owned(),
     };
     server.bootstrap(&cluster).await?;

@@ -15,8 +15,10 @@ mod component_statuses;
 mod extensions;
 mod fair_queue;
 pub mod http;
+mod live_servers;
 pub mod node_metrics;
 pub mod registry;
+mod revocations;
 pub mod server;
 pub mod tls;
 

@@ -7,15 +7,14 @@ use std::pin::Pin;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, LazyLock, Mutex};
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use axum::body::Body;
 use bytes::Bytes;
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use http::{Request, Response};
+use machinery_api::GroupVersionResource;
 use machinery_api::features::Features;
-use machinery_api::{ApiError, GroupVersionResource};
 use machinery_env::Env;
 use machinery_serve::unread::{UnreadBody, UnreadBounds};
 use prometheus_client::registry::Registry as MetricsRegistry;
@@ -23,7 +22,6 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tower::Service;
 
-use crate::bootstrap::{self, Cluster};
 use crate::component_statuses;
 use crate::extensions::Extensions;
 use crate::fair_queue::budget;
@@ -50,13 +48,9 @@ use apiserver_webhook::{Caller, ServiceDialer};
 
 #[cfg(test)]
 mod chain_tests;
+mod default_objects;
 #[cfg(test)]
 mod resource_tests;
-
-/// The maximum number of bootstrap plans at a start: several servers may write to a shared store.
-const BOOTSTRAP_TRIES_MAX: usize = 3;
-/// The interval at which vital default objects are reconciled (upstream: 10 s).
-const RECONCILE_INTERVAL: Duration = Duration::from_secs(10);
 
 /// The configuration of a server, except for its store.
 pub struct Config {
@@ -259,53 +253,6 @@ impl Apiserver {
     #[must_use]
     pub fn cache(&self) -> Arc<WatchCache> {
         self.handler.deps.registry.cache.clone()
-    }
-
-    /// Writes the default objects that are missing or incomplete; after that `/readyz` reports success. Call it once
-    /// before serving; [`reconcile_bootstrap_objects`](Self::reconcile_bootstrap_objects) reconciles those that a running cluster needs.
-    pub fn bootstrap<'a>(&'a self, cluster: &'a Cluster) -> BoxFuture<'a, Result<(), ApiError>> {
-        Box::pin(self.install_default_objects(cluster))
-    }
-
-    async fn install_default_objects(&self, cluster: &Cluster) -> Result<(), ApiError> {
-        let registry = &self.handler.deps.registry;
-        let desired = bootstrap::desired(cluster, &registry.served.load());
-        for _ in 0..BOOTSTRAP_TRIES_MAX {
-            let writes = bootstrap::plan(&*registry.objects, &desired);
-            if writes.is_empty() {
-                break;
-            }
-            registry.install(writes).await?;
-        }
-        self.set_ready();
-        Ok(())
-    }
-
-    /// Migrates Services and nodes to changed address blocks. Call it before [`bootstrap`](Self::bootstrap).
-    pub async fn migrate_cidrs(&self, migrations: &[bootstrap::cidr_migration::CidrMigration]) -> Result<(), ApiError> {
-        let registry = &self.handler.deps.registry;
-        registry.install(bootstrap::cidr_migration::plan(&*registry.objects, migrations)).await
-    }
-
-    /// Reconciles the vital default objects (the first namespaces, the `kubernetes` Service and its endpoints) until
-    /// `stop`.
-    pub async fn reconcile_bootstrap_objects(&self, cluster: &Cluster, stop: CancellationToken) {
-        let registry = &self.handler.deps.registry;
-        let desired = bootstrap::desired(cluster, &registry.served.load());
-        let desired: Vec<_> = desired.into_iter().filter(bootstrap::Desired::is_vital).collect();
-        loop {
-            tokio::select! {
-                biased;
-                () = stop.cancelled() => return,
-                () = registry.env.sleep(RECONCILE_INTERVAL) => {}
-            }
-            let writes = bootstrap::plan(&*registry.objects, &desired);
-            if !writes.is_empty()
-                && let Err(error) = registry.install(writes).await
-            {
-                tracing::warn!(%error, "default objects could not be restored; retrying");
-            }
-        }
     }
 
     /// Marks the default objects as created for `/readyz`.

@@ -331,8 +331,7 @@ fn own_cluster() -> bootstrap::Cluster {
     bootstrap::Cluster {
         service_ip: Ipv4Addr::new(10, 96, 0, 1).into(),
         services: "10.96.0.0/16".parse().expect("a block"),
-        advertise: Ipv4Addr::new(192, 0, 2, 1).into(),
-        port: 6443,
+        address: (Ipv4Addr::new(192, 0, 2, 1), 6443).into(),
         ca_pem: "simulated".into(),
     }
 }

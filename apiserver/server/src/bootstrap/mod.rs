@@ -7,8 +7,11 @@
 
 mod apiservices;
 pub mod cidr_migration;
+pub mod endpoints;
+pub mod joining;
 
-use std::net::IpAddr;
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
 
 use ipnet::Ipv4Net;
 use serde_json::{Map, Value, json};
@@ -31,9 +34,7 @@ pub struct Cluster {
     /// The service CIDR.
     pub services: Ipv4Net,
     /// The API server's advertised address.
-    pub advertise: IpAddr,
-    /// The API server's advertised port.
-    pub port: u16,
+    pub address: SocketAddr,
     /// The authority of client certificates, in PEM.
     pub ca_pem: String,
 }
@@ -54,7 +55,13 @@ impl Desired {
     /// upstream.
     #[must_use]
     pub fn is_vital(&self) -> bool {
-        matches!(self.plural, "namespaces" | "services" | "endpoints" | "endpointslices" | "configmaps")
+        self.is_endpoint() || matches!(self.plural, "namespaces" | "services" | "configmaps")
+    }
+
+    /// Whether the object lists API servers.
+    #[must_use]
+    pub fn is_endpoint(&self) -> bool {
+        matches!(self.plural, "endpoints" | "endpointslices")
     }
 }
 
@@ -106,9 +113,10 @@ pub enum Write {
     },
 }
 
-/// Returns all objects that should exist, in the order in which they must be written (namespaces first).
+/// Returns all objects that should exist while these API servers live, in the order in which they must be written
+/// (namespaces first).
 #[must_use]
-pub fn desired(cluster: &Cluster, catalog: &Catalog) -> Vec<Desired> {
+pub fn desired(cluster: &Cluster, live: &BTreeSet<SocketAddr>, catalog: &Catalog) -> Vec<Desired> {
     let mut desired: Vec<Desired> = default_objects::all().filter_map(from_default_object).collect();
     desired.extend(apiservices::desired(catalog));
     desired.push(Desired {
@@ -132,9 +140,7 @@ pub fn desired(cluster: &Cluster, catalog: &Catalog) -> Vec<Desired> {
     desired.extend(role_and_binding("coracle:address-pool", &address_pool_rules, "User", account));
     desired.push(authentication(cluster));
     desired.push(service_cidr(cluster));
-    desired.push(service(cluster));
-    desired.push(endpoint_slice(cluster));
-    desired.push(endpoints(cluster));
+    desired.extend(endpoints::desired(cluster, live));
     desired
 }
 
@@ -252,63 +258,6 @@ fn service_cidr(cluster: &Cluster) -> Desired {
     }
 }
 
-fn service(cluster: &Cluster) -> Desired {
-    let family = if cluster.service_ip.is_ipv4() { "IPv4" } else { "IPv6" };
-    let object = json!({
-        "apiVersion": "v1",
-        "kind": "Service",
-        "metadata": {
-            "labels": {"component": "apiserver", "provider": "kubernetes"},
-            "name": "kubernetes",
-            "namespace": "default",
-        },
-        "spec": {
-            "clusterIP": cluster.service_ip,
-            "clusterIPs": [cluster.service_ip],
-            "internalTrafficPolicy": "Cluster",
-            "ipFamilies": [family],
-            "ipFamilyPolicy": "SingleStack",
-            "ports": [{"name": "https", "port": 443, "protocol": "TCP", "targetPort": cluster.port}],
-            "sessionAffinity": "None",
-            "type": "ClusterIP",
-        },
-        "status": {"loadBalancer": {}},
-    });
-    Desired { group: "", plural: "services", object, policy: ReconcilePolicy::Overwrite(&["spec"]) }
-}
-
-fn endpoints(cluster: &Cluster) -> Desired {
-    let object = json!({
-        "apiVersion": "v1",
-        "kind": "Endpoints",
-        "metadata": {
-            // The EndpointSlice is also created here.
-            "labels": {"endpointslice.kubernetes.io/skip-mirror": "true"}, "name": "kubernetes", "namespace": "default",
-        },
-        "subsets": [{
-            "addresses": [{"ip": cluster.advertise}],
-            "ports": [{"name": "https", "port": cluster.port, "protocol": "TCP"}],
-        }],
-    });
-    Desired { group: "", plural: "endpoints", object, policy: ReconcilePolicy::Overwrite(&["subsets"]) }
-}
-
-fn endpoint_slice(cluster: &Cluster) -> Desired {
-    let family = if cluster.advertise.is_ipv4() { "IPv4" } else { "IPv6" };
-    let object = json!({
-        "apiVersion": "discovery.k8s.io/v1",
-        "kind": "EndpointSlice",
-        "metadata": {
-            "labels": {"kubernetes.io/service-name": "kubernetes"}, "name": "kubernetes", "namespace": "default",
-        },
-        "addressType": family,
-        "endpoints": [{"addresses": [cluster.advertise], "conditions": {"ready": true}}],
-        "ports": [{"name": "https", "port": cluster.port, "protocol": "TCP"}],
-    });
-    let policy = ReconcilePolicy::Overwrite(&["addressType", "endpoints", "ports"]);
-    Desired { group: "discovery.k8s.io", plural: "endpointslices", object, policy }
-}
-
 fn overwrite(object: &mut Value, wanted: &Value, field: &str) {
     if let (Some(map), Some(value)) = (object.as_object_mut(), wanted.get(field)) {
         map.insert(field.to_owned(), value.clone());
@@ -379,10 +328,13 @@ mod tests {
         Cluster {
             service_ip: "10.96.0.1".parse().unwrap(),
             services: "10.96.0.0/12".parse().unwrap(),
-            advertise: "127.0.0.1".parse().unwrap(),
-            port: 6443,
+            address: "127.0.0.1:6443".parse().unwrap(),
             ca_pem: "ca".into(),
         }
+    }
+
+    fn desired(cluster: &Cluster) -> Vec<Desired> {
+        super::desired(cluster, &[cluster.address].into(), built_in())
     }
 
     fn apply(objects: &ObjectReader, writes: Vec<Write>) -> usize {
@@ -406,7 +358,7 @@ mod tests {
     #[test]
     fn a_start_makes_what_is_missing_and_keeps_the_rest() {
         let objects = ObjectReader::default();
-        let wanted = desired(&cluster(), built_in());
+        let wanted = desired(&cluster());
         assert_eq!(apply(&objects, plan(&objects, &wanted)), wanted.len());
         assert_eq!(plan(&objects, &wanted), []);
 
@@ -433,14 +385,14 @@ mod tests {
         assert!(role["rules"].as_array().unwrap().len() > 1);
         assert_eq!(plan(&objects, &wanted), []);
 
-        let moved = desired(&Cluster { port: 7000, ..cluster() }, built_in());
+        let moved = desired(&Cluster { address: "127.0.0.1:7000".parse().unwrap(), ..cluster() });
         assert_eq!(apply(&objects, plan(&objects, &moved)), 3, "the Service and its endpoints, twice");
     }
 
     #[test]
     fn components_may_do_their_work() {
         let objects = ObjectReader::default();
-        apply(&objects, plan(&objects, &desired(&cluster(), built_in())));
+        apply(&objects, plan(&objects, &desired(&cluster())));
         let authorizer = Authorizer::default();
         let may = |user: &str, group: Option<&str>, verb: &str, api: &str, resource: &str| {
             let (resource, subresource) = resource.split_once('/').unwrap_or((resource, ""));

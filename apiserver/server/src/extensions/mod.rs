@@ -4,6 +4,7 @@
 //! compiled and served, and then the status is updated. A client that reads `Established` can use the resource.
 //! Instances of a deleted definition are deleted first (`finalize`). The decisions are in `apiserver_resources`.
 
+mod arrival;
 mod finalize;
 mod names;
 mod register;
@@ -114,6 +115,7 @@ impl Extensions {
             for name in names.iter().chain(&gone) {
                 self.sync_catching_panics(&handler, name).await;
             }
+            handler.definitions_served.send_replace(revision);
             let Some(prefix) = registry.served.with(|catalog| catalog.prefix(GROUP, PLURAL)) else { return };
             let watch = registry.cache.watch(prefix.all().as_str(), Some(revision), Selectors::default());
             drop(handler);
@@ -134,6 +136,7 @@ impl Extensions {
                 let Ok(event) = event else { break };
                 let Some(handler) = weak_handler.upgrade() else { return };
                 self.sync_catching_panics(&handler, event.object.name()).await;
+                handler.definitions_served.send_replace(event.event.revision);
             }
         }
     }

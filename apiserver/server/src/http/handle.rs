@@ -8,11 +8,12 @@ use std::time::Duration;
 use axum::body::Body;
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
-use http::header::{CACHE_CONTROL, HeaderValue, WARNING};
+use http::header::{CACHE_CONTROL, HeaderMap, HeaderValue, WARNING};
 use http::{Request, Response};
 use machinery_api::ApiError;
 use machinery_api::selector::FieldSelector;
 use machinery_env::Env;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::connect::{ClientConnection, SessionGuards};
@@ -30,6 +31,7 @@ use crate::tls::{self, Peer};
 use apiserver_auth::{ANONYMOUS, Attributes, Authenticator, Authorizer, MASTERS, UserInfo, impersonate};
 use apiserver_catalog::Catalog;
 use apiserver_resources::query::Query;
+use apiserver_storage::store::Revision;
 
 /// The dependencies of a [`RequestHandler`].
 pub struct HandlerDeps {
@@ -56,6 +58,8 @@ pub struct RequestHandler {
     pub stop: CancellationToken,
     /// Whether the default objects have been created.
     pub bootstrapped: AtomicBool,
+    /// The revision up to which the CustomResourceDefinitions are served.
+    pub(crate) definitions_served: watch::Sender<Revision>,
     impersonator: impersonate::Impersonator,
     pub(super) in_flight: InFlightLimits,
     pub(super) fair_queue: Arc<FairQueue>,
@@ -86,6 +90,7 @@ impl RequestHandler {
             deps,
             stop: CancellationToken::new(),
             bootstrapped: AtomicBool::new(false),
+            definitions_served: watch::Sender::new(0),
             impersonator: impersonate::Impersonator::default(),
             in_flight: InFlightLimits::new(),
             slis: Slis::default(),
@@ -117,15 +122,14 @@ impl RequestHandler {
             now,
             managed,
         };
-        let audit_id = parts
-            .headers
-            .get("audit-id")
-            .filter(|id| id.len() <= 64 && !id.is_empty())
-            .cloned()
-            .unwrap_or_else(|| HeaderValue::try_from(self.deps.env.uid()).unwrap_or(HeaderValue::from_static("")));
+        let audit_id = self.audit_id(&parts.headers);
         let method = parts.method.as_str();
-        let catalog = self.deps.registry.served.load();
-        let route = route::find(method, &info, &catalog);
+        let mut catalog = self.deps.registry.served.load();
+        let mut route = route::find(method, &info, &catalog);
+        if self.definitions_arrived(&route).await {
+            catalog = self.deps.registry.served.load();
+            route = route::find(method, &info, &catalog);
+        }
         let target = match &route {
             Ok(Route::Resource(target)) => Some(target.clone()),
             _ => None,
@@ -168,6 +172,15 @@ impl RequestHandler {
         }
         self.deps.metrics.observe(&labels, response.status().as_u16(), self.deps.env.elapsed().saturating_sub(started));
         response
+    }
+
+    /// The client's audit ID if it fits a record, else a new one.
+    fn audit_id(&self, headers: &HeaderMap) -> HeaderValue {
+        headers
+            .get("audit-id")
+            .filter(|id| id.len() <= 64 && !id.is_empty())
+            .cloned()
+            .unwrap_or_else(|| HeaderValue::try_from(self.deps.env.uid()).unwrap_or(HeaderValue::from_static("")))
     }
 
     /// Authenticates the request, then applies impersonation.

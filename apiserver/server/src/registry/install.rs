@@ -129,22 +129,23 @@ mod tests {
         let cluster = Cluster {
             service_ip: "10.96.0.1".parse().unwrap(),
             services: "10.96.0.0/12".parse().unwrap(),
-            advertise: "127.0.0.1".parse().unwrap(),
-            port: 6443,
+            address: "127.0.0.1:6443".parse().unwrap(),
             ca_pem: "ca".into(),
         };
         server.bootstrap(&cluster).await.unwrap();
         let objects = server.objects();
-        assert_eq!(bootstrap::plan(&*objects, &bootstrap::desired(&cluster, crate::test_catalog::built_in())), []);
+        let desired =
+            |cluster: &Cluster| bootstrap::desired(cluster, &[cluster.address].into(), crate::test_catalog::built_in());
+        assert_eq!(bootstrap::plan(&*objects, &desired(&cluster)), []);
         let class = objects.get("scheduling.k8s.io", "priorityclasses", "", "system-node-critical").unwrap();
         assert_eq!(class["metadata"]["creationTimestamp"], "2026-01-01T00:00:00Z");
 
         let local = objects.get("apiregistration.k8s.io", "apiservices", "", "v1.apps").unwrap();
         assert_eq!(local["status"]["conditions"][0]["reason"], "Local");
 
-        let moved = Cluster { port: 7000, ..cluster };
+        let moved = Cluster { address: "127.0.0.1:7000".parse().unwrap(), ..cluster };
         server.bootstrap(&moved).await.unwrap();
-        assert_eq!(bootstrap::plan(&*objects, &bootstrap::desired(&moved, crate::test_catalog::built_in())), []);
+        assert_eq!(bootstrap::plan(&*objects, &desired(&moved)), []);
         let slice = objects.get("discovery.k8s.io", "endpointslices", "default", "kubernetes").unwrap();
         assert_eq!(slice["ports"][0]["port"], 7000);
     }

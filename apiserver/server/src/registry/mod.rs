@@ -261,7 +261,7 @@ fn invalid(kind: GroupResource, name: &str, errors: Vec<FieldError>) -> Result<(
 }
 
 /// Converts a store error into an API error.
-fn store_error(error: &StoreError) -> ApiError {
+pub(crate) fn store_error(error: &StoreError) -> ApiError {
     match error {
         StoreError::TooLarge { .. } | StoreError::TooMany { .. } => {
             ApiError::TooLarge("etcdserver: request is too large".into())
