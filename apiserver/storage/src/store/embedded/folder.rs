@@ -47,6 +47,19 @@ pub(super) fn sync_folder(path: &Path) -> io::Result<()> {
     File::open(path)?.sync_all()
 }
 
+/// Makes the entries of all folders above `path` durable: an earlier start may have created any of them and ended before
+/// the sync. A folder that can't be opened or synced is one that the process can't have created an entry in.
+fn sync_ancestors(path: &Path) -> io::Result<()> {
+    use io::ErrorKind::{InvalidInput, PermissionDenied, Unsupported};
+    for folder in path.ancestors().skip(1) {
+        match sync_folder(folder) {
+            Err(error) if !matches!(error.kind(), InvalidInput | PermissionDenied | Unsupported) => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
 /// The path with a longer name.
 pub(super) fn beside(path: &Path, suffix: &str) -> PathBuf {
     let mut longer = path.as_os_str().to_owned();
@@ -117,8 +130,9 @@ pub(super) fn enter(path: &Path) -> Result<Lock, StoreError> {
             if !empty {
                 return Err(damaged(&format, "it is missing beside a log"));
             }
+            // The file is written last: later starts with it sync no folders above the store.
+            sync_ancestors(path).map_err(|error| unusable(path, &error))?;
             write_format(&format)?;
-            path.parent().map_or(Ok(()), sync_folder).map_err(|error| unusable(path, &error))?;
         }
         Err(error) => return Err(unusable(&format, &error)),
     }
