@@ -153,7 +153,8 @@ fn read_log(
                 let reason = format!("the log begins at revision {} and the state at {base}", header.first);
                 return Err(damaged(bad_snapshot.unwrap_or(file), &reason));
             }
-            if !is_first && (header.number != log.number + 1 || header.first != log.last + 1) {
+            let follows = header.number == log.number + 1 && header.first == log.last + 1;
+            if !(is_first || follows || at == 0 && is_gap_below(base, &log, &header)) {
                 let reason = format!("frame {} follows frame {}", header.number, log.number);
                 return Err(damaged(file, &reason));
             }
@@ -177,6 +178,12 @@ fn read_log(
         return Err(damaged(files.last().map_or(folder, PathBuf::as_path), &reason));
     }
     Ok(log)
+}
+
+/// Whether only frames at or below `base` are missing between the last frame and a segment that begins with `header`. A
+/// power loss can undo the deletion of one segment and not that of a newer one.
+fn is_gap_below(base: Revision, log: &ReadLog, header: &frame::Header) -> bool {
+    header.number > log.number && header.first > log.last && header.first <= base + 1
 }
 
 /// A bad frame at `at` of the first of `files` is the torn tail if no valid frame of its number or a higher one follows;

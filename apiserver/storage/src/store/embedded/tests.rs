@@ -161,6 +161,35 @@ async fn a_torn_tail_is_cut_off_and_a_damaged_middle_refused() {
     assert_eq!(everything(&*open(path).unwrap()).await, expected);
 }
 
+/// A power loss can undo the deletion of any segments below the snapshot.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn segments_below_the_state_may_have_gaps() {
+    for (missing, is_accepted) in [(vec![2, 3], true), (vec![2, 5], true), (vec![1, 3], true), (vec![6], false)] {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path();
+        let each_alone = || Options { segment_bytes_max: 1, ..Options::default() };
+        let store = open_with(path, Env::real(), each_alone()).unwrap();
+        for n in 1..=7 {
+            write(&*store, just(put(&format!("/k/{n}"), "v"))).await;
+        }
+        store.compact(5).await.unwrap();
+        let expected = everything(&*store).await;
+        store.close();
+        for number in &missing {
+            fs::remove_file(log::segment_path(&path.join("log"), *number)).unwrap();
+        }
+        match open_with(path, Env::real(), each_alone()) {
+            Ok(store) => {
+                assert!(is_accepted, "{missing:?}");
+                assert_eq!(everything(&*store).await, expected, "{missing:?}");
+                write(&*store, just(put("/k/8", "v"))).await;
+            }
+            Err(StoreError::Damaged(message)) => assert!(!is_accepted && message.contains("0007.log"), "{message}"),
+            Err(error) => panic!("{missing:?}: {error}"),
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_reserve_of_zeros_ends_with_its_segment_and_with_a_crash() {
     let folder = tempfile::tempdir().unwrap();
