@@ -1,8 +1,9 @@
 //! Recovery at a start: loads the newest valid base (sled or a snapshot), then replays the log. A torn tail is
-//! truncated; any other inconsistency fails the start with the file's name.
+//! truncated; any other inconsistency fails the start with the file's name. What a start shows is durable: the last frame
+//! is written again.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::Read as _;
+use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
 use std::path::{Path, PathBuf};
 
 use super::super::plan::{StoreState, Write};
@@ -25,6 +26,8 @@ struct ReadLog {
     number: u64,
     /// The last frame's last revision.
     last: Revision,
+    /// The last frame's position in the last segment.
+    last_at: usize,
     /// The file and the position of the first invalid frame; files after it have no valid frames either.
     torn: Option<Torn>,
 }
@@ -108,6 +111,9 @@ fn replay(
     if let Some(torn) = &read.torn {
         cut_torn_tail(&folder, &files[torn.index..], torn)?;
     }
+    if let Some(segment) = read.segments.last() {
+        write_again(&folder, &segment.path, read.last_at).map_err(|error| unusable(&segment.path, &error))?;
+    }
     let open = read.segments.pop().map(|segment| (segment.path, segment.bytes));
     Log::new(&folder, read.segments, open, read.number + 1, read.last).map_err(|error| unusable(&folder, &error))
 }
@@ -133,7 +139,7 @@ fn read_log(
     bad_snapshot: Option<&Path>,
     plain: &ReadFirstFormat,
 ) -> Result<ReadLog, StoreError> {
-    let mut log = ReadLog { segments: Vec::new(), number: 0, last: 0, torn: None };
+    let mut log = ReadLog { segments: Vec::new(), number: 0, last: 0, last_at: 0, torn: None };
     // One buffer for all files: freed ones of this size would fragment the heap between the retained values.
     let mut bytes = Vec::new();
     let mut is_first = true;
@@ -163,7 +169,7 @@ fn read_log(
             for write in writes.into_iter().filter(|write: &Write| write.revision > base) {
                 state.apply_one(write);
             }
-            (log.number, log.last, is_first) = (header.number, header.last, false);
+            (log.number, log.last, log.last_at, is_first) = (header.number, header.last, at, false);
             at += header.frame_bytes();
         }
         if at > 0 {
@@ -184,6 +190,19 @@ fn read_log(
 /// power loss can undo the deletion of one segment and not that of a newer one.
 fn is_gap_below(base: Revision, log: &ReadLog, header: &frame::Header) -> bool {
     header.number > log.number && header.first > log.last && header.first <= base + 1
+}
+
+/// Writes the last frame, which begins at `at`, again and syncs it. Its sync may have failed or never have begun before
+/// the process ended. Without a write, a sync after a failed one does nothing: the system holds the pages for clean.
+fn write_again(folder: &Path, path: &Path, at: usize) -> io::Result<()> {
+    let mut file = OpenOptions::new().read(true).write(true).open(path)?;
+    let mut frame = Vec::new();
+    file.seek(SeekFrom::Start(at as u64))?;
+    file.read_to_end(&mut frame)?;
+    file.seek(SeekFrom::Start(at as u64))?;
+    file.write_all(&frame)?;
+    file.sync_all()?;
+    sync_folder(folder)
 }
 
 /// A bad frame at `at` of the first of `files` is the torn tail if no valid frame of its number or a higher one follows;
