@@ -6,7 +6,8 @@ use std::fs;
 use std::ops::Bound;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError, mpsc};
+use std::time::Duration;
 
 use super::super::plan::{StoredValue, Write};
 use super::log::{Segments, delete_below};
@@ -19,6 +20,8 @@ const SLED_CACHE_BYTES: u64 = 16 * 1024 * 1024;
 const BATCH_BYTES: usize = 256 * 1024;
 /// Keys of a snapshot that are read under one lock, in some 0.1 ms.
 const SLICE_KEYS: usize = 1024;
+/// The time of a flush of sled until the first other one, which wakes it; the time until the next doubles.
+const FLUSH_WAKE_AFTER: Duration = Duration::from_secs(1);
 /// The key of the applied revision. It is no key of the store: those begin with a slash.
 const APPLIED: &[u8] = b"applied";
 
@@ -100,6 +103,28 @@ fn unsealed(bytes: &[u8]) -> Option<&[u8]> {
     (crc32fast::hash(body) == u32::from_le_bytes(*crc)).then_some(body)
 }
 
+/// Writes what is buffered. After a failed write of its own threads, sled may not wake a waiting flush, which then waits
+/// forever. Another flush returns the failure and wakes the first one: one is tried at growing intervals.
+fn flush(db: &sled::Db) -> Result<(), SledError> {
+    let flush = || guarded(|| db.flush().map(|_| ()));
+    let named = |name: &str| std::thread::Builder::new().name(name.into());
+    std::thread::scope(|scope| {
+        let (done, ended) = mpsc::channel::<()>();
+        // If the system refuses a thread, only the wake-up is missing.
+        let _ = named("sled-wake").spawn_scoped(scope, move || {
+            let mut pause = FLUSH_WAKE_AFTER;
+            while ended.recv_timeout(pause) == Err(mpsc::RecvTimeoutError::Timeout) {
+                let _ = named("sled-flush").spawn_scoped(scope, flush);
+                // Few threads wait for a slow disk.
+                pause *= 2;
+            }
+        });
+        let flushed = flush();
+        drop(done);
+        flushed
+    })
+}
+
 fn open(path: &Path) -> Result<sled::Db, SledError> {
     guarded(|| sled::Config::new().path(path).cache_capacity(SLED_CACHE_BYTES).flush_every_ms(None).open())
 }
@@ -162,7 +187,7 @@ impl Sled {
     fn apply(&mut self, rows: &[Write], applied: Revision) -> Result<(), SledError> {
         let db = open(&self.path)?;
         // Blocking, from one thread only: `flush_async` deadlocks.
-        let write = |batch| guarded(|| db.apply_batch(batch).and_then(|()| db.flush().map(|_| ())));
+        let write = |batch| guarded(|| db.apply_batch(batch)).and_then(|()| flush(&db));
         let mut batch = sled::Batch::default();
         let mut batch_bytes = 0;
         for row in rows {
