@@ -24,9 +24,6 @@ pub(super) struct Segment {
 /// Closed segments, oldest first: the writer adds them, the checkpoint thread deletes them.
 pub(super) type Segments = Arc<Mutex<Vec<Segment>>>;
 
-/// The zeros that are written at once: some hundred frames of one object.
-const RESERVE_BYTES: usize = 1024 * 1024;
-
 /// The segment that is written. Its file's position is the end of the frames.
 struct Open {
     path: PathBuf,
@@ -44,16 +41,16 @@ impl Open {
     }
 
     /// Writes zeros where the next frame doesn't fit into the reserve. They are synced with that frame.
-    fn reserve(&mut self, frame_bytes: usize) -> io::Result<()> {
+    fn reserve(&mut self, frame_bytes: usize, reserve_bytes: usize) -> io::Result<()> {
         let end = self.bytes + frame_bytes as u64;
         if end <= self.reserved {
             return Ok(());
         }
         self.file.seek(SeekFrom::Start(self.reserved))?;
-        let zeros = vec![0; RESERVE_BYTES];
+        let zeros = vec![0; reserve_bytes.max(1)];
         while self.reserved < end {
             self.file.write_all(&zeros)?;
-            self.reserved += RESERVE_BYTES as u64;
+            self.reserved += zeros.len() as u64;
         }
         self.file.seek(SeekFrom::Start(self.bytes)).map(|_| ())
     }
@@ -73,6 +70,7 @@ pub(super) struct Log {
     next_number: u64,
     last: Revision,
     segment_bytes_max: u64,
+    reserve_bytes: usize,
 }
 
 /// The failure of an append.
@@ -113,11 +111,19 @@ impl Log {
             }
         };
         let closed = Arc::new(Mutex::new(closed));
-        Ok(Self { folder: folder.to_owned(), open, closed, next_number, last, segment_bytes_max: u64::MAX })
+        Ok(Self {
+            folder: folder.to_owned(),
+            open,
+            closed,
+            next_number,
+            last,
+            segment_bytes_max: u64::MAX,
+            reserve_bytes: 1,
+        })
     }
 
-    pub(super) fn with_segment_bytes_max(mut self, bytes: u64) -> Self {
-        self.segment_bytes_max = bytes;
+    pub(super) fn with_sizes(mut self, segment_bytes_max: u64, reserve_bytes: usize) -> Self {
+        (self.segment_bytes_max, self.reserve_bytes) = (segment_bytes_max, reserve_bytes);
         self
     }
 
@@ -147,7 +153,7 @@ impl Log {
             }
         };
         // A disk without room for the reserve may have room for the frame.
-        if open.reserve(bytes.len()).is_err() {
+        if open.reserve(bytes.len(), self.reserve_bytes).is_err() {
             open.cut().map_err(AppendError::Sync)?;
         }
         if let Err(error) = open.file.write_all(&bytes) {

@@ -48,6 +48,8 @@ pub struct Options {
     pub fatal: Fatal,
     /// The size above which a segment is closed.
     pub segment_bytes_max: u64,
+    /// The zeros that are written at once ahead of the frames.
+    pub reserve_bytes: usize,
     /// The total size of deletable segments (or twice the live data, if that is more) at which a snapshot is written.
     pub snapshot_after_bytes: u64,
     /// Converts objects of the first format.
@@ -63,6 +65,8 @@ impl Default for Options {
             }),
             // Small enough to be deleted soon, large enough that syncs of the folder are rare.
             segment_bytes_max: 16 * 1024 * 1024,
+            // Some hundred frames of one object.
+            reserve_bytes: 1024 * 1024,
             // Bounds a start without sled to about a second of reading.
             snapshot_after_bytes: 64 * 1024 * 1024,
             read_first_format: Box::new(|_, body| Record::read(body, |_| None)),
@@ -123,7 +127,7 @@ impl EmbeddedStore {
         folder::raise(path)?;
         let revision = recovered.state.versions.revision();
         let shared = Arc::new(StoreShared { state: RwLock::new(recovered.state), moved: watch::Sender::new(revision) });
-        let log = recovered.log.with_segment_bytes_max(options.segment_bytes_max);
+        let log = recovered.log.with_sizes(options.segment_bytes_max, options.reserve_bytes);
         let slot = Arc::new(checkpoint::Slot::default());
         let checkpoint = checkpoint::Checkpoint {
             path: path.clone(),
