@@ -1,13 +1,17 @@
-//! `coracle backup` and `coracle restore`: the store's state at one revision in a file, and a new store of it.
+//! `coracle backup` and `coracle restore`: the store's state at one revision in a file, and a new store of it, from either
+//! store into either.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use apiserver_storage::store::embedded::backup::{Contents, backup, restore};
-use apiserver_storage::store::embedded::sealed::BackupKey;
+use apiserver_storage::store::embedded::backup::{self as embedded, Contents};
+use apiserver_storage::store::embedded::sealed::SealingKey;
+use apiserver_storage::store::etcd::backup as etcd;
 use clap::Args;
+use machinery_env::Env;
 
 use super::Failure;
 use super::flags::store::StoreFlags;
+use crate::compose;
 use crate::config::{Common, StoreConfig};
 use crate::data_dir::DataDir;
 use crate::output::result;
@@ -25,24 +29,12 @@ pub(crate) struct Backup {
     store: StoreFlags,
 }
 
-impl Backup {
-    fn store(&self, data: &DataDir) -> Result<PathBuf, Failure> {
-        match self.store.config()? {
-            StoreConfig::DataFolder => Ok(data.store()),
-            StoreConfig::Folder(path) => Ok(path),
-            StoreConfig::Etcd(_) => Err(Failure::Usage(
-                "--store etcd:…: backups are of the embedded store; take etcd's with `etcdctl snapshot save`".into(),
-            )),
-        }
-    }
-}
-
 /// The key in `--key-file`.
-fn key(flags: &Backup) -> Result<Option<BackupKey>, Failure> {
+fn key(flags: &Backup) -> Result<Option<SealingKey>, Failure> {
     let Some(file) = &flags.key_file else { return Ok(None) };
     let refused = |why: String| Failure::Usage(format!("--key-file {}: {why}", file.display()));
     let text = std::fs::read(file).map_err(|error| refused(error.to_string()))?;
-    BackupKey::parse(&text).map(Some).ok_or_else(|| {
+    SealingKey::parse(&text).map(Some).ok_or_else(|| {
         refused("not base64 of 32 bytes; `head -c 32 /dev/urandom | base64 > FILE` makes a key".to_owned())
     })
 }
@@ -52,24 +44,38 @@ fn key(flags: &Backup) -> Result<Option<BackupKey>, Failure> {
 /// # Errors
 /// If there is no store, or the file can't be written.
 pub(crate) fn save(flags: &Backup, common: &Common) -> Result<(), Failure> {
-    let store = flags.store(&DataDir::of(common)?)?;
-    let contents = backup(&store, &flags.file, key(flags)?.as_ref())?;
-    print(&flags.file, contents)
+    let (key, file) = (key(flags)?, &flags.file);
+    let contents = match flags.store.config()? {
+        StoreConfig::DataFolder => embedded::backup(&DataDir::of(common)?.store(), file, key.as_ref()),
+        StoreConfig::Folder(store) => embedded::backup(&store, file, key.as_ref()),
+        StoreConfig::Etcd(config) => {
+            compose::runtime()?.block_on(etcd::backup(&config, &Env::real(), file, key.as_ref()))
+        }
+    };
+    print(&file.display(), contents?)
 }
 
 /// Makes a new store of a backup.
 ///
 /// # Errors
-/// If the file is no whole backup, or there is a store or a process that uses the data folder.
+/// If the file is no whole backup, there is a store, or a process uses the data folder.
 pub(crate) fn load(flags: &Backup, common: &Common) -> Result<(), Failure> {
-    let data = DataDir::of(common)?;
-    let store = flags.store(&data)?;
+    let (key, file) = (key(flags)?, &flags.file);
+    let store = match flags.store.config()? {
+        StoreConfig::DataFolder => DataDir::of(common)?.store(),
+        StoreConfig::Folder(store) => store,
+        StoreConfig::Etcd(config) => {
+            let env = Env::real();
+            let contents = compose::runtime()?.block_on(etcd::restore(&config, &env, file, key.as_ref()))?;
+            return print(&format_args!("{}{}", config.endpoints.join(","), config.prefix), contents);
+        }
+    };
     // No process may begin a store here meanwhile.
-    let _lock = data.lock()?;
-    let contents = restore(&flags.file, &store, key(flags)?.as_ref())?;
-    print(&store, contents)
+    let _lock = DataDir::of(common)?.lock()?;
+    let contents = embedded::restore(file, &store, key.as_ref())?;
+    print(&store.display(), contents)
 }
 
-fn print(path: &Path, Contents { revision, keys }: Contents) -> Result<(), Failure> {
-    Ok(result(format_args!("{}: {keys} objects at revision {revision}\n", path.display()))?)
+fn print(place: &dyn std::fmt::Display, Contents { revision, keys }: Contents) -> Result<(), Failure> {
+    Ok(result(format_args!("{place}: {keys} objects at revision {revision}\n"))?)
 }

@@ -36,7 +36,8 @@ has 'there is no store in .*--data-dir' cat "$WORK/err" || fail "no cluster: $(c
 head -c 2000 "$WORK/shop.backup" > "$WORK/cut.backup"
 exits 1 "$CORACLE" restore "$WORK/cut.backup" --data-dir "$WORK/none"
 has 'not a whole backup' cat "$WORK/err" || fail "a cut backup: $(cat "$WORK/err")"
-exits 2 "$CORACLE" restore "$WORK/shop.backup" --store etcd:http://127.0.0.1:2379
+exits 1 "$CORACLE" restore "$WORK/shop.backup" --store etcd:http://127.0.0.1:1
+has 'etcd does not answer within 10s' cat "$WORK/err" || fail "no etcd: $(cat "$WORK/err")"
 exits 1 "$CORACLE" restore "$WORK/sealed.backup" --data-dir "$WORK/none"
 has 'is encrypted: .*--key-file' cat "$WORK/err" || fail "no key: $(cat "$WORK/err")"
 echo short > "$WORK/bad"

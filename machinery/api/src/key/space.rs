@@ -19,6 +19,12 @@ impl KeySpace {
         Self { prefix: prefix.trim_end_matches('/').to_owned() }
     }
 
+    /// The prefix, without a slash at the end: no key's name.
+    #[must_use]
+    pub fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
     /// The name of a storage key here; none: it isn't one.
     #[must_use]
     pub fn place(&self, key: &str) -> Option<String> {
@@ -58,7 +64,7 @@ mod tests {
     fn keys_have_the_same_names_below_the_prefix() {
         let keys = KeySpace::new("/clusters/a/");
         assert_eq!(keys.place("/registry/pods/default/web").as_deref(), Some("/clusters/a/pods/default/web"));
-        assert_eq!((keys.place("/other/pods"), keys.place("/registry/")), (None, None));
+        assert_eq!((keys.place("/other/pods"), keys.place("/registry/"), keys.prefix()), (None, None, "/clusters/a"));
         assert_eq!(keys.all(), ("/clusters/a/".into(), "/clusters/a0".into()));
         for bound in ["", "/", "/registry", "/registry/"] {
             assert_eq!(keys.bound(bound), "/clusters/a/", "{bound}");

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use super::super::plan::Write;
 use super::folder::{beside, check_format, sync_folder, unusable, write_format, write_whole};
 use super::log::{AppendError, Log};
-use super::sealed::{BackupKey, is_sealed};
+use super::sealed::{SealingKey, is_sealed};
 use super::snapshot::{self, Rows};
 use super::{ReadFirstFormat, Record, Revision, StoreError, recover};
 
@@ -69,6 +69,14 @@ pub enum BackupError {
     /// The store that would be replaced has content.
     #[error("{0} is not empty: a backup is restored into a new store only; name another folder with --data-dir")]
     NotEmpty(PathBuf),
+    /// There is nothing to back up in etcd.
+    #[error("etcd has no keys below {0}: name the cluster's prefix with --etcd-prefix")]
+    NoKeys(String),
+    /// The prefix in etcd has keys.
+    #[error(
+        "etcd has keys below {0}: a backup is restored into a new store only; name another prefix with --etcd-prefix"
+    )]
+    Keys(String),
 }
 
 fn read_first_format(_: &str, body: &[u8]) -> Record {
@@ -80,19 +88,32 @@ fn read_first_format(_: &str, body: &[u8]) -> Record {
 ///
 /// # Errors
 /// If there is no store, the file exists or can't be written, or the store is damaged.
-pub fn backup(store: &Path, file: &Path, key: Option<&BackupKey>) -> Result<Contents, BackupError> {
-    let file_error = |error| BackupError::File { path: file.to_owned(), error };
-    let file = &std::path::absolute(file).map_err(file_error)?;
-    if file.exists() {
-        return Err(BackupError::Exists(file.clone()));
-    }
+pub fn backup(store: &Path, file: &Path, key: Option<&SealingKey>) -> Result<Contents, BackupError> {
+    check_absent(file)?;
     let format = store.join("format");
     match fs::read_to_string(&format) {
         Ok(text) => check_format(&format, &text)?,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(BackupError::NoStore(store.to_owned())),
         Err(error) => return Err(unusable(&format, &error).into()),
     }
-    let (revision, mut rows) = read(store, &read_first_format)?;
+    let (revision, rows) = read(store, &read_first_format)?;
+    write_backup(file, key, revision, rows)
+}
+
+/// Refuses a file that exists.
+pub(in super::super) fn check_absent(file: &Path) -> Result<(), BackupError> {
+    if file.exists() { Err(BackupError::Exists(file.to_owned())) } else { Ok(()) }
+}
+
+/// Writes the state at a revision to `file`.
+pub(in super::super) fn write_backup(
+    file: &Path,
+    key: Option<&SealingKey>,
+    revision: Revision,
+    mut rows: Rows,
+) -> Result<Contents, BackupError> {
+    let file_error = |error| BackupError::File { path: file.to_owned(), error };
+    let file = &std::path::absolute(file).map_err(file_error)?;
     let contents = Contents { revision, keys: rows.len() };
     let next = || Ok(std::mem::take(&mut rows));
     let written = match key {
@@ -105,7 +126,7 @@ pub fn backup(store: &Path, file: &Path, key: Option<&BackupKey>) -> Result<Cont
 
 fn write_sealed(
     file: &Path,
-    key: &BackupKey,
+    key: &SealingKey,
     revision: Revision,
     next: impl FnMut() -> io::Result<Rows>,
 ) -> io::Result<()> {
@@ -135,7 +156,7 @@ fn read(store: &Path, plain: &ReadFirstFormat) -> Result<(Revision, Rows), Store
 ///
 /// # Errors
 /// If the file is no whole backup, or the folder is not empty or can't be written.
-pub fn restore(file: &Path, store: &Path, key: Option<&BackupKey>) -> Result<Contents, BackupError> {
+pub fn restore(file: &Path, store: &Path, key: Option<&SealingKey>) -> Result<Contents, BackupError> {
     let (revision, mut rows) = read_backup(file, key)?;
     let store = &std::path::absolute(store).map_err(|error| unusable(store, &error))?;
     let unusable_store = |error: io::Error| BackupError::Store(unusable(store, &error));
@@ -154,7 +175,7 @@ pub fn restore(file: &Path, store: &Path, key: Option<&BackupKey>) -> Result<Con
 }
 
 /// The revision of the restored store, and the rows of a backup.
-fn read_backup(file: &Path, key: Option<&BackupKey>) -> Result<(Revision, Rows), BackupError> {
+pub(in super::super) fn read_backup(file: &Path, key: Option<&SealingKey>) -> Result<(Revision, Rows), BackupError> {
     let file_error = |error| BackupError::File { path: file.to_owned(), error };
     // A device or a pipe may have no end.
     let is_file = fs::metadata(file).map_err(file_error)?.is_file();
@@ -366,7 +387,7 @@ mod tests {
         let (from, file, to) = (folder.path().join("a"), folder.path().join("b"), folder.path().join("c"));
         let store = open(&from);
         write(&*store, just(put("/a", "in-the-secret"))).await;
-        let key = |letter: char| BackupKey::parse(format!("{}=", letter.to_string().repeat(43)).as_bytes());
+        let key = |letter: char| SealingKey::parse(format!("{}=", letter.to_string().repeat(43)).as_bytes());
         let (key, other) = (key('A').unwrap(), key('E').unwrap());
         backup(&from, &file, Some(&key)).unwrap();
         let sealed = fs::read(&file).unwrap();

@@ -1,5 +1,5 @@
-//! Encrypted backups: AES-256-GCM (NIST SP 800-38D) with a key from a file. The file is a magic, a random nonce, and the
-//! encrypted snapshot with its tag.
+//! Encryption of backups and of a cluster's keys: AES-256-GCM (NIST SP 800-38D). The result is a magic, a random nonce, and
+//! the encrypted bytes with their tag.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -8,20 +8,33 @@ use ring::rand::{SecureRandom as _, SystemRandom};
 
 const MAGIC: &[u8; 8] = b"\xFFCRSEAL\xFE";
 
-/// The key of encrypted backups.
+/// A key of AES-256-GCM.
 #[derive(Debug)]
-pub struct BackupKey(LessSafeKey);
+pub struct SealingKey(LessSafeKey);
 
-impl BackupKey {
+impl SealingKey {
+    /// The size of a key in bytes.
+    pub const BYTES: usize = 32;
+
+    /// From random bytes.
+    ///
+    /// # Panics
+    /// Never: the size is the algorithm's.
+    #[must_use]
+    pub fn new(bytes: &[u8; Self::BYTES]) -> Self {
+        Self(LessSafeKey::new(UnboundKey::new(&AES_256_GCM, bytes).expect("the algorithm's size")))
+    }
+
     /// From base64 of 32 random bytes, with or without a line's end. `None`: it is something else.
     #[must_use]
     pub fn parse(text: &[u8]) -> Option<Self> {
         let bytes = STANDARD.decode(text.trim_ascii()).ok()?;
-        Some(Self(LessSafeKey::new(UnboundKey::new(&AES_256_GCM, &bytes).ok()?)))
+        bytes.as_slice().try_into().ok().map(Self::new)
     }
 
-    /// Encrypts, with a nonce that no other file of this key has. `None`: the system has no randomness.
-    pub(super) fn seal(&self, mut bytes: Vec<u8>) -> Option<Vec<u8>> {
+    /// Encrypts, with a nonce of its own. `None`: the system has no randomness.
+    #[must_use]
+    pub fn seal(&self, mut bytes: Vec<u8>) -> Option<Vec<u8>> {
         let mut nonce = [0; NONCE_LEN];
         SystemRandom::new().fill(&mut nonce).ok()?;
         let unique = Nonce::assume_unique_for_key(nonce);
@@ -30,7 +43,8 @@ impl BackupKey {
     }
 
     /// Decrypts. `None`: it was encrypted with another key, or changed since.
-    pub(super) fn open(&self, file: &[u8]) -> Option<Vec<u8>> {
+    #[must_use]
+    pub fn open(&self, file: &[u8]) -> Option<Vec<u8>> {
         let (nonce, sealed) = file.strip_prefix(MAGIC)?.split_first_chunk::<NONCE_LEN>()?;
         let mut bytes = sealed.to_vec();
         let nonce = Nonce::assume_unique_for_key(*nonce);
@@ -51,7 +65,7 @@ mod tests {
 
     #[test]
     fn only_the_key_opens_what_it_sealed() {
-        let key = |byte: u8| BackupKey::parse(format!("{}\n", STANDARD.encode([byte; 32])).as_bytes()).unwrap();
+        let key = |byte: u8| SealingKey::parse(format!("{}\n", STANDARD.encode([byte; 32])).as_bytes()).unwrap();
         let sealed = key(1).seal(b"secret".to_vec()).unwrap();
         assert!(is_sealed(&sealed) && !sealed.windows(6).any(|part| part == b"secret"));
         assert_ne!(sealed, key(1).seal(b"secret".to_vec()).unwrap(), "a nonce of its own");
@@ -64,7 +78,7 @@ mod tests {
             assert_eq!(key(1).open(&sealed[..at]), None, "cut at {at}");
         }
         for text in [&b""[..], b"c2hvcnQ=", &[b'A'; 32], b"\xff"] {
-            assert!(BackupKey::parse(text).is_none(), "{text:?}");
+            assert!(SealingKey::parse(text).is_none(), "{text:?}");
         }
     }
 }

@@ -1,13 +1,11 @@
 //! Compaction of etcd every five minutes by one API server at a time, as upstream's: the one that writes the next version of
-//! one key compacts, the others learn the revision from it. Upstream's API servers on the same etcd take part.
+//! one key compacts, the others learn the revision from it. Upstream's API servers on the same etcd take part, so the
+//! revisions here are etcd's own, without the offset of a restored backup.
 
 use std::time::Duration;
 
-use super::super::{COMPACT_EVERY, Revision};
-use super::keys::{header_revision, number};
-use super::messages::{
-    CompareRequest, PutRequest, RangeRequest, Request, RequestOp, Response, Target, TxnRequest, TxnResponse,
-};
+use super::super::COMPACT_EVERY;
+use super::messages::{CompareRequest, RequestOp, TxnRequest, TxnResponse};
 
 /// Upstream's key, which is outside of every prefix: a compaction concerns all of etcd.
 const KEY: &[u8] = b"compact_rev_key";
@@ -19,20 +17,20 @@ pub(super) struct Compactor {
     /// The newest known version of [`KEY`].
     version: i64,
     /// The newest revision at the last turn, to which the next one compacts; 0: unknown.
-    last: Revision,
+    last: i64,
 }
 
 /// An attempt to be the one that compacts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Turn {
     version: i64,
-    to: Revision,
+    to: i64,
 }
 
 /// The revision up to which history is compacted; 0: none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct CompactTo {
-    pub(super) revision: Revision,
+    pub(super) revision: i64,
     /// Whether this API server compacts.
     pub(super) is_ours: bool,
 }
@@ -49,16 +47,12 @@ impl Compactor {
 
     /// The result of a turn.
     pub(super) fn took_turn(&mut self, turn: &Turn, response: TxnResponse) -> CompactTo {
-        self.last = header_revision(response.header);
+        self.last = response.header.map_or(0, |header| header.revision);
         if response.succeeded {
             self.version = turn.version + 1;
             return CompactTo { revision: turn.to, is_ours: turn.to > 0 };
         }
-        let kv = response.responses.into_iter().find_map(|answer| match answer.response {
-            Some(Response::Range(range)) => range.kvs.into_iter().next(),
-            _ => None,
-        });
-        let Some(kv) = kv else { return CompactTo { revision: 0, is_ours: false } };
+        let Some(kv) = response.into_first() else { return CompactTo { revision: 0, is_ours: false } };
         self.version = kv.version;
         let to = std::str::from_utf8(&kv.value).ok().and_then(|text| text.parse().ok()).unwrap_or(0);
         CompactTo { revision: to, is_ours: false }
@@ -68,19 +62,17 @@ impl Compactor {
 impl Turn {
     /// Writes the key if its version is the known one, and reads it otherwise.
     pub(super) fn request(self) -> TxnRequest {
-        let compare =
-            CompareRequest { result: 0, target: 0, key: KEY.into(), expected: Some(Target::Version(self.version)) };
-        let value = number(self.to).to_string().into_bytes();
-        let put = Request::Put(PutRequest { key: KEY.into(), value: value.into(), lease: 0 });
-        let read = Request::Range(RangeRequest { key: KEY.into(), ..RangeRequest::default() });
-        let op = |request| vec![RequestOp { request: Some(request) }];
-        TxnRequest { compare: vec![compare], success: op(put), failure: op(read) }
+        TxnRequest {
+            compare: vec![CompareRequest::version(KEY.into(), self.version)],
+            success: vec![RequestOp::put(KEY.into(), self.to.to_string().into_bytes(), 0)],
+            failure: vec![RequestOp::read(KEY.into())],
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::messages::{KeyValue, RangeResponse, ResponseHeader, ResponseOp};
+    use super::super::messages::{KeyValue, RangeResponse, Response, ResponseHeader, ResponseOp};
     use super::*;
 
     fn won(at: i64) -> TxnResponse {

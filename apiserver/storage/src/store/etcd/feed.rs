@@ -5,16 +5,15 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use machinery_api::KeySpace;
 use machinery_env::{Deadline, Env};
 use tokio::sync::{mpsc, watch};
 
 use super::super::{Change, Entry, HISTORY_BYTES_MAX, HISTORY_RECORD_BYTES, Revision, Sink, StoreError};
 use super::EtcdCluster;
 use super::client::WatchStream;
-use super::keys::{self, header_revision, number, revision};
+use super::keys::Mapping;
 use super::messages::{
-    RangeRequest, WatchCommand, WatchCreateRequest, WatchProgressRequest, WatchRequest, WatchResponse,
+    KeyValue, RangeRequest, WatchCommand, WatchCreateRequest, WatchProgressRequest, WatchRequest, WatchResponse,
 };
 
 /// The size of a page of the first read.
@@ -41,7 +40,7 @@ enum Received {
 }
 
 /// Reads a response of a watch that has sent all changes up to `position`. A value that can't be read counts as absent.
-fn read(keys: &KeySpace, response: WatchResponse, position: Revision) -> Received {
+fn read(mapping: &Mapping, response: WatchResponse, position: Revision) -> Received {
     if response.canceled {
         return if response.compact_revision > 0 {
             Received::Compacted
@@ -50,15 +49,15 @@ fn read(keys: &KeySpace, response: WatchResponse, position: Revision) -> Receive
         };
     }
     if response.events.is_empty() {
-        let at = header_revision(response.header);
+        let at = mapping.header_revision(response.header);
         return if response.created || at <= position { Received::Nothing } else { Received::Progress(at) };
     }
     let changes = response.events.into_iter().filter_map(|event| {
         let kv = event.kv?;
-        let revision = revision(kv.mod_revision);
-        let key = keys::changed(keys, &kv).filter(|_| revision > position)?;
-        let entry = if event.kind == 0 { readable(keys::entry(keys, &kv)) } else { None };
-        let previous = event.prev_kv.and_then(|kv| readable(keys::entry(keys, &kv)));
+        let revision = mapping.revision(kv.mod_revision);
+        let key = mapping.changed(&kv).filter(|_| revision > position)?;
+        let entry = if event.kind == 0 { readable(mapping.entry(&kv)) } else { None };
+        let previous = event.prev_kv.and_then(|kv| readable(mapping.entry(&kv)));
         Some(Change { revision, key, entry, previous })
     });
     Received::Changes(changes.collect())
@@ -107,26 +106,33 @@ impl HistorySize {
     }
 }
 
-/// All keys and the revision of the read.
+/// All entries and the revision of the read.
 pub(super) async fn read_all(cluster: &EtcdCluster) -> Result<(Vec<Entry>, Revision), StoreError> {
-    let (mut key, range_end) = keys::all(&cluster.keys);
-    let (mut entries, mut at, mut limit) = (Vec::new(), 0, PAGE_KEYS);
+    let (kvs, at) = read_values(cluster).await?;
+    let entries = kvs.iter().map(|kv| cluster.mapping.entry(kv)).collect::<Result<_, StoreError>>()?;
+    Ok((entries, at))
+}
+
+/// All keys and the revision of the read.
+pub(super) async fn read_values(cluster: &EtcdCluster) -> Result<(Vec<KeyValue>, Revision), StoreError> {
+    let (mut key, range_end) = cluster.mapping.all();
+    let (mut all, mut at, mut limit) = (Vec::new(), 0, PAGE_KEYS);
     loop {
         let (key_now, range_end) = (key.clone(), range_end.clone());
         let request =
             RangeRequest { key: key_now, range_end, limit: i64::try_from(limit).unwrap_or(i64::MAX), revision: at };
-        let page = cluster.range(request).await?;
+        let mut page = cluster.range(request).await?;
         if at == 0 {
-            at = number(header_revision(page.header));
+            at = page.header.map_or(0, |header| header.revision);
         }
-        let mut bytes = 1;
-        for kv in &page.kvs {
-            bytes += kv.value.len();
-            entries.push(keys::entry(&cluster.keys, kv)?);
-        }
-        let Some(last) = page.kvs.last().filter(|_| page.more) else { return Ok((entries, revision(at))) };
-        key = [&last.key[..], &[0]].concat();
+        let bytes = 1 + page.kvs.iter().map(|kv| kv.value.len()).sum::<usize>();
         limit = (page.kvs.len().saturating_mul(PAGE_BYTES) / bytes).clamp(1, PAGE_KEYS_MAX);
+        let next = page.kvs.last().filter(|_| page.more).map(|last| [&last.key[..], &[0]].concat());
+        all.append(&mut page.kvs);
+        match next {
+            Some(next) => key = next,
+            None => return Ok((all, cluster.mapping.revision(at))),
+        }
     }
 }
 
@@ -231,7 +237,7 @@ impl Follower {
                     continue;
                 }
             };
-            match read(&cluster.keys, response, self.position) {
+            match read(&cluster.mapping, response, self.position) {
                 Received::Nothing => {}
                 Received::Changes(changes) => {
                     let Some(last) = changes.last() else { continue };
@@ -276,9 +282,9 @@ async fn open<'a>(
     after: Revision,
     prev_kv: bool,
 ) -> Result<WatchStream<'a>, StoreError> {
-    let (key, range_end) = keys::all(&cluster.keys);
-    let create =
-        WatchCreateRequest { key, range_end, start_revision: number(after + 1), progress_notify: true, prev_kv };
+    let (key, range_end) = cluster.mapping.all();
+    let start_revision = cluster.mapping.after(after);
+    let create = WatchCreateRequest { key, range_end, start_revision, progress_notify: true, prev_kv };
     let _ = commands.try_send(WatchRequest { command: Some(WatchCommand::Create(create)) });
     let requests =
         futures::stream::unfold(requests, |mut requests| async move { Some((requests.recv().await?, requests)) });
@@ -297,7 +303,7 @@ pub(super) async fn send_changes(
     let ended = async {
         let mut stream = open(cluster, requests, &commands, after, true).await?;
         loop {
-            match read(&cluster.keys, stream.next().await?, position) {
+            match read(&cluster.mapping, stream.next().await?, position) {
                 Received::Changes(changes) => {
                     for change in changes {
                         position = change.revision;
@@ -331,7 +337,7 @@ mod tests {
         let key = format!("/p/{key}").into_bytes().into();
         Event {
             kind,
-            kv: Some(KeyValue { key, value, create_revision: 2, mod_revision: at, version: 1 }),
+            kv: Some(KeyValue { key, value, create_revision: 2, mod_revision: at, ..KeyValue::default() }),
             prev_kv: None,
         }
     }
@@ -342,22 +348,22 @@ mod tests {
 
     #[test]
     fn responses_become_changes_in_order_and_without_repeats() {
-        let keys = KeySpace::new("/p");
+        let mapping = Mapping::new("/p", 0);
         let foreign = Event {
             kv: event(0, "c", 7).kv.map(|kv| KeyValue { value: b"k8s\0".to_vec().into(), ..kv }),
             ..event(0, "c", 7)
         };
         let events = vec![event(0, "a", 5), event(0, "a", 6), event(1, "b", 6), foreign];
-        let Received::Changes(changes) = read(&keys, response(events, 9), 5) else { panic!() };
+        let Received::Changes(changes) = read(&mapping, response(events, 9), 5) else { panic!() };
         let seen: Vec<_> = changes.iter().map(|c| (c.revision, &*c.key, c.entry.is_some())).collect();
         assert_eq!(seen, [(6, "/registry/a", true), (6, "/registry/b", false), (7, "/registry/c", false)]);
-        assert_eq!(read(&keys, response(vec![], 9), 5), Received::Progress(9));
-        assert_eq!(read(&keys, response(vec![], 5), 5), Received::Nothing);
+        assert_eq!(read(&mapping, response(vec![], 9), 5), Received::Progress(9));
+        assert_eq!(read(&mapping, response(vec![], 5), 5), Received::Nothing);
         let created = WatchResponse { created: true, ..response(vec![], 9) };
-        assert_eq!(read(&keys, created, 5), Received::Nothing, "earlier changes follow");
+        assert_eq!(read(&mapping, created, 5), Received::Nothing, "earlier changes follow");
         let canceled = WatchResponse { canceled: true, cancel_reason: "no leader".into(), ..response(vec![], 9) };
-        assert_eq!(read(&keys, canceled.clone(), 5), Received::Canceled("no leader".into()));
-        assert_eq!(read(&keys, WatchResponse { compact_revision: 7, ..canceled }, 5), Received::Compacted);
+        assert_eq!(read(&mapping, canceled.clone(), 5), Received::Canceled("no leader".into()));
+        assert_eq!(read(&mapping, WatchResponse { compact_revision: 7, ..canceled }, 5), Received::Compacted);
     }
 
     #[test]

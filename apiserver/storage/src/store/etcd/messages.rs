@@ -16,6 +16,8 @@ pub(super) struct KeyValue {
     pub(super) version: i64,
     #[prost(bytes = "bytes", tag = "5")]
     pub(super) value: Bytes,
+    #[prost(int64, tag = "6")]
+    pub(super) lease: i64,
 }
 
 /// A change of one key: `kind` is 0 for a put and 1 for a deletion.
@@ -75,6 +77,8 @@ pub(super) struct PutRequest {
 pub(super) struct DeleteRangeRequest {
     #[prost(bytes = "vec", tag = "1")]
     pub(super) key: Vec<u8>,
+    #[prost(bytes = "vec", tag = "2")]
+    pub(super) range_end: Vec<u8>,
 }
 
 /// Responses of puts and deletions, of which nothing is read.
@@ -113,7 +117,8 @@ pub(super) enum Response {
     Delete(WriteResponse),
 }
 
-/// A comparison for equality (`result` 0) of a key's `version` (`target` 0) or of its `mod_revision` (`target` 2).
+/// A comparison for equality (`result` 0) of a key's `version` (`target` 0), `create_revision` (1) or `mod_revision` (2),
+/// or of those of all keys in `key..range_end`.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 pub(super) struct CompareRequest {
     #[prost(int32, tag = "1")]
@@ -122,14 +127,18 @@ pub(super) struct CompareRequest {
     pub(super) target: i32,
     #[prost(bytes = "vec", tag = "3")]
     pub(super) key: Vec<u8>,
-    #[prost(oneof = "Target", tags = "4, 6")]
+    #[prost(oneof = "Target", tags = "4, 5, 6")]
     pub(super) expected: Option<Target>,
+    #[prost(bytes = "vec", tag = "64")]
+    pub(super) range_end: Vec<u8>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, prost::Oneof)]
 pub(super) enum Target {
     #[prost(int64, tag = "4")]
     Version(i64),
+    #[prost(int64, tag = "5")]
+    Created(i64),
     #[prost(int64, tag = "6")]
     Modified(i64),
 }
@@ -152,6 +161,50 @@ pub(super) struct TxnResponse {
     pub(super) succeeded: bool,
     #[prost(message, repeated, tag = "3")]
     pub(super) responses: Vec<ResponseOp>,
+}
+
+impl CompareRequest {
+    /// That a key was last written at a revision; 0: it is absent.
+    pub(super) fn modified(key: Vec<u8>, at: i64) -> Self {
+        Self { result: 0, target: 2, key, expected: Some(Target::Modified(at)), range_end: Vec::new() }
+    }
+
+    /// That a key has a version; 0: it is absent.
+    pub(super) fn version(key: Vec<u8>, version: i64) -> Self {
+        Self { result: 0, target: 0, key, expected: Some(Target::Version(version)), range_end: Vec::new() }
+    }
+
+    /// That there are no keys in a range.
+    pub(super) fn empty(key: Vec<u8>, range_end: Vec<u8>) -> Self {
+        Self { result: 0, target: 1, key, expected: Some(Target::Created(0)), range_end }
+    }
+}
+
+impl RequestOp {
+    /// Sets a key.
+    pub(super) fn put(key: Vec<u8>, value: Vec<u8>, lease: i64) -> Self {
+        Self { request: Some(Request::Put(PutRequest { key, value: value.into(), lease })) }
+    }
+
+    /// Reads a key.
+    pub(super) fn read(key: Vec<u8>) -> Self {
+        Self { request: Some(Request::Range(RangeRequest { key, ..RangeRequest::default() })) }
+    }
+
+    /// Removes a key.
+    pub(super) fn delete(key: Vec<u8>) -> Self {
+        Self { request: Some(Request::Delete(DeleteRangeRequest { key, range_end: Vec::new() })) }
+    }
+}
+
+impl TxnResponse {
+    /// The first key that the transaction read.
+    pub(super) fn into_first(self) -> Option<KeyValue> {
+        self.responses.into_iter().find_map(|answer| match answer.response {
+            Some(Response::Range(range)) => range.kvs.into_iter().next(),
+            _ => None,
+        })
+    }
 }
 
 #[derive(Clone, PartialEq, Eq, prost::Message)]
@@ -220,6 +273,19 @@ pub(super) struct LeaseGrantRequest {
 pub(super) struct LeaseGrantResponse {
     #[prost(int64, tag = "2")]
     pub(super) id: i64,
+    #[prost(int64, tag = "3")]
+    pub(super) ttl: i64,
+}
+
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub(super) struct LeaseTimeToLiveRequest {
+    #[prost(int64, tag = "1")]
+    pub(super) id: i64,
+}
+
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub(super) struct LeaseTimeToLiveResponse {
+    /// The seconds until the lease expires; negative: it has expired.
     #[prost(int64, tag = "3")]
     pub(super) ttl: i64,
 }

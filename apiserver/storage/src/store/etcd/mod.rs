@@ -3,9 +3,11 @@
 //! The values are ours and not upstream's protobuf; docs/operations.md ("etcd") has the format. Reads of the API server come from its
 //! watch cache, which [`feed`](Store::feed) keeps; this store acknowledges before it feeds.
 
+pub mod backup;
 mod client;
 mod compact;
 mod feed;
+mod format;
 mod keys;
 mod leases;
 mod messages;
@@ -19,18 +21,17 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use machinery_api::KeySpace;
 use machinery_env::Env;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use self::client::{Client, Repeat};
 use self::compact::Compactor;
 use self::feed::Follower;
-use self::keys::{header_revision, number};
+use self::keys::Mapping;
 use self::leases::Leases;
 use self::messages::{
-    CompactionRequest, CompactionResponse, CompareRequest, DeleteRangeRequest, LeaseGrantRequest, LeaseGrantResponse,
-    PutRequest, RangeRequest, RangeResponse, Request, RequestOp, Response, Target, TxnRequest, TxnResponse,
+    CompactionRequest, CompactionResponse, CompareRequest, LeaseGrantRequest, LeaseGrantResponse, RangeRequest,
+    RangeResponse, Request, RequestOp, Response, TxnRequest, TxnResponse,
 };
 use super::plan::check;
 use super::{
@@ -41,9 +42,6 @@ const RANGE: &str = "/etcdserverpb.KV/Range";
 const TXN: &str = "/etcdserverpb.KV/Txn";
 const COMPACT: &str = "/etcdserverpb.KV/Compact";
 const GRANT: &str = "/etcdserverpb.Lease/LeaseGrant";
-
-/// The target of a comparison of `mod_revision`.
-const MODIFIED: i32 = 2;
 
 /// The maximum time for a read of the newest revision. A reader may wait for one before its own.
 const NEWEST_MAX: Duration = Duration::from_secs(5);
@@ -91,13 +89,17 @@ pub struct EtcdStore {
 /// The part that tasks share.
 struct EtcdCluster {
     client: Client,
-    keys: KeySpace,
+    mapping: Mapping,
     env: Env,
     /// The newest revision in a response.
     newest: AtomicU64,
 }
 
 impl EtcdCluster {
+    fn new(client: Client, mapping: Mapping, env: Env) -> Self {
+        Self { client, mapping, env, newest: AtomicU64::new(0) }
+    }
+
     fn saw(&self, at: Revision) -> Revision {
         self.newest.fetch_max(at, Ordering::AcqRel);
         at
@@ -105,16 +107,16 @@ impl EtcdCluster {
 
     async fn range(&self, request: RangeRequest) -> Result<RangeResponse, StoreError> {
         let response: RangeResponse = self.client.call(RANGE, request, Repeat::Safe).await?;
-        self.saw(header_revision(response.header));
+        self.saw(self.mapping.header_revision(response.header));
         Ok(response)
     }
 
     /// The newest revision, read through the leader.
     async fn newest(&self) -> Result<Revision, StoreError> {
         // No object has this key: nothing is read but the revision.
-        let (key, _) = keys::all(&self.keys);
+        let (key, _) = self.mapping.all();
         let response = self.range(RangeRequest { key, ..RangeRequest::default() }).await?;
-        Ok(header_revision(response.header))
+        Ok(self.mapping.header_revision(response.header))
     }
 }
 
@@ -141,14 +143,15 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl EtcdStore {
-    /// Connects to etcd, and reads its revision.
+    /// Connects to etcd, claims the prefix for this store, and reads its revision.
     ///
     /// # Errors
-    /// If the configuration is invalid, or no member of a cluster with a leader answers within ten seconds.
+    /// If the configuration is invalid, no member of a cluster with a leader answers within ten seconds, or the store was
+    /// written by a newer program.
     pub async fn open(config: &EtcdConfig, env: Env) -> Result<Self, StoreError> {
         let client = Client::new(config, env.clone())?;
-        let keys = KeySpace::new(&config.prefix);
-        let cluster = EtcdCluster { client, keys, env, newest: AtomicU64::new(0) };
+        let mapping = format::claim(&client, &config.prefix).await?;
+        let cluster = EtcdCluster::new(client, mapping, env);
         cluster.newest().await?;
         let (cluster, (readers, waiting)) = (Arc::new(cluster), mpsc::channel(TURN_MAX));
         tokio::spawn(answer_readers(cluster.clone(), waiting));
@@ -185,32 +188,26 @@ impl EtcdStore {
     }
 
     async fn request(&self, txn: &Txn) -> Result<TxnRequest, StoreError> {
-        let keys = &self.cluster.keys;
+        let mapping = &self.cluster.mapping;
         let compare = txn.compares.iter().map(|compare| {
             let Compare { key, modified } = compare;
-            let expected = Some(Target::Modified(number(*modified)));
-            Ok(CompareRequest { result: 0, target: MODIFIED, key: keys::key(keys, key)?, expected })
+            Ok(CompareRequest::modified(mapping.key(key)?, mapping.compared(*modified)))
         });
-        let read = |compare: &Compare| {
-            let range = RangeRequest { key: keys::key(keys, &compare.key)?, ..RangeRequest::default() };
-            Ok(RequestOp { request: Some(Request::Range(range)) })
-        };
         let mut success = Vec::with_capacity(txn.ops.len());
         for op in last_ops(&txn.ops) {
-            let key = keys::key(keys, op.key())?;
-            success.push(RequestOp {
-                request: Some(match op {
-                    Op::Put { record, ttl, .. } => {
-                        let lease = match ttl {
-                            Some(ttl) => self.lease(*ttl).await?,
-                            None => 0,
-                        };
-                        Request::Put(PutRequest { key, value: keys::value(record).into(), lease })
-                    }
-                    Op::Delete { .. } => Request::Delete(DeleteRangeRequest { key }),
-                }),
+            let key = mapping.key(op.key())?;
+            success.push(match op {
+                Op::Put { record, ttl, .. } => {
+                    let lease = match ttl {
+                        Some(ttl) => self.lease(*ttl).await?,
+                        None => 0,
+                    };
+                    RequestOp::put(key, keys::value(record), lease)
+                }
+                Op::Delete { .. } => RequestOp::delete(key),
             });
         }
+        let read = |compare: &Compare| Ok(RequestOp::read(mapping.key(&compare.key)?));
         Ok(TxnRequest {
             compare: compare.collect::<Result<_, StoreError>>()?,
             success,
@@ -219,15 +216,23 @@ impl EtcdStore {
     }
 
     fn outcome(&self, response: TxnResponse) -> Result<Outcome, StoreError> {
-        let at = self.cluster.saw(header_revision(response.header));
+        let at = self.cluster.saw(self.cluster.mapping.header_revision(response.header));
         if response.succeeded {
             return Ok(Outcome::Committed(at));
         }
         let entries = response.responses.into_iter().map(|answer| match answer.response {
-            Some(Response::Range(range)) => range.kvs.first().map(|kv| keys::entry(&self.cluster.keys, kv)).transpose(),
+            Some(Response::Range(range)) => range.kvs.first().map(|kv| self.cluster.mapping.entry(kv)).transpose(),
             _ => Err(StoreError::Unavailable("etcd answers a read with another kind".into())),
         });
         Ok(Outcome::Conflict(entries.collect::<Result<_, StoreError>>()?))
+    }
+
+    /// Compacts to a revision of etcd.
+    async fn compact_etcd(&self, revision: i64) -> Result<(), StoreError> {
+        let request = CompactionRequest { revision };
+        let compacted: Result<CompactionResponse, StoreError> =
+            self.cluster.client.call(COMPACT, request, Repeat::Unsent).await;
+        compacted.map(|_| ()).map_err(|error| self.located(error))
     }
 
     /// Notes a revision that a reader waits for.
@@ -268,21 +273,22 @@ impl Store for EtcdStore {
     }
 
     async fn get(&self, key: &str, at: Option<Revision>) -> Result<Option<Entry>, StoreError> {
-        let key = keys::key(&self.cluster.keys, key)?;
-        let request = RangeRequest { key, revision: number(at.unwrap_or(0)), ..RangeRequest::default() };
+        let mapping = &self.cluster.mapping;
+        let (key, revision) = (mapping.key(key)?, mapping.read_at(at)?);
+        let request = RangeRequest { key, revision, ..RangeRequest::default() };
         let found = self.cluster.range(request).await.map_err(|error| self.located(error))?;
-        found.kvs.first().map(|kv| keys::entry(&self.cluster.keys, kv)).transpose()
+        found.kvs.first().map(|kv| mapping.entry(kv)).transpose()
     }
 
     async fn range(&self, from: &str, to: &str, at: Option<Revision>, limit: usize) -> Result<Range, StoreError> {
-        let (key, range_end) = (self.cluster.keys.bound(from).into_bytes(), self.cluster.keys.bound(to).into_bytes());
+        let mapping = &self.cluster.mapping;
+        let (key, range_end) = (mapping.bound(from), mapping.bound(to));
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-        let request = RangeRequest { key, range_end, limit, revision: number(at.unwrap_or(0)) };
+        let request = RangeRequest { key, range_end, limit, revision: mapping.read_at(at)? };
         let found = self.cluster.range(request).await.map_err(|error| self.located(error))?;
-        let entries =
-            found.kvs.iter().map(|kv| keys::entry(&self.cluster.keys, kv)).collect::<Result<Vec<_>, StoreError>>()?;
+        let entries = found.kvs.iter().map(|kv| mapping.entry(kv)).collect::<Result<Vec<_>, StoreError>>()?;
         Ok(Range {
-            revision: at.unwrap_or_else(|| header_revision(found.header)),
+            revision: at.unwrap_or_else(|| mapping.header_revision(found.header)),
             // etcd counts the whole range.
             remaining: u64::try_from(found.count).unwrap_or(0).saturating_sub(entries.len() as u64),
             entries,
@@ -338,10 +344,7 @@ impl Store for EtcdStore {
     }
 
     async fn compact(&self, to: Revision) -> Result<(), StoreError> {
-        let request = CompactionRequest { revision: number(to) };
-        let compacted: Result<CompactionResponse, StoreError> =
-            self.cluster.client.call(COMPACT, request, Repeat::Unsent).await;
-        compacted.map_err(|error| self.located(error))?;
+        self.compact_etcd(self.cluster.mapping.read_at(Some(to))?).await?;
         self.compacted.send_replace(to);
         Ok(())
     }
@@ -350,17 +353,18 @@ impl Store for EtcdStore {
         let due = lock(&self.compactor).due(self.cluster.env.elapsed());
         let Some(turn) = due else { return Ok(()) };
         let response: TxnResponse = self.cluster.client.call(TXN, turn.request(), Repeat::Unsent).await?;
-        self.cluster.saw(header_revision(response.header));
+        self.cluster.saw(self.cluster.mapping.header_revision(response.header));
         let to = lock(&self.compactor).took_turn(&turn, response);
         if to.is_ours {
-            match self.compact(to.revision).await {
+            match self.compact_etcd(to.revision).await {
                 // By another client of etcd.
                 Ok(()) | Err(StoreError::Compacted(_)) => {}
                 Err(error) => return Err(error),
             }
         }
-        if to.revision > self.compacted() {
-            self.compacted.send_replace(to.revision);
+        let compacted = self.cluster.mapping.revision(to.revision);
+        if compacted > self.compacted() {
+            self.compacted.send_replace(compacted);
         }
         Ok(())
     }

@@ -305,10 +305,7 @@ async fn keys_expire_and_readers_wait_for_revisions_of_others() {
     drop(store);
     // A value of another program stops a start, and is named.
     let foreign = Cluster::store(&cluster, "/registry", Env::real()).await;
-    let request = PutRequest { key: b"/registry/pods/a".into(), value: b"k8s\0".to_vec().into(), lease: 0 };
-    let put: messages::WriteResponse =
-        foreign.cluster.client.call("/etcdserverpb.KV/Put", request, Repeat::Unsent).await.unwrap();
-    assert_eq!(put, messages::WriteResponse {});
+    set(&foreign, "/registry/pods/a", b"k8s\0".to_vec()).await;
     let error = foreign.feed(Arc::new(Recording::default())).await.unwrap_err();
     assert!(error.to_string().contains("/registry/pods/a was not written by Coracle"), "{error}");
 }
@@ -408,4 +405,95 @@ async fn a_user_is_authenticated_with_a_password() {
     for _ in 0..8 {
         EtcdStore::open(&cluster.config, Env::real()).await.unwrap();
     }
+}
+
+/// Sets a key of etcd to a value, as another program would.
+async fn set(store: &EtcdStore, key: &str, value: Vec<u8>) {
+    let request = messages::PutRequest { key: key.as_bytes().into(), value: value.into(), lease: 0 };
+    let done: messages::WriteResponse =
+        store.cluster.client.call("/etcdserverpb.KV/Put", request, Repeat::Unsent).await.unwrap();
+    assert_eq!(done, messages::WriteResponse {});
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_backup_is_restored_at_higher_revisions_into_either_store() {
+    let cluster = Cluster::start(1, &[]);
+    let (env, folder) = (Env::real(), tempfile::tempdir().unwrap());
+    let at = |prefix: &str| EtcdConfig { prefix: prefix.into(), ..cluster.config.clone() };
+    let store = cluster.store("/registry", env.clone()).await;
+    // More than one transaction by count and by size, and a key that expires.
+    for number in 0..300 {
+        write(&store, just(put(&format!("/registry/k/{number:03}"), &format!("{number}")))).await;
+    }
+    for number in 0..3 {
+        write(&store, just(put(&format!("/registry/large/{number}"), &"x".repeat(1_500_000)))).await;
+    }
+    let ttl = Some(Duration::from_secs(100));
+    write(&store, just(Op::Put { key: "/registry/events/a".into(), record: Record::plain(b"{}"), ttl })).await;
+    let old = write(&store, just(Op::Delete { key: "/registry/k/007".into() })).await;
+    let everything = async |store: &dyn Store| {
+        let entries = store.range("/", &prefix_end("/"), None, 0).await.unwrap().entries;
+        let bodies = entries.into_iter().map(|entry| (entry.key.to_string(), entry.record.body().to_vec()));
+        bodies.collect::<Vec<_>>()
+    };
+    let before = everything(&store).await;
+    let file = folder.path().join("a");
+    let saved = backup::backup(&at("/registry"), &env, &file, None).await.unwrap();
+    assert_eq!((saved.keys, saved.revision), (303, old));
+    assert_eq!(everything(&store).await, before);
+
+    let restored = backup::restore(&at("/two"), &env, &file, None).await.unwrap();
+    assert_eq!(restored.keys, 303);
+    assert!(restored.revision > old + 1_000_000);
+    let two = cluster.store("/two", env.clone()).await;
+    assert_eq!(everything(&two).await, before);
+    for revision in [1, old] {
+        assert!(matches!(two.get("/registry/k/000", Some(revision)).await, Err(StoreError::Compacted(_))));
+        assert!(matches!(two.watch("/registry/k/", revision).await, Err(StoreError::Compacted(_))));
+    }
+    let stale = Compare { key: "/registry/k/000".into(), modified: old };
+    let op = put("/registry/k/000", "stale");
+    let Outcome::Conflict(seen) = two.txn(Txn { compares: vec![stale], ops: vec![op.clone()] }).await.unwrap() else {
+        panic!()
+    };
+    let current = seen[0].as_ref().unwrap().modified;
+    assert!(current > old && current <= restored.revision, "{current}");
+    let next = write(&two, contract::when("/registry/k/000", current, op)).await;
+    assert!(next > restored.revision);
+    assert_eq!(two.get("/registry/k/000", Some(next)).await.unwrap().unwrap().modified, next);
+    let expiring = RangeRequest { key: b"/two/events/a".into(), ..RangeRequest::default() };
+    assert_ne!(two.cluster.range(expiring).await.unwrap().kvs[0].lease, 0, "it expires");
+    let taken = backup::restore(&at("/two"), &env, &file, None).await.unwrap_err();
+    assert!(taken.to_string().contains("etcd has keys below /two"), "{taken}");
+    assert_eq!(everything(&two).await.len(), 303);
+
+    // From etcd to a folder and back: revisions rise again.
+    let (again, local) = (folder.path().join("b"), folder.path().join("store"));
+    let saved = backup::backup(&at("/two"), &env, &again, None).await.unwrap();
+    assert_eq!(saved.revision, next);
+    super::super::embedded::backup::restore(&again, &local, None).unwrap();
+    let third = folder.path().join("c");
+    super::super::embedded::backup::backup(&local, &third, None).unwrap();
+    let restored = backup::restore(&at("/three"), &env, &third, None).await.unwrap();
+    assert!(restored.revision > next + 1_000_000);
+    assert_eq!(everything(&cluster.store("/three", env.clone()).await).await.len(), 303);
+    let none = backup::backup(&at("/none"), &env, &folder.path().join("d"), None).await.unwrap_err();
+    assert!(none.to_string().contains("no keys below /none"), "{none}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_unfinished_restore_and_a_newer_format_stop_a_start() {
+    let cluster = Cluster::start(1, &[]);
+    let store = cluster.store("/registry", Env::real()).await;
+    write(&store, just(put("/registry/k/a", "1"))).await;
+    let open = async || EtcdStore::open(&cluster.config, Env::real()).await.err().map(|error| error.to_string());
+    assert_eq!(open().await, None);
+    set(&store, "/registry", br#"{"format": 2, "later": true}"#.to_vec()).await;
+    assert!(open().await.is_some_and(|why| why.contains("says format 2, this program reads up to 1")));
+    set(&store, "/registry", format::StoreRecord::restoring(5).value()).await;
+    let why = open().await.unwrap();
+    assert!(why.contains("a restore has not ended"), "{why}");
+    let folder = tempfile::tempdir().unwrap();
+    let refused = backup::backup(&cluster.config, &Env::real(), &folder.path().join("a"), None).await.unwrap_err();
+    assert_eq!(refused.to_string(), why);
 }
