@@ -24,6 +24,7 @@ use scheduler::wasm::PluginHost;
 use wasm_runtime::engine::{CompileBounds, GuestBounds};
 
 use crate::inventory::NodeInventory;
+use crate::joining::accept::JoinConfig;
 
 /// Flags of every verb.
 #[derive(Debug, Clone, Args)]
@@ -81,6 +82,8 @@ pub(crate) struct ApiServerConfig {
     /// The listen port; 0 for a free one.
     pub(crate) port: u16,
     pub(crate) store: StoreConfig,
+    /// Where to get the cluster's keys, if the data folder has none.
+    pub(crate) join: Option<JoinConfig>,
     /// Default toleration of not-ready and unreachable nodes, in seconds.
     pub(crate) default_toleration_seconds: u32,
     /// Configuration of admission plugins.
@@ -216,6 +219,7 @@ impl ClusterConfig {
                 bind: localhost,
                 port: 0,
                 store: StoreConfig::DataFolder,
+                join: None,
                 default_toleration_seconds: 300,
                 admission: Arc::default(),
             },

@@ -6,6 +6,7 @@ mod config;
 mod data_dir;
 mod features;
 mod inventory;
+mod joining;
 mod local;
 mod logging;
 mod module_file;

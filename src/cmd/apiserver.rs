@@ -67,6 +67,7 @@ impl ServerFlags {
             bind: self.bind,
             port: self.port,
             store: self.store.config()?,
+            join: None,
             default_toleration_seconds: self.default_toleration_seconds.unwrap_or(toleration),
             admission: self.admission()?,
         })

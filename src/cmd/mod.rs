@@ -15,6 +15,7 @@ mod run;
 mod scheduler;
 mod server;
 mod standalone;
+mod token;
 mod up;
 mod version;
 
@@ -36,6 +37,7 @@ use push::Push;
 use run::Run;
 use scheduler::Scheduler;
 use server::Server;
+use token::Token;
 use up::Up;
 
 /// Kubernetes for WebAssembly in one binary.
@@ -72,6 +74,9 @@ pub(crate) enum Verb {
         after_help = "Example: coracle server --data-dir /var/lib/coracle --bind 10.0.0.1 --store etcd:http://10.0.0.1:2379,10.0.0.2:2379,10.0.0.3:2379"
     )]
     Server(Box<Server>),
+    /// Makes a token with which another machine joins the cluster
+    #[command(after_help = "Example: coracle token create --control-plane")]
+    Token(Token),
     /// Runs the API server alone, with its store and the built-in registry, in the foreground
     #[command(
         name = "apiserver",
@@ -179,6 +184,7 @@ pub(crate) fn run(cli: Cli) -> Result<(), Failure> {
         Verb::Call(flags) => call::run(&flags, &cli.common),
         Verb::Backup(flags) => backup::save(&flags, &cli.common),
         Verb::Restore(flags) => backup::load(&flags, &cli.common),
+        Verb::Token(flags) => token::run(&flags, &cli.common),
         Verb::Version => version::run(),
     }
 }

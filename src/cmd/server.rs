@@ -2,6 +2,7 @@
 //! etcd cluster and elect who schedules and controls; nodes run elsewhere.
 
 use clap::Args;
+use http::Uri;
 
 use super::Failure;
 use super::apiserver::{FAST_TOLERATION, ServerFlags, USUAL_TOLERATION, until_stopped};
@@ -9,13 +10,17 @@ use super::flags::controllers::ControllerFlags;
 use super::flags::guests::GuestFlags;
 use super::flags::scheduler::SchedulerFlags;
 use crate::compose::Part;
-use crate::config::{ClusterConfig, Common, NetworkConfig, NodesConfig};
+use crate::config::{ApiServerConfig, ClusterConfig, Common, NetworkConfig, NodesConfig, StoreConfig};
+use crate::joining::accept::JoinConfig;
+use crate::joining::token::ControlPlaneToken;
 
 /// Flags of `coracle server`.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct Server {
     #[command(flatten)]
     server: ServerFlags,
+    #[command(flatten)]
+    join: JoinFlags,
     /// Prefix length of each node's share of the pod addresses [default: 24]
     #[arg(long, env = "CORACLE_NODE_CIDR_MASK_SIZE", value_name = "BITS", value_parser = clap::value_parser!(u8).range(8..=30))]
     node_cidr_mask_size: Option<u8>,
@@ -27,11 +32,40 @@ pub(crate) struct Server {
     plugins: GuestFlags,
 }
 
+/// Flags of a server that joins a cluster.
+#[derive(Debug, Clone, Args)]
+struct JoinFlags {
+    /// API server from which a new one gets the cluster's keys: https://HOST:PORT
+    #[arg(long = "server", env = "CORACLE_SERVER", value_name = "URL", requires_all = ["token", "ca_hash"])]
+    url: Option<Uri>,
+    /// Token of `coracle token create --control-plane`
+    #[arg(long, env = "CORACLE_TOKEN", value_name = "TOKEN", requires = "url", hide_env_values = true)]
+    token: Option<ControlPlaneToken>,
+    /// Hash of the cluster's authority: sha256:…
+    #[arg(long, env = "CORACLE_CA_HASH", value_name = "HASH", requires = "url")]
+    ca_hash: Option<String>,
+}
+
+impl JoinFlags {
+    fn config(&self, store: &StoreConfig) -> Result<Option<JoinConfig>, Failure> {
+        let (Some(url), Some(token), Some(ca_hash)) = (&self.url, &self.token, &self.ca_hash) else { return Ok(None) };
+        if url.scheme_str() != Some("https") || url.authority().is_none() {
+            return Err(Failure::Usage(format!("--server {url}: https://HOST:PORT")));
+        }
+        if !matches!(store, StoreConfig::Etcd(_)) {
+            return Err(Failure::Usage("--server needs the store of that cluster: --store etcd:…".into()));
+        }
+        Ok(Some(JoinConfig { server: url.clone(), token: token.clone(), ca_hash: ca_hash.clone() }))
+    }
+}
+
 impl Server {
     fn config(&self) -> Result<ClusterConfig, Failure> {
         let toleration = if self.controllers.fast_failover { FAST_TOLERATION } else { USUAL_TOLERATION };
         let network = NetworkConfig { node_cidr_mask_size: self.node_cidr_mask_size, ..self.server.network() };
-        let servers = ClusterConfig::for_servers(self.server.config(toleration)?, network, self.server.features());
+        let api = self.server.config(toleration)?;
+        let api = ApiServerConfig { join: self.join.config(&api.store)?, ..api };
+        let servers = ClusterConfig::for_servers(api, network, self.server.features());
         Ok(ClusterConfig {
             controllers: self.controllers.config()?,
             scheduler: self.scheduler.config()?,

@@ -27,7 +27,7 @@ pub(super) fn kubelets(env: &Env, pki: &Pki) -> anyhow::Result<Kubelets> {
 }
 
 pub(super) fn build(ground: &Ground) -> anyhow::Result<Vec<Component>> {
-    let certificates = Arc::new(Certificates::new(ground.pki.serving())?);
+    let certificates = Arc::new(Certificates::new(&ground.pki.with_authority(ground.pki.serving()))?);
     certificates.revoke(&ground.pki.revoked()? | &ground.apiserver.revoked_certificates());
     let acceptor = Acceptor::new(&ground.env, certificates.clone(), ground.pki.ca_pem())?;
     let listener = ground.take_api_listener()?;
@@ -121,7 +121,7 @@ impl CertificateFiles {
 
     fn reload_and_renew(&self) -> anyhow::Result<()> {
         let leaves = self.pki.reload_and_renew()?;
-        self.certificates.serve_with(&leaves.serving)?;
+        self.certificates.serve_with(&self.pki.with_authority(&leaves.serving))?;
         let mut admin = self.admin.lock().unwrap_or_else(PoisonError::into_inner);
         // Only on a change: people keep a namespace and other contexts in the file.
         if *admin != leaves.admin {

@@ -31,6 +31,7 @@ use super::{Part, address_change, apiserver as api, nodes, proxy, registry, shar
 use crate::config::{ClusterConfig, StoreConfig, host_name};
 use crate::data_dir::{DataDir, Lock, write_atomically};
 use crate::features;
+use crate::joining::accept::fetch_missing;
 use crate::network::Network;
 
 /// Stop tokens, one a stage.
@@ -99,6 +100,9 @@ struct Claims {
 impl Claims {
     async fn make(env: &Env, config: &ClusterConfig, up_to: Part, data: &DataDir) -> anyhow::Result<Self> {
         let (store, embedded_store) = open_store(env, &config.api.store, data).await?;
+        if let Some(join) = &config.api.join {
+            fetch_missing(env, join, &data.pki()).await?;
+        }
         let network = match &embedded_store {
             Some(_) if up_to != Part::Control => Network::choose(&config.network, &data.network())?,
             _ => shared_store::network(&*store, &config.network, data, up_to).await?,

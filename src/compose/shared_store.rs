@@ -23,8 +23,9 @@ pub(super) async fn network(
     let stored = joining::stored_keys(store).await.context("the store can't be read")?;
     if stored.is_some() && !data.pki().join("ca.crt").exists() {
         anyhow::bail!(
-            "there is a cluster in this store, and {pki} has no keys of it: copy the folder pki from the data folder of \
-             one of its API servers to {pki}",
+            "there is a cluster in this store, and {pki} has no keys of it: make a token at one of its API servers \
+             (`coracle token create --control-plane`) and give it to `coracle server`, or copy the folder pki of one of them to \
+             {pki}",
             pki = data.pki().display()
         );
     }

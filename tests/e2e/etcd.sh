@@ -16,8 +16,8 @@ openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -keyou
 exits 1 "$CORACLE" up --data-dir "$WORK/data" --port 0 --store "etcd:$at" --etcd-cafile "$WORK/other"
 exits 2 "$CORACLE" up --data-dir "$WORK/data" --port 0 --store "etcd:$at"
 has 'etcd-cafile' cat "$WORK/err" || fail "no authority: $(cat "$WORK/err")"
-exits 2 "$CORACLE" backup "$WORK/b" --data-dir "$WORK/data" --store "etcd:$at" "${tls[@]}"
-has 'etcdctl snapshot save' cat "$WORK/err" || fail "a backup of etcd: $(cat "$WORK/err")"
+exits 1 "$CORACLE" backup "$WORK/none" --store "etcd:$at" "${tls[@]}"
+has 'etcd has no keys below /registry: .*--etcd-prefix' cat "$WORK/err" || fail "a backup of nothing: $(cat "$WORK/err")"
 
 up --store "etcd:$at" "${tls[@]}"
 "$CORACLE" push --data-dir "$WORK/data" "${SAMPLES_BIN:-sample-workloads/bin}/hello.wasm" registry.local/hello:v1 >/dev/null
@@ -52,6 +52,53 @@ cp -a "$WORK"/old/{pki,images,network*} "$WORK/data/"
 up --store "etcd:$at" "${tls[@]}"
 expect "$uid" "$(kubectl get deployment/web -o jsonpath='{.metadata.uid}')" "uid after a start elsewhere"
 kubectl rollout status deployment/web --timeout=60s >/dev/null
-down
 ! has 'moved from' cat "$WORK/up.log" || fail "the addresses moved: $(cat "$WORK/up.log")"
+
+# Backups from etcd into another prefix and into the embedded store, and from there into etcd.
+exits 0 "$CORACLE" backup "$WORK/shop.backup" --store "etcd:$at" "${tls[@]}"
+grep -Eq "^$WORK/shop.backup: [0-9]+ objects at revision [0-9]+$" "$WORK/out" || fail "backup printed: $(cat "$WORK/out")"
+kubectl create configmap later >/dev/null
+before=$(kubectl get configmap later -o jsonpath='{.metadata.resourceVersion}')
+exits 1 "$CORACLE" restore "$WORK/shop.backup" --store "etcd:$at" "${tls[@]}"
+has 'etcd has keys below /registry: .*--etcd-prefix' cat "$WORK/err" || fail "a restore over a cluster: $(cat "$WORK/err")"
+down
+# is_restored: the objects of the backup, and revisions above all that clients know
+is_restored() {
+  expect "$uid" "$(kubectl get deployment/web -o jsonpath='{.metadata.uid}')" "uid of a restored Deployment"
+  ! kubectl get configmap later >/dev/null 2>&1 || fail "an object of after the backup was restored"
+  has '"code":410' kubectl get --raw "/api/v1/configmaps?watch=true&timeoutSeconds=5&resourceVersion=$before" || fail "a watch goes on over a restore"
+  kubectl create configmap next >/dev/null
+  [ "$(kubectl get configmap next -o jsonpath='{.metadata.resourceVersion}')" -gt $((before + 1000000)) ] || fail "revisions aren't higher"
+  kubectl rollout status deployment/web --timeout=60s >/dev/null
+}
+exits 0 "$CORACLE" restore "$WORK/shop.backup" --store "etcd:$at" "${tls[@]}" --etcd-prefix /moved
+grep -Eq "^$at/moved: [0-9]+ objects at revision [0-9]+$" "$WORK/out" || fail "restore printed: $(cat "$WORK/out")"
+up --store "etcd:$at" "${tls[@]}" --etcd-prefix /moved
+is_restored
+down
+exits 0 "$CORACLE" restore "$WORK/shop.backup" --data-dir "$WORK/data"
+up
+is_restored
+exits 0 "$CORACLE" backup "$WORK/again.backup" --data-dir "$WORK/data"
+kubectl delete configmap next >/dev/null
+before=$(kubectl get configmap kept -o jsonpath='{.metadata.resourceVersion}')
+down
+exits 0 "$CORACLE" restore "$WORK/again.backup" --store "etcd:$at" "${tls[@]}" --etcd-prefix /again
+up --store "etcd:$at" "${tls[@]}" --etcd-prefix /again
+expect 1 "$(kubectl get configmap next -o name | wc -l)" "an object of the second backup"
+kubectl delete configmap next >/dev/null
+is_restored
+
+# From there to a second machine: docs/operations.md, "Several API servers".
+exits 0 "$CORACLE" token create --control-plane --data-dir "$WORK/data"
+read -ra line < "$WORK/out"
+: > "$WORK/two.ready"
+"$CORACLE" "${line[@]:1}" --data-dir "$WORK/two" --bind 127.0.0.2 --port "${line[3]##*:}" --store "etcd:$at" "${tls[@]}" --etcd-prefix /again \
+  > "$WORK/two.ready" 2> "$WORK/two.log" & two=$!
+eventually 60 grep '^ready ' "$WORK/two.ready"
+expect "$uid" "$(kubectl --kubeconfig "$WORK/two/kubeconfig" get deployment/web -o jsonpath='{.metadata.uid}')" "uid at the second machine"
+kubectl --kubeconfig "$WORK/two/kubeconfig" scale deployment/web --replicas=3 >/dev/null
+kubectl rollout status deployment/web --timeout=60s >/dev/null
+kill -TERM $two; wait $two || fail "the second server: $(cat "$WORK/two.log")"
+down
 echo PASS

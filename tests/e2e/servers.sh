@@ -48,7 +48,42 @@ stop_server 9
 exits 1 "$CORACLE" server --data-dir "$WORK/other" --bind "$(address 2)" --port "${PORT[0]}" --store "etcd:$ETCD_URLS" "${ETCD_TLS[@]}"
 has 'has another authority' cat "$WORK/err" || fail "other keys: $(cat "$WORK/err")"
 exits 1 "$CORACLE" server --data-dir "$WORK/data1b" --bind "$(address 2)" --port "${PORT[0]}" --store "etcd:$ETCD_URLS" "${ETCD_TLS[@]}" --service-cidr 10.7.0.0/16
-for n in 2 3; do mkdir -m 700 "$WORK/data$n" 2>/dev/null || true; cp -a "$WORK/data1/pki" "$WORK/data$n/"; rm "$WORK/data$n/pki"/apiserver.*; done
+
+# The second server gets the keys with a token, once. The third one has a copy.
+join() { "$CORACLE" server --data-dir "$WORK/data2" --bind "$(address 2)" --port "${PORT[0]}" --store "etcd:$ETCD_URLS" "${ETCD_TLS[@]}" "$@"; }
+exits 1 "$CORACLE" token create --control-plane --data-dir "$WORK/none"
+has 'none has no keys of a cluster.*--data-dir' cat "$WORK/err" || fail "a token without keys: $(cat "$WORK/err")"
+exits 0 "$CORACLE" token create --control-plane --data-dir "$WORK/data1"
+grep -Eq "^coracle server --server https://$(address 1):${PORT[0]} --token [a-z0-9]{6}\.[a-z0-9]{16}\.[0-9a-f]{64} --ca-hash sha256:[0-9a-f]{64}$" "$WORK/out" || fail "the line of a token: $(cat "$WORK/out")"
+read -ra line < "$WORK/out"
+token=${line[5]} hash=${line[7]}
+expect "" "$(on 1 get secrets,configmaps -A -o json | grep -o "${token##*.}")" "the key of the token in the API"
+secrets() { on 1 get secrets -A -o go-template='{{range .items}}{{range .data}}{{base64decode .}}{{"\n"}}{{end}}{{end}}' > "$WORK/secrets"; }
+secrets && grep -qa "${token%%.*}" "$WORK/secrets" && ! grep -qa 'PRIVATE KEY' "$WORK/secrets" || fail "a private key in the API"
+exits 2 join --server "https://$(address 1):${PORT[0]}"
+exits 2 join --server "https://$(address 1):${PORT[0]}" --token "${token%?}" --ca-hash "$hash"
+exits 1 join --server "https://$(address 1):${PORT[0]}" --token "$token" --ca-hash "sha256:$(head -c 32 /dev/zero | sha256sum | cut -c1-64)"
+has 'this is another cluster' cat "$WORK/err" || fail "another authority: $(cat "$WORK/err")"
+wrong=${token%.*}.$(tr 0123456789abcdef 123456789abcdef0 <<< "${token##*.}")
+exits 1 join --server "https://$(address 1):${PORT[0]}" --token "$wrong" --ca-hash "$hash"
+has 'third part' cat "$WORK/err" || fail "another key: $(cat "$WORK/err")"
+exits 1 join --server "https://$(address 1):${PORT[0]}" --token "aaaaaa.${token#*.}" --ca-hash "$hash"
+has 'is wrong, used, or older than two hours' cat "$WORK/err" || fail "an unknown token: $(cat "$WORK/err")"
+[ ! -e "$WORK/data2/pki/ca.key" ] || fail "a refused token made an authority"
+# It reads nothing else.
+expect no "$(on 1 auth can-i list secrets -n kube-system --as "system:bootstrap:${token%%.*}" || true)" "a token's rights"
+# A start whose other flags are refused has got the keys, and needs the token no more.
+exits 1 join --server "https://$(address 1):${PORT[0]}" --token "$token" --ca-hash "$hash" --service-cidr 10.7.0.0/16
+has 'the cluster in this store has 10.96.0.0/12' cat "$WORK/err" || fail "other addresses: $(cat "$WORK/err")"
+for file in ca.crt ca.key sa.key; do cmp "$WORK"/data{1,2}/pki/$file || fail "another $file"; done
+expect 600 "$(stat -c %a "$WORK/data2/pki/ca.key")" "mode of the authority's key"
+exits 1 "$CORACLE" server --data-dir "$WORK/data4" --bind "$(address 2)" --port "${PORT[0]}" --store "etcd:$ETCD_URLS" "${ETCD_TLS[@]}" \
+  --server "https://$(address 1):${PORT[0]}" --token "$token" --ca-hash "$hash"
+has 'is wrong, used, or older than two hours' cat "$WORK/err" || fail "a used token: $(cat "$WORK/err")"
+left() { on 1 get secrets,roles,rolebindings -n kube-system -o name | grep -c "${token%%.*}" || true; }
+nothing_left() { [ "$(left)" = 0 ]; }
+eventually 30 nothing_left
+mkdir -m 700 "$WORK/data3"; cp -a "$WORK/data1/pki" "$WORK/data3/"; rm "$WORK/data3/pki"/apiserver.*
 exits 1 "$CORACLE" server --data-dir "$WORK/data2" --bind "$(address 2)" --port "${PORT[0]}" --store "etcd:$ETCD_URLS" "${ETCD_TLS[@]}" --service-cidr 10.7.0.0/16
 has 'the cluster in this store has 10.96.0.0/12' cat "$WORK/err" || fail "other addresses: $(cat "$WORK/err")"
 start_server 2; start_server 3; await_server 2; await_server 3

@@ -31,6 +31,7 @@ pub mod pki;
 mod rbac;
 pub mod reviews;
 pub mod rules;
+pub mod shared_keys;
 pub mod signing;
 pub mod tls;
 mod token_cache;

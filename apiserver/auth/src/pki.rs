@@ -216,7 +216,7 @@ impl Pki {
     /// # Errors
     /// Fails if the file cannot be read or has invalid content.
     pub fn revoked(&self) -> Result<HashSet<Fingerprint>, PkiError> {
-        let files = PkiFolder { dir: self.dir.clone() };
+        let files = PkiFolder::existing(&self.dir);
         let text = files.read("revoked")?.unwrap_or_default();
         certificates::read_revoked(&text).map_err(|why| PkiError::Revoked { path: files.dir.join("revoked"), why })
     }
@@ -231,9 +231,14 @@ impl Pki {
     /// (SubjectPublicKeyInfo, DER) in hexadecimal.
     #[must_use]
     pub fn ca_hash(&self) -> String {
-        let digest = Sha256::digest(self.issuer.key().subject_public_key_info());
-        let hex = digest.iter().map(|byte| format!("{byte:02x}"));
-        format!("sha256:{}", hex.collect::<String>())
+        hash_of_public_key(&self.issuer.key().subject_public_key_info())
+    }
+
+    /// A certificate of this authority and then the authority's own: a client that knows only the authority's hash finds it
+    /// there.
+    #[must_use]
+    pub fn with_authority(&self, leaf: &Identity) -> Identity {
+        Identity { cert_pem: format!("{}{}", leaf.cert_pem, self.ca_pem), key_pem: leaf.key_pem.clone() }
     }
 
     /// The API server's serving certificate.
@@ -324,13 +329,24 @@ pub fn write_private(path: &Path, text: &str) -> Result<(), PkiError> {
     Ok(())
 }
 
+/// The hash of a public key (SubjectPublicKeyInfo, DER): `sha256:` and hexadecimal digits.
+pub(super) fn hash_of_public_key(der: &[u8]) -> String {
+    let hex = Sha256::digest(der).iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    format!("sha256:{hex}")
+}
+
 /// The folder of keys and certificates.
-struct PkiFolder {
+pub(super) struct PkiFolder {
     dir: PathBuf,
 }
 
 impl PkiFolder {
-    fn open(dir: &Path) -> Result<Self, PkiError> {
+    /// A folder that is only read.
+    pub(super) fn existing(dir: &Path) -> Self {
+        Self { dir: dir.to_owned() }
+    }
+
+    pub(super) fn open(dir: &Path) -> Result<Self, PkiError> {
         let failed = |source| PkiError::File { path: dir.display().to_string(), source };
         let mut builder = fs::DirBuilder::new();
         builder.recursive(true);
@@ -355,7 +371,16 @@ impl PkiFolder {
         }
     }
 
-    fn write(&self, name: &str, text: &str) -> Result<(), PkiError> {
+    /// Reads a file that must be there.
+    pub(super) fn read_required(&self, name: &str) -> Result<String, PkiError> {
+        let missing = || PkiError::File {
+            path: self.dir.join(name).display().to_string(),
+            source: std::io::ErrorKind::NotFound.into(),
+        };
+        self.read(name)?.ok_or_else(missing)
+    }
+
+    pub(super) fn write(&self, name: &str, text: &str) -> Result<(), PkiError> {
         write_private(&self.dir.join(name), text)
     }
 

@@ -71,7 +71,11 @@ pub async fn from_kubeconfig_as(env: &Env, path: impl AsRef<Path>, agent: &'stat
     from_config(env, config)
 }
 
-async fn read_kubeconfig(path: impl AsRef<Path>) -> Result<Config, ClientError> {
+/// The configuration in a kubeconfig's current context.
+///
+/// # Errors
+/// If the file can't be read.
+pub async fn read_kubeconfig(path: impl AsRef<Path>) -> Result<Config, ClientError> {
     let path = path.as_ref();
     let failed =
         |error: KubeconfigError| ClientError::Kubeconfig(path.to_owned(), describe_kubeconfig_error(path, &error));

@@ -42,7 +42,7 @@ pub mod wire;
 
 pub use api::{Api, ListOptions, Page};
 pub use cache::{Change, ObjectCache};
-pub use connect::{ClientError, from_config, from_kubeconfig, from_kubeconfig_as, in_process};
+pub use connect::{ClientError, from_config, from_kubeconfig, from_kubeconfig_as, in_process, read_kubeconfig};
 pub use driver::{Context, Controller, Input};
 pub use effect::{Effect, ReconcilerState};
 pub use informer::Informer;

@@ -1,0 +1,28 @@
+//! Another API server gets the cluster's keys: [`offer`] makes a token at a machine that has them, and [`accept`] fetches
+//! them with it at a new one. As kubeadm's `--upload-certs` and `--control-plane`.
+//!
+//! The keys are encrypted with the token's third part, which the API never has. The token is good for one use and
+//! [`VALID_SECONDS`]; all objects of it belong to its Secret, so they end with it.
+
+pub(crate) mod accept;
+pub(crate) mod offer;
+pub(crate) mod token;
+
+/// The time in seconds within which a token can be used (kubeadm's certificate key: two hours).
+pub(crate) const VALID_SECONDS: i64 = 2 * 60 * 60;
+
+const SYSTEM: &str = "kube-system";
+/// The type of the Secret with the encrypted keys.
+const KEYS_TYPE: &str = "coracle.dev/control-plane-keys";
+/// The field of the encrypted keys.
+const KEYS_FIELD: &str = "keys";
+
+/// The Secret that authenticates a token (upstream's name).
+fn token_secret(id: &str) -> String {
+    format!("bootstrap-token-{id}")
+}
+
+/// The Secret with the keys of a token, and the name of its Role.
+fn keys_secret(id: &str) -> String {
+    format!("control-plane-keys-{id}")
+}
