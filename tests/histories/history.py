@@ -18,8 +18,8 @@ class Watch:
     bookmarks: list = dataclasses.field(default_factory=list)
     # The revision that the watch must reach.
     goal: int = 0
-    # 410 responses. Each needs a new list.
-    expired: int = 0
+    # 410 responses: (server, revision).
+    expired: list = dataclasses.field(default_factory=list)
 
 
 @dataclasses.dataclass

@@ -166,6 +166,7 @@ def bad():
     yield "watch repeat", watch(lambda w: w.connections.__setitem__(0, (0, 11, SERVER, True)))
     yield "watch reorder", watch(reverse)
     yield "watch reorder", watch(lambda w: w.bookmarks.insert(0, (3, 14)))
+    yield "unexplained 410", watch(lambda w: w.expired.append((SERVER, 12)))
     yield "watch behind", of(lambda h: h.watches[1].events.pop() and h.watches[1].times.pop())
 
 

@@ -7,7 +7,8 @@ import bisect
 
 def check(history, truth):
     """Problems: (rule, text, keys)."""
-    return [problem for watch in history.watches for problem in of_watch(watch, truth)]
+    problems = [problem for watch in history.watches for problem in of_watch(watch, truth)]
+    return problems + [problem for watch in history.watches for problem in expirations(watch, history.faults)]
 
 
 def of_watch(watch, truth):
@@ -26,10 +27,19 @@ def of_watch(watch, truth):
         problems += gaps(name, truth, received, complete_to, until)
         complete_to = max(complete_to, until)
     problems += bookmarks(watch, truth)
-    reached = max([event.rv for event in watch.events] + [rv for _, rv in watch.bookmarks], default=0)
+    reached = max([event.rv for event in watch.events] + [rv for _, rv in watch.bookmarks] + [since for _, since, *_ in watch.connections], default=0)
     if reached < watch.goal:
         problems.append(("watch behind", f"{watch.name} ended at revision {reached}, the last write has {watch.goal}", []))
     return problems
+
+
+def expirations(watch, faults):
+    """410 is possible after a compaction, and at a server that was started again: its cache begins with that start, as upstream's."""
+    if any(fault.startswith("compact") for _, fault, _ in faults):
+        return []
+    started = {name for _, fault, names in faults if fault.startswith("kill") for name in names}
+    wrong = [(server, rv) for server, rv in watch.expired if f"server{server}" not in started]
+    return [("unexplained 410", f"{watch.name} from revision {rv} at server {server}", []) for server, rv in wrong]
 
 
 def order(watch):

@@ -22,9 +22,9 @@ class Watcher:
     def __init__(self, name, cluster, history, counts, home, since=None, restless=False, streams=False):
         self.client = Client(name, cluster, history.namespace, counts)
         self.cluster, self.server, self.restless = cluster, home, restless
-        self.streams = streams
+        self.streams, self.refusals = streams, 0
         self.record = Watch(name)
-        self.since, self.listed = since, since is not None
+        self.since, self.fresh = since, since is not None
         self.goal, self.connection, self.deadline = None, None, None
         self.thread = threading.Thread(target=self.run, daemon=True)
         self.thread.start()
@@ -67,9 +67,13 @@ class Watcher:
     def list(self):
         op = self.client.do(Operation("", self.server, "list", 0))
         if op.outcome == OK:
-            self.since, self.listed = op.rv, True
+            self.listed_at(op.rv)
         else:
             raise ValueError("no list")
+
+    def listed_at(self, rv):
+        self.since, self.refusals = rv, 0
+        self.record.connections.append((len(self.record.events), rv, self.server, True))
 
     def watch(self):
         address = self.cluster.servers[self.server].address
@@ -86,8 +90,9 @@ class Watcher:
             raise ValueError(response.status)
         if self.since is None:
             self.stream_list(response, called)
-        self.record.connections.append((len(self.record.events), self.since, self.server, self.listed))
-        self.listed, count = False, 0
+        else:
+            self.record.connections.append((len(self.record.events), self.since, self.server, self.fresh))
+        self.fresh, self.refusals, count = False, 0, 0
         while not self.reached() and not (self.restless and count >= RESTLESS_EVENTS):
             self.receive(*self.message(response))
             count += 1
@@ -114,14 +119,17 @@ class Watcher:
             if kind == "BOOKMARK" and INITIAL_END in document["metadata"].get("annotations", {}):
                 break
             op.seen[document["metadata"]["name"]] = version_of(document)
-        op.rv = self.since = int(document["metadata"]["resourceVersion"])
-        self.listed = True
+        op.rv = int(document["metadata"]["resourceVersion"])
+        self.listed_at(op.rv)
         self.client.operations.append(op)
         self.client.counts["list", OK, 200] += 1
 
     def expire(self):
-        self.record.expired += 1
-        self.since = None
+        """After 410 the next server may still have the history. If none has, the watch needs a new list."""
+        self.record.expired.append((self.server, self.since))
+        self.refusals += 1
+        if self.fresh or self.refusals == len(self.cluster.servers):
+            self.since = None
 
     def receive(self, kind, document, at):
         rv = int(document["metadata"]["resourceVersion"])
