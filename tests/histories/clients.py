@@ -11,6 +11,8 @@ THINK_S_MAX = 0.012
 # After a request that no server has received.
 BACKOFF_S = 0.02
 REQUEST_S_MAX = 2
+# Of every second client: its requests end without a response while a process is suspended.
+IMPATIENT_S_MAX = 0.4
 CONNECT_S_MAX = 1
 # A client has a server of its own and uses the others at times.
 OTHER_SERVER = 0.3
@@ -178,11 +180,12 @@ class Worker(Client):
     def __init__(self, number, cluster, history, seed, counts):
         super().__init__(f"c{number}", cluster, history.namespace, counts)
         self.random = random.Random(f"{seed} client {number}")
+        self.timeout = REQUEST_S_MAX if number % 2 else IMPATIENT_S_MAX
         self.home, self.revisions, self.versions = number % len(cluster.servers), [history.start], {}
 
     def run(self, ends):
         while not ends.is_set() and len(self.operations) < CLIENT_OPERATIONS_MAX:
-            op = self.do(self.next())
+            op = self.do(self.next(), self.timeout)
             self.learn(op)
             ends.wait(BACKOFF_S if op.outcome == REFUSED else self.random.uniform(0, THINK_S_MAX))
         self.close()

@@ -1,5 +1,5 @@
 """Watches of one namespace through different servers. A watch whose connection breaks continues at the next server from its newest revision."""
-import http.client, json, random, threading, time
+import http.client, json, random, socket, threading, time
 
 from clients import Client, Unexpected, version_of
 from history import Watch
@@ -9,6 +9,7 @@ from model import OK, Event, Operation
 IDLE_S_MAX = 1.5
 CONNECT_S_MAX = 1
 BACKOFF_S = 0.02
+POLL_S = 0.01
 # One of the watches also leaves a healthy connection after this number of events.
 RESTLESS_EVENTS = 25
 # After the last write, all servers are healthy.
@@ -35,7 +36,14 @@ class Watcher:
         self.goal = goal
 
     def join(self):
-        self.thread.join(REACH_S_MAX + 30)
+        """Waits until the watch has reached its goal. A thread that waits for a further event is woken by the end of its connection."""
+        while self.thread.is_alive() and not self.reached():
+            self.thread.join(POLL_S)
+        try:
+            self.connection.sock.shutdown(socket.SHUT_RDWR)
+        except (OSError, AttributeError):
+            pass  # it has no connection any more
+        self.thread.join(IDLE_S_MAX + CONNECT_S_MAX + REACH_S_MAX)
         if self.thread.is_alive():
             raise Unexpected("a watch didn't end")
 
@@ -147,7 +155,7 @@ class Watchers:
 
     def __init__(self, cluster, history, seed, counts):
         self.cluster, self.history, self.counts = cluster, history, counts
-        self.random = random.Random(f"{seed} watches")
+        self.random, self.finished_at = random.Random(f"{seed} watches"), 0
         servers = range(len(cluster.servers))
         self.watchers = [Watcher(f"w{n}", cluster, history, counts, n) for n in servers]
         self.watchers.append(Watcher("restless", cluster, history, counts, self.random.choice(servers), restless=True))
@@ -158,6 +166,7 @@ class Watchers:
 
     def finish(self, goal):
         """Waits until all watches have reached the revision, and replays the history from its start at each server."""
+        self.finished_at = time.monotonic_ns()
         for server in range(len(self.cluster.servers)):
             self.watchers.append(Watcher(f"replay{server}", self.cluster, self.history, self.counts, server, since=self.history.start))
         for watcher in self.watchers:
@@ -166,6 +175,7 @@ class Watchers:
             watcher.join()
 
     def results(self):
-        operations = [op for watcher in self.watchers for op in watcher.client.operations]
+        # A list after the end of the history may have a write that no watch waits for.
+        operations = [op for watcher in self.watchers for op in watcher.client.operations if op.call < self.finished_at]
         problems = [problem for watcher in self.watchers for problem in watcher.client.problems]
         return [watcher.record for watcher in self.watchers], operations, problems
