@@ -1,5 +1,5 @@
 """Histories written by hand: the checks accept the good ones and refuse each bad one for the stated reason."""
-import copy
+import tempfile
 
 import porcupine, verdict
 from history import History, Watch
@@ -189,14 +189,23 @@ def not_linearizable():
     yield "an effect before its call", effect
 
 
+def recorded(history):
+    """The history as read from its file."""
+    with tempfile.NamedTemporaryFile() as file:
+        history.save(file.name)
+        return History.load(file.name)
+
+
 def run():
     """Returns the number of histories. An AssertionError names the first wrong verdict."""
     count = 0
     for what, history in good():
+        history = recorded(history)
         found = verdict.problems(history)
         assert not found, f"{what}: {verdict.report(history, found)}"
         count += 1
     for rule, history in bad():
+        history = recorded(history)
         found = verdict.problems(history)
         assert found and found[0][0] == rule, f"wanted {rule}, got {found}"
         count += 1

@@ -14,9 +14,11 @@ def problems(history):
 
 def report(history, found):
     lines = [f"seed {history.seed}, store {history.store}, namespace {history.namespace}; faults (seconds): {history.faults or 'none'}"]
+    shown = set()
     for rule, text, keys in found[:PROBLEMS_SHOWN]:
         lines.append(f"{rule}: {text}")
-        lines += [f"    {key}: {line}" for key in keys[:1] for line in excerpt(history, key, text)]
+        lines += [f"    {key}: {line}" for key in keys[:1] if key not in shown for line in excerpt(history, key, text)]
+        shown.update(keys[:1])
     if len(found) > PROBLEMS_SHOWN:
         lines.append(f"and {len(found) - PROBLEMS_SHOWN} more problems")
     return "\n".join(lines)
