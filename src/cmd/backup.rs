@@ -3,6 +3,7 @@
 
 use std::path::PathBuf;
 
+use apiserver::bootstrap::joining::keys_of_live_servers;
 use apiserver_storage::store::embedded::backup::{self as embedded, Contents};
 use apiserver_storage::store::embedded::sealed::SealingKey;
 use apiserver_storage::store::etcd::backup as etcd;
@@ -49,7 +50,8 @@ pub(crate) fn save(flags: &Backup, common: &Common) -> Result<(), Failure> {
         StoreConfig::DataFolder => embedded::backup(&DataDir::of(common)?.store(), file, key.as_ref()),
         StoreConfig::Folder(store) => embedded::backup(&store, file, key.as_ref()),
         StoreConfig::Etcd(config) => {
-            compose::runtime()?.block_on(etcd::backup(&config, &Env::real(), file, key.as_ref()))
+            let live = keys_of_live_servers();
+            compose::runtime()?.block_on(etcd::backup(&config, &Env::real(), file, key.as_ref(), &live))
         }
     };
     print(&file.display(), contents?)

@@ -16,6 +16,11 @@ const PREFIX: &str = "coracle/apiservers";
 /// The time from a server's last write of its key to its expiry (upstream's default).
 const TTL: Duration = Duration::from_secs(15);
 
+/// The prefix of all servers' keys: they say nothing about a store that is restored from a backup.
+pub(crate) fn prefix() -> StoragePrefix {
+    StoragePrefix::new(PREFIX)
+}
+
 fn key(address: SocketAddr) -> String {
     StorageKey::object(PREFIX, ObjectName::new("", &address.to_string())).into()
 }
@@ -49,7 +54,7 @@ pub(crate) async fn release(cache: &WatchCache, own: SocketAddr) -> Result<BTree
 
 /// The other live servers, as far as the watch cache knows.
 pub(crate) fn others(cache: &WatchCache, own: SocketAddr) -> impl Iterator<Item = SocketAddr> {
-    let prefix = StoragePrefix::new(PREFIX);
+    let prefix = prefix();
     let found = cache.list(prefix.as_str(), None, None, 0, &Selectors::default());
     let keys = found.map(|page| page.items).unwrap_or_default().into_iter();
     let addresses = keys.filter_map(move |cached| prefix.name_of(&cached.key)?.name.parse().ok());

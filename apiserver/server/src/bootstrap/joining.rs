@@ -6,6 +6,8 @@ use ipnet::Ipv4Net;
 use machinery_api::{ObjectName, StorageKey};
 use serde_json::{Value, json};
 
+use crate::live_servers;
+
 /// The fingerprints of the keys that all API servers of a cluster share, in hexadecimal.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ClusterKeys {
@@ -24,6 +26,12 @@ fn keys_key() -> StorageKey {
 #[must_use]
 pub fn keys_record() -> String {
     keys_key().within_registry().to_owned()
+}
+
+/// The prefix of the keys of live servers, which no backup has.
+#[must_use]
+pub fn keys_of_live_servers() -> String {
+    live_servers::prefix().as_str().to_owned()
 }
 
 /// The keys of the cluster in a store; `None` in a new one.

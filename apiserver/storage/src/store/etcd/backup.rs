@@ -29,7 +29,7 @@ const EXPIRY_STEP: Duration = Duration::from_secs(10);
 /// The attempts to read all keys at one revision, which a compaction may remove during the read.
 const READS_MAX: usize = 3;
 
-/// Writes the keys below the prefix, at one revision, to `file`; see [`backup`](super::super::embedded::backup::backup).
+/// Writes the keys below the prefix, at one revision, to `file`, without those that begin with `left_out`; see [`backup`](super::super::embedded::backup::backup).
 ///
 /// # Errors
 /// If the file exists or can't be written, there are no keys, or etcd fails.
@@ -38,6 +38,7 @@ pub async fn backup(
     env: &Env,
     file: &Path,
     key: Option<&SealingKey>,
+    left_out: &str,
 ) -> Result<Contents, BackupError> {
     check_absent(file)?;
     let client = Client::new(config, env.clone())?;
@@ -60,6 +61,9 @@ pub async fn backup(
         };
         let Some(expires_ms) = expires_ms else { continue };
         let entry = cluster.mapping.entry(&kv)?;
+        if entry.key.starts_with(left_out) {
+            continue;
+        }
         let stored = StoredValue { record: entry.record, created: entry.created, expires_ms };
         rows.push(Write { revision: entry.modified, key: entry.key, stored: Some(Arc::new(stored)) });
     }
