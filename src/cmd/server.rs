@@ -52,6 +52,10 @@ impl JoinFlags {
         if url.scheme_str() != Some("https") || url.authority().is_none() {
             return Err(Failure::Usage(format!("--server {url}: https://HOST:PORT")));
         }
+        let digits = ca_hash.strip_prefix("sha256:").unwrap_or_default();
+        if digits.len() != 64 || !digits.bytes().all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f')) {
+            return Err(Failure::Usage(format!("--ca-hash {ca_hash}: sha256: and 64 hexadecimal digits")));
+        }
         if !matches!(store, StoreConfig::Etcd(_)) {
             return Err(Failure::Usage("--server needs the store of that cluster: --store etcd:…".into()));
         }

@@ -62,6 +62,8 @@ secrets() { on 1 get secrets -A -o go-template='{{range .items}}{{range .data}}{
 secrets && grep -qa "${token%%.*}" "$WORK/secrets" && ! grep -qa 'PRIVATE KEY' "$WORK/secrets" || fail "a private key in the API"
 exits 2 join --server "https://$(address 1):${PORT[0]}"
 exits 2 join --server "https://$(address 1):${PORT[0]}" --token "${token%?}" --ca-hash "$hash"
+exits 2 join --server "https://$(address 1):${PORT[0]}" --token "$token" --ca-hash "${hash#sha256:}"
+exits 2 join --server "http://$(address 1):${PORT[0]}" --token "$token" --ca-hash "$hash"
 exits 1 join --server "https://$(address 1):${PORT[0]}" --token "$token" --ca-hash "sha256:$(head -c 32 /dev/zero | sha256sum | cut -c1-64)"
 has 'this is another cluster' cat "$WORK/err" || fail "another authority: $(cat "$WORK/err")"
 wrong=${token%.*}.$(tr 0123456789abcdef 123456789abcdef0 <<< "${token##*.}")
