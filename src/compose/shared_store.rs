@@ -3,6 +3,7 @@
 use anyhow::Context as _;
 use apiserver::bootstrap::joining::{self, ClusterKeys};
 use apiserver_auth::pki::Pki;
+use apiserver_auth::shared_keys::SharedKeys;
 use apiserver_storage::store::Store;
 
 use super::Part;
@@ -21,7 +22,7 @@ pub(super) async fn network(
     up_to: Part,
 ) -> anyhow::Result<Network> {
     let stored = joining::stored_keys(store).await.context("the store can't be read")?;
-    if stored.is_some() && !data.pki().join("ca.crt").exists() {
+    if stored.is_some() && !SharedKeys::are_in(&data.pki()) {
         anyhow::bail!(
             "there is a cluster in this store, and {pki} has no keys of it: make a token at one of its API servers \
              (`coracle token create --control-plane`) and give it to `coracle server`, or copy the folder pki of one of them to \

@@ -17,9 +17,9 @@ use super::format::{self, StoreRecord};
 use super::keys::{self, Mapping, number, revision};
 use super::messages::{
     CompareRequest, DeleteRangeRequest, LeaseGrantRequest, LeaseGrantResponse, LeaseTimeToLiveRequest,
-    LeaseTimeToLiveResponse, RangeRequest, RangeResponse, Request, RequestOp, TxnRequest, TxnResponse,
+    LeaseTimeToLiveResponse, Request, RequestOp, TxnRequest, TxnResponse,
 };
-use super::{EtcdCluster, EtcdConfig, GRANT, RANGE, TXN, feed};
+use super::{EtcdCluster, EtcdConfig, GRANT, TXN, feed};
 
 const TIME_TO_LIVE: &str = "/etcdserverpb.Lease/LeaseTimeToLive";
 /// The size of a transaction of a restore, below etcd's limit of a request (1.5 MiB) by far.
@@ -100,15 +100,12 @@ pub async fn restore(
     let (wanted, rows) = read_backup(file, key)?;
     let client = Client::new(config, env.clone())?;
     let mapping = Mapping::new(&config.prefix, 0);
-    let (first, _) = mapping.all();
-    let request = RangeRequest { key: first, ..RangeRequest::default() };
-    let newest: RangeResponse = client.call(RANGE, request, Repeat::Safe).await?;
-    let newest = newest.header.map_or(0, |header| revision(header.revision));
-    let record = StoreRecord::restoring(wanted.saturating_sub(newest));
-    let Some(at) = claim(&client, &mapping, record).await? else {
+    let cluster = EtcdCluster::new(client, mapping, env.clone());
+    let record = StoreRecord::restoring(wanted.saturating_sub(cluster.newest().await?));
+    let Some(at) = claim(&cluster, record).await? else {
         return Err(BackupError::Keys(config.prefix.clone()));
     };
-    let restore = Restore { client: &client, mapping: &mapping, env, record, at };
+    let restore = Restore { cluster: &cluster, record, at };
     match restore.run(&rows).await {
         Ok(done) => Ok(Contents { revision: done, keys: rows.len() }),
         Err(error) => {
@@ -121,23 +118,22 @@ pub async fn restore(
 }
 
 /// Writes the record if there are no keys; returns etcd's revision of the record.
-async fn claim(client: &Client, mapping: &Mapping, record: StoreRecord) -> Result<Option<i64>, StoreError> {
-    let ((from, to), key) = (mapping.all(), mapping.record());
+async fn claim(cluster: &EtcdCluster, record: StoreRecord) -> Result<Option<i64>, StoreError> {
+    let ((from, to), key) = (cluster.mapping.all(), cluster.mapping.record());
     let request = TxnRequest {
         compare: vec![CompareRequest::empty(from, to), CompareRequest::version(key.clone(), 0)],
         success: vec![RequestOp::put(key, record.value(), 0)],
         failure: Vec::new(),
     };
-    let claimed: TxnResponse = client.call(TXN, request, Repeat::Unsent).await?;
+    let claimed: TxnResponse = cluster.client.call(TXN, request, Repeat::Unsent).await?;
     let at = claimed.header.map_or(0, |header| header.revision);
     Ok(claimed.succeeded.then_some(at))
 }
 
 /// A restore that has claimed its prefix.
 struct Restore<'a> {
-    client: &'a Client,
-    mapping: &'a Mapping,
-    env: &'a Env,
+    /// With etcd's own revisions.
+    cluster: &'a EtcdCluster,
     record: StoreRecord,
     /// etcd's revision of the record: every write holds only while it is unchanged.
     at: i64,
@@ -157,10 +153,10 @@ impl Restore<'_> {
                 bytes = 0;
             }
             bytes += value.len();
-            batch.push(RequestOp::put(self.mapping.key(&row.key)?, value, lease));
+            batch.push(RequestOp::put(self.cluster.mapping.key(&row.key)?, value, lease));
         }
         self.write(batch).await?;
-        let complete = RequestOp::put(self.mapping.record(), self.record.restored().value(), 0);
+        let complete = RequestOp::put(self.cluster.mapping.record(), self.record.restored().value(), 0);
         let last = self.write(vec![complete]).await?;
         Ok(revision(last).saturating_add(self.record.revision_offset))
     }
@@ -170,22 +166,25 @@ impl Restore<'_> {
         if expires_ms == 0 {
             return Ok(Some(0));
         }
-        let Some(left) = expires_ms.checked_sub(now_ms(self.env)).filter(|left| *left > 0) else { return Ok(None) };
+        let Some(left) = expires_ms.checked_sub(now_ms(&self.cluster.env)).filter(|left| *left > 0) else {
+            return Ok(None);
+        };
         let step = expires_ms / u64::try_from(EXPIRY_STEP.as_millis()).unwrap_or(1);
         if let Some(lease) = leases.get(&step) {
             return Ok(Some(*lease));
         }
         let ttl = number(Duration::from_millis(left).as_secs() + EXPIRY_STEP.as_secs());
-        let granted: LeaseGrantResponse = self.client.call(GRANT, LeaseGrantRequest { ttl }, Repeat::Safe).await?;
+        let granted: LeaseGrantResponse =
+            self.cluster.client.call(GRANT, LeaseGrantRequest { ttl }, Repeat::Safe).await?;
         leases.insert(step, granted.id);
         Ok(Some(granted.id))
     }
 
     /// Writes in one transaction; returns etcd's revision. A repetition of the same writes changes nothing.
     async fn write(&self, success: Vec<RequestOp>) -> Result<i64, StoreError> {
-        let compare = vec![CompareRequest::modified(self.mapping.record(), self.at)];
+        let compare = vec![CompareRequest::modified(self.cluster.mapping.record(), self.at)];
         let request = TxnRequest { compare, success, failure: Vec::new() };
-        let written: TxnResponse = self.client.call(TXN, request, Repeat::Safe).await?;
+        let written: TxnResponse = self.cluster.client.call(TXN, request, Repeat::Safe).await?;
         if !written.succeeded {
             return Err(StoreError::Unavailable("the keys of the restore were changed by another program".into()));
         }
@@ -194,8 +193,8 @@ impl Restore<'_> {
 
     /// Removes all keys.
     async fn remove_all(&self) -> Result<(), StoreError> {
-        let (key, range_end) = self.mapping.all();
+        let (key, range_end) = self.cluster.mapping.all();
         let all = RequestOp { request: Some(Request::Delete(DeleteRangeRequest { key, range_end })) };
-        self.write(vec![all, RequestOp::delete(self.mapping.record())]).await.map(|_| ())
+        self.write(vec![all, RequestOp::delete(self.cluster.mapping.record())]).await.map(|_| ())
     }
 }
