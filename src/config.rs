@@ -35,6 +35,10 @@ pub(crate) struct Common {
     /// Format of log lines on stderr
     #[arg(long, global = true, env = "CORACLE_LOG_FORMAT", default_value = "text", value_name = "FORMAT")]
     pub(crate) log_format: LogFormat,
+    /// YAML file of this verb's flags: their names without dashes in front, and their values. Flags on the command line and
+    /// variables take precedence
+    #[arg(long, global = true, env = "CORACLE_CONFIG", value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
     /// Folder of the cluster [default: the platform's data folder for coracle]
     #[arg(long, global = true, env = "CORACLE_DATA_DIR", value_name = "DIR")]
     pub(crate) data_dir: Option<PathBuf>,
@@ -274,9 +278,14 @@ pub(crate) fn proxies() -> Vec<String> {
     values.filter_map(|value| value.parse::<http::Uri>().ok()?.host().map(str::to_owned)).collect()
 }
 
+/// A variable that is set and not empty, as a path.
+pub(crate) fn variable_path(name: &str) -> Option<PathBuf> {
+    variable(name).filter(|value| !value.is_empty()).map(PathBuf::from)
+}
+
 /// The folder of `docker login` and similar tools, if it isn't the default one.
 pub(crate) fn docker_config() -> Option<PathBuf> {
-    variable("DOCKER_CONFIG").filter(|folder| !folder.is_empty()).map(PathBuf::from)
+    variable_path("DOCKER_CONFIG")
 }
 
 #[expect(clippy::disallowed_methods, reason = "the one reader of other programs' variables; clap reads ours")]

@@ -50,6 +50,11 @@ impl DataDir {
         self.0.join("pki")
     }
 
+    /// The certificate of the cluster's authority.
+    pub(crate) fn authority(&self) -> PathBuf {
+        self.pki().join("ca.crt")
+    }
+
     pub(crate) fn store(&self) -> PathBuf {
         self.0.join("store")
     }

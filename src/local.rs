@@ -18,7 +18,10 @@ pub(crate) fn registry(data: &DataDir) -> anyhow::Result<RegistryAccess> {
     let address = std::fs::read_to_string(data.registry_address()).with_context(|| no_cluster(data))?;
     let password = std::fs::read_to_string(data.registry_password()).with_context(|| no_cluster(data))?;
     let credentials = Credentials { user: compose::REGISTRY_USER.to_owned(), password: password.trim().to_owned() };
-    Ok(RegistryAccess { address: address.trim().to_owned(), credentials, ca_pem: None })
+    let address = address.trim().to_owned();
+    let ca_pem = compose::serves_tls(&address).then(|| std::fs::read(data.authority())).transpose();
+    let ca_pem = ca_pem.with_context(|| format!("cannot read {}", data.authority().display()))?;
+    Ok(RegistryAccess::with_account(address, credentials, ca_pem))
 }
 
 /// A client of the cluster's API server, and the server's host.

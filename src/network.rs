@@ -96,7 +96,7 @@ impl Network {
     }
 
     /// The flags, else upstream's usual ranges.
-    fn usual(config: &NetworkConfig) -> Self {
+    pub(crate) fn usual(config: &NetworkConfig) -> Self {
         Self {
             services: config.service_cidr.unwrap_or(Ipv4Net::new_assert(Ipv4Addr::new(10, 96, 0, 0), 12)),
             pods: config.cluster_cidr.unwrap_or(Ipv4Net::new_assert(Ipv4Addr::new(10, 244, 0, 0), 16)),
@@ -140,7 +140,7 @@ impl Network {
         Ok(self)
     }
 
-    fn check_blocks(self) -> anyhow::Result<Self> {
+    pub(crate) fn check_blocks(self) -> anyhow::Result<Self> {
         anyhow::ensure!(
             self.services.prefix_len() <= 28,
             "--service-cidr {} is too small: give one of at least 16 addresses",

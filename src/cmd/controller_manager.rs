@@ -105,31 +105,27 @@ pub(crate) fn run(flags: &ControllerManager) -> Result<(), Failure> {
     let env = Env::real();
     let (config, inventory) = flags.config(&env)?;
     let (metrics, gates) = (config.metrics.clone(), config.settings.features);
-    standalone::run(
-        &flags.standalone,
-        UPSTREAM,
-        env,
-        |registry| {
-            metrics.register(registry);
-            features::register(registry, &gates);
-        },
-        |ComponentDeps { client, env, stop }| async move {
-            let same = client.clone();
-            let clients: controllers::Clients = Arc::new(move |_| same.clone());
-            let timers = env.clone();
-            let follows = async {
-                if let Some(inventory) = inventory {
-                    inventory.reload_on_changes(timers, stop.clone()).await;
-                }
-                std::future::pending::<()>().await;
-            };
+    standalone::run(&flags.standalone, UPSTREAM, env, async move |ComponentDeps { client, env, stop }, registry| {
+        metrics.register(registry);
+        features::register(registry, &gates);
+        let same = client.clone();
+        let clients: controllers::Clients = Arc::new(move |_| same.clone());
+        let timers = env.clone();
+        let stopped = stop.clone();
+        let follows = async move {
+            if let Some(inventory) = inventory {
+                inventory.reload_on_changes(timers, stopped).await;
+            }
+            std::future::pending::<()>().await;
+        };
+        Ok(async move {
             let ended = tokio::select! {
                 ended = controllers::run(client, clients, env, config, stop.clone()) => ended,
                 () = follows => Ok(()),
             };
             Ok(ended?)
-        },
-    )
+        })
+    })
 }
 
 impl ControllerManager {

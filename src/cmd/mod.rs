@@ -3,12 +3,14 @@
 mod apiserver;
 mod backup;
 mod call;
+mod config_file;
 mod controller_manager;
 mod demo;
 mod explain_scheduling;
 mod flags;
 mod image;
 mod inspect;
+mod proxy;
 mod pull;
 mod push;
 mod run;
@@ -32,6 +34,7 @@ use demo::Demo;
 use explain_scheduling::ExplainScheduling;
 use image::Images;
 use inspect::Inspect;
+use proxy::Proxy;
 use pull::Pull;
 use push::Push;
 use run::Run;
@@ -93,6 +96,10 @@ pub(crate) enum Verb {
     /// Runs the scheduler alone, in the foreground, against the API server of a kubeconfig
     #[command(after_help = "Example: coracle scheduler --kubeconfig /var/lib/coracle/kubeconfig")]
     Scheduler(Scheduler),
+    /// Runs the data plane alone, in the foreground: Services on this machine's addresses, against the API server of a
+    /// kubeconfig
+    #[command(after_help = "Example: coracle proxy --kubeconfig /var/lib/coracle/kubeconfig --node-ip 10.0.0.7")]
+    Proxy(Proxy),
     /// Shows the node that a pod would get, and each scheduling plugin's verdict on each node
     #[command(
         after_help = "Example: coracle explain-scheduling web-1 -n shop\n         coracle explain-scheduling web-1 --record web-1.json; coracle explain-scheduling --replay web-1.json"
@@ -134,7 +141,11 @@ impl Cli {
     /// # Errors
     /// If it is wrong, or requests help.
     pub(crate) fn read(line: impl Iterator<Item = OsString>) -> Result<Self, clap::Error> {
-        Self::from_arg_matches(&numbers_are_values(Self::command()).try_get_matches_from(line)?)
+        let mut command = numbers_are_values(Self::command());
+        // Global flags are flags of each verb.
+        command.build();
+        let line = config_file::expand(&command, line.collect())?;
+        Self::from_arg_matches(&command.try_get_matches_from(line)?)
     }
 }
 
@@ -175,6 +186,7 @@ pub(crate) fn run(cli: Cli) -> Result<(), Failure> {
         Verb::ApiServer(flags) => apiserver::run(&flags, &cli.common),
         Verb::ControllerManager(flags) => controller_manager::run(&flags),
         Verb::Scheduler(flags) => scheduler::run(&flags),
+        Verb::Proxy(flags) => proxy::run(&flags),
         Verb::ExplainScheduling(flags) => explain_scheduling::run(&flags, &cli.common),
         Verb::Run(flags) => run::run(&flags, &cli.common),
         Verb::Push(flags) => push::run(&flags, &cli.common),

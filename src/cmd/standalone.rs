@@ -34,6 +34,13 @@ pub(super) struct StandaloneFlags {
     /// Kubeconfig of the API server
     #[arg(long, env = "CORACLE_KUBECONFIG", value_name = "FILE")]
     pub(super) kubeconfig: PathBuf,
+    #[command(flatten)]
+    metrics: MetricsFlags,
+}
+
+/// Where a process shows its metrics and health.
+#[derive(Debug, Clone, Args)]
+pub(super) struct MetricsFlags {
     /// Address of GET /metrics and /healthz, over plain HTTP without authentication [default: none]
     #[arg(long, env = "CORACLE_METRICS_BIND", value_name = "ADDR:PORT")]
     metrics_bind: Option<SocketAddr>,
@@ -46,7 +53,7 @@ pub(super) struct ComponentDeps {
     pub(super) stop: CancellationToken,
 }
 
-/// Runs a component under upstream's name until SIGINT or SIGTERM. `register` adds its metrics to the registry.
+/// Runs a component under upstream's name until SIGINT or SIGTERM. `prepare` builds it and adds its metrics to the registry.
 ///
 /// # Errors
 /// If the kubeconfig can't be used, the address is taken, or the component ended by itself, such as by losing its
@@ -55,23 +62,22 @@ pub(super) fn run<F>(
     flags: &StandaloneFlags,
     agent: &'static str,
     env: Env,
-    register: impl FnOnce(&mut Registry),
-    start: impl FnOnce(ComponentDeps) -> F,
+    prepare: impl AsyncFnOnce(ComponentDeps, &mut Registry) -> anyhow::Result<F>,
 ) -> Result<(), Failure>
 where
     F: Future<Output = anyhow::Result<()>>,
 {
-    let mut registry = Registry::default();
-    register(&mut registry);
     let runtime = compose::runtime()?;
     let done: anyhow::Result<()> = runtime.block_on(async {
         let signal = compose::stop_signal();
         let client = connect(&env, &flags.kubeconfig, agent).await?;
         let stop = CancellationToken::new();
-        let metrics = serve_metrics(flags.metrics_bind, registry, &env, &stop).await?;
+        let mut registry = Registry::default();
+        let deps = ComponentDeps { client, env: env.clone(), stop: stop.clone() };
+        let component = prepare(deps, &mut registry).await?;
+        let metrics = flags.metrics.serve(registry, &env, &stop).await?;
         result(format_args!("ready kubeconfig={}{metrics}\n", flags.kubeconfig.display()))?;
         compose::memory::release_after_start(&env);
-        let component = start(ComponentDeps { client, env: env.clone(), stop: stop.clone() });
         tokio::pin!(signal, component);
         tokio::select! {
             () = &mut signal => {}
@@ -94,32 +100,37 @@ async fn connect(env: &Env, kubeconfig: &Path, agent: &'static str) -> anyhow::R
     client.with_context(|| format!("--kubeconfig {}", kubeconfig.display()))
 }
 
-/// Serves the metrics if enabled; returns the `ready` line's text about them.
-async fn serve_metrics(
-    bind: Option<SocketAddr>,
-    registry: Registry,
-    env: &Env,
-    stop: &CancellationToken,
-) -> anyhow::Result<String> {
-    let Some(bind) = bind else { return Ok(String::new()) };
-    let listener =
-        TcpListener::bind(bind).await.with_context(|| format!("--metrics-bind {bind}: cannot listen there"))?;
-    let address = listener.local_addr()?;
-    let registry = Arc::new(Mutex::new(registry));
-    let page = move || {
-        let mut text = String::new();
-        // Writing into a String cannot fail.
-        let _ = prometheus_client::encoding::text::encode(
-            &mut text,
-            &registry.lock().unwrap_or_else(PoisonError::into_inner),
-        );
-        async move { ([(CONTENT_TYPE, OPEN_METRICS)], text) }
-    };
-    let router = Router::new().route("/metrics", get(page)).route("/healthz", get(|| async { "ok" }));
-    let (env, stop) = (env.clone(), stop.clone());
-    tokio::spawn(async move {
-        let service = |permit| TowerToHyperService::new(router.clone().layer(axum::Extension(permit)));
-        plain::serve(listener, Some(Duration::ZERO), &env, &stop, service).await;
-    });
-    Ok(format!(" metrics=http://{address}/metrics"))
+impl MetricsFlags {
+    /// Serves the metrics if enabled; returns the `ready` line's text about them.
+    ///
+    /// # Errors
+    /// If the address is taken.
+    pub(super) async fn serve(
+        &self,
+        registry: Registry,
+        env: &Env,
+        stop: &CancellationToken,
+    ) -> anyhow::Result<String> {
+        let Some(bind) = self.metrics_bind else { return Ok(String::new()) };
+        let listener =
+            TcpListener::bind(bind).await.with_context(|| format!("--metrics-bind {bind}: cannot listen there"))?;
+        let address = listener.local_addr()?;
+        let registry = Arc::new(Mutex::new(registry));
+        let page = move || {
+            let mut text = String::new();
+            // Writing into a String cannot fail.
+            let _ = prometheus_client::encoding::text::encode(
+                &mut text,
+                &registry.lock().unwrap_or_else(PoisonError::into_inner),
+            );
+            async move { ([(CONTENT_TYPE, OPEN_METRICS)], text) }
+        };
+        let router = Router::new().route("/metrics", get(page)).route("/healthz", get(|| async { "ok" }));
+        let (env, stop) = (env.clone(), stop.clone());
+        tokio::spawn(async move {
+            let service = |permit| TowerToHyperService::new(router.clone().layer(axum::Extension(permit)));
+            plain::serve(listener, Some(Duration::ZERO), &env, &stop, service).await;
+        });
+        Ok(format!(" metrics=http://{address}/metrics"))
+    }
 }

@@ -27,7 +27,7 @@ pub(super) fn kubelets(env: &Env, pki: &Pki) -> anyhow::Result<Kubelets> {
 }
 
 pub(super) fn build(ground: &Ground) -> anyhow::Result<Vec<Component>> {
-    let certificates = Arc::new(Certificates::new(&ground.pki.with_authority(ground.pki.serving()))?);
+    let certificates = ground.certificates.clone();
     certificates.revoke(&ground.pki.revoked()? | &ground.apiserver.revoked_certificates());
     let acceptor = Acceptor::new(&ground.env, certificates.clone(), ground.pki.ca_pem())?;
     let listener = ground.take_api_listener()?;

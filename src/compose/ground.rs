@@ -9,6 +9,7 @@ use ::proxy::DataPlane;
 use anyhow::Context as _;
 use apiserver::bootstrap::cidr_migration::CidrMigration;
 use apiserver::server::{self, ApiService, Apiserver, read_first_format};
+use apiserver_auth::certificates::Certificates;
 use apiserver_auth::pki::{self, Pki};
 use apiserver_resources::objects::ObjectReader as _;
 use apiserver_storage::store::Store;
@@ -27,7 +28,9 @@ use wasm_runtime::engine::Engine;
 
 use super::identities::ComponentIdentity;
 use super::image_metadata::chain_extensions;
-use super::{Part, address_change, apiserver as api, nodes, proxy, registry, shared_store, storage};
+use super::{
+    Part, address_change, apiserver as api, node_configuration, nodes, proxy, registry, shared_store, storage,
+};
 use crate::config::{ClusterConfig, StoreConfig, host_name};
 use crate::data_dir::{DataDir, Lock, write_atomically};
 use crate::features;
@@ -47,6 +50,8 @@ pub(super) struct Ground {
     pub(super) data: DataDir,
     pub(super) network: Network,
     pub(super) pki: Arc<Pki>,
+    /// The serving certificate and the revoked ones.
+    pub(super) certificates: Arc<Certificates>,
     /// `None` over etcd.
     pub(super) embedded_store: Option<Arc<EmbeddedStore>>,
     /// This process's name among those that share the store. `None` with the embedded store: the data folder's lock
@@ -121,6 +126,28 @@ impl Claims {
     }
 }
 
+/// The built-in registry and, with nodes, the engine and its images.
+struct Modules {
+    registry_listener: TcpListener,
+    registry_password: String,
+    engine: Option<Engine>,
+    blobs: Arc<BlobStore>,
+    registry: RegistryAccess,
+    images: Option<Arc<Images>>,
+}
+
+impl Modules {
+    async fn open(env: &Env, config: &ClusterConfig, data: &DataDir, pki: &Pki) -> anyhow::Result<Self> {
+        let (registry_listener, registry_address) = registry::bind(data, config.api.bind).await?;
+        let registry_password = registry::password(data, env)?;
+        let engine = (config.nodes.count > 0).then(|| nodes::engine(env, data, config.nodes.guests)).transpose()?;
+        let (blobs, registry) = (nodes::blob_store(data)?, registry::access(registry_address, &registry_password, pki));
+        let own = vec![registry.clone()];
+        let images = engine.as_ref().map(|engine| nodes::images(env, &config.nodes, engine, (&blobs, own)));
+        Ok(Self { registry_listener, registry_password, engine, blobs, registry, images: images.transpose()? })
+    }
+}
+
 impl Ground {
     /// Claims folder and addresses, opens the store, and writes the bootstrap objects.
     ///
@@ -133,12 +160,10 @@ impl Ground {
         let api_address = SocketAddr::new(reachable(config.api.bind), api_listener.local_addr()?.port());
         let service_ip = network.services.hosts().next().context("--service-cidr has no address")?;
         let metrics = Arc::new(Mutex::new(features::registry(&config.features)));
-        let (registry_listener, registry_password) = (registry::bind(data).await?, registry::password(data, env)?);
-        let engine = (config.nodes.count > 0).then(|| nodes::engine(env, data, config.nodes.guests)).transpose()?;
-        let (blobs, registry) =
-            (nodes::blob_store(data)?, registry::access(registry_listener.local_addr()?, &registry_password));
-        let images =
-            engine.as_ref().map(|engine| nodes::images(env, &config.nodes, engine, (&blobs, &registry))).transpose()?;
+        let certificates = Arc::new(Certificates::new(&pki.with_authority(pki.serving()))?);
+        let stop = Stops { servers: CancellationToken::new(), components: CancellationToken::new() };
+        let modules = Modules::open(env, &config, data, &pki).await?;
+        let Modules { registry_listener, registry_password, engine, blobs, registry, images } = modules;
         let apiserver = Apiserver::open_with(
             env,
             store,
@@ -156,7 +181,6 @@ impl Ground {
         .await?;
         let service = apiserver.service();
         let shutdowns = (0..config.nodes.count).map(|_| Shutdown::new(config.nodes.shutdown_grace)).collect();
-        let stop = Stops { servers: CancellationToken::new(), components: CancellationToken::new() };
         let manager = ComponentIdentity::ControllerManager.client(env, &service);
         let pods = PodNetwork::default();
         let ground = Self {
@@ -178,6 +202,7 @@ impl Ground {
             config,
             network,
             pki,
+            certificates,
             embedded_store,
             candidate,
             apiserver,
@@ -211,6 +236,8 @@ impl Ground {
         write_atomically(&self.data.kubeconfig(), kubeconfig.as_bytes())?;
         let admin = ComponentIdentity::Admin.client(&self.env, &self.service);
         registry::advertise(&admin, &self.registry.address).await?;
+        let instance = self.data.instance(&self.env)?;
+        node_configuration::publish(&admin, &self.network, &instance, &self.registry.address).await?;
         if self.config.nodes.count > 0 {
             storage::create_default_class(&admin).await?;
         }

@@ -11,6 +11,8 @@ mod ground;
 mod identities;
 pub(crate) mod image_metadata;
 pub(crate) mod memory;
+mod node_configuration;
+mod node_host;
 mod nodes;
 mod proxy;
 mod ready;
@@ -39,7 +41,8 @@ use crate::config::ClusterConfig;
 use crate::data_dir::DataDir;
 use crate::progress::Progress;
 
-pub(crate) use registry::USER as REGISTRY_USER;
+pub(crate) use proxy::lone_plane;
+pub(crate) use registry::{USER as REGISTRY_USER, serves_tls};
 
 /// The components of a cluster, in the order in which they start.
 const ROLES: &[Role] = &[

@@ -1,15 +1,24 @@
 //! The data plane's role. It runs on the guests' threads: a request is handed to a guest without a change of thread.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
+use ::proxy::DataPlane;
 use anyhow::Context as _;
 use apiserver_auth::pki::Pki;
+use ipnet::Ipv4Net;
+use kube::Client;
+use machinery_env::Env;
+use machinery_rules::address_pool::AddressPool;
+use machinery_serve::net::PodNetwork;
+use tokio::runtime::Handle;
+use tokio_util::sync::CancellationToken;
 
 use super::ground::Ground;
 use super::identities::ComponentIdentity;
+use super::node_configuration::{self, NodeConfiguration};
 use super::nodes::node_names;
 use super::role::Component;
-use crate::config::ClusterConfig;
+use crate::config::{ClusterConfig, NetworkConfig};
 use crate::network::Network;
 
 /// The data plane's configuration.
@@ -27,11 +36,57 @@ pub(super) fn config(config: &ClusterConfig, network: &Network, pki: &Pki, api_s
     }
 }
 
+/// Whether this machine takes connections to addresses of Services: they are loopback addresses, or a local route leads
+/// there (docs/operations.md).
+pub(super) fn is_bindable(services: Ipv4Net) -> bool {
+    let address = services.hosts().next();
+    address.is_some_and(|address| std::net::TcpListener::bind((address, 0)).is_ok())
+}
+
+/// The data plane's configuration on a machine without an API server.
+pub(super) fn config_of(cluster: &NodeConfiguration, node: String, bind: IpAddr) -> proxy::Config {
+    proxy::Config {
+        bind,
+        cluster_ip_listeners: is_bindable(cluster.services),
+        cluster_cidrs: vec![cluster.services.into(), cluster.pods.into()],
+        load_balancer_pool: AddressPool::default(),
+        cluster_dns: cluster.dns.map(Into::into),
+        cluster_ca_pem: None,
+        api_server: None,
+        nodes: [node.clone()].into(),
+        node,
+    }
+}
+
+/// A data plane without pods, for a node's name and the address of its NodePorts.
+///
+/// # Errors
+/// If the cluster's addresses can't be read.
+pub(crate) async fn lone_plane(
+    env: &Env,
+    client: &Client,
+    given: &NetworkConfig,
+    (node, bind): (String, IpAddr),
+) -> anyhow::Result<DataPlane> {
+    let cluster = node_configuration::resolve(client, given).await?;
+    Ok(DataPlane::new(env.clone(), config_of(&cluster, node, bind), PodNetwork::default())?)
+}
+
 pub(super) fn build(ground: &Ground) -> anyhow::Result<Vec<Component>> {
     let plane = ground.data_plane.clone();
     ground.with_metrics(|registry| plane.metrics().register(registry));
     let client = ComponentIdentity::Proxy.client(&ground.env, &ground.service);
-    let stop = ground.stop.components.clone();
+    let threads = ground.engine.as_ref().map(|engine| engine.guest_runtime().clone());
+    Ok(vec![component(plane, client, ground.stop.components.clone(), threads)])
+}
+
+/// The data plane on some threads. It is ready when it has the Services.
+pub(super) fn component(
+    plane: DataPlane,
+    client: Client,
+    stop: CancellationToken,
+    threads: Option<Handle>,
+) -> Component {
     let (synced, routes_known) = tokio::sync::oneshot::channel();
     let synced = move || {
         // Without a receiver the cluster is stopping.
@@ -44,6 +99,5 @@ pub(super) fn build(ground: &Ground) -> anyhow::Result<Vec<Component>> {
     let known = async move {
         routes_known.await.context("the data plane ended before it had the Services; see --log-level info")
     };
-    let threads = ground.engine.as_ref().map(|engine| engine.guest_runtime().clone());
-    Ok(vec![Component::new("data plane", run).on(threads).ready("waiting for the data plane", known)])
+    Component::new("data plane", run).on(threads).ready("waiting for the data plane", known)
 }

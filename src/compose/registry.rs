@@ -1,8 +1,14 @@
 //! The built-in registry: its address, its password and its advertisement.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use anyhow::Context as _;
+use apiserver::tls::{self, Acceptor, Peer};
+use apiserver_auth::NODES;
+use apiserver_auth::pki::Pki;
+use apiserver_auth::tls::PeerCertificate;
+use http::Request;
+use hyper::body::Incoming;
 use images::RegistryAccess;
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::Client;
@@ -12,8 +18,9 @@ use machinery_env::Env;
 use oci_registry::{Credentials, distribution as registry};
 use serde_json::json;
 use tokio::net::TcpListener;
+use tower::ServiceExt as _;
 
-use super::ground::Ground;
+use super::ground::{Ground, reachable};
 use super::role::Component;
 use crate::data_dir::{DataDir, write_atomically};
 
@@ -23,20 +30,32 @@ pub(crate) const USER: &str = "coracle";
 /// Random bytes in a password.
 const PASSWORD_BYTES: usize = 24;
 
-/// Binds the registry's socket: the address of the last run if it is free, else any.
-pub(super) async fn bind(data: &DataDir) -> anyhow::Result<TcpListener> {
+/// Binds the registry's socket, for other machines where the API server has them: the port of the last run if it is free,
+/// else any. Returns the address for clients, too.
+pub(super) async fn bind(data: &DataDir, server: IpAddr) -> anyhow::Result<(TcpListener, SocketAddr)> {
+    let bind = if server.is_loopback() { Ipv4Addr::LOCALHOST.into() } else { server };
     let before =
         std::fs::read_to_string(data.registry_address()).ok().and_then(|text| text.trim().parse::<SocketAddr>().ok());
-    let listener = match before {
-        Some(address) => match TcpListener::bind(address).await {
-            Ok(listener) => listener,
-            Err(_) => TcpListener::bind("127.0.0.1:0").await.context("the registry cannot listen on 127.0.0.1")?,
-        },
-        None => TcpListener::bind("127.0.0.1:0").await.context("the registry cannot listen on 127.0.0.1")?,
+    let before = match before {
+        Some(address) => TcpListener::bind((bind, address.port())).await.ok(),
+        None => None,
     };
-    let address = listener.local_addr()?;
+    let listener = match before {
+        Some(listener) => listener,
+        None => {
+            let any = TcpListener::bind((bind, 0)).await;
+            any.with_context(|| format!("the registry cannot listen on {bind}"))?
+        }
+    };
+    let address = SocketAddr::new(reachable(bind), listener.local_addr()?.port());
     write_atomically(&data.registry_address(), format!("{address}\n").as_bytes())?;
-    Ok(listener)
+    Ok((listener, address))
+}
+
+/// Whether the registry at an address speaks TLS, which needs no configuration of the client where it doesn't
+/// (contract.md §4).
+pub(crate) fn serves_tls(address: &str) -> bool {
+    address.parse::<SocketAddr>().is_ok_and(|address| !address.ip().is_loopback())
 }
 
 /// The password; generated at the first start.
@@ -64,11 +83,39 @@ pub(super) fn build(ground: &Ground) -> anyhow::Result<Vec<Component>> {
         // The API of `coracle image`, for readers of the data folder.
         router = router.merge(registry::authenticated(images::router(images.clone()), &credentials));
     }
+    if !serves_tls(&ground.registry.address) {
+        let run = async move {
+            registry::serve(listener, router, env, stop).await;
+            Ok(())
+        };
+        return Ok(vec![Component::new("registry", run)]);
+    }
+    let acceptor = Acceptor::new(&ground.env, ground.certificates.clone(), ground.pki.ca_pem())?;
     let run = async move {
-        registry::serve(listener, router, env, stop).await;
+        let handle = move |request: Request<Incoming>| {
+            let router = router.clone();
+            async move {
+                // The router is infallible.
+                let Ok(response) = router.oneshot(with_reader(request)).await;
+                response
+            }
+        };
+        tls::serve(listener, acceptor, handle, stop).await;
         Ok(())
     };
     Ok(vec![Component::new("registry", run)])
+}
+
+/// Marks the requests of nodes.
+fn with_reader(mut request: Request<Incoming>) -> Request<Incoming> {
+    let node = request.extensions().get::<Peer>().is_some_and(|peer| match &peer.certificate {
+        PeerCertificate::Verified(user, _) => user.groups.iter().any(|group| group == NODES),
+        _ => false,
+    });
+    if node {
+        request.extensions_mut().insert(registry::NodeReader);
+    }
+    request
 }
 
 /// Publishes the registry's address in the cluster (KEP-1755).
@@ -90,7 +137,9 @@ pub(super) async fn advertise(client: &Client, address: &str) -> anyhow::Result<
 }
 
 /// Address and credentials of the registry for this cluster's own parts.
-pub(super) fn access(address: SocketAddr, password: &str) -> RegistryAccess {
+pub(super) fn access(address: SocketAddr, password: &str, pki: &Pki) -> RegistryAccess {
     let credentials = Credentials { user: USER.into(), password: password.to_owned() };
-    RegistryAccess { address: address.to_string(), credentials, ca_pem: None }
+    let address = address.to_string();
+    let ca_pem = serves_tls(&address).then(|| pki.ca_pem().into());
+    RegistryAccess::with_account(address, credentials, ca_pem)
 }

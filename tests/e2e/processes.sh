@@ -57,6 +57,19 @@ has '^workqueue_adds_total\{name="deployment"\} [1-9]' figures one || fail "the 
 has '^workqueue_depth\{' figures two && fail "the one that waits works"
 has '^scheduler_schedule_attempts_total\{.*scheduled' figures scheduler || fail "the scheduler has no figures"
 
+# The data plane alone: a Service of an endpoint outside the cluster. The API server publishes the cluster's addresses.
+exits 0 kubectl -n kube-public get configmap coracle-node
+echo "kubeconfig: $KUBECONFIG
+metrics-bind: 127.0.0.1:0
+node-ip: 127.0.0.1" > "$WORK/proxy.yaml"
+exits 2 "$CORACLE" proxy --config <(echo 'metrics: x')
+has 'proxy has no flag --metrics' cat "$WORK/err" || fail "an unknown key: $(cat "$WORK/err")"
+"$CORACLE" proxy --config "$WORK/proxy.yaml" > "$WORK/proxy.ready" 2> "$WORK/proxy.log" & others+=($!)
+eventually 60 grep '^ready kubeconfig=.* metrics=http://127.0.0.1:' "$WORK/proxy.ready"
+has '^coracle_proxy_requests_parsed_total 0' figures proxy || fail "the data plane has no figures"
+kill "${others[-1]}"
+wait "${others[-1]}" || fail "a data plane that is stopped fails: $(cat "$WORK/proxy.log")"
+
 # The leader is killed: the other one continues when the Lease has expired.
 kill -KILL "$one"; wait "$one" 2>/dev/null || true
 moved() { local now; now=$(holder) && [ -n "$now" ] && [ "$now" != "$leader" ]; }

@@ -153,6 +153,7 @@ class EtcdCluster(Cluster):
     """Three API servers over three etcd members. With `network` each process has a network namespace of its own."""
 
     name = "etcd"
+    servers_wanted = SERVERS
 
     def __init__(self, program, network=None):
         super().__init__(program)
@@ -167,9 +168,9 @@ class EtcdCluster(Cluster):
     def places(self):
         """(address, client port, peer port, namespace) of each process."""
         if self.network is None:
-            ports = free_ports(2 * (MEMBERS + SERVERS))
-            return [(HOST, ports[2 * n], ports[2 * n + 1], None) for n in range(MEMBERS + SERVERS)]
-        for n in range(MEMBERS + SERVERS):
+            ports = free_ports(2 * (MEMBERS + self.servers_wanted))
+            return [(HOST, ports[2 * n], ports[2 * n + 1], None) for n in range(MEMBERS + self.servers_wanted)]
+        for n in range(MEMBERS + self.servers_wanted):
             self.ports.append(self.network.Port(10 + n))
         return [(port.address, 2379, 2380, port) for port in self.ports]
 
@@ -203,10 +204,14 @@ class EtcdCluster(Cluster):
         self.etcd_tls = ssl.create_default_context(cafile=k["ca"])
         self.etcd_tls.load_cert_chain(k["cert"], k["key"])
 
+    def store(self):
+        """The flags of an API server's store."""
+        k = self.keys
+        return ["--store", "etcd:" + ",".join(self.urls), "--etcd-cafile", k["ca"], "--etcd-certfile", k["cert"], "--etcd-keyfile", k["key"]]
+
     def start_servers(self, places):
         """The first server makes the cluster's keys; the others get a copy."""
-        k = self.keys
-        store = ["--store", "etcd:" + ",".join(self.urls), "--etcd-cafile", k["ca"], "--etcd-certfile", k["cert"], "--etcd-keyfile", k["key"]]
+        store = self.store()
         for n, (address, port, _, inside) in enumerate(places):
             server = self.server(n, address, port, *store, inside=inside)
             if n > 0:

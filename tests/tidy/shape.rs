@@ -13,7 +13,6 @@ const WIDE_STRUCTS: &[(&str, &str, &str)] = &[
         "a served resource: one field for each property of discovery and storage",
     ),
     ("apiserver/resources/src/lib.rs", "Row", "a row of the table of built-in kinds"),
-    ("src/cmd/up.rs", "Up", "one field for each flag"),
     ("src/compose/ground.rs", "Ground", "what the roles share; house.md names its split, which is not done"),
     ("wasm-node/kubelet/src/node/mod.rs", "NodeConfig", "one field for each setting of a node"),
 ];

@@ -20,6 +20,7 @@ mod limit_ranger;
 mod matching;
 mod namespace_lifecycle;
 mod node_restriction;
+mod node_writes;
 mod pod_resize;
 mod pod_security;
 mod pod_topology_labels;

@@ -6,10 +6,11 @@ use std::collections::BTreeSet;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use machinery_api::error::{ApiError, ApiResult, GroupResource};
+use machinery_rules::activation::CONDITION;
 use machinery_rules::certificate_request::CertificateRequest;
 use serde_json::Value;
 
-use super::{Context, Effects, MaybeReady, Operation, Plugin, is_mirror};
+use super::{Context, Effects, MaybeReady, Operation, Plugin, is_mirror, node_writes};
 use apiserver_auth::Attributes;
 use apiserver_auth::node::LEASE_NAMESPACE;
 
@@ -54,6 +55,9 @@ impl Plugin for NodeRestriction {
             ("", "serviceaccounts", "token") => {
                 return MaybeReady::Pending(Box::pin(async move { node_request.token().await }));
             }
+            ("", "services", "status") => node_request.service_status(),
+            ("", "persistentvolumes", "") => node_request.volume(),
+            ("", "persistentvolumeclaims", "status") => node_request.claim_status(),
             ("coordination.k8s.io", "leases", _) => node_request.lease(),
             ("storage.k8s.io", "csinodes", _) => node_request.csi_node(),
             ("resource.k8s.io", "resourceslices", "") => node_request.resource_slice(),
@@ -216,6 +220,36 @@ impl NodeRequest<'_> {
             Operation::Delete | Operation::Connect => {}
         }
         Ok(())
+    }
+
+    fn service_status(&self) -> ApiResult<()> {
+        let old = self.context.old.unwrap_or(&Value::Null);
+        if node_writes::is_waiting_requests(self.object, old) {
+            return Ok(());
+        }
+        self.forbid(format!("node {:?} can only update the condition {CONDITION} of services", self.node))
+    }
+
+    fn volume(&self) -> ApiResult<()> {
+        let old = self.context.old.unwrap_or(&Value::Null);
+        if node_writes::is_removal_of_own_volume(self.node, self.object, old) {
+            return Ok(());
+        }
+        self.forbid(format!(
+            "node {:?} can only remove the provisioner's finalizer of deleted persistentvolumes with affinity to itself",
+            self.node
+        ))
+    }
+
+    fn claim_status(&self) -> ApiResult<()> {
+        let old = self.context.old.unwrap_or(&Value::Null);
+        if self.context.request.operation == Operation::Update && node_writes::is_expansion(self.object, old) {
+            return Ok(());
+        }
+        self.forbid(format!(
+            "node {:?} is not allowed to update fields other than status.quantity and status.conditions",
+            self.node
+        ))
     }
 
     async fn token(&self) -> ApiResult<()> {

@@ -6,6 +6,7 @@ pub(super) mod duration;
 pub(super) mod election;
 pub(super) mod features;
 pub(super) mod guests;
+pub(super) mod nodes;
 pub(super) mod rejected;
 pub(super) mod scheduler;
 pub(super) mod store;

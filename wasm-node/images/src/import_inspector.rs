@@ -102,7 +102,7 @@ impl ImportInspector {
         env: Env,
     ) -> Self {
         Self::new(
-            RegistrySource::Registries(Arc::new(RegistryClients::new(&env, registries, Some(built_in)))),
+            RegistrySource::Registries(Arc::new(RegistryClients::new(&env, registries, vec![built_in]))),
             blobs,
             imports,
             env,

@@ -48,16 +48,26 @@ pub enum PullPolicy {
 pub struct RegistryAccess {
     /// `ADDR:PORT`.
     pub address: String,
-    /// Its account.
-    pub credentials: Credentials,
+    /// Its account; none where the client's certificate authenticates.
+    pub credentials: Option<Credentials>,
     /// The cluster's CA as PEM where the registry speaks TLS; none = plain HTTP.
     pub ca_pem: Option<Vec<u8>>,
+    /// The client's certificate and key as PEM.
+    pub identity_pem: Option<Vec<u8>>,
+}
+
+impl RegistryAccess {
+    /// Access with the registry's account: over TLS with `ca_pem`, else over plain HTTP.
+    #[must_use]
+    pub fn with_account(address: String, credentials: Credentials, ca_pem: Option<Vec<u8>>) -> Self {
+        Self { address, credentials: Some(credentials), ca_pem, identity_pem: None }
+    }
 }
 
 /// The configuration of [`Images`].
 pub struct ImagesConfig {
-    /// Access to the cluster's own registry.
-    pub built_in: Option<RegistryAccess>,
+    /// Access to the cluster's own registries, one an API server. A pull tries them in this order.
+    pub built_in: Vec<RegistryAccess>,
     /// Access to the other registries.
     pub registries: Registries,
     /// Folders of `--allow-file-images`.
@@ -74,7 +84,7 @@ impl Default for ImagesConfig {
     fn default() -> Self {
         let (registries, file_dirs) = (Registries::default(), Vec::new());
         Self {
-            built_in: None,
+            built_in: Vec::new(),
             registries,
             file_dirs,
             parallel_pulls: PARALLEL_PULLS_DEFAULT,
@@ -184,6 +194,11 @@ impl Images {
     /// Sets the registries for pulls that begin later.
     pub fn configure(&self, registries: Registries) {
         self.source.configure(registries);
+    }
+
+    /// Sets the cluster's own registries for pulls that begin later.
+    pub fn configure_built_in(&self, built_in: Vec<RegistryAccess>) {
+        self.source.configure_built_in(built_in);
     }
 
     /// Returns the current registries.

@@ -48,7 +48,8 @@ pub(crate) struct RegistryClients {
     /// deadline depends on progress.
     read_time_max: Option<Duration>,
     pub(crate) registries: Registries,
-    pub(crate) built_in: Option<RegistryAccess>,
+    /// The cluster's own registries.
+    pub(crate) built_in: Vec<RegistryAccess>,
     /// The client for every host that the configuration doesn't name.
     general: OnceLock<Result<Client, String>>,
     /// Clients for hosts that the node's configuration names, each with its own certificates.
@@ -56,22 +57,17 @@ pub(crate) struct RegistryClients {
 }
 
 impl RegistryClients {
-    pub(crate) fn new(env: &Env, registries: Registries, built_in: Option<RegistryAccess>) -> Self {
+    pub(crate) fn new(env: &Env, registries: Registries, built_in: Vec<RegistryAccess>) -> Self {
         Self::with(env, registries, built_in, Some(READ_TIME_MAX))
     }
 
     /// Creates clients for uploads, whose bodies may take longer than a response. The caller sets a deadline for each
     /// request.
-    pub(crate) fn for_uploads(env: &Env, registries: Registries, built_in: Option<RegistryAccess>) -> Self {
+    pub(crate) fn for_uploads(env: &Env, registries: Registries, built_in: Vec<RegistryAccess>) -> Self {
         Self::with(env, registries, built_in, None)
     }
 
-    fn with(
-        env: &Env,
-        registries: Registries,
-        built_in: Option<RegistryAccess>,
-        read_time_max: Option<Duration>,
-    ) -> Self {
+    fn with(env: &Env, registries: Registries, built_in: Vec<RegistryAccess>, read_time_max: Option<Duration>) -> Self {
         // reqwest uses the process's TLS provider. A second call fails harmlessly: the provider is the same.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let (general, named) = (OnceLock::new(), Mutex::default());
@@ -86,7 +82,7 @@ impl RegistryClients {
         if !matches!(url.scheme(), "https" | "http") || !url.username().is_empty() || url.password().is_some() {
             return Err(HostError::Form);
         }
-        if self.built_in.as_ref().is_some_and(|access| access.address == format!("{host}:{port}")) {
+        if self.built_in.iter().any(|access| access.address == format!("{host}:{port}")) {
             return self.named_client(&format!("{host}:{port}"), host);
         }
         if self.registries.is_named(host, port) {
@@ -112,10 +108,14 @@ impl RegistryClients {
         if let Some(client) = named.get(authority) {
             return Ok(client.clone());
         }
-        let built_in = self.built_in.as_ref().filter(|access| access.address == authority);
+        let built_in = self.built_in.iter().find(|access| access.address == authority);
         let client = match built_in {
             Some(access) => {
-                let settings = Host { ca_pem: Some(access.ca_pem.clone().unwrap_or_default()), ..Host::default() };
+                let settings = Host {
+                    ca_pem: Some(access.ca_pem.clone().unwrap_or_default()),
+                    identity_pem: access.identity_pem.clone(),
+                    ..Host::default()
+                };
                 build(&settings, true, self.read_time_max)
             }
             None => {
@@ -215,8 +215,8 @@ mod tests {
         std::fs::write(&file, "mirrors: {a.io: {endpoint: [\"http://127.0.0.1:5000\", \"http://[::1]:5000\"]}}")
             .unwrap();
         let credentials = Credentials { user: "u".into(), password: "p".into() };
-        let access = RegistryAccess { address: "127.0.0.1:6000".into(), credentials, ca_pem: None };
-        RegistryClients::new(&Env::real(), Registries::read(&file).unwrap(), Some(access))
+        let access = RegistryAccess::with_account("127.0.0.1:6000".into(), credentials, None);
+        RegistryClients::new(&Env::real(), Registries::read(&file).unwrap(), vec![access])
     }
 
     #[test]

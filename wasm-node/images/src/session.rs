@@ -425,7 +425,7 @@ mod tests {
     use crate::registries::Registries;
 
     fn session(https: bool) -> Session {
-        let remote = Arc::new(RegistryClients::new(&Env::real(), Registries::default(), None));
+        let remote = Arc::new(RegistryClients::new(&Env::real(), Registries::default(), Vec::new()));
         let endpoint = Endpoint::built_in("a.test:5000".into(), https);
         let credential = Credential { username: "u".into(), password: "hush-hush".into() };
         Session::new(&remote, &endpoint, ("a.test:5000", "app"), Some(credential)).unwrap()

@@ -53,7 +53,12 @@ pub async fn download(
     let reference = Reference::parse(image).map_err(invalid)?;
     let unkept = |source| ImageError::Blob { image: image.to_owned(), source };
     let blobs = Arc::new(BlobStore::open(folder).map_err(|error| unkept(error.into()))?);
-    let source = ImageSource::new(RegistryClients::new(&env, registries, built_in), policy, blobs.clone(), env);
+    let source = ImageSource::new(
+        RegistryClients::new(&env, registries, built_in.into_iter().collect()),
+        policy,
+        blobs.clone(),
+        env,
+    );
     let pins = Arc::new(blobs.pins());
     let (found, _) = source.fetch((image, &reference.to_string(), Purpose::Module), &reference, keyring, &pins).await?;
     let module = blobs.path(&found.module).map_err(unkept)?;
@@ -77,6 +82,12 @@ impl ImageSource {
     pub(super) fn configure(&self, registries: Registries) {
         let mut remote = self.remote.lock().unwrap_or_else(PoisonError::into_inner);
         *remote = Arc::new(RegistryClients::new(&self.env, registries, remote.built_in.clone()));
+    }
+
+    /// Sets the cluster's own registries for pulls that begin later.
+    pub(super) fn configure_built_in(&self, built_in: Vec<RegistryAccess>) {
+        let mut remote = self.remote.lock().unwrap_or_else(PoisonError::into_inner);
+        *remote = Arc::new(RegistryClients::new(&self.env, remote.registries.clone(), built_in));
     }
 
     /// Tries each endpoint with each credential until one returns the image.
@@ -151,11 +162,19 @@ pub(super) fn pull_targets(
 ) -> Result<Vec<PullTarget>, ImageError> {
     let node = |account: Credential| TrackedCredential { credential: account, secret: None, account: None };
     if reference.registry == BUILT_IN_REGISTRY {
-        let access = remote.built_in.as_ref().ok_or(ImageError::NoBuiltIn)?;
-        let Credentials { user, password } = access.credentials.clone();
-        let endpoint = Endpoint::built_in(access.address.clone(), access.ca_pem.is_some());
-        let credentials = vec![Some(node(Credential { username: user, password }))];
-        return Ok(vec![PullTarget { endpoint, credentials }]);
+        if remote.built_in.is_empty() {
+            return Err(ImageError::NoBuiltIn);
+        }
+        let last = remote.built_in.len() - 1;
+        let of = |(index, access): (usize, &RegistryAccess)| {
+            let endpoint = Endpoint::built_in(access.address.clone(), access.ca_pem.is_some());
+            // The others are tried before it; their errors are appended to its own.
+            let endpoint = Endpoint { is_mirror: index < last, ..endpoint };
+            let account = access.credentials.clone();
+            let account = account.map(|Credentials { user, password }| node(Credential { username: user, password }));
+            PullTarget { endpoint, credentials: vec![account] }
+        };
+        return Ok(remote.built_in.iter().enumerate().map(of).collect());
     }
     let registries = &remote.registries;
     let of = |endpoint: Endpoint| {

@@ -54,7 +54,7 @@ impl Bench {
         let address = listener.local_addr().unwrap().to_string();
         let serving = router.clone();
         let server = tokio::spawn(async move { axum::serve(listener, serving).await.unwrap() });
-        let access = RegistryAccess { address, credentials, ca_pem: None };
+        let access = RegistryAccess::with_account(address, credentials, None);
         let pulled = dir.path().join(pulled);
         let blobs = if pulled.exists() { served } else { Arc::new(BlobStore::open(pulled).unwrap()) };
         let config = EngineConfig {
@@ -68,7 +68,7 @@ impl Bench {
         let engine = engine(config, env.clone());
         let files = dir.path().join("files");
         std::fs::create_dir(&files).unwrap();
-        let built_in = Some(access.clone());
+        let built_in = vec![access.clone()];
         let config = ImagesConfig { built_in, registries, file_dirs: vec![files], ..ImagesConfig::default() };
         let images = Images::open(Arc::new(engine), env.clone(), blobs, config).unwrap();
         Self { images, router, clock, access, dir, server }
@@ -169,7 +169,7 @@ async fn several_pulls_are_one() {
     }
     // A wrong password is an error of the pull, not a hang.
     let access = RegistryAccess {
-        credentials: Credentials { user: "coracle".into(), password: "wrong".into() },
+        credentials: Some(Credentials { user: "coracle".into(), password: "wrong".into() }),
         ..bench.access.clone()
     };
     let error = push(&Env::real(), module(), MODULE_INSPECTOR, "registry.local/app:v1", &access).await.unwrap_err();

@@ -134,6 +134,8 @@ pub fn desired(cluster: &Cluster, live: &BTreeSet<SocketAddr>, catalog: &Catalog
         {"apiGroups": [""], "resources": ["services/status"], "verbs": ["patch"]},
     ]);
     desired.extend(role_and_binding("coracle:scale-from-zero", &scale_from_zero_rules, "User", "system:kube-proxy"));
+    desired.extend(node_configuration());
+    desired.extend(role_and_binding("coracle:node", &node_rules(), "Group", NODES));
     let address_pool_rules =
         json!([{"apiGroups": ["networking.k8s.io"], "resources": ["ipaddresses"], "verbs": ["create", "delete"]}]);
     let account = "system:serviceaccount:kube-system:service-controller";
@@ -142,6 +144,47 @@ pub fn desired(cluster: &Cluster, live: &BTreeSet<SocketAddr>, catalog: &Catalog
     desired.push(service_cidr(cluster));
     desired.extend(endpoints::desired(cluster, live));
     desired
+}
+
+/// What a node's data plane and volumes read in addition to what the node authorizer allows.
+fn node_rules() -> Value {
+    json!([
+        {"apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": ["list", "watch"]},
+        {"apiGroups": ["autoscaling"], "resources": ["horizontalpodautoscalers"], "verbs": ["list", "watch"]},
+        // Admission bounds what a node may change of them.
+        {"apiGroups": [""], "resources": ["services/status"], "verbs": ["patch"]},
+        {"apiGroups": [""], "resources": ["persistentvolumes"], "verbs": ["list", "update", "watch"]},
+        {"apiGroups": [""], "resources": ["persistentvolumeclaims"], "verbs": ["list", "watch"]},
+        {"apiGroups": [""], "resources": ["persistentvolumeclaims/status"], "verbs": ["update"]},
+    ])
+}
+
+/// The right of nodes to read the cluster's addresses and registries.
+fn node_configuration() -> [Desired; 2] {
+    let name = "coracle:node-configuration";
+    let meta = json!({"name": name, "namespace": "kube-public", "annotations": {AUTOUPDATE: "true"}});
+    let version = format!("{RBAC_GROUP}/v1");
+    let rules = json!([
+        {"apiGroups": [""], "resources": ["configmaps"], "verbs": ["get"], "resourceNames": ["coracle-node"]},
+    ]);
+    [
+        Desired {
+            group: RBAC_GROUP,
+            plural: "roles",
+            object: json!({"apiVersion": version, "kind": "Role", "metadata": meta, "rules": rules}),
+            policy: ReconcilePolicy::Role,
+        },
+        Desired {
+            group: RBAC_GROUP,
+            plural: "rolebindings",
+            object: json!({
+                "apiVersion": version, "kind": "RoleBinding", "metadata": meta,
+                "roleRef": {"apiGroup": RBAC_GROUP, "kind": "Role", "name": name},
+                "subjects": [{"apiGroup": RBAC_GROUP, "kind": "Group", "name": NODES}],
+            }),
+            policy: ReconcilePolicy::Binding,
+        },
+    ]
 }
 
 /// Roles in addition to upstream's. Nodes read a namespace by name for its UID, which distinguishes it from an earlier

@@ -55,7 +55,7 @@ impl ImageClient {
     /// Creates a client for the node with this registry.
     #[must_use]
     pub fn new(env: &Env, access: RegistryAccess) -> Self {
-        let built_in = || Some(access.clone());
+        let built_in = || vec![access.clone()];
         let remote = RegistryClients::new(env, Registries::default(), built_in());
         let uploads = RegistryClients::for_uploads(env, Registries::default(), built_in());
         Self { remote, uploads, access }
@@ -83,8 +83,10 @@ impl ImageClient {
             None => (&self.remote, None),
         };
         let client = remote.client_for(&url).map_err(|error| self.unreachable(error.to_string()))?;
-        let Credentials { user, password } = &self.access.credentials;
-        let mut request = client.request(method, url).basic_auth(user, Some(password));
+        let mut request = client.request(method, url);
+        if let Some(Credentials { user, password }) = &self.access.credentials {
+            request = request.basic_auth(user, Some(password));
+        }
         if let Some(body) = body {
             request = request.body(body);
         }

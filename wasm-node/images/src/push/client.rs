@@ -88,11 +88,11 @@ impl PushClient {
     /// # Errors
     /// The registry's address is invalid.
     pub fn new(env: &Env, access: &RegistryAccess, repository: &str) -> Result<Self, PushError> {
-        let remote = Arc::new(RegistryClients::for_uploads(env, Registries::default(), Some(access.clone())));
+        let remote = Arc::new(RegistryClients::for_uploads(env, Registries::default(), vec![access.clone()]));
         let endpoint = Endpoint::built_in(access.address.clone(), access.ca_pem.is_some());
-        let Credentials { user, password } = access.credentials.clone();
-        let credential = Credential { username: user, password };
-        Self::at(&remote, &endpoint, (BUILT_IN_REGISTRY, repository), Some(credential))
+        let credential = access.credentials.clone();
+        let credential = credential.map(|Credentials { user, password }| Credential { username: user, password });
+        Self::at(&remote, &endpoint, (BUILT_IN_REGISTRY, repository), credential)
     }
 
     /// Creates a client for a repository of any registry. `remote` must be created for uploads.

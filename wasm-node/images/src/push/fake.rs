@@ -100,7 +100,7 @@ impl FakeRegistry {
         let named = |fake: &Self| format!("\"http://{}\"", fake.address);
         let named: Vec<String> = others.iter().map(|fake| named(fake)).chain([named(self)]).collect();
         std::fs::write(&file, format!("mirrors: {{registry.test: {{endpoint: [{}]}}}}", named.join(", "))).unwrap();
-        let remote = Arc::new(RegistryClients::for_uploads(&Env::real(), Registries::read(&file).unwrap(), None));
+        let remote = Arc::new(RegistryClients::for_uploads(&Env::real(), Registries::read(&file).unwrap(), Vec::new()));
         let endpoint = Endpoint::built_in(self.address.clone(), false);
         let credential = Credential { username: "u".into(), password: PASSWORD.into() };
         let mut client = PushClient::at(&remote, &endpoint, ("registry.test", "app"), Some(credential)).unwrap();

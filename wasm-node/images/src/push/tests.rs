@@ -38,7 +38,7 @@ async fn built_in(dir: &std::path::Path) -> RegistryAccess {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
     tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
-    RegistryAccess { address, credentials, ca_pem: None }
+    RegistryAccess::with_account(address, credentials, None)
 }
 
 fn manifest_of(blob: &Blob) -> String {
@@ -87,7 +87,9 @@ async fn the_built_in_registry_takes_each_way_of_a_push() {
     }
 
     let credentials = Credentials { user: "coracle".into(), password: "guess".into() };
-    let other = PushClient::new(&Env::real(), &RegistryAccess { credentials, ..access.clone() }, "app").unwrap();
+    let other =
+        PushClient::new(&Env::real(), &RegistryAccess { credentials: Some(credentials), ..access.clone() }, "app")
+            .unwrap();
     let error = other.push_blob(&Blob::of_bytes(&b"new"[..]), None).await.unwrap_err().to_string();
     assert_eq!(error, format!("pushing to {}: authentication required (UNAUTHORIZED)", access.address));
 }

@@ -4,7 +4,8 @@ use super::*;
 
 /// Serves the node's router on loopback with the registry's account, and returns a client.
 async fn client(bench: &Bench, images: &Arc<Images>) -> ImageClient {
-    let router = oci_registry::distribution::authenticated(router(images.clone()), &bench.access.credentials);
+    let router =
+        oci_registry::distribution::authenticated(router(images.clone()), bench.access.credentials.as_ref().unwrap());
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
     tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
@@ -13,7 +14,7 @@ async fn client(bench: &Bench, images: &Arc<Images>) -> ImageClient {
 
 fn open(bench: &Bench, folder: &str) -> Arc<Images> {
     let blobs = Arc::new(BlobStore::open(bench.dir.path().join(folder)).unwrap());
-    let config = ImagesConfig { built_in: Some(bench.access.clone()), ..ImagesConfig::default() };
+    let config = ImagesConfig { built_in: vec![bench.access.clone()], ..ImagesConfig::default() };
     Arc::new(Images::open(bench.images.runtime.clone(), bench.images.env.clone(), blobs, config).unwrap())
 }
 
@@ -59,7 +60,7 @@ async fn images_are_taken_out_and_brought_in() {
     let other = ImageClient::new(
         &Env::real(),
         RegistryAccess {
-            credentials: Credentials { user: "coracle".into(), password: "guess".into() },
+            credentials: Some(Credentials { user: "coracle".into(), password: "guess".into() }),
             ..bench.access.clone()
         },
     );

@@ -159,7 +159,7 @@ async fn a_tag_that_moves_leaves_what_pods_have_and_a_restart_unpacks_anew() {
     assert!(!tree.exists() && other.exists());
 
     let blobs = Arc::new(BlobStore::open(bench.dir.path().join("both")).unwrap());
-    let config = ImagesConfig { built_in: Some(bench.access.clone()), ..ImagesConfig::default() };
+    let config = ImagesConfig { built_in: vec![bench.access.clone()], ..ImagesConfig::default() };
     let restarted = Images::open(bench.images.runtime.clone(), bench.images.env.clone(), blobs, config).unwrap();
     assert!(!other.exists(), "put aside at once");
     let emptied = async {

@@ -171,7 +171,8 @@ impl NodeStatusManager {
         let created: Result<Node, _> = self.requests.create(&NODE, "", &wanted).await;
         let node = match created {
             Err(error) if status_code(&error) == 409 => {
-                let patch = json!({"metadata": {"labels": labels(&self.config)}});
+                let patch =
+                    json!({"metadata": {"labels": labels(&self.config), "annotations": self.config.annotations}});
                 self.requests.patch(&NODE, &self.key(), None, PatchType::Merge, &patch).await?
             }
             created => created?,

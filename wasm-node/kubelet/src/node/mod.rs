@@ -87,6 +87,8 @@ pub struct NodeConfig {
     pub capacity: Capacity,
     /// Labels in addition to those of contract.md §3.
     pub labels: BTreeMap<String, String>,
+    /// Annotations of the Node, such as the address of its tunnel.
+    pub annotations: BTreeMap<String, String>,
     /// Taints at registration: key, value, effect.
     pub taints: Vec<(String, String, String)>,
     /// Registers with the taint of an external cloud provider, and annotates the address.
@@ -131,6 +133,7 @@ impl NodeConfig {
             pod_cidr: None,
             capacity,
             labels: BTreeMap::new(),
+            annotations: BTreeMap::new(),
             taints: Vec::new(),
             external_provider: false,
             host_pod_listeners: false,

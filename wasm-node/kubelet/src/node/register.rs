@@ -171,8 +171,12 @@ pub(super) fn node(config: &NodeConfig, cidr: Option<&str>) -> Value {
     if !taints.is_empty() {
         node["spec"]["taints"] = json!(taints);
     }
+    let mut annotations = config.annotations.clone();
     if config.external_provider {
-        node["metadata"]["annotations"] = json!({names::PROVIDED_IP: config.internal_ip.to_string()});
+        annotations.insert(names::PROVIDED_IP.to_owned(), config.internal_ip.to_string());
+    }
+    if !annotations.is_empty() {
+        node["metadata"]["annotations"] = json!(annotations);
     }
     if let Some(cidr) = cidr {
         node["spec"]["podCIDR"] = json!(cidr);

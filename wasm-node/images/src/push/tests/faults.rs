@@ -46,7 +46,8 @@ async fn a_short_failure_is_waited_out_and_a_long_one_told() {
     let address = listener.local_addr().unwrap().to_string();
     drop(listener);
     let credentials = Credentials { user: "u".into(), password: "p".into() };
-    let client = PushClient::new(&Env::real(), &RegistryAccess { address, credentials, ca_pem: None }, "app").unwrap();
+    let client =
+        PushClient::new(&Env::real(), &RegistryAccess::with_account(address, credentials, None), "app").unwrap();
     let error = client.push_blob(&small(), None).await.unwrap_err().to_string();
     assert!(error.contains("refused"), "{error}");
 }

@@ -1,0 +1,71 @@
+//! `coracle proxy`: the data plane as a process of its own, on a machine without a node.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use clap::Args;
+use ipnet::Ipv4Net;
+use machinery_env::Env;
+
+use super::Failure;
+use super::standalone::{self, ComponentDeps, StandaloneFlags};
+use crate::compose;
+use crate::config::{NetworkConfig, host_name};
+
+/// Upstream's name of this program.
+const UPSTREAM: &str = "kube-proxy";
+
+/// Flags of `coracle proxy`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Proxy {
+    #[command(flatten)]
+    standalone: StandaloneFlags,
+    /// Name of the node to which `externalTrafficPolicy: Local` and events refer [default: this machine's name]
+    #[arg(long, env = "CORACLE_NODE_NAME", value_name = "NAME")]
+    node_name: Option<String>,
+    /// Address on which NodePorts listen [default: all]
+    #[arg(long, env = "CORACLE_NODE_IP", value_name = "ADDR")]
+    node_ip: Option<IpAddr>,
+    #[command(flatten)]
+    network: NetworkFlags,
+}
+
+/// The cluster's addresses, where it doesn't publish them.
+#[derive(Debug, Clone, Args)]
+pub(super) struct NetworkFlags {
+    /// Addresses of Services [default: the cluster's own, else 10.96.0.0/12]
+    #[arg(long, env = "CORACLE_SERVICE_CIDR", value_name = "CIDR")]
+    service_cidr: Option<Ipv4Net>,
+    /// Addresses of pods [default: the cluster's own, else 10.244.0.0/16]
+    #[arg(long, env = "CORACLE_CLUSTER_CIDR", value_name = "CIDR")]
+    cluster_cidr: Option<Ipv4Net>,
+}
+
+impl NetworkFlags {
+    /// The given addresses.
+    pub(super) fn config(&self) -> NetworkConfig {
+        NetworkConfig { service_cidr: self.service_cidr, cluster_cidr: self.cluster_cidr, node_cidr_mask_size: None }
+    }
+}
+
+/// Runs until SIGINT or SIGTERM.
+///
+/// # Errors
+/// If the kubeconfig can't be used, or the cluster's addresses can't be read.
+pub(crate) fn run(flags: &Proxy) -> Result<(), Failure> {
+    let bind = flags.node_ip.unwrap_or(Ipv4Addr::UNSPECIFIED.into());
+    let node = flags.node_name.clone().unwrap_or_else(|| host_name().to_lowercase());
+    let network = flags.network.config();
+    standalone::run(
+        &flags.standalone,
+        UPSTREAM,
+        Env::real(),
+        async move |ComponentDeps { client, env, stop }, registry| {
+            let plane = compose::lone_plane(&env, &client, &network, (node, bind)).await?;
+            plane.metrics().register(registry);
+            Ok(async move {
+                proxy::run(plane, client, stop, || {}).await;
+                Ok(())
+            })
+        },
+    )
+}

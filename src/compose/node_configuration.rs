@@ -1,0 +1,121 @@
+//! What a node on another machine has to know of its cluster: the addresses, and the registries of the API servers. Kept in
+//! the ConfigMap `kube-public/coracle-node`, which nodes may read.
+
+use std::net::Ipv4Addr;
+
+use anyhow::Context as _;
+use ipnet::Ipv4Net;
+use k8s_openapi::api::core::v1::ConfigMap;
+use kube::Client;
+use machinery_client::Api;
+use machinery_client::request::{PatchType, status_code};
+use serde_json::{Map, Value, json};
+
+use crate::config::NetworkConfig;
+use crate::network::Network;
+
+const NAMESPACE: &str = "kube-public";
+const NAME: &str = "coracle-node";
+const SERVICE_CIDR: &str = "serviceCIDR";
+const CLUSTER_CIDR: &str = "clusterCIDR";
+const CLUSTER_DNS: &str = "clusterDNS";
+/// The prefix of the keys of registries, one an API server.
+const REGISTRY: &str = "registry.";
+
+/// The configuration of a cluster's nodes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct NodeConfiguration {
+    pub(super) services: Ipv4Net,
+    pub(super) pods: Ipv4Net,
+    pub(super) dns: Option<Ipv4Addr>,
+    /// `ADDR:PORT` of each API server's registry.
+    pub(super) registries: Vec<String>,
+}
+
+/// Publishes this API server's part; `instance` is its name among those of the cluster.
+///
+/// # Errors
+/// If the API server rejects it.
+pub(super) async fn publish(client: &Client, network: &Network, instance: &str, registry: &str) -> anyhow::Result<()> {
+    let maps: Api<ConfigMap> = Api::namespaced(client.clone(), NAMESPACE);
+    let mut data = Map::new();
+    data.insert(SERVICE_CIDR.into(), network.services.to_string().into());
+    data.insert(CLUSTER_CIDR.into(), network.pods.to_string().into());
+    if let Some(dns) = network.dns() {
+        data.insert(CLUSTER_DNS.into(), dns.to_string().into());
+    }
+    data.insert(format!("{REGISTRY}{instance}"), registry.into());
+    let created = maps.create(&json!({"metadata": {"name": NAME}, "data": data})).await;
+    let published = match created {
+        Err(error) if status_code(&error) == 409 => {
+            maps.patch(NAME, PatchType::Merge, &json!({"data": data})).await.map(drop)
+        }
+        created => created.map(drop),
+    };
+    published.context("the nodes' configuration can't be published")
+}
+
+/// Reads the configuration; `None` in a cluster that isn't Coracle's.
+///
+/// # Errors
+/// If the API server can't be reached, or the configuration is of another form.
+pub(super) async fn read(client: &Client) -> anyhow::Result<Option<NodeConfiguration>> {
+    let maps: Api<ConfigMap> = Api::namespaced(client.clone(), NAMESPACE);
+    match maps.get(NAME).await {
+        Ok(map) => Ok(Some(parse(&json!(map.data)).with_context(|| format!("ConfigMap {NAMESPACE}/{NAME}"))?)),
+        // A cluster without it has no such Role either.
+        Err(error) if matches!(status_code(&error), 403 | 404) => Ok(None),
+        Err(error) => Err(error).context("the nodes' configuration can't be read"),
+    }
+}
+
+/// The cluster's addresses and registries. In a cluster that isn't Coracle's: those of the flags or upstream's usual ones,
+/// and no registry.
+///
+/// # Errors
+/// As [`read`], or if the flags contradict each other.
+pub(super) async fn resolve(client: &Client, given: &NetworkConfig) -> anyhow::Result<NodeConfiguration> {
+    let usual = Network::usual(given).check_blocks()?;
+    let Some(published) = read(client).await? else {
+        let (services, pods, dns) = (usual.services, usual.pods, usual.dns());
+        return Ok(NodeConfiguration { services, pods, dns, registries: Vec::new() });
+    };
+    Ok(NodeConfiguration {
+        services: given.service_cidr.unwrap_or(published.services),
+        pods: given.cluster_cidr.unwrap_or(published.pods),
+        ..published
+    })
+}
+
+fn parse(data: &Value) -> anyhow::Result<NodeConfiguration> {
+    let field = |name: &str| data[name].as_str().with_context(|| format!("has no {name}"));
+    let registries = data.as_object().into_iter().flatten();
+    let registries = registries.filter(|(key, _)| key.starts_with(REGISTRY));
+    Ok(NodeConfiguration {
+        services: field(SERVICE_CIDR)?.parse().context(SERVICE_CIDR)?,
+        pods: field(CLUSTER_CIDR)?.parse().context(CLUSTER_CIDR)?,
+        dns: data[CLUSTER_DNS].as_str().map(str::parse).transpose().context(CLUSTER_DNS)?,
+        registries: registries.filter_map(|(_, address)| address.as_str().map(str::to_owned)).collect(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_configuration_names_its_registries() {
+        let data = json!({"serviceCIDR": "10.96.0.0/12", "clusterCIDR": "10.244.0.0/16", "clusterDNS": "10.96.0.10",
+            "registry.b": "10.0.0.2:5000", "registry.a": "10.0.0.1:5000"});
+        let read = parse(&data).unwrap();
+        assert_eq!(read.registries, ["10.0.0.1:5000", "10.0.0.2:5000"]);
+        assert_eq!((read.pods.to_string().as_str(), read.dns), ("10.244.0.0/16", Some(Ipv4Addr::new(10, 96, 0, 10))));
+        let wrong = |key: &str, value: &str| {
+            let mut data = data.clone();
+            data[key] = json!(value);
+            format!("{:#}", parse(&data).unwrap_err())
+        };
+        assert!(wrong("clusterCIDR", "x").starts_with("clusterCIDR: "));
+        assert_eq!(format!("{:#}", parse(&json!({})).unwrap_err()), "has no serviceCIDR");
+    }
+}

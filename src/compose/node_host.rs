@@ -1,0 +1,209 @@
+//! The node agents of a process and what they share: one engine, one blob store and one data plane serve all of them. The
+//! same for nodes beside an API server and for a node as a process of its own; the identities differ.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use images::Images;
+use kube::Client;
+use kubelet::node::{Capacity, NodeConfig, SharedNodeParts, Shutdown};
+use kubelet::server::ServingTls;
+use kubelet::volume::local::LocalVolumes;
+use kubelet::volume::local_provisioner::{self, LocalVolumesByNode};
+use machinery_client::Informer;
+use machinery_client::request::ApiClient;
+use machinery_env::Env;
+use machinery_serve::net::PodNetwork;
+use proxy::DataPlane;
+use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
+use wasm_runtime::engine::Engine;
+
+use super::nodes::guest_memory_bytes;
+use super::role::Component;
+use crate::config::NodesConfig;
+use crate::data_dir::DataDir;
+
+/// The second shortest Lease: after three missed renewals its node counts as dead, within 2 s.
+const SHORT_LEASE: Duration = Duration::from_secs(2);
+/// Maximum unreported warnings of a node: they are rare, minutes apart.
+const NODE_WARNINGS_MAX: usize = 16;
+/// The tmpfs for all users on Linux; other systems have none.
+const MEMORY_DIR: &str = "/dev/shm";
+/// Timeout of a node's first Ready report.
+const NODE_READY_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Shared parts of the node agents of a process.
+pub(super) struct NodeHost {
+    pub(super) env: Env,
+    pub(super) data: DataDir,
+    pub(super) config: NodesConfig,
+    pub(super) engine: Engine,
+    pub(super) images: Arc<Images>,
+    pub(super) pods: PodNetwork,
+    pub(super) data_plane: DataPlane,
+    pub(super) agents: Vec<Agent>,
+    /// A client that may read namespaces.
+    pub(super) namespaces: Client,
+    /// The cache and the client of the local volumes' provisioner.
+    pub(super) volumes: (Arc<Informer>, ApiClient),
+    pub(super) stop: CancellationToken,
+    /// Cancelled when the process is ready: starts tasks that no start waits for.
+    pub(super) ready: CancellationToken,
+}
+
+/// The identity of one node agent.
+pub(super) struct Agent {
+    pub(super) name: String,
+    pub(super) client: Client,
+    pub(super) tls: ServingTls,
+    pub(super) internal_ip: IpAddr,
+    /// The port of the kubelet API; 0 = a free one.
+    pub(super) kubelet_port: u16,
+    pub(super) shutdown: Shutdown,
+    /// Registers with the taint of an external cloud provider.
+    pub(super) external_provider: bool,
+    /// Taints at registration: key, value, effect.
+    pub(super) taints: Vec<(String, String, String)>,
+}
+
+impl NodeHost {
+    /// The agents, and the tasks that serve all of them.
+    ///
+    /// # Errors
+    /// If the machine's resources can't be read.
+    pub(super) fn components(&self) -> anyhow::Result<Vec<Component>> {
+        let parts = SharedNodeParts {
+            runtime: Arc::new(self.engine.clone()),
+            images: self.images.clone(),
+            network: self.pods.clone(),
+            dial: Arc::new(self.data_plane.clone()),
+            env: self.env.clone(),
+            node_warnings: tokio::sync::broadcast::channel(NODE_WARNINGS_MAX).0,
+        };
+        let volumes: LocalVolumesByNode = self
+            .agents
+            .iter()
+            .map(|agent| {
+                let own = LocalVolumes::new(&self.data.node(&agent.name), self.env.clone());
+                (agent.name.clone(), Arc::new(own))
+            })
+            .collect();
+        let mut components = vec![
+            self.image_gc(&parts),
+            self.keyvalue_collector(&parts),
+            self.toolbox(),
+            self.volume_provisioner(volumes.clone()),
+        ];
+        components.extend(self.config.registries_file.clone().map(|file| self.registries(&parts, file)));
+        components.extend(self.config.signature_policy_file.clone().map(|file| self.signatures(&parts, file)));
+        for agent in &self.agents {
+            components.push(self.agent(agent, &parts, volumes.get(&agent.name).cloned())?);
+        }
+        Ok(components)
+    }
+
+    fn image_gc(&self, parts: &SharedNodeParts) -> Component {
+        let (parts, policy) = (parts.clone(), self.config.image_collection);
+        let (folder, stop) = (self.data.path().to_owned(), self.stop.clone());
+        Component::new("image garbage collection", async move {
+            kubelet::node::run_image_gc(parts, policy, folder, stop).await;
+            Ok(())
+        })
+    }
+
+    /// Pulls the sessions' toolbox image once the cluster is ready.
+    fn toolbox(&self) -> Component {
+        let (images, ready, stop) = (self.images.clone(), self.ready.clone(), self.stop.clone());
+        let prepare = async move {
+            ready.cancelled().await;
+            if let Err(error) = images.prepare_toolbox().await {
+                tracing::warn!(%error, "the sessions' toolbox is not ready: the first session will retry");
+            }
+            std::future::pending::<()>().await;
+        };
+        Component::new("preparer of the toolbox", async move {
+            stop.run_until_cancelled(prepare).await;
+            Ok(())
+        })
+    }
+
+    /// Reloads the registry configuration on changes of its file.
+    fn registries(&self, parts: &SharedNodeParts, file: PathBuf) -> Component {
+        let (parts, stop) = (parts.clone(), self.stop.clone());
+        Component::new("registries", async move {
+            kubelet::node::reload_registries(parts, file, crate::config::proxies(), stop).await;
+            Ok(())
+        })
+    }
+
+    /// Reloads the signature policy on changes of its file.
+    fn signatures(&self, parts: &SharedNodeParts, file: PathBuf) -> Component {
+        let (parts, stop) = (parts.clone(), self.stop.clone());
+        Component::new("signature policy", async move {
+            kubelet::node::reload_signature_policy(parts, file, stop).await;
+            Ok(())
+        })
+    }
+
+    /// Removes the key-value data of deleted namespaces.
+    fn keyvalue_collector(&self, parts: &SharedNodeParts) -> Component {
+        let (client, runtime) = (self.namespaces.clone(), parts.runtime.clone());
+        let (env, stop) = (self.env.clone(), self.stop.clone());
+        Component::new("collector of kept values", async move {
+            kubelet::config::keyvalue::collect(runtime, client, env, stop).await;
+            Ok(())
+        })
+    }
+
+    /// Removes and expands the local volumes of these nodes.
+    fn volume_provisioner(&self, nodes: LocalVolumesByNode) -> Component {
+        let ((informer, client), env, stop) = (self.volumes.clone(), self.env.clone(), self.stop.clone());
+        Component::new("local volume provisioner", async move {
+            local_provisioner::run(informer, client, nodes, env, stop).await;
+            Ok(())
+        })
+    }
+
+    fn agent(
+        &self,
+        agent: &Agent,
+        parts: &SharedNodeParts,
+        volumes: Option<Arc<LocalVolumes>>,
+    ) -> anyhow::Result<Component> {
+        let machine = Capacity::of_machine(self.config.count, self.data.path(), guest_memory_bytes()?);
+        let capacity = Capacity { pods: self.config.max_pods, ..machine };
+        let folder = self.data.node(&agent.name);
+        let mut node = NodeConfig::new(agent.name.clone(), folder, agent.internal_ip, agent.tls.clone(), capacity);
+        node.bind = self.config.bind;
+        node.kubelet_port = agent.kubelet_port;
+        node.host_pod_listeners = self.config.host_pod_listeners;
+        node.external_provider = agent.external_provider;
+        node.taints = agent.taints.clone();
+        node.streaming_idle = self.config.streaming_idle;
+        node.host_paths = self.config.host_paths.clone();
+        node.static_pods = self.config.static_pods.clone();
+        node.eviction = self.config.eviction;
+        node.shutdown = agent.shutdown.clone();
+        if self.config.short_leases {
+            (node.lease_interval, node.lease_duration) = (SHORT_LEASE / 4, SHORT_LEASE);
+        }
+        node.memory_dir = Some(MEMORY_DIR.into());
+        node.volumes = volumes;
+        let (reporter, reported) = oneshot::channel();
+        let (parts, client, stop) = (parts.clone(), agent.client.clone(), self.stop.clone());
+        let run = async move { Ok(kubelet::node::run(node, parts, client, reporter, stop).await?) };
+        let env = self.env.clone();
+        let ready = async move {
+            env.timeout(NODE_READY_TIMEOUT, reported)
+                .await
+                .context("a node did not become Ready in time: see the log with --log-level info")?
+                .context("a node ended before it was Ready: see the log with --log-level info")?;
+            Ok(())
+        };
+        Ok(Component::new("node", run).ready("waiting for the nodes", ready))
+    }
+}
