@@ -110,10 +110,11 @@ pub fn fingerprint(leaf: &CertificateDer<'_>) -> Fingerprint {
     Sha256::digest(leaf).into()
 }
 
-/// The user in a certificate, and its expiry.
+/// The user in a certificate, and its expiry. Of several common names the last one counts, as in Go and in
+/// `CertificateRequest`: the approved name is the user.
 fn subject(leaf: &CertificateDer<'_>) -> Option<(UserInfo, Timestamp)> {
     let (_, cert) = x509_parser::certificate::X509Certificate::from_der(leaf).ok()?;
-    let name = cert.subject().iter_common_name().next()?.as_str().ok()?.to_owned();
+    let name = cert.subject().iter_common_name().last()?.as_str().ok()?.to_owned();
     if name.is_empty() {
         return None;
     }
@@ -194,4 +195,49 @@ impl ClientCertVerifier for AnyCertificate {
 #[must_use]
 pub fn provider() -> Arc<CryptoProvider> {
     Arc::new(rustls::crypto::ring::default_provider())
+}
+
+#[cfg(test)]
+mod tests {
+    use machinery_rules::certificate_request::CertificateRequest;
+    use rcgen::{CertificateParams, KeyPair};
+    use rustls_pki_types::pem::PemObject as _;
+
+    use super::super::pki::Pki;
+    use super::super::signing::CertificateTemplate;
+    use super::*;
+
+    /// A subject of two common names, as no tool writes it.
+    fn two_names(first: &str, last: &str) -> Vec<u8> {
+        yasna::construct_der(|writer| {
+            writer.write_sequence(|writer| {
+                for name in [first, last] {
+                    writer.next().write_set(|writer| {
+                        writer.next().write_sequence(|writer| {
+                            writer.next().write_oid(&yasna::models::ObjectIdentifier::from_slice(&[2, 5, 4, 3]));
+                            writer.next().write_utf8_string(name);
+                        });
+                    });
+                }
+            });
+        })
+    }
+
+    #[test]
+    fn the_approved_name_is_the_user() {
+        let dir = tempfile::tempdir().unwrap();
+        let env = Env::seeded(1, "2026-01-01T00:00:00Z".parse().unwrap()).0;
+        let pki = Pki::open_or_create(dir.path(), &env, &[]).unwrap();
+        let pem = CertificateParams::default().serialize_request(&KeyPair::generate().unwrap()).unwrap().pem().unwrap();
+        let mut request = CertificateRequest::parse(pem.as_bytes()).unwrap();
+        request.subject_der = two_names("system:kube-controller-manager", "system:node:n1");
+        assert_eq!(request.subject_attributes(), Some(2));
+        let usages = ["client auth".to_owned()];
+        let not_after = "2026-06-01T00:00:00Z".parse().unwrap();
+        let template = CertificateTemplate { request: &request, usages: &usages, not_before: env.now(), not_after };
+        let signed = pki.sign(&template).unwrap();
+        let leaf = CertificateDer::from_pem_slice(signed.as_bytes()).unwrap();
+        // Approvers and admission see the last one.
+        assert_eq!(subject(&leaf).unwrap().0.name, "system:node:n1");
+    }
 }

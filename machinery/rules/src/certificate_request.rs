@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use x509_parser::certification_request::X509CertificationRequest;
 use x509_parser::extensions::{GeneralName, ParsedExtension};
 use x509_parser::prelude::{FromDer, X509Certificate};
+use x509_parser::x509::X509Name;
 
 /// Maximum size, far above any real request or certificate.
 const PEM_BYTES_MAX: usize = 1 << 20;
@@ -40,6 +41,13 @@ impl CertificateRequest {
         read(&request(&der)?)
     }
 
+    /// The number of attributes in the subject; none: it can't be read.
+    #[must_use]
+    pub fn subject_attributes(&self) -> Option<usize> {
+        let (rest, subject) = X509Name::from_der(&self.subject_der).ok()?;
+        rest.is_empty().then(|| subject.iter_attributes().count())
+    }
+
     /// Parses a request and checks its signature by its own key.
     pub fn verified(pem: &[u8]) -> Result<Self, String> {
         let der = request_der(pem)?;
@@ -71,13 +79,15 @@ fn request(der: &[u8]) -> Result<X509CertificationRequest<'_>, String> {
 
 fn read(request: &X509CertificationRequest<'_>) -> Result<CertificateRequest, String> {
     let info = &request.certification_request_info;
-    let texts = |found: &mut dyn Iterator<Item = &x509_parser::x509::AttributeTypeAndValue<'_>>| -> Vec<String> {
-        found.filter_map(|part| part.as_str().ok()).map(str::to_owned).collect()
+    // A name in another string type is an error: who verifies the certificate may read what is skipped here.
+    let texts = |found: &mut dyn Iterator<Item = &x509_parser::x509::AttributeTypeAndValue<'_>>| {
+        let texts = found.map(|part| part.as_str().map(str::to_owned)).collect::<Result<Vec<String>, _>>();
+        texts.map_err(|_| "x509: the subject has a name in an unsupported string type".to_owned())
     };
     let mut parsed = CertificateRequest {
         // As in Go: the last one counts.
-        common_name: texts(&mut info.subject.iter_common_name()).pop().unwrap_or_default(),
-        organizations: texts(&mut info.subject.iter_organization()),
+        common_name: texts(&mut info.subject.iter_common_name())?.pop().unwrap_or_default(),
+        organizations: texts(&mut info.subject.iter_organization())?,
         dns_names: Vec::new(),
         ip_addresses: Vec::new(),
         emails: Vec::new(),

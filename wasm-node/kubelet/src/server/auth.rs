@@ -28,11 +28,11 @@ pub(crate) struct Identity {
 }
 
 impl Identity {
-    /// Returns the subject of a verified certificate.
+    /// Returns the subject of a verified certificate. Of several common names the last one counts, as in Go.
     pub(crate) fn of_certificate(certificate: &CertificateDer<'_>) -> Option<Self> {
         let (_, certificate) = x509_parser::parse_x509_certificate(certificate).ok()?;
         let subject = certificate.subject();
-        let user = subject.iter_common_name().next()?.as_str().ok()?.to_owned();
+        let user = subject.iter_common_name().last()?.as_str().ok()?.to_owned();
         let groups =
             subject.iter_organization().filter_map(|group| group.as_str().ok().map(ToOwned::to_owned)).collect();
         Some(Self { user, groups })
