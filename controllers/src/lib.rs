@@ -85,6 +85,7 @@ pub use validatingadmissionpolicy::ExpressionWarning;
 pub static CONTROLLERS: &[Controller<Settings>] = &[
     certificates::approving::CONTROLLER,
     certificates::cleaner::CONTROLLER,
+    certificates::serving::CONTROLLER,
     certificates::signing::CONTROLLER,
     cloud::lifecycle::CONTROLLER,
     cloud::node::CONTROLLER,

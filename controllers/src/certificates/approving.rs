@@ -1,6 +1,6 @@
 //! `certificatesigningrequest-approving-controller`: approves a kubelet's client certificate if the requester has the
-//! right to create such requests: for its own node (`selfnodeclient`) or for any node (`nodeclient`). It approves
-//! nothing else.
+//! right to create such requests: for its own node (`selfnodeclient`) or for any node (`nodeclient`). Serving
+//! certificates are approved in `serving.rs`.
 
 use k8s_openapi::api::certificates::v1::{CertificateSigningRequest, CertificateSigningRequestCondition};
 use machinery_api::ObjectKey;
@@ -60,7 +60,7 @@ fn access_review(csr: &CertificateSigningRequest, subresource: &str) -> Value {
     })
 }
 
-fn approve(csr: &CertificateSigningRequest, message: &str) -> Action {
+pub(super) fn approve(csr: &CertificateSigningRequest, message: &str) -> Action {
     let mut approved = csr.clone();
     approved.status.get_or_insert_default().conditions.get_or_insert_default().push(
         CertificateSigningRequestCondition {

@@ -2,6 +2,7 @@
 
 pub(crate) mod approving;
 pub(crate) mod cleaner;
+pub(crate) mod serving;
 pub(crate) mod signing;
 mod usages;
 
@@ -21,6 +22,8 @@ const FAILED: &str = "Failed";
 const CLIENT_SIGNER: &str = "kubernetes.io/kube-apiserver-client";
 const KUBELET_CLIENT_SIGNER: &str = "kubernetes.io/kube-apiserver-client-kubelet";
 const KUBELET_SERVING_SIGNER: &str = "kubernetes.io/kubelet-serving";
+const NODE_PREFIX: &str = "system:node:";
+const NODES: &str = "system:nodes";
 const LEGACY_SIGNER: &str = "kubernetes.io/legacy-unknown";
 
 fn conditions(csr: &CertificateSigningRequest) -> &[CertificateSigningRequestCondition] {

@@ -4,10 +4,8 @@ use std::collections::BTreeSet;
 
 use machinery_rules::certificate_request::CertificateRequest;
 
-use super::{CLIENT_SIGNER, KUBELET_CLIENT_SIGNER, KUBELET_SERVING_SIGNER, LEGACY_SIGNER};
+use super::{CLIENT_SIGNER, KUBELET_CLIENT_SIGNER, KUBELET_SERVING_SIGNER, LEGACY_SIGNER, NODE_PREFIX, NODES};
 
-const NODES: &str = "system:nodes";
-const NODE_PREFIX: &str = "system:node:";
 const SIGNATURE: &str = "digital signature";
 const ENCIPHERMENT: &str = "key encipherment";
 const CLIENT: &str = "client auth";
@@ -48,7 +46,8 @@ fn of_a_node(request: &CertificateRequest) -> Result<(), String> {
     refuse_if(!named, "subject common name does not begin with system:node:")
 }
 
-fn kubelet_serving(request: &CertificateRequest, usages: &[String]) -> Result<(), String> {
+/// Also used by the approver.
+pub(super) fn kubelet_serving(request: &CertificateRequest, usages: &[String]) -> Result<(), String> {
     of_nodes(request)?;
     let nowhere = request.dns_names.is_empty() && request.ip_addresses.is_empty();
     refuse_if(nowhere, "DNS or IP subjectAltName is required")?;

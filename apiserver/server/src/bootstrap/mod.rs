@@ -140,6 +140,12 @@ pub fn desired(cluster: &Cluster, live: &BTreeSet<SocketAddr>, catalog: &Catalog
         json!([{"apiGroups": ["networking.k8s.io"], "resources": ["ipaddresses"], "verbs": ["create", "delete"]}]);
     let account = "system:serviceaccount:kube-system:service-controller";
     desired.extend(role_and_binding("coracle:address-pool", &address_pool_rules, "User", account));
+    let serving_rules = json!([{
+        "apiGroups": ["certificates.k8s.io"], "resources": ["signers"],
+        "resourceNames": ["kubernetes.io/kubelet-serving"], "verbs": ["approve"],
+    }]);
+    let account = "system:serviceaccount:kube-system:certificate-controller";
+    desired.extend(role_and_binding("coracle:kubelet-serving-approver", &serving_rules, "User", account));
     desired.push(authentication(cluster));
     desired.push(service_cidr(cluster));
     desired.extend(endpoints::desired(cluster, live));
