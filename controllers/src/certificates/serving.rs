@@ -1,8 +1,9 @@
 //! `kubelet-serving-approving-controller`: approves the serving certificate of a node for its own addresses. Upstream leaves
 //! these requests to the administrator, and so does this controller with all that it doesn't approve: it denies nothing.
 //!
-//! A node writes the addresses in its status itself. So they don't suffice: names of Services and the API server, addresses
-//! of Services, and those of an older Node are left to the administrator.
+//! A node writes the addresses in its status itself. So they don't suffice: foreign DNS names, names of Services and the API
+//! server, and addresses of Services, API servers and older Nodes are left to the administrator. An administrator labels the
+//! Nodes on the machines of API servers: kubelets can't (NodeRestriction).
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -10,7 +11,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
-use k8s_openapi::api::core::v1::{Node, Service};
+use k8s_openapi::api::core::v1::{Endpoints, Node, Service};
 use machinery_api::ObjectKey;
 use machinery_client::driver::own_key;
 use machinery_client::{Change, Context, Controller, EventRecord, Input, ObjectCache, Plan, key_of};
@@ -28,6 +29,8 @@ use crate::Settings;
 const AGE_MAX: Duration = Duration::from_hours(1);
 /// Maximum names in a request. A node has a handful; the work for a request is this times the number of nodes.
 const NAMES_MAX: usize = 32;
+/// kubeadm's label of Nodes on the machines of API servers.
+const CONTROL_PLANE: &str = "node-role.kubernetes.io/control-plane";
 /// The attributes of the subject: one O and one CN.
 const SUBJECT_ATTRIBUTES: usize = 2;
 
@@ -40,8 +43,9 @@ pub(crate) const CONTROLLER: Controller<Settings> = Controller {
     inputs: &[
         Input::of::<CertificateSigningRequest>(own_key),
         Input::of::<Node>(of_node),
-        // Only read: a new Service approves nothing.
+        // Only read: their changes approve nothing.
         Input::of::<Service>(|_, _| Vec::new()),
+        Input::of::<Endpoints>(|_, _| Vec::new()),
     ],
     reconcile,
 };
@@ -59,7 +63,8 @@ enum Verdict {
 /// The requests that a changed Node may decide: its own ones, and all after the end of a Node, whose addresses are free.
 fn of_node(view: &ObjectCache, change: &Change) -> Vec<ObjectKey> {
     let (before, after) = (change.before::<Node>(), change.after::<Node>());
-    if before.is_some() && after.is_some() && before.map(addresses) == after.map(addresses) {
+    let counts = |node| (addresses(node), is_control_plane(node));
+    if before.is_some() && after.is_some() && before.map(counts) == after.map(counts) {
         return Vec::new();
     }
     let of_it = |csr: &&CertificateSigningRequest| after.is_none() || node_of(csr) == Some(&change.key.name);
@@ -108,6 +113,10 @@ fn addresses(node: &Node) -> BTreeSet<&str> {
     listed.map(|address| address.address.as_str()).chain(node.metadata.name.as_deref()).collect()
 }
 
+fn is_control_plane(node: &Node) -> bool {
+    node.metadata.labels.as_ref().is_some_and(|labels| labels.contains_key(CONTROL_PLANE))
+}
+
 /// The decision. `taken`: whose a name or address is, if it isn't the Node's alone.
 fn judge(
     csr: &CertificateSigningRequest,
@@ -154,20 +163,32 @@ fn judge(
         if is_reserved(asked) {
             return Some(format!("{shown} is no node's"));
         }
+        if !is_below(name, asked) {
+            return Some(format!("{shown} is a DNS name other than the Node's"));
+        }
         taken(node, asked).map(|whose| format!("{shown} is {whose}"))
     });
     wrong.map_or(Verdict::Approve, Verdict::Leave)
 }
 
-/// Addresses are compared as such: a status may have another notation of an IPv6 address.
+/// An address, however it is written: an IPv4 address within IPv6 is the same to those who verify a certificate.
+fn address(text: &str) -> Option<IpAddr> {
+    text.parse::<IpAddr>().ok().map(|ip| ip.to_canonical())
+}
+
 fn is_own(own: &BTreeSet<&str>, asked: &str) -> bool {
-    let as_ip = asked.parse::<IpAddr>().ok();
-    own.contains(asked) || as_ip.is_some_and(|ip| own.iter().any(|own| own.parse() == Ok(ip)))
+    own.contains(asked) || address(asked).is_some_and(|ip| own.iter().any(|own| address(own) == Some(ip)))
+}
+
+/// Whether a DNS name is the Node's, alone or with a domain. Addresses are.
+fn is_below(node: &str, asked: &str) -> bool {
+    let rest = || asked.strip_prefix(node);
+    address(asked).is_some() || rest().is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
 }
 
 /// Names of the API server and of Services, patterns, and addresses that are no machine's.
 fn is_reserved(asked: &str) -> bool {
-    if let Ok(ip) = asked.parse::<IpAddr>() {
+    if let Some(ip) = address(asked) {
         return ip.is_unspecified() || ip.is_multicast();
     }
     let name = asked.trim_end_matches('.').to_ascii_lowercase();
@@ -181,7 +202,7 @@ fn is_reserved(asked: &str) -> bool {
 
 /// Whose a name or address is, other than the Node's. All nodes of one machine may have its loopback address.
 fn taken(view: &ObjectCache, node: &Node, asked: &str) -> Option<String> {
-    let ip = asked.parse::<IpAddr>().ok();
+    let ip = address(asked);
     let born = |node: &Node| node.metadata.creation_timestamp.as_ref().map(|born| born.0);
     let first = |other: &Node| (born(other), &other.metadata.name) < (born(node), &node.metadata.name);
     let is_its_name =
@@ -200,9 +221,17 @@ fn taken(view: &ObjectCache, node: &Node, asked: &str) -> Option<String> {
         let spec = service.spec.as_ref();
         let cluster = spec.and_then(|spec| spec.cluster_ips.as_ref()).into_iter().flatten();
         let external = spec.and_then(|spec| spec.external_ips.as_ref()).into_iter().flatten();
-        cluster.chain(external).any(|address| ip.is_some_and(|ip| address.parse() == Ok(ip)))
+        cluster.chain(external).any(|text| ip.is_some() && address(text) == ip)
     };
-    view.all::<Service>().any(of_service).then(|| "an address of a Service".to_owned())
+    if view.all::<Service>().any(of_service) {
+        return Some("an address of a Service".to_owned());
+    }
+    let servers = view.get::<Endpoints>(&ObjectKey::new("default", "kubernetes"));
+    let mut servers = servers.iter().flat_map(|servers| servers.subsets.iter().flatten());
+    let of_server =
+        servers.any(|subset| subset.addresses.iter().flatten().any(|of| ip.is_some() && address(&of.ip) == ip));
+    (of_server && !is_control_plane(node))
+        .then(|| format!("an API server's address: if the node is on its machine, label the Node with {CONTROL_PLANE}"))
 }
 
 #[cfg(test)]
@@ -268,6 +297,8 @@ mod tests {
             ("Hostname", "n1"),
             ("ExternalDNS", "n1.example"),
             ("Hostname", "kubernetes.default"),
+            ("ExternalDNS", "api.example"),
+            ("InternalIP", "::ffff:192.0.2.9"),
             ("Hostname", "*.example"),
             ("InternalIP", "127.0.0.1"),
         ];
@@ -324,6 +355,7 @@ mod tests {
         leaves(&ours, &with(&|r| r.ip_addresses.push("192.0.2.2".parse().unwrap())), "192.0.2.2 is not among");
         leaves(&ours, &with(&|r| r.dns_names.push("*.example".into())), "is no node's");
         leaves(&ours, &with(&|r| r.dns_names.push("kubernetes.default".into())), "is no node's");
+        leaves(&ours, &with(&|r| r.dns_names.push("api.example".into())), "other than the Node's");
         leaves(&ours, &with(&|r| r.uris.push("https://n1".into())), "URI");
         leaves(&ours, &with(&|r| r.emails.push("a@n1".into())), "Email");
         let none = |r: &mut CertificateRequest| (r.dns_names, r.ip_addresses) = (Vec::new(), Vec::new());
@@ -353,10 +385,30 @@ mod tests {
             "spec": {"clusterIPs": ["192.0.2.1"]},
         });
         assert_eq!(why(vec![service]), "192.0.2.1 is an address of a Service");
+        // The same address in IPv6's notation.
+        let mapped = CertificateRequest { ip_addresses: vec!["::ffff:192.0.2.9".parse().unwrap()], ..request() };
+        let service = json!({
+            "apiVersion": "v1", "kind": "Service", "metadata": {"name": "s", "namespace": "a"},
+            "spec": {"clusterIPs": ["192.0.2.9"]},
+        });
+        let given = verdict(&csr(json!({})), &mapped, vec![service]);
+        assert_eq!(given, Verdict::Leave("::ffff:192.0.2.9 is an address of a Service".into()));
+        let servers = json!({
+            "apiVersion": "v1", "kind": "Endpoints", "metadata": {"name": "kubernetes", "namespace": "default"},
+            "subsets": [{"addresses": [{"ip": "192.0.2.1"}]}],
+        });
+        assert!(why(vec![servers.clone()]).starts_with("192.0.2.1 is an API server's address"));
+        let mut labelled = n1();
+        labelled["metadata"]["labels"] = json!({CONTROL_PLANE: ""});
+        let simulation = crate::simulation(start(), [servers, labelled]);
+        let found = simulation.view.get(&ObjectKey::cluster("n1"));
+        let given =
+            judge(&csr(json!({})), &request(), found, start(), &|node, name| taken(&simulation.view, node, name));
+        assert_eq!(given, Verdict::Approve);
         let named = node("n1.example", "2025-12-31T23:00:00Z", &[]);
         let request = CertificateRequest { dns_names: vec!["n1.example".into()], ..request() };
-        let verdict = verdict(&csr(json!({})), &request, vec![named]);
-        assert_eq!(verdict, Verdict::Leave("n1.example is another Node's name".into()));
+        let given = verdict(&csr(json!({})), &request, vec![named]);
+        assert_eq!(given, Verdict::Leave("n1.example is another Node's name".into()));
         for (name, reserved) in [
             ("localhost", true),
             ("Kubernetes", true),
