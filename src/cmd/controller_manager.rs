@@ -2,9 +2,11 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use apiserver_auth::jwt::SigningKey;
+use apiserver_auth::signing::{CertificateSigner, CertificateTemplate};
 use clap::Args;
 use controllers::Settings;
 use ipnet::IpNet;
@@ -12,6 +14,7 @@ use machinery_env::Env;
 
 use super::Failure;
 use super::flags::controllers::ControllerFlags;
+use super::flags::duration::some_time;
 use super::flags::election::ElectionFlags;
 use super::flags::features::FeatureFlags;
 use super::flags::rejected::{RejectedFlags, SERVING, Table};
@@ -47,9 +50,51 @@ pub(crate) struct ControllerManager {
     #[arg(long, env = "CORACLE_SERVICE_ACCOUNT_PRIVATE_KEY_FILE", value_name = "FILE")]
     service_account_private_key_file: Option<PathBuf>,
     #[command(flatten)]
+    signing: SigningFlags,
+    #[command(flatten)]
     features: FeatureFlags,
     #[command(flatten)]
     rejected: RejectedFlags<UnsupportedUpstreamFlags>,
+}
+
+/// The authority for approved requests.
+#[derive(Debug, Clone, Args)]
+struct SigningFlags {
+    /// Certificate of the authority that signs approved certificates, as PEM [default: none is signed]
+    #[arg(long, env = "CORACLE_CLUSTER_SIGNING_CERT_FILE", value_name = "FILE", requires = "cluster_signing_key_file")]
+    cluster_signing_cert_file: Option<PathBuf>,
+    /// Key of that authority, as PEM: PKCS #8, or RSA in PKCS #1
+    #[arg(long, env = "CORACLE_CLUSTER_SIGNING_KEY_FILE", value_name = "FILE", requires = "cluster_signing_cert_file")]
+    cluster_signing_key_file: Option<PathBuf>,
+    /// Maximum life of signed certificates; a request may ask for less [default: 8760h]
+    #[arg(long, env = "CORACLE_CLUSTER_SIGNING_DURATION", value_name = "DURATION", value_parser = some_time)]
+    cluster_signing_duration: Option<Duration>,
+}
+
+impl SigningFlags {
+    fn apply(&self, env: &Env, settings: &mut Settings) -> Result<(), Failure> {
+        if let (Some(certificate), Some(key)) = (&self.cluster_signing_cert_file, &self.cluster_signing_key_file) {
+            let (pem, key_pem) =
+                (read(certificate, "cluster-signing-cert-file")?, read(key, "cluster-signing-key-file")?);
+            let signer = CertificateSigner::from_pem(env, &pem, &key_pem).with_context(|| {
+                let (certificate, key) = (certificate.display(), key.display());
+                format!("--cluster-signing-cert-file {certificate} --cluster-signing-key-file {key}")
+            })?;
+            settings.sign_certificate = Some(Arc::new(move |template| {
+                let &controllers::CertificateTemplate { request, usages, not_before, not_after } = template;
+                let template = CertificateTemplate { request, usages, not_before, not_after };
+                signer.sign(&template).map_err(|error| error.to_string())
+            }));
+        }
+        if let Some(life) = self.cluster_signing_duration {
+            settings.certificate_life = life;
+        }
+        Ok(())
+    }
+}
+
+fn read(file: &PathBuf, flag: &str) -> anyhow::Result<String> {
+    std::fs::read_to_string(file).with_context(|| format!("--{flag} {}", file.display()))
 }
 
 /// Upstream's flags that are rejected here.
@@ -58,7 +103,6 @@ struct UnsupportedUpstreamFlags;
 
 const CLOUD: &str = "there is no cloud provider beside --node-inventory and --load-balancer-pool; leave it out";
 const CLOCK: &str = "nothing is done by the clock alone: what changes is acted on when it does; leave it out";
-const SIGNING: &str = "certificates are signed by the process that has the authority's key, `coracle up`; leave it out";
 const ATTACH: &str = "nothing is attached to nodes, and no volume is recycled or probed for; leave it out";
 
 impl Table for UnsupportedUpstreamFlags {
@@ -68,9 +112,6 @@ impl Table for UnsupportedUpstreamFlags {
         ("cloud-config", CLOUD),
         ("cloud-provider", CLOUD),
         ("cluster-name", CLOUD),
-        ("cluster-signing-cert-file", SIGNING),
-        ("cluster-signing-duration", SIGNING),
-        ("cluster-signing-key-file", SIGNING),
         ("configure-cloud-routes", CLOUD),
         ("controller-start-interval", "controllers start at once; leave it out"),
         ("disable-attach-detach-reconcile-sync", ATTACH),
@@ -131,9 +172,6 @@ pub(crate) fn run(flags: &ControllerManager) -> Result<(), Failure> {
 impl ControllerManager {
     fn config(&self, env: &Env) -> Result<(controllers::Config, Option<NodeInventory>), Failure> {
         let asked = self.controllers.config()?;
-        let read = |file: &PathBuf, flag: &str| {
-            std::fs::read_to_string(file).with_context(|| format!("--{flag} {}", file.display()))
-        };
         let root_ca_pem = self.root_ca_file.as_ref().map(|file| read(file, "root-ca-file")).transpose()?;
         let features = self.features.features();
         let mut settings = Settings { root_ca_pem: root_ca_pem.unwrap_or_default(), features, ..Settings::default() };
@@ -145,6 +183,7 @@ impl ControllerManager {
             }
             settings.cluster_cidrs = vec![(cidr, mask)];
         }
+        self.signing.apply(env, &mut settings)?;
         if let Some(file) = &self.service_account_private_key_file {
             const FLAG: &str = "service-account-private-key-file";
             let pem = read(file, FLAG)?;
@@ -213,5 +252,26 @@ mod tests {
         assert_eq!(config(&asked).unwrap().settings.cluster_cidrs[0].1, 24);
         let wrong = [asked[0], asked[1], "--node-cidr-mask-size=12"];
         assert!(matches!(config(&wrong), Err(Failure::Usage(_))));
+    }
+
+    #[test]
+    fn certificates_are_signed_by_the_authority_of_the_flags() {
+        let folder = tempfile::tempdir().unwrap();
+        let pki = apiserver_auth::pki::Pki::open_or_create(folder.path(), &Env::real(), &[]).unwrap();
+        let file = |name: &str| folder.path().join(name).display().to_string();
+        let flags = |certificate: &str, key: &str| {
+            let certificate = format!("--cluster-signing-cert-file={}", file(certificate));
+            config(&[
+                &certificate,
+                &format!("--cluster-signing-key-file={}", file(key)),
+                "--cluster-signing-duration=2h",
+            ])
+        };
+        assert!(config(&[]).unwrap().settings.sign_certificate.is_none());
+        let signing = flags("ca.crt", "ca.key").unwrap().settings;
+        assert!(signing.sign_certificate.is_some() && pki.ca_pem().contains("CERTIFICATE"));
+        assert_eq!(signing.certificate_life, Duration::from_hours(2));
+        assert!(flags("ca.crt", "sa.key").is_err());
+        assert!(flags("ca.crt", "absent").is_err());
     }
 }

@@ -2,13 +2,17 @@
 //! builds a subject with at most one value per attribute, and a user of several groups has several.
 
 use jiff::Timestamp;
+use machinery_env::Env;
 use machinery_rules::certificate_request::CertificateRequest;
-use rcgen::SigningKey as _;
+use rcgen::{KeyPair, SigningKey as _};
+use rustls_pki_types::PrivateKeyDer;
+use rustls_pki_types::pem::PemObject as _;
 use x509_parser::extensions::ParsedExtension;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 use yasna::models::{GeneralizedTime, ObjectIdentifier, UTCTime};
 use yasna::{DERWriter, Tag};
 
+use super::leaf::Leaf;
 use super::pki::{Pki, PkiError};
 
 /// Key usage bits by the API's names.
@@ -64,6 +68,8 @@ struct Authority {
     subject: Vec<u8>,
     key_id: Option<Vec<u8>>,
     not_after: Timestamp,
+    /// Whether it may sign certificates (RFC 5280 §4.2.1.9).
+    signs: bool,
 }
 
 impl Authority {
@@ -75,7 +81,8 @@ impl Authority {
             _ => None,
         });
         let not_after = Timestamp::from_second(certificate.validity().not_after.timestamp()).ok()?;
-        Some(Self { subject: certificate.subject().as_raw().to_vec(), key_id, not_after })
+        let signs = certificate.is_ca();
+        Some(Self { subject: certificate.subject().as_raw().to_vec(), key_id, not_after, signs })
     }
 }
 
@@ -83,49 +90,109 @@ impl Pki {
     /// Signs a certificate and returns it in PEM. It expires no later than the authority and is never an authority
     /// itself.
     pub fn sign(&self, template: &CertificateTemplate<'_>) -> Result<String, PkiError> {
-        let authority =
-            Authority::parse(self.ca_pem()).ok_or_else(|| PkiError::Issue("the authority can't be read".into()))?;
-        let key = self.issuer().key();
-        let not_after = template.not_after.min(authority.not_after);
-        if template.not_before >= not_after || self.env().now() >= not_after {
-            return Err(PkiError::Issue(format!("the signer has expired: NotAfter={}", authority.not_after)));
-        }
-        let algorithm = algorithm(key.algorithm())?;
-        let mut serial = [0u8; 16];
-        self.env().fill(&mut serial);
-        // Positive and not zero (RFC 5280 §4.1.2.2).
-        serial[0] = (serial[0] & 0x7f) | 0x40;
-        let body = yasna::construct_der(|writer| {
-            writer.write_sequence(|writer| {
-                writer.next().write_tagged(Tag::context(0), |writer| writer.write_u8(2));
-                writer.next().write_bigint_bytes(&serial, true);
-                write_algorithm(writer.next(), algorithm);
-                writer.next().write_der(&authority.subject);
-                writer.next().write_sequence(|writer| {
-                    write_time(writer.next(), template.not_before);
-                    write_time(writer.next(), not_after);
-                });
-                writer.next().write_der(&template.request.subject_der);
-                writer.next().write_der(&template.request.public_key_der);
-                writer.next().write_tagged(Tag::context(3), |writer| {
-                    writer.write_sequence(|writer| {
-                        for (id, critical, value) in extensions(template, authority.key_id.as_deref()) {
-                            write_extension(writer.next(), id, critical, &value);
-                        }
-                    });
-                });
-            });
-        });
-        let signature = key.sign(&body)?;
-        let whole = yasna::construct_der(|writer| {
-            writer.write_sequence(|writer| {
-                writer.next().write_der(&body);
-                write_algorithm(writer.next(), algorithm);
-                writer.next().write_bitvec_bytes(&signature, signature.len() * 8);
-            });
-        });
-        Ok(pem::encode_config(&pem::Pem::new("CERTIFICATE", whole), unix_lines()))
+        sign(self.env(), self.ca_pem(), self.issuer().key(), template)
     }
+}
+
+/// An authority of the administrator, as upstream's `--cluster-signing-cert-file` and `--cluster-signing-key-file`.
+pub struct CertificateSigner {
+    env: Env,
+    certificate: String,
+    key: KeyPair,
+}
+
+impl std::fmt::Debug for CertificateSigner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("CertificateSigner(…)")
+    }
+}
+
+impl CertificateSigner {
+    /// Reads the authority's certificate and its key in PEM: PKCS #8, or PKCS #1 as kubeadm writes it.
+    ///
+    /// # Errors
+    /// If the certificate is no authority's, or the key is another one's or of an unsupported type.
+    pub fn from_pem(env: &Env, certificate: &str, key: &str) -> Result<Self, PkiError> {
+        let failed = |why: &str| PkiError::Issue(why.to_owned());
+        let der = match PrivateKeyDer::from_pem_slice(key.as_bytes()) {
+            Ok(PrivateKeyDer::Pkcs8(key)) => key,
+            Ok(PrivateKeyDer::Pkcs1(key)) => as_pkcs8(key.secret_pkcs1_der()).into(),
+            Ok(_) => return Err(failed("the key is not in PKCS #8: convert it with `openssl pkcs8 -topk8 -nocrypt`")),
+            Err(_) => return Err(failed("the key is not a private key in PEM")),
+        };
+        let key = KeyPair::try_from(&der)?;
+        algorithm(key.algorithm())?;
+        let leaf = Leaf::parse(certificate).ok_or_else(|| failed("the certificate is none in PEM"))?;
+        if leaf.public_key != key.public_key_raw() {
+            return Err(failed("the key is not the certificate's"));
+        }
+        match Authority::parse(certificate) {
+            Some(authority) if authority.signs => {
+                Ok(Self { env: env.clone(), certificate: certificate.to_owned(), key })
+            }
+            _ => Err(failed("the certificate is not a certificate authority's")),
+        }
+    }
+
+    /// As [`Pki::sign`].
+    pub fn sign(&self, template: &CertificateTemplate<'_>) -> Result<String, PkiError> {
+        sign(&self.env, &self.certificate, &self.key, template)
+    }
+}
+
+/// An RSA key of PKCS #1 in PKCS #8 (RFC 5208 §5, RFC 8017 A.1).
+fn as_pkcs8(pkcs1: &[u8]) -> Vec<u8> {
+    const RSA: &[u64] = &[1, 2, 840, 113_549, 1, 1, 1];
+    yasna::construct_der(|writer| {
+        writer.write_sequence(|writer| {
+            writer.next().write_u8(0);
+            write_algorithm(writer.next(), (RSA, true));
+            writer.next().write_bytes(pkcs1);
+        });
+    })
+}
+
+fn sign(env: &Env, ca_pem: &str, key: &KeyPair, template: &CertificateTemplate<'_>) -> Result<String, PkiError> {
+    let authority = Authority::parse(ca_pem).ok_or_else(|| PkiError::Issue("the authority can't be read".into()))?;
+    let not_after = template.not_after.min(authority.not_after);
+    if template.not_before >= not_after || env.now() >= not_after {
+        return Err(PkiError::Issue(format!("the signer has expired: NotAfter={}", authority.not_after)));
+    }
+    let algorithm = algorithm(key.algorithm())?;
+    let mut serial = [0u8; 16];
+    env.fill(&mut serial);
+    // Positive and not zero (RFC 5280 §4.1.2.2).
+    serial[0] = (serial[0] & 0x7f) | 0x40;
+    let body = yasna::construct_der(|writer| {
+        writer.write_sequence(|writer| {
+            writer.next().write_tagged(Tag::context(0), |writer| writer.write_u8(2));
+            writer.next().write_bigint_bytes(&serial, true);
+            write_algorithm(writer.next(), algorithm);
+            writer.next().write_der(&authority.subject);
+            writer.next().write_sequence(|writer| {
+                write_time(writer.next(), template.not_before);
+                write_time(writer.next(), not_after);
+            });
+            writer.next().write_der(&template.request.subject_der);
+            writer.next().write_der(&template.request.public_key_der);
+            writer.next().write_tagged(Tag::context(3), |writer| {
+                writer.write_sequence(|writer| {
+                    for (id, critical, value) in extensions(template, authority.key_id.as_deref()) {
+                        write_extension(writer.next(), id, critical, &value);
+                    }
+                });
+            });
+        });
+    });
+    let signature = key.sign(&body)?;
+    let whole = yasna::construct_der(|writer| {
+        writer.write_sequence(|writer| {
+            writer.next().write_der(&body);
+            write_algorithm(writer.next(), algorithm);
+            writer.next().write_bitvec_bytes(&signature, signature.len() * 8);
+        });
+    });
+    Ok(pem::encode_config(&pem::Pem::new("CERTIFICATE", whole), unix_lines()))
 }
 
 fn unix_lines() -> pem::EncodeConfig {
@@ -249,8 +316,7 @@ fn alternative_names(request: &CertificateRequest) -> Option<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use machinery_env::Env;
-    use rcgen::{CertificateParams, DnType, KeyPair, SanType};
+    use rcgen::{CertificateParams, DnType, SanType};
 
     fn request_of(params: &CertificateParams) -> CertificateRequest {
         let pem = params.serialize_request(&KeyPair::generate().unwrap()).unwrap().pem().unwrap();
@@ -299,5 +365,34 @@ mod tests {
         assert_eq!(certificate.validity().not_after, ca.validity().not_after);
         let late = CertificateTemplate { not_before: "2098-01-01T00:00:00Z".parse().unwrap(), ..long };
         assert!(pki.sign(&late).unwrap_err().to_string().contains("has expired"));
+    }
+
+    #[test]
+    fn an_authority_of_files_signs() {
+        let dir = tempfile::tempdir().unwrap();
+        let (env, _) = Env::seeded(1, "2026-01-01T00:00:00Z".parse().unwrap());
+        let pki = Pki::open_or_create(dir.path(), &env, &[]).unwrap();
+        let read = |name: &str| std::fs::read_to_string(dir.path().join(name)).unwrap();
+        let signer = CertificateSigner::from_pem(&env, pki.ca_pem(), &read("ca.key")).unwrap();
+        let request = request_of(&CertificateParams::new(vec!["n1".to_owned()]).unwrap());
+        let usages = ["server auth".to_owned()];
+        let not_after = "2026-06-01T00:00:00Z".parse().unwrap();
+        let template = CertificateTemplate { request: &request, usages: &usages, not_before: env.now(), not_after };
+        assert!(signer.sign(&template).unwrap().contains("BEGIN CERTIFICATE"));
+        // As kubeadm writes them.
+        let (certificate, key) = (include_str!("testdata/rsa-ca.pem"), include_str!("testdata/rsa-ca.key"));
+        let signed = CertificateSigner::from_pem(&env, certificate, key).unwrap().sign(&template).unwrap();
+        let (der, ca) = (pem::parse(&signed).unwrap(), pem::parse(certificate).unwrap());
+        let (_, ca) = X509Certificate::from_der(ca.contents()).unwrap();
+        let (_, leaf) = X509Certificate::from_der(der.contents()).unwrap();
+        leaf.verify_signature(Some(ca.public_key())).unwrap();
+        let why = |certificate: &str, key: &str| {
+            CertificateSigner::from_pem(&env, certificate, key).map(drop).unwrap_err().to_string()
+        };
+        assert!(why(certificate, &read("ca.key")).contains("not the certificate's"));
+        assert!(why(&pki.admin().cert_pem, &pki.admin().key_pem).contains("authority's"));
+        assert!(why("x", key).contains("none in PEM") && why(certificate, "x").contains("not a private key"));
+        let sec1 = key.replace("RSA PRIVATE KEY", "EC PRIVATE KEY");
+        assert!(why(certificate, &sec1).contains("openssl pkcs8"));
     }
 }
