@@ -7,6 +7,7 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
+use sha2::{Digest as _, Sha256};
 use tokio::sync::watch;
 
 use super::pki::{Identity, PkiError};
@@ -14,6 +15,17 @@ use super::tls::provider;
 
 /// SHA-256 of a certificate's DER, as `openssl x509 -fingerprint -sha256` prints it and `system:auth` extras name it.
 pub type Fingerprint = [u8; 32];
+
+/// Precedes a user in the hash of its entry, so that no certificate has that hash.
+const USER_DOMAIN: &[u8] = b"coracle: all certificates of the user ";
+/// Begins the line of a user.
+const USER_LINE: &str = "user ";
+
+/// The entry of the list that revokes all certificates of a user, those of later too.
+#[must_use]
+pub fn user_entry(user: &str) -> Fingerprint {
+    Sha256::new().chain_update(USER_DOMAIN).chain_update(user).finalize().into()
+}
 
 /// The maximum length of the list. It is meant for lost certificates, not for all that were ever issued.
 const REVOKED_MAX: usize = 100_000;
@@ -64,10 +76,10 @@ impl Certificates {
         self.revoked.borrow().contains(fingerprint)
     }
 
-    /// Waits until a certificate is revoked.
-    pub async fn revoked(&self, fingerprint: &Fingerprint) {
+    /// Waits until one of these entries is revoked.
+    pub async fn revoked(&self, entries: &[Fingerprint]) {
         let mut revoked = self.revoked.subscribe();
-        if revoked.wait_for(|revoked| revoked.contains(fingerprint)).await.is_err() {
+        if revoked.wait_for(|revoked| entries.iter().any(|entry| revoked.contains(entry))).await.is_err() {
             // The sender is gone, so the list cannot change any more.
             std::future::pending().await
         }
@@ -80,12 +92,13 @@ impl ResolvesServerCert for Certificates {
     }
 }
 
-fn certified(identity: &Identity) -> Result<CertifiedKey, PkiError> {
+pub(super) fn certified(identity: &Identity) -> Result<CertifiedKey, PkiError> {
     let (certs, key) = identity.der()?;
     CertifiedKey::from_der(certs, key, &provider()).map_err(|error| PkiError::Issue(error.to_string()))
 }
 
-/// Parses a list of fingerprints: one per line, hexadecimal with or without colons; `#` starts a comment.
+/// Parses a list: one fingerprint per line, hexadecimal with or without colons, or `user NAME` for all certificates of a user;
+/// `#` starts a comment.
 ///
 /// # Errors
 /// Returns the number of the invalid line.
@@ -96,13 +109,20 @@ pub(crate) fn read_revoked(text: &str) -> Result<HashSet<Fingerprint>, String> {
         if entry.is_empty() {
             continue;
         }
+        if revoked.len() == REVOKED_MAX {
+            return Err(format!("more than {REVOKED_MAX} certificates: replace the authority instead"));
+        }
+        if let Some(user) = entry.strip_prefix(USER_LINE) {
+            revoked.insert(user_entry(user.trim()));
+            continue;
+        }
         let digits: String = entry.chars().filter(|c| *c != ':').collect();
         let mut fingerprint = Fingerprint::default();
         if hex::decode_to_slice(&digits, &mut fingerprint).is_err() {
-            return Err(format!("line {} is no SHA-256 fingerprint of a certificate", index + 1));
-        }
-        if revoked.len() == REVOKED_MAX {
-            return Err(format!("more than {REVOKED_MAX} certificates: replace the authority instead"));
+            return Err(format!(
+                "line {} is neither a SHA-256 fingerprint of a certificate nor `user NAME`",
+                index + 1
+            ));
         }
         revoked.insert(fingerprint);
     }
@@ -121,8 +141,11 @@ mod tests {
         let text = format!("# lost laptop\n{colons}  # ada\n\n{}\n", "ab".repeat(32));
         assert_eq!(read_revoked(&text), Ok([[0xab; 32]].into()));
         assert_eq!(read_revoked(""), Ok(HashSet::new()));
+        assert_eq!(read_revoked("user  system:node:n1 # gone"), Ok([user_entry("system:node:n1")].into()));
+        assert_ne!(user_entry("system:node:n1"), user_entry("system:node:n10"));
+        assert!(read_revoked("system:node:n1").is_err());
         let wrong = read_revoked(&format!("\n{}", &colons[2..]));
-        assert_eq!(wrong, Err("line 2 is no SHA-256 fingerprint of a certificate".into()));
+        assert_eq!(wrong, Err("line 2 is neither a SHA-256 fingerprint of a certificate nor `user NAME`".into()));
     }
 
     #[test]

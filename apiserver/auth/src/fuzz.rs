@@ -7,7 +7,10 @@ use bolero::check;
 use jiff::Timestamp;
 use serde_json::json;
 
+use super::held::HeldCertificate;
 use super::jwt::SigningKey;
+use super::pki::Identity;
+use super::shared_keys::Authority;
 use super::{impersonate, tokens};
 
 static PEM: LazyLock<String> = LazyLock::new(|| rcgen::KeyPair::generate().unwrap().serialize_pem());
@@ -91,5 +94,31 @@ fn who_wants_to_be_somebody_has_a_name() {
             Ok(None) => assert!(headers.keys().all(|name| name == NAMES[0] || name == NAMES[1])),
             Err(error) => assert_eq!(error.status().code, 400),
         }
+    });
+}
+
+/// What an API server answers to a joining node, and what a node's folder or a kubeconfig holds.
+#[test]
+fn any_certificate_is_read_or_refused() {
+    let own = rcgen::KeyPair::generate().unwrap();
+    let names = vec!["n1".to_owned(), "192.0.2.1".to_owned()];
+    let certificate = rcgen::CertificateParams::new(names).unwrap().self_signed(&own).unwrap();
+    let identity = |der: &[u8]| {
+        let cert_pem = pem::encode(&pem::Pem::new("CERTIFICATE", der));
+        Identity { cert_pem, key_pem: own.serialize_pem() }
+    };
+    assert!(HeldCertificate::read(&identity(certificate.der())).is_ok());
+    check!().with_type::<Vec<(u16, u8)>>().for_each(|changes| {
+        let mut der = certificate.der().to_vec();
+        for (at, value) in changes {
+            let at = usize::from(*at) % der.len();
+            der[at] = *value;
+        }
+        let _ = HeldCertificate::read(&identity(&der));
+        let _ = Authority::from_der(&der);
+        let flat: Vec<u8> = changes.iter().map(|(_, value)| *value).collect();
+        let _ = HeldCertificate::read(&identity(&flat));
+        let text = String::from_utf8_lossy(&flat).into_owned();
+        assert!(HeldCertificate::read(&Identity { cert_pem: text.clone(), key_pem: text }).is_err());
     });
 }

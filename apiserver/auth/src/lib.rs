@@ -16,8 +16,10 @@ mod authorize;
 mod bootstrap_tokens;
 pub mod certificates;
 pub mod escalation;
+pub mod folder;
 #[cfg(test)]
 mod fuzz;
+pub mod held;
 pub mod impersonate;
 pub mod jwks;
 pub mod jwt;

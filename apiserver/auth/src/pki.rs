@@ -2,8 +2,6 @@
 //! are stored in one folder and renewed before they expire.
 
 use std::collections::HashSet;
-use std::fs;
-use std::io::Write;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,13 +11,15 @@ use jiff::Timestamp;
 use machinery_env::Env;
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, PublicKeyData as _, SanType, SerialNumber,
+    KeyUsagePurpose, PublicKeyData as _, SerialNumber,
 };
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use sha2::{Digest as _, Sha256};
 
 use super::certificates::{self, Fingerprint};
+use super::folder::PkiFolder;
+use super::held::alternative_names;
 use super::jwt::SigningKey;
 use super::leaf::Leaf;
 
@@ -218,7 +218,7 @@ impl Pki {
     pub fn revoked(&self) -> Result<HashSet<Fingerprint>, PkiError> {
         let files = PkiFolder::existing(&self.dir);
         let text = files.read("revoked")?.unwrap_or_default();
-        certificates::read_revoked(&text).map_err(|why| PkiError::Revoked { path: files.dir.join("revoked"), why })
+        certificates::read_revoked(&text).map_err(|why| PkiError::Revoked { path: self.dir.join("revoked"), why })
     }
 
     /// The authority's certificate in PEM.
@@ -299,98 +299,10 @@ pub fn kubeconfig(server: &str, ca_pem: &str, user: &str, identity: &Identity) -
     )
 }
 
-/// Writes a file atomically, readable only by its owner.
-pub fn write_private(path: &Path, text: &str) -> Result<(), PkiError> {
-    let failed = |source| PkiError::File { path: path.display().to_string(), source };
-    let mut partial = path.as_os_str().to_owned();
-    partial.push(".new");
-    let partial = PathBuf::from(partial);
-    let mut options = fs::OpenOptions::new();
-    options.write(true).create(true).truncate(true);
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::OpenOptionsExt as _;
-        options.mode(0o600);
-    }
-    let mut file = options.open(&partial).map_err(failed)?;
-    #[cfg(unix)]
-    {
-        // The mode above applies only to new files, not to one left by an interrupted write.
-        use std::os::unix::fs::PermissionsExt as _;
-        file.set_permissions(fs::Permissions::from_mode(0o600)).map_err(failed)?;
-    }
-    file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).map_err(failed)?;
-    fs::rename(&partial, path).map_err(failed)?;
-    if let Some(folder) = path.parent()
-        && let Ok(folder) = fs::File::open(folder)
-    {
-        folder.sync_all().map_err(failed)?;
-    }
-    Ok(())
-}
-
 /// The hash of a public key (SubjectPublicKeyInfo, DER): `sha256:` and hexadecimal digits.
 pub(super) fn hash_of_public_key(der: &[u8]) -> String {
     let hex = Sha256::digest(der).iter().map(|byte| format!("{byte:02x}")).collect::<String>();
     format!("sha256:{hex}")
-}
-
-/// The folder of keys and certificates.
-pub(super) struct PkiFolder {
-    dir: PathBuf,
-}
-
-impl PkiFolder {
-    /// A folder that is only read.
-    pub(super) fn existing(dir: &Path) -> Self {
-        Self { dir: dir.to_owned() }
-    }
-
-    pub(super) fn open(dir: &Path) -> Result<Self, PkiError> {
-        let failed = |source| PkiError::File { path: dir.display().to_string(), source };
-        let mut builder = fs::DirBuilder::new();
-        builder.recursive(true);
-        #[cfg(unix)]
-        {
-            use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
-            builder.mode(0o700);
-            builder.create(dir).map_err(failed)?;
-            fs::set_permissions(dir, fs::Permissions::from_mode(0o700)).map_err(failed)?;
-        }
-        #[cfg(not(unix))]
-        builder.create(dir).map_err(failed)?;
-        Ok(Self { dir: dir.to_owned() })
-    }
-
-    fn read(&self, name: &str) -> Result<Option<String>, PkiError> {
-        let path = self.dir.join(name);
-        match fs::read_to_string(&path) {
-            Ok(text) => Ok(Some(text)),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            Err(source) => Err(PkiError::File { path: path.display().to_string(), source }),
-        }
-    }
-
-    /// Reads a file that must be there.
-    pub(super) fn read_required(&self, name: &str) -> Result<String, PkiError> {
-        let missing = || PkiError::File {
-            path: self.dir.join(name).display().to_string(),
-            source: std::io::ErrorKind::NotFound.into(),
-        };
-        self.read(name)?.ok_or_else(missing)
-    }
-
-    pub(super) fn write(&self, name: &str, text: &str) -> Result<(), PkiError> {
-        write_private(&self.dir.join(name), text)
-    }
-
-    fn write_changed(&self, name: &str, text: &str) -> Result<(), PkiError> {
-        if self.read(name)?.as_deref() == Some(text) { Ok(()) } else { self.write(name, text) }
-    }
-
-    fn damaged(&self, name: &str, why: &dyn std::fmt::Display) -> PkiError {
-        PkiError::Damaged { path: self.dir.join(name).display().to_string(), why: why.to_string() }
-    }
 }
 
 /// The contents of a certificate to issue.
@@ -472,12 +384,7 @@ fn authority_params(env: &Env) -> Result<CertificateParams, PkiError> {
 
 fn issue(env: &Env, issuer: &Issuer<'static, KeyPair>, spec: &CertificateSpec<'_>) -> Result<Identity, PkiError> {
     let mut params = CertificateParams::new(Vec::new())?;
-    for san in spec.sans {
-        params.subject_alt_names.push(match san.parse::<IpAddr>() {
-            Ok(ip) => SanType::IpAddress(ip),
-            Err(_) => SanType::DnsName(san.clone().try_into()?),
-        });
-    }
+    params.subject_alt_names = alternative_names(spec.sans)?;
     params.distinguished_name = DistinguishedName::new();
     if !spec.group.is_empty() {
         params.distinguished_name.push(DnType::OrganizationName, spec.group);
@@ -497,6 +404,18 @@ fn issue(env: &Env, issuer: &Issuer<'static, KeyPair>, spec: &CertificateSpec<'_
     Ok(Identity { cert_pem, key_pem: key.serialize_pem() })
 }
 
+/// A serving certificate without an authority.
+pub(super) fn self_signed_params(env: &Env, name: &str, sans: &[String]) -> Result<CertificateParams, PkiError> {
+    let mut params = CertificateParams::new(Vec::new())?;
+    params.subject_alt_names = alternative_names(sans)?;
+    params.distinguished_name = DistinguishedName::new();
+    params.distinguished_name.push(DnType::CommonName, name);
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+    validity(&mut params, env, LEAF_VALID)?;
+    Ok(params)
+}
+
 fn validity(params: &mut CertificateParams, env: &Env, valid: Duration) -> Result<(), PkiError> {
     let now = env.now();
     let at = |instant: Timestamp| {
@@ -514,6 +433,8 @@ fn validity(params: &mut CertificateParams, env: &Env, valid: Duration) -> Resul
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     fn env() -> (Env, std::sync::Arc<machinery_env::ManualClock>) {

@@ -7,7 +7,8 @@ use rustls_pki_types::pem::PemObject as _;
 use serde_json::{Value, json};
 use x509_parser::prelude::FromDer as _;
 
-use super::pki::{PkiError, PkiFolder, hash_of_public_key};
+use super::folder::PkiFolder;
+use super::pki::{PkiError, hash_of_public_key};
 
 /// The keys, in PEM.
 #[derive(Clone, PartialEq, Eq)]
@@ -98,6 +99,13 @@ impl Authority {
         Self::from_der(&only)
     }
 
+    /// The certificate in PEM.
+    #[must_use]
+    pub fn pem(&self) -> String {
+        let config = pem::EncodeConfig::new().set_line_ending(pem::LineEnding::LF);
+        pem::encode_config(&pem::Pem::new("CERTIFICATE", self.der.as_slice()), config)
+    }
+
     /// Reads a certificate in DER; none: it is none.
     #[must_use]
     pub fn from_der(der: &[u8]) -> Option<Self> {
@@ -131,6 +139,8 @@ mod tests {
         assert_eq!((first.ca_hash(), first.ca_pem()), (second.ca_hash(), second.ca_pem()));
         assert_eq!(first.service_account().id(), second.service_account().id());
         assert_eq!(format!("{keys:?}"), "SharedKeys(…)");
+        let authority = Authority::parse(first.ca_pem()).unwrap();
+        assert_eq!(Authority::parse(&authority.pem()), Some(authority));
         for bad in ["", "x", &format!("{0}{0}", first.ca_pem())] {
             assert_eq!(Authority::parse(bad), None);
         }

@@ -20,7 +20,7 @@ use rustls_pki_types::{CertificateDer, UnixTime};
 use sha2::{Digest, Sha256};
 use x509_parser::prelude::FromDer;
 
-use super::certificates::{Certificates, Fingerprint};
+use super::certificates::{Certificates, Fingerprint, user_entry};
 use super::pki::PkiError;
 use super::{CREDENTIAL_ID, UserInfo};
 
@@ -95,12 +95,13 @@ impl PeerVerifier {
         if self.verifier.verify_client_cert(leaf, intermediates, now).is_err() {
             return PeerCertificate::Invalid;
         }
-        subject(leaf).map_or(PeerCertificate::Invalid, |(user, until)| PeerCertificate::Verified(Arc::new(user), until))
+        let known = subject(leaf).filter(|(user, _)| !self.certificates.is_revoked(&user_entry(&user.name)));
+        known.map_or(PeerCertificate::Invalid, |(user, until)| PeerCertificate::Verified(Arc::new(user), until))
     }
 
-    /// Waits until a certificate is revoked.
-    pub async fn revoked(&self, fingerprint: &Fingerprint) {
-        self.certificates.revoked(fingerprint).await;
+    /// Waits until one of the [`revocation_entries`] is revoked.
+    pub async fn revoked(&self, entries: &[Fingerprint]) {
+        self.certificates.revoked(entries).await;
     }
 }
 
@@ -108,6 +109,13 @@ impl PeerVerifier {
 #[must_use]
 pub fn fingerprint(leaf: &CertificateDer<'_>) -> Fingerprint {
     Sha256::digest(leaf).into()
+}
+
+/// The entries of the revocation list that revoke a certificate: its own, and its user's.
+#[must_use]
+pub fn revocation_entries(leaf: &CertificateDer<'_>) -> Vec<Fingerprint> {
+    let user = subject(leaf).map(|(user, _)| user_entry(&user.name));
+    std::iter::once(fingerprint(leaf)).chain(user).collect()
 }
 
 /// The user in a certificate, and its expiry. Of several common names the last one counts, as in Go and in

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use apiserver_auth::certificates::Certificates;
 use apiserver_auth::pki::PkiError;
-use apiserver_auth::tls::{PeerCertificate, PeerVerifier, fingerprint};
+use apiserver_auth::tls::{PeerCertificate, PeerVerifier, revocation_entries};
 use apiserver_auth::{Credentials, UserInfo};
 use bytes::Bytes;
 use http::{Extensions, HeaderMap, HeaderValue, Request, Response};
@@ -120,7 +120,7 @@ async fn connection<H, F, B>(
     };
     let chain = stream.get_ref().1.peer_certificates();
     let peer = Peer { address, certificate: acceptor.peers.verify(chain), permit };
-    let leaf_fingerprint = chain.and_then(<[_]>::first).map(fingerprint);
+    let revocation = chain.and_then(<[_]>::first).map(revocation_entries);
     let verified = matches!(peer.certificate, PeerCertificate::Verified(..));
     if verified {
         peer.mark_authenticated();
@@ -131,11 +131,11 @@ async fn connection<H, F, B>(
         async move { Ok::<_, Infallible>(response.await) }
     });
     let served = machinery_serve::connection::serve(stream, &acceptor.env, service, &stop);
-    let Some(leaf_fingerprint) = leaf_fingerprint.filter(|_| verified) else { return log_end(address, served.await) };
+    let Some(revocation) = revocation.filter(|_| verified) else { return log_end(address, served.await) };
     tokio::select! {
         done = served => log_end(address, done),
         // Ends everything on the connection, also watches and sessions.
-        () = acceptor.peers.revoked(&leaf_fingerprint) => {
+        () = acceptor.peers.revoked(&revocation) => {
             tracing::info!(%address, "the client's certificate was revoked");
         }
     }
@@ -150,8 +150,9 @@ fn log_end<E: std::fmt::Display>(address: SocketAddr, done: Result<(), E>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use apiserver_auth::certificates::user_entry;
     use apiserver_auth::pki::{Identity, Pki};
-    use apiserver_auth::tls::provider;
+    use apiserver_auth::tls::{fingerprint, provider};
     use http_body_util::Full;
     use rustls::RootCertStore;
     use rustls_pki_types::CertificateDer;
@@ -254,17 +255,20 @@ mod tests {
         assert_ne!(served().await, first);
 
         let client = pki.issue_client("ada", "dev").unwrap();
-        let mut held = connect(address, pki.ca_pem(), Some(&client)).await;
-        assert_eq!(ask(address, pki.ca_pem(), Some(&client)).await, "ada [\"dev\"] HTTP/1.1");
-        certificates.revoke([fingerprint(&client.der().unwrap().0[0])].into());
-        let _ = held.read_to_end(&mut Vec::new()).await;
-        assert_eq!(ask(address, pki.ca_pem(), Some(&client)).await, "refused HTTP/1.1");
-        assert_eq!(
-            ask(address, pki.ca_pem(), Some(pki.admin())).await,
-            "kubernetes-admin [\"system:masters\"] HTTP/1.1"
-        );
-        certificates.revoke(Default::default());
-        assert_eq!(ask(address, pki.ca_pem(), Some(&client)).await, "ada [\"dev\"] HTTP/1.1");
+        let allowed = "ada [\"dev\"] HTTP/1.1";
+        for entry in [fingerprint(&client.der().unwrap().0[0]), user_entry("ada")] {
+            let mut held = connect(address, pki.ca_pem(), Some(&client)).await;
+            assert_eq!(ask(address, pki.ca_pem(), Some(&client)).await, allowed);
+            certificates.revoke([entry].into());
+            let _ = held.read_to_end(&mut Vec::new()).await;
+            assert_eq!(ask(address, pki.ca_pem(), Some(&client)).await, "refused HTTP/1.1");
+            assert_eq!(
+                ask(address, pki.ca_pem(), Some(pki.admin())).await,
+                "kubernetes-admin [\"system:masters\"] HTTP/1.1"
+            );
+            certificates.revoke(Default::default());
+        }
+        assert_eq!(ask(address, pki.ca_pem(), Some(&client)).await, allowed);
         stop.cancel();
         serving.await.unwrap();
     }
