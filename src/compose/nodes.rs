@@ -5,6 +5,7 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use images::{Images, ImagesConfig, RegistryAccess};
 use kubelet::server::ServingTls;
+use machinery_client::TlsIdentity;
 use machinery_env::Env;
 use oci_registry::BlobStore;
 use wasm_runtime::engine::{CompileProcess, Engine, EngineConfig, GuestThreads};
@@ -110,9 +111,6 @@ pub(super) fn build(ground: &Ground) -> anyhow::Result<Vec<Component>> {
 fn serving_tls(ground: &Ground, name: &str) -> anyhow::Result<ServingTls> {
     let names = [name.to_owned(), reachable(ground.config.nodes.bind).to_string()];
     let identity = ground.pki.issue_serving(&format!("system:node:{name}"), "system:nodes", &names)?;
-    Ok(ServingTls {
-        certificate: identity.cert_pem.into_bytes(),
-        key: identity.key_pem.into_bytes(),
-        client_ca: ground.pki.ca_pem().into(),
-    })
+    let identity = TlsIdentity { cert_pem: identity.cert_pem, key_pem: identity.key_pem };
+    Ok(ServingTls::fixed(identity, ground.pki.ca_pem().into()))
 }

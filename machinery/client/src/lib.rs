@@ -34,6 +34,7 @@ mod progress;
 pub mod queue;
 pub mod reflector;
 pub mod request;
+mod rotating;
 pub mod selector;
 pub mod simulate;
 #[cfg(test)]
@@ -54,4 +55,5 @@ pub use plan::{Action, EventRecord, Failure, OutcomeEvents, Plan, Propagation, c
 pub use pod::{Condition, Pod};
 pub use queue::BackOff;
 pub use reflector::{Reflector, ReflectorEvent, ReflectorEvents};
+pub use rotating::{TlsIdentity, rotating};
 pub use wire::{ReadWire, Wire};

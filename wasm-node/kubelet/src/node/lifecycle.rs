@@ -7,6 +7,7 @@ use std::sync::Arc;
 use http::{Method, Request, Response};
 use http_body_util::{BodyExt as _, Empty};
 use images::{Images, ImagesConfig};
+use machinery_client::TlsIdentity;
 use machinery_env::Env;
 use machinery_serve::net::{Body, Caller, Dial, DialError, Origin, Peer, PodNetwork, Protocol};
 use oci_registry::BlobStore;
@@ -195,7 +196,7 @@ impl Node {
             ImagesConfig { file_dirs: vec![files], ..ImagesConfig::default() },
         )
         .unwrap();
-        let tls = ServingTls { certificate: Vec::new(), key: Vec::new(), client_ca: Vec::new() };
+        let tls = ServingTls::fixed(TlsIdentity { cert_pem: String::new(), key_pem: String::new() }, Vec::new());
         let capacity = Capacity {
             cpu_millis: 1000,
             memory_bytes: 1 << 30,

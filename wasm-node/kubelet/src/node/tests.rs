@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::Method;
+use machinery_client::TlsIdentity;
 use machinery_env::Env;
 use serde_json::{Map, Value, json};
 use tokio::sync::{oneshot, watch};
@@ -128,7 +129,7 @@ fn node_uid(cluster: &Cluster) -> Option<String> {
 
 /// Runs the node agent's heartbeat until `stop`.
 async fn beat(api: &FakeApi, stop: &CancellationToken) {
-    let tls = ServingTls { certificate: Vec::new(), key: Vec::new(), client_ca: Vec::new() };
+    let tls = ServingTls::fixed(TlsIdentity { cert_pem: String::new(), key_pem: String::new() }, Vec::new());
     let capacity = Capacity {
         cpu_millis: 1000,
         memory_bytes: 1 << 30,

@@ -9,6 +9,7 @@ mod port_forward;
 mod rates;
 mod remote;
 mod requests;
+mod tls;
 mod upgrade;
 
 use std::net::SocketAddr;
@@ -31,10 +32,6 @@ use machinery_serve::accept::{self, ConnectionPermit, Limit};
 use machinery_serve::descriptors::Descriptors;
 use machinery_serve::net::PodNetwork;
 use machinery_streaming::websocket::upgrade_of;
-use rustls::RootCertStore;
-use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::server::WebPkiClientVerifier;
 use serde_json::{Value, json};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
@@ -46,6 +43,7 @@ use auth::{Authority, Identity};
 pub(crate) use rates::Rates;
 pub(crate) use requests::Requests;
 use runtime_api::Runtime;
+pub use tls::ServingTls;
 
 /// Maximum time of a handshake, and of a request's headers.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -53,23 +51,6 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 pub const STREAMING_IDLE_DEFAULT: Duration = Duration::from_secs(4 * 3600);
 /// How long running responses may continue after the stop; a followed log has no end of its own.
 const DRAIN: Duration = Duration::from_millis(500);
-
-/// The certificate that a node serves with, and the CA of its clients. All PEM.
-#[derive(Clone)]
-pub struct ServingTls {
-    /// The certificate with its chain.
-    pub certificate: Vec<u8>,
-    /// The private key.
-    pub key: Vec<u8>,
-    /// The CA of client certificates.
-    pub client_ca: Vec<u8>,
-}
-
-impl std::fmt::Debug for ServingTls {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("ServingTls").finish_non_exhaustive()
-    }
-}
 
 /// Why the kubelet API can't be served.
 #[derive(Debug, thiserror::Error)]
@@ -121,29 +102,6 @@ pub(crate) async fn bind(address: SocketAddr) -> Result<TcpListener, ServerError
     TcpListener::bind(address).await.map_err(|source| ServerError::Bind { address, source })
 }
 
-fn tls(of: &ServingTls) -> Result<TlsAcceptor, ServerError> {
-    let bad = |error: &dyn std::fmt::Display| ServerError::Tls(error.to_string());
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let mut roots = RootCertStore::empty();
-    for certificate in CertificateDer::pem_slice_iter(&of.client_ca) {
-        roots.add(certificate.map_err(|error| bad(&error))?).map_err(|error| bad(&error))?;
-    }
-    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone())
-        .allow_unauthenticated()
-        .build()
-        .map_err(|error| bad(&error))?;
-    let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&of.certificate).collect();
-    let key = PrivateKeyDer::from_pem_slice(&of.key).map_err(|error| bad(&error))?;
-    let mut config = rustls::ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(|error| bad(&error))?
-        .with_client_cert_verifier(verifier)
-        .with_single_cert(chain.map_err(|error| bad(&error))?, key)
-        .map_err(|error| bad(&error))?;
-    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    Ok(TlsAcceptor::from(Arc::new(config)))
-}
-
 /// Serves until `stop`.
 pub(crate) fn serve(
     listener: TcpListener,
@@ -151,7 +109,7 @@ pub(crate) fn serve(
     kubelet: Kubelet,
     stop: CancellationToken,
 ) -> Result<impl Future<Output = ()> + use<>, ServerError> {
-    let acceptor = tls(with)?;
+    let acceptor = with.acceptor()?;
     let env = kubelet.env.clone();
     let measured = kubelet.clone();
     let authority = Arc::new(Authority::new(kubelet.client.clone(), kubelet.env.clone(), kubelet.node.clone()));
