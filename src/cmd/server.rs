@@ -12,6 +12,7 @@ use super::flags::scheduler::SchedulerFlags;
 use crate::compose::Part;
 use crate::config::{ApiServerConfig, ClusterConfig, Common, NetworkConfig, NodesConfig, StoreConfig};
 use crate::joining::accept::JoinConfig;
+use crate::joining::authority;
 use crate::joining::token::ControlPlaneToken;
 
 /// Flags of `coracle server`.
@@ -49,13 +50,8 @@ struct JoinFlags {
 impl JoinFlags {
     fn config(&self, store: &StoreConfig) -> Result<Option<JoinConfig>, Failure> {
         let (Some(url), Some(token), Some(ca_hash)) = (&self.url, &self.token, &self.ca_hash) else { return Ok(None) };
-        if url.scheme_str() != Some("https") || url.authority().is_none() {
-            return Err(Failure::Usage(format!("--server {url}: https://HOST:PORT")));
-        }
-        let digits = ca_hash.strip_prefix("sha256:").unwrap_or_default();
-        if digits.len() != 64 || !digits.bytes().all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f')) {
-            return Err(Failure::Usage(format!("--ca-hash {ca_hash}: sha256: and 64 hexadecimal digits")));
-        }
+        authority::check_server(url).map_err(|form| Failure::Usage(format!("--server {url}: {form}")))?;
+        authority::check_hash(ca_hash).map_err(|form| Failure::Usage(format!("--ca-hash {ca_hash}: {form}")))?;
         if !matches!(store, StoreConfig::Etcd(_)) {
             return Err(Failure::Usage("--server needs the store of that cluster: --store etcd:…".into()));
         }

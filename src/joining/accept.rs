@@ -11,16 +11,12 @@ use kube::config::AuthInfo;
 use machinery_client::request::status_code;
 use machinery_client::{Api, Typed, from_config};
 use machinery_env::Env;
-use machinery_serve::net::unverified;
-use tokio::net::TcpStream;
 
 use super::token::ControlPlaneToken;
-use super::{KEYS_FIELD, SYSTEM, keys_secret, token_secret};
+use super::{KEYS_FIELD, SYSTEM, authority, keys_secret, token_secret};
 
 /// The time after which every API server knows a token and the rights of its holder.
 const KNOWN_WITHIN: Duration = Duration::from_secs(5);
-/// The time for the first connection.
-const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
 const RETRY_AFTER: Duration = Duration::from_millis(200);
 const NO_TOKEN: &str =
     "--token is wrong, used, or older than two hours: make another with `coracle token create --control-plane`";
@@ -50,7 +46,7 @@ pub(crate) async fn fetch_missing(env: &Env, join: &JoinConfig, folder: &Path) -
 }
 
 async fn fetch(env: &Env, join: &JoinConfig) -> anyhow::Result<SharedKeys> {
-    let authority = authority(env, join).await?;
+    let authority = authority::find(env, &join.server, &join.ca_hash).await?;
     let client = client(env, join, authority)?;
     let secrets: Api<Secret> = Api::namespaced(client, SYSTEM);
     let name = keys_secret(&join.token.id);
@@ -67,25 +63,6 @@ async fn fetch(env: &Env, join: &JoinConfig) -> anyhow::Result<SharedKeys> {
         tracing::warn!(%error, "the used token could not be removed");
     }
     Ok(keys)
-}
-
-/// The cluster's authority: the certificate with the hash among those of a server that isn't trusted yet. Nothing is sent
-/// to that server but the handshake.
-async fn authority(env: &Env, join: &JoinConfig) -> anyhow::Result<Authority> {
-    let host = join.server.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']');
-    let port = join.server.port_u16().unwrap_or(443);
-    let connected = async {
-        let stream = TcpStream::connect((host, port)).await?;
-        unverified::handshake(host, stream).await
-    };
-    let connected = env.timeout(HANDSHAKE_MAX, connected).await.context("the server does not answer")??;
-    let certificates = connected.get_ref().1.peer_certificates().unwrap_or_default();
-    let authorities = certificates.iter().filter_map(|certificate| Authority::from_der(certificate));
-    let mut authorities = authorities.collect::<Vec<_>>();
-    match authorities.iter().position(|authority| authority.hash == join.ca_hash) {
-        Some(found) => Ok(authorities.swap_remove(found)),
-        None => bail!("the server has no certificate with the hash of --ca-hash: this is another cluster"),
-    }
 }
 
 /// A client with the token.

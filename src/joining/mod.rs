@@ -1,17 +1,31 @@
+//! Machines join a cluster.
+//!
 //! Another API server gets the cluster's keys: [`offer`] makes a token at a machine that has them, and [`accept`] fetches
-//! them with it at a new one. As kubeadm's `--upload-certs` and `--control-plane`.
+//! them with it at a new one. As kubeadm's `--upload-certs` and `--control-plane`. [`bootstrap`] makes tokens for nodes,
+//! [`node`] joins with one, and [`serving`] gets the node's serving certificate.
 //!
 //! The keys are encrypted with the token's third part, which the API never has. The token is good for one use and
 //! [`VALID_SECONDS`]; all objects of it belong to its Secret, so they end with it.
 
 pub(crate) mod accept;
+pub(crate) mod authority;
+pub(crate) mod bootstrap;
+mod kubeconfig;
+pub(crate) mod node;
 pub(crate) mod offer;
+mod requesting;
+mod rotation;
+pub(crate) mod serving;
+mod stored;
+#[cfg(test)]
+mod tests;
 pub(crate) mod token;
 
 /// The time in seconds within which a token can be used (kubeadm's certificate key: two hours).
 pub(crate) const VALID_SECONDS: i64 = 2 * 60 * 60;
 
 const SYSTEM: &str = "kube-system";
+const RBAC: &str = "rbac.authorization.k8s.io";
 /// The type of the Secret with the encrypted keys.
 const KEYS_TYPE: &str = "coracle.dev/control-plane-keys";
 /// The field of the encrypted keys.

@@ -12,9 +12,7 @@ use machinery_env::Env;
 use serde_json::{Value, json};
 
 use super::token::ControlPlaneToken;
-use super::{KEYS_FIELD, KEYS_TYPE, SYSTEM, VALID_SECONDS, keys_secret, token_secret};
-
-const RBAC: &str = "rbac.authorization.k8s.io";
+use super::{KEYS_FIELD, KEYS_TYPE, RBAC, SYSTEM, VALID_SECONDS, keys_secret, token_secret};
 
 /// Makes a token for the keys.
 ///

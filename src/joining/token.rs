@@ -1,4 +1,5 @@
-//! The token of a new API server: `ID.SECRET.KEY`. The first two parts are a bootstrap token, the third one decrypts.
+//! The tokens of joining machines: a node's is a bootstrap token `ID.SECRET`, and a new API server's is `ID.SECRET.KEY`, whose
+//! third part decrypts.
 
 use std::fmt;
 use std::str::FromStr;
@@ -11,7 +12,56 @@ const LETTERS: &[u8; 36] = b"abcdefghijklmnopqrstuvwxyz0123456789";
 const ID_LETTERS: usize = 6;
 const SECRET_LETTERS: usize = 16;
 
-/// A parsed token.
+/// A parsed bootstrap token.
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) struct BootstrapToken {
+    pub(super) id: String,
+    pub(super) secret: String,
+}
+
+impl fmt::Debug for BootstrapToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BootstrapToken").field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
+impl BootstrapToken {
+    pub(super) fn new(env: &Env) -> Self {
+        Self { id: letters(env, ID_LETTERS), secret: letters(env, SECRET_LETTERS) }
+    }
+}
+
+impl fmt::Display for BootstrapToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.id, self.secret)
+    }
+}
+
+impl FromStr for BootstrapToken {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let parts = text.split_once('.').filter(|(id, secret)| is_id(id) && is_plain(secret, SECRET_LETTERS));
+        let (id, secret) = parts.ok_or("not a bootstrap token: ID.SECRET")?;
+        Ok(Self { id: id.to_owned(), secret: secret.to_owned() })
+    }
+}
+
+/// Whether a text is the first part of a token.
+pub(super) fn is_id(text: &str) -> bool {
+    is_plain(text, ID_LETTERS)
+}
+
+fn is_plain(part: &str, letters: usize) -> bool {
+    part.len() == letters && part.bytes().all(|byte| LETTERS.contains(&byte))
+}
+
+fn letters(env: &Env, count: usize) -> String {
+    let letter = |_| char::from(LETTERS[usize::try_from(env.below(LETTERS.len() as u64)).unwrap_or(0)]);
+    (0..count).map(letter).collect()
+}
+
+/// A parsed token of a new API server.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct ControlPlaneToken {
     pub(super) id: String,
@@ -27,13 +77,9 @@ impl fmt::Debug for ControlPlaneToken {
 
 impl ControlPlaneToken {
     pub(super) fn new(env: &Env) -> Self {
-        let letters = |count: usize| {
-            let letter = |_| char::from(LETTERS[usize::try_from(env.below(LETTERS.len() as u64)).unwrap_or(0)]);
-            (0..count).map(letter).collect()
-        };
         let mut key = [0; SealingKey::BYTES];
         env.fill(&mut key);
-        Self { id: letters(ID_LETTERS), secret: letters(SECRET_LETTERS), key }
+        Self { id: letters(env, ID_LETTERS), secret: letters(env, SECRET_LETTERS), key }
     }
 
     /// The part that the API server authenticates.
@@ -58,12 +104,11 @@ impl FromStr for ControlPlaneToken {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         const FORM: &str = "not a token of `coracle token create --control-plane`: ID.SECRET.KEY";
-        let plain = |part: &str, letters: usize| part.len() == letters && part.bytes().all(|b| LETTERS.contains(&b));
         let mut parts = text.split('.');
         let (Some(id), Some(secret), Some(hex), None) = (parts.next(), parts.next(), parts.next(), parts.next()) else {
             return Err(FORM);
         };
-        if !plain(id, ID_LETTERS) || !plain(secret, SECRET_LETTERS) || hex.len() != 2 * SealingKey::BYTES {
+        if !is_id(id) || !is_plain(secret, SECRET_LETTERS) || hex.len() != 2 * SealingKey::BYTES {
             return Err(FORM);
         }
         let mut key = [0; SealingKey::BYTES];
@@ -95,6 +140,20 @@ mod tests {
         }
         for wide in [text.replacen('.', "é", 1), format!("{}é{}", &text[..24], &text[26..])] {
             assert!(wide.parse::<ControlPlaneToken>().is_err(), "{wide}");
+        }
+    }
+
+    #[test]
+    fn a_nodes_token_has_two_parts() {
+        let (env, _) = Env::seeded(1, "2026-01-01T00:00:00Z".parse().unwrap());
+        let token = BootstrapToken::new(&env);
+        let text = token.to_string();
+        assert_eq!(text.parse(), Ok(token.clone()));
+        assert!(is_id(&text[..6]) && !is_id(&text[..7]));
+        assert!(!format!("{token:?}").contains(&token.secret));
+        let whole = ControlPlaneToken::new(&env).to_string();
+        for bad in ["", ".", "abcdef", &text.to_uppercase(), &text[1..], &format!("{text}0"), &whole] {
+            assert!(bad.parse::<BootstrapToken>().is_err(), "{bad}");
         }
     }
 }
