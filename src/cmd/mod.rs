@@ -10,6 +10,7 @@ mod explain_scheduling;
 mod flags;
 mod image;
 mod inspect;
+mod node;
 mod proxy;
 mod pull;
 mod push;
@@ -34,6 +35,7 @@ use demo::Demo;
 use explain_scheduling::ExplainScheduling;
 use image::Images;
 use inspect::Inspect;
+use node::Node;
 use proxy::Proxy;
 use pull::Pull;
 use push::Push;
@@ -96,6 +98,11 @@ pub(crate) enum Verb {
     /// Runs the scheduler alone, in the foreground, against the API server of a kubeconfig
     #[command(after_help = "Example: coracle scheduler --kubeconfig /var/lib/coracle/kubeconfig")]
     Scheduler(Scheduler),
+    /// Runs a node in this process, in the foreground: its pods, and Services on this machine's addresses
+    #[command(
+        after_help = "Example: coracle node --server https://10.0.0.1:6443 --token … --ca-hash sha256:… (the line of `coracle token create`)\n         coracle node --kubeconfig node.kubeconfig --node-name wasm-1"
+    )]
+    Node(Box<Node>),
     /// Runs the data plane alone, in the foreground: Services on this machine's addresses, against the API server of a
     /// kubeconfig
     #[command(after_help = "Example: coracle proxy --kubeconfig /var/lib/coracle/kubeconfig --node-ip 10.0.0.7")]
@@ -186,6 +193,7 @@ pub(crate) fn run(cli: Cli) -> Result<(), Failure> {
         Verb::ApiServer(flags) => apiserver::run(&flags, &cli.common),
         Verb::ControllerManager(flags) => controller_manager::run(&flags),
         Verb::Scheduler(flags) => scheduler::run(&flags),
+        Verb::Node(flags) => node::run(&flags, &cli.common),
         Verb::Proxy(flags) => proxy::run(&flags),
         Verb::ExplainScheduling(flags) => explain_scheduling::run(&flags, &cli.common),
         Verb::Run(flags) => run::run(&flags, &cli.common),

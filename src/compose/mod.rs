@@ -13,6 +13,7 @@ pub(crate) mod image_metadata;
 pub(crate) mod memory;
 mod node_configuration;
 mod node_host;
+pub(crate) mod node_process;
 mod nodes;
 mod proxy;
 mod ready;

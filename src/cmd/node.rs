@@ -1,0 +1,180 @@
+//! `coracle node`: a node as a process of its own, with kubelet, runtime and data plane.
+
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs as _, UdpSocket};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use clap::Args;
+use http::Uri;
+use machinery_client::read_kubeconfig;
+use machinery_env::Env;
+use prometheus_client::registry::Registry;
+use tokio_util::sync::CancellationToken;
+
+use super::Failure;
+use super::flags::nodes::NodeFlags;
+use super::proxy::NetworkFlags;
+use super::standalone::MetricsFlags;
+use crate::compose;
+use crate::compose::node_process::{NodeProcess, NodeProcessConfig};
+use crate::config::{Common, NodesConfig, host_name};
+use crate::data_dir::DataDir;
+use crate::joining::authority;
+use crate::joining::node::{NodeSource, TokenSource, check_name};
+use crate::joining::token::BootstrapToken;
+use crate::output::result;
+use crate::progress::Progress;
+
+/// The port of the kubelet API (upstream's).
+const KUBELET_PORT: u16 = 10_250;
+/// The port of the tunnel between nodes.
+const TUNNEL_PORT: u16 = 10_265;
+/// Grace period of tasks that still run when the runtimes end.
+const LAST_MOMENT: Duration = Duration::from_millis(500);
+
+/// Flags of `coracle node`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Node {
+    /// Kubeconfig of the API server: of the node itself, or of a user that may request certificates for it
+    #[arg(
+        long,
+        env = "CORACLE_KUBECONFIG",
+        value_name = "FILE",
+        conflicts_with = "server",
+        required_unless_present = "server"
+    )]
+    kubeconfig: Option<PathBuf>,
+    /// API server of the cluster to join: https://HOST:PORT
+    #[arg(long, env = "CORACLE_SERVER", value_name = "URL", requires = "ca_hash")]
+    server: Option<Uri>,
+    /// Token of `coracle token create`; a node that has joined needs none
+    #[arg(long, env = "CORACLE_TOKEN", value_name = "TOKEN", requires = "server", hide_env_values = true)]
+    token: Option<BootstrapToken>,
+    /// Hash of the cluster's authority: sha256:…
+    #[arg(long, env = "CORACLE_CA_HASH", value_name = "HASH", requires = "server")]
+    ca_hash: Option<String>,
+    /// Name of the node [default: this machine's name]
+    #[arg(long, env = "CORACLE_NODE_NAME", value_name = "NAME")]
+    node_name: Option<String>,
+    /// Address of this machine for the others, on which kubelet, tunnel and NodePorts listen [default: the one that
+    /// reaches the API server]
+    #[arg(long, env = "CORACLE_NODE_IP", value_name = "ADDR")]
+    node_ip: Option<IpAddr>,
+    /// Port of the kubelet API; 0 picks a free one
+    #[arg(long, env = "CORACLE_KUBELET_PORT", default_value_t = KUBELET_PORT, value_name = "PORT")]
+    kubelet_port: u16,
+    /// Port of the tunnel between nodes; 0 picks a free one
+    #[arg(long, env = "CORACLE_TUNNEL_PORT", default_value_t = TUNNEL_PORT, value_name = "PORT")]
+    tunnel_port: u16,
+    /// Renews a short Lease, so that a control plane with --fast-failover detects a dead node early
+    #[arg(long, env = "CORACLE_FAST_FAILOVER")]
+    fast_failover: bool,
+    #[command(flatten)]
+    network: NetworkFlags,
+    #[command(flatten)]
+    agent: NodeFlags,
+    #[command(flatten)]
+    metrics: MetricsFlags,
+}
+
+impl Node {
+    fn source(&self) -> Result<NodeSource, Failure> {
+        match (&self.kubeconfig, &self.server, &self.ca_hash) {
+            (Some(file), None, _) => Ok(NodeSource::Kubeconfig(file.clone())),
+            (None, Some(server), Some(ca_hash)) => {
+                authority::check_server(server).map_err(|form| Failure::Usage(format!("--server {server}: {form}")))?;
+                authority::check_hash(ca_hash)
+                    .map_err(|form| Failure::Usage(format!("--ca-hash {ca_hash}: {form}")))?;
+                let (server, token, ca_hash) = (server.clone(), self.token.clone(), ca_hash.clone());
+                Ok(NodeSource::Token(TokenSource { server, token, ca_hash }))
+            }
+            _ => Err(Failure::Usage("--kubeconfig, or --server and --ca-hash: how to find the cluster".into())),
+        }
+    }
+
+    fn name(&self) -> Result<String, Failure> {
+        let name = self.node_name.clone().unwrap_or_else(|| host_name().to_lowercase());
+        check_name(&name).map_err(|why| Failure::Usage(format!("--node-name: {why}")))?;
+        Ok(name)
+    }
+
+    async fn config(&self, source: &NodeSource, agent: NodesConfig, name: String) -> anyhow::Result<NodeProcessConfig> {
+        let address = match self.node_ip {
+            Some(address) => address,
+            None => address_towards(&server(source).await?)?,
+        };
+        Ok(NodeProcessConfig {
+            name,
+            address,
+            kubelet_port: self.kubelet_port,
+            tunnel_port: self.tunnel_port,
+            network: self.network.config(),
+            nodes: NodesConfig { bind: address, ..agent },
+        })
+    }
+}
+
+/// The API server's URL.
+async fn server(source: &NodeSource) -> anyhow::Result<Uri> {
+    match source {
+        NodeSource::Kubeconfig(file) => Ok(read_kubeconfig(file).await?.cluster_url),
+        NodeSource::Token(source) => Ok(source.server.clone()),
+    }
+}
+
+/// The address of this machine from which the system would connect to a server. Connecting a UDP socket sends nothing.
+fn address_towards(server: &Uri) -> anyhow::Result<IpAddr> {
+    const HINT: &str = "give this machine's address with --node-ip";
+    let host = server.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']');
+    let mut found = (host, server.port_u16().unwrap_or(443)).to_socket_addrs().context(HINT)?;
+    let server = found.next().context(HINT)?;
+    let any: SocketAddr = if server.is_ipv4() { ([0, 0, 0, 0], 0).into() } else { ([0; 8], 0).into() };
+    let own = UdpSocket::bind(any).and_then(|socket| {
+        socket.connect(server)?;
+        socket.local_addr()
+    });
+    Ok(own.context(HINT)?.ip())
+}
+
+/// Runs until SIGINT or SIGTERM.
+///
+/// # Errors
+/// If the flags contradict each other, or the node can't join or start.
+pub(crate) fn run(flags: &Node, common: &Common) -> Result<(), Failure> {
+    let (source, name) = (flags.source()?, flags.name()?);
+    let agent = flags.agent.config(1, IpAddr::from([0, 0, 0, 0]), flags.fast_failover)?;
+    let env = Env::real();
+    let data = DataDir::of(common)?;
+    let progress = Progress::new();
+    let runtime = compose::runtime()?;
+    let done: anyhow::Result<()> = runtime.block_on(async {
+        // Installed before the start, so that a signal during it is not lost.
+        let signal = compose::stop_signal();
+        tokio::pin!(signal);
+        let config = flags.config(&source, agent, name).await?;
+        let mut registry = Registry::default();
+        let started = NodeProcess::start(&env, &config, source, &data, &mut registry, progress);
+        let mut node = tokio::select! {
+            node = started => node?,
+            () = &mut signal => return Ok(()),
+        };
+        let serving = CancellationToken::new();
+        let metrics = flags.metrics.serve(registry, &env, &serving).await?;
+        progress.done();
+        result(format_args!(
+            "ready node={} server={} address={}{metrics}\n",
+            config.name, node.server, config.address
+        ))?;
+        compose::memory::release_after_start(&env);
+        let ended = tokio::select! {
+            () = &mut signal => Ok(()),
+            error = node.failed() => Err(error),
+        };
+        node.stop().await;
+        serving.cancel();
+        ended
+    });
+    runtime.shutdown_timeout(LAST_MOMENT);
+    Ok(done?)
+}

@@ -1,0 +1,249 @@
+//! A node as a process of its own: kubelet, runtime and data plane, against an API server elsewhere.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use http::Uri;
+use images::{Images, RegistryAccess};
+use kubelet::node::Shutdown;
+use kubelet::server::ServingTls;
+use machinery_client::{Informer, TlsIdentity};
+use machinery_env::Env;
+use machinery_serve::net::PodNetwork;
+use prometheus_client::registry::Registry;
+use proxy::DataPlane;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use super::node_configuration::{self, NodeConfiguration};
+use super::node_host::{Agent, NodeHost};
+use super::role::{Component, RunningComponents};
+use super::{nodes, proxy as plane, serves_tls};
+use crate::config::{NetworkConfig, NodesConfig};
+use crate::data_dir::{DataDir, Lock};
+use crate::joining::node::{JoinedNode, NodeSource, join};
+use crate::joining::serving::serving;
+use crate::progress::Progress;
+
+/// Drain timeout of components: as in `up`.
+const DRAIN: Duration = Duration::from_millis(2500);
+/// Interval of reading the cluster's registries: an API server that was added is pulled from after it.
+const REGISTRIES_INTERVAL: Duration = Duration::from_secs(60);
+
+/// The configuration of a node process.
+#[derive(Debug, Clone)]
+pub(crate) struct NodeProcessConfig {
+    pub(crate) name: String,
+    /// One node.
+    pub(crate) nodes: NodesConfig,
+    /// The address at which other machines reach this one.
+    pub(crate) address: IpAddr,
+    pub(crate) kubelet_port: u16,
+    pub(crate) tunnel_port: u16,
+    /// Used instead of the cluster's own.
+    pub(crate) network: NetworkConfig,
+}
+
+/// The taint of a node in a cluster that isn't Coracle's.
+const FOREIGN_TAINT: &str = "coracle.dev/wasm";
+
+/// A node process that is ready.
+pub(crate) struct NodeProcess {
+    /// The API server that it joined by.
+    pub(crate) server: Uri,
+    env: Env,
+    failures: mpsc::Receiver<anyhow::Error>,
+    components: RunningComponents,
+    shutdown: Shutdown,
+    _lock: Lock,
+}
+
+/// A task that has no end of its own.
+fn until_stop(
+    name: &'static str,
+    stop: &CancellationToken,
+    task: impl Future<Output = ()> + Send + 'static,
+) -> Component {
+    let stop = stop.clone();
+    Component::new(name, async move {
+        stop.run_until_cancelled(task).await;
+        Ok(())
+    })
+}
+
+/// What all parts of the process use.
+struct Parts<'a> {
+    env: &'a Env,
+    config: &'a NodeProcessConfig,
+    data: &'a DataDir,
+    node: &'a JoinedNode,
+    serving: ServingTls,
+    /// Whether the cluster is Coracle's.
+    is_coracle: bool,
+    stop: CancellationToken,
+}
+
+impl NodeProcess {
+    /// Joins the cluster, starts the node, and waits until its Ready report is accepted. Adds the metrics of the data plane
+    /// to `metrics`.
+    ///
+    /// # Errors
+    /// If the node can't join, a resource is unavailable, or the node isn't ready in time.
+    pub(crate) async fn start(
+        env: &Env,
+        config: &NodeProcessConfig,
+        source: NodeSource,
+        data: &DataDir,
+        metrics: &mut Registry,
+        progress: Progress,
+    ) -> anyhow::Result<Self> {
+        let lock = data.lock()?;
+        let stop = CancellationToken::new();
+        progress.doing("joining the cluster");
+        let (node, renewal) = join(env, source, &data.pki(), &config.name).await?;
+        let (serving, serving_renewal) = serving(env, &node)?;
+        progress.doing("reading the cluster's addresses");
+        let is_coracle = node.is_coracle().await.context("the API server's version can't be read")?;
+        let cluster = node_configuration::resolve(&node.client, &config.network).await?;
+        let parts = Parts { env, config, data, node: &node, serving, is_coracle, stop: stop.clone() };
+        let (shutdown, ready) = (Shutdown::new(config.nodes.shutdown_grace), CancellationToken::new());
+        let (mut components, data_plane) = parts.components(&cluster, shutdown.clone(), ready.clone())?;
+        components.push(until_stop("client certificate", &stop, renewal));
+        components.push(until_stop("serving certificate", &stop, serving_renewal));
+        data_plane.metrics().register(metrics);
+        let (failed, failures) = mpsc::channel(1);
+        let mut running = RunningComponents::new(stop, failed);
+        let waits: Vec<_> = components.into_iter().filter_map(|component| running.start(component)).collect();
+        for wait in waits {
+            progress.doing(wait.what);
+            wait.ready.await?;
+        }
+        ready.cancel();
+        let server = node.server.clone();
+        Ok(Self { server, env: env.clone(), failures, components: running, shutdown, _lock: lock })
+    }
+
+    /// Waits for a component that ended before the stop.
+    pub(crate) async fn failed(&mut self) -> anyhow::Error {
+        match self.failures.recv().await {
+            Some(error) => error,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Drains and stops everything: pods terminate first, within their grace period.
+    pub(crate) async fn stop(mut self) {
+        self.shutdown.run(&self.env).await;
+        if !self.components.drain(&self.env, DRAIN).await {
+            tracing::warn!("components did not end in time and are aborted");
+        }
+        self.components.abort().await;
+    }
+}
+
+impl Parts<'_> {
+    fn taints(&self) -> Vec<(String, String, String)> {
+        let foreign = !self.is_coracle;
+        foreign.then(|| (FOREIGN_TAINT.to_owned(), String::new(), "NoSchedule".to_owned())).into_iter().collect()
+    }
+
+    /// The pods' and the data plane's components.
+    fn components(
+        &self,
+        cluster: &NodeConfiguration,
+        shutdown: Shutdown,
+        ready: CancellationToken,
+    ) -> anyhow::Result<(Vec<Component>, DataPlane)> {
+        let pods = PodNetwork::default();
+        let data_plane = DataPlane::new(self.env.clone(), self.plane(cluster), pods.clone())?;
+        let engine = nodes::engine(self.env, self.data, self.config.nodes.guests)?;
+        let blobs = nodes::blob_store(self.data)?;
+        let images =
+            nodes::images(self.env, &self.config.nodes, &engine, (&blobs, access(&cluster.registries, self.node)))?;
+        let client = &self.node.client;
+        let agent = Agent {
+            name: self.config.name.clone(),
+            client: client.clone(),
+            tls: self.serving.clone(),
+            internal_ip: self.config.address,
+            kubelet_port: self.config.kubelet_port,
+            shutdown,
+            external_provider: false,
+            taints: self.taints(),
+        };
+        let informer = Informer::new(client.clone(), self.env.clone(), &self.stop);
+        let host = NodeHost {
+            env: self.env.clone(),
+            data: self.data.clone(),
+            config: self.config.nodes.clone(),
+            engine: engine.clone(),
+            images: images.clone(),
+            pods,
+            data_plane: data_plane.clone(),
+            agents: vec![agent],
+            namespaces: client.clone(),
+            volumes: (informer, client.clone().into()),
+            stop: self.stop.clone(),
+            ready,
+        };
+        let threads = Some(engine.guest_runtime().clone());
+        let proxy = self.node.client_as(self.env, "kube-proxy")?;
+        let mut components = vec![plane::component(data_plane.clone(), proxy, self.stop.clone(), threads)];
+        components.push(self.follow_registries(images));
+        components.extend(host.components()?);
+        Ok((components, data_plane))
+    }
+
+    fn plane(&self, cluster: &NodeConfiguration) -> proxy::Config {
+        proxy::Config {
+            cluster_ca_pem: Some(self.node.ca_pem.clone()),
+            api_server: local_address(&self.node.server),
+            ..plane::config_of(cluster, self.config.name.clone(), self.config.nodes.bind)
+        }
+    }
+
+    /// Follows the cluster's list of registries and the node's certificate.
+    fn follow_registries(&self, images: Arc<Images>) -> Component {
+        let (env, mut node) = (self.env.clone(), self.node.clone());
+        let mut known = Vec::new();
+        until_stop("registries of the API servers", &self.stop, async move {
+            loop {
+                let renewed = node.certificate.has_changed().unwrap_or(false);
+                match node_configuration::read(&node.client).await {
+                    // New clients are only made for a change.
+                    Ok(Some(cluster)) if renewed || cluster.registries != known => {
+                        node.certificate.mark_unchanged();
+                        images.configure_built_in(access(&cluster.registries, &node));
+                        known = cluster.registries;
+                    }
+                    Ok(_) => {}
+                    Err(error) => tracing::debug!("{error:#}"),
+                }
+                env.sleep(REGISTRIES_INTERVAL).await;
+            }
+        })
+    }
+}
+
+/// How a node pulls from the API servers' registries: its certificate authenticates it.
+fn access(registries: &[String], node: &JoinedNode) -> Vec<RegistryAccess> {
+    let access = |address: &String| RegistryAccess {
+        address: address.clone(),
+        credentials: None,
+        ca_pem: serves_tls(address).then(|| node.ca_pem.clone().into_bytes()),
+        identity_pem: serves_tls(address).then(|| identity_pem(&node.certificate.borrow())),
+    };
+    registries.iter().map(access).collect()
+}
+
+fn identity_pem(identity: &TlsIdentity) -> Vec<u8> {
+    format!("{}\n{}", identity.cert_pem, identity.key_pem).into_bytes()
+}
+
+/// The address of an API server on this machine's loopback.
+fn local_address(server: &Uri) -> Option<SocketAddr> {
+    let ip: IpAddr = server.host()?.parse().ok()?;
+    ip.is_loopback().then(|| SocketAddr::new(ip, server.port_u16().unwrap_or(443)))
+}
