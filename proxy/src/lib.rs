@@ -2,8 +2,8 @@
 //! (one listener per ClusterIP and port, and per NodePort).
 //!
 //! [`table`], [`balance`] (the endpoint picker), [`resolve`] and [`unsupported`] are pure; `state` and `snapshot` hold
-//! their input. [`plane`], [`http`] (with the activator), `l4` and `listen` perform IO; [`watch`] feeds the table from
-//! the API.
+//! their input. [`plane`], [`http`] (with the activator), `l4`, `listen` and [`tunnel`] (to other nodes) perform IO;
+//! [`watch`] feeds the table from the API.
 //!
 //! Absent on purpose: kernel rules, routes, privileges, and any knowledge of how a pod runs.
 
@@ -29,6 +29,7 @@ mod snapshot;
 mod special;
 mod state;
 pub mod table;
+pub mod tunnel;
 pub mod unsupported;
 pub mod watch;
 

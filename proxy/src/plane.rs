@@ -7,8 +7,8 @@ use ::http::{Request, Response};
 use machinery_api::ObjectKey;
 use machinery_env::Env;
 use machinery_serve::net::{
-    Body, CallRejected, Caller, Dial, DialError, Origin, Peer, PodNetwork, Protocol, ResolvedName, Serve, ServicePort,
-    Stream, framing,
+    Body, CallRejected, Caller, DatagramPipe, Dial, DialError, Origin, Peer, PodNetwork, Protocol, ResolvedName, Serve,
+    ServicePort, Stream, framing,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -155,13 +155,16 @@ impl Dial for DataPlane {
             Resolved::Unknown => Err(DialError::NameNotFound(to.host.clone())),
             Resolved::Refused => Err(refused(named())),
             Resolved::Own => match state.own_listener(caller, to.port) {
-                Some((serve, at)) => Ok(state.pipe_to(serve, caller, at, None)),
+                Some((serve, at)) => Ok(pipe_to(serve, origin_of(caller, at, None))),
                 None => Err(refused(named())),
             },
             Resolved::Address(ip) => {
                 let at = SocketAddr::new(ip, to.port);
                 match state.network.find(ip, Protocol::Tcp, to.port) {
-                    Some(serve) => Ok(state.pipe_to(serve, caller, at, None)),
+                    Some(serve) => {
+                        let opened = open_stream(serve, origin_of(caller, at, None)).await;
+                        opened.map_err(|rejected| not_opened(&rejected, at))
+                    }
                     None if state.is_cluster(ip) => Err(refused(at)),
                     None if state.egress.is_forbidden(ip) => Err(DialError::Denied(named())),
                     None => state.egress.stream(caller, vec![at], &to.host).await,
@@ -172,18 +175,21 @@ impl Dial for DataPlane {
                 let addresses = ips.into_iter().map(|ip| SocketAddr::new(ip, to.port)).collect();
                 state.egress.stream(caller, addresses, &name).await
             }
-            Resolved::Route(route) => {
-                let found = |at: SocketAddr| state.network.find(at.ip(), Protocol::Tcp, at.port());
-                let usable = |endpoint: &Endpoint| {
-                    found(endpoint.address()).is_some() || state.may_dial(&route, endpoint.address())
-                };
-                let endpoint = pick_endpoint(state, &route, caller.ip, usable);
-                let at = endpoint.ok_or_else(|| DialError::NoEndpoint(named()))?.address();
-                match found(at) {
-                    Some(serve) => Ok(state.pipe_to(serve, caller, at, route.via.clone())),
-                    None => state.egress.stream(caller, vec![at], &to.host).await,
-                }
+            Resolved::Route(route) => state.stream_to_endpoint(caller, &route, to).await,
+        }
+    }
+
+    async fn datagrams(&self, caller: &Caller, to: &machinery_serve::net::Target) -> Result<DatagramPipe, DialError> {
+        let state = &self.state;
+        let named = || format!("{}:{}", to.host, to.port);
+        let Target::Ip(ip) = state.target(caller, &to.host).await? else { return Err(DialError::Denied(named())) };
+        match state.network.find(ip, Protocol::Udp, to.port) {
+            Some(serve) => {
+                let origin = origin_of(caller, SocketAddr::new(ip, to.port), None);
+                serve.datagrams(&origin).map_err(|rejected| not_opened(&rejected, named()))
             }
+            None if state.is_cluster(ip) => Err(refused(named())),
+            None => Err(DialError::Denied(named())),
         }
     }
 
@@ -216,7 +222,7 @@ impl ProxyState {
         at: SocketAddr,
         request: Request<Body>,
     ) -> Result<Response<Body>, DialError> {
-        let origin = Origin { peer: Peer::Pod(caller.clone()), local: at, via: None };
+        let origin = origin_of(caller, at, None);
         match hand_over(serve, &origin, request).await {
             Ok(response) => Ok(response),
             Err(CallRejected::Denied(policy)) => Err(DialError::Denied(format!("{at} (policy {policy})"))),
@@ -225,17 +231,62 @@ impl ProxyState {
         }
     }
 
-    /// Opens a pipe to a pod, which serves the other end like a socket.
-    fn pipe_to(&self, serve: Arc<dyn Serve>, caller: &Caller, at: SocketAddr, via: Option<Arc<ServicePort>>) -> Stream {
-        let (near, far) = Stream::pipe();
-        let origin = Origin { peer: Peer::Pod(caller.clone()), local: at, via };
-        let gone = CancellationToken::new();
-        let near = near.holding(gone.clone().drop_guard());
-        // A rejected pipe is dropped: the caller sees the connection close.
-        tokio::spawn(async move {
-            gone.run_until_cancelled(serve.stream(origin, far)).await.map(|done| done.map_err(drop))
-        });
-        near
+    /// Opens a stream to an endpoint of a route. An endpoint of another node that doesn't take it is skipped.
+    async fn stream_to_endpoint(
+        &self,
+        caller: &Caller,
+        route: &Arc<PortRoute>,
+        to: &machinery_serve::net::Target,
+    ) -> Result<Stream, DialError> {
+        let named = || format!("{}:{}", to.host, to.port);
+        let found = |at: SocketAddr| self.network.find(at.ip(), Protocol::Tcp, at.port());
+        let mut tried: Vec<SocketAddr> = Vec::new();
+        loop {
+            let usable = |endpoint: &Endpoint| {
+                let at = endpoint.address();
+                !tried.contains(&at) && (found(at).is_some() || self.may_dial(route, at))
+            };
+            let endpoint = pick_endpoint(self, route, caller.ip, usable);
+            let at = endpoint.ok_or_else(|| DialError::NoEndpoint(named()))?.address();
+            let Some(serve) = found(at) else { return self.egress.stream(caller, vec![at], &to.host).await };
+            match open_stream(serve, origin_of(caller, at, route.via.clone())).await {
+                Ok(stream) => return Ok(stream),
+                Err(CallRejected::Gone(_) | CallRejected::Busy(_)) => tried.push(at),
+                Err(rejected) => return Err(not_opened(&rejected, at)),
+            }
+        }
+    }
+}
+
+fn origin_of(caller: &Caller, at: SocketAddr, via: Option<Arc<ServicePort>>) -> Origin {
+    Origin { peer: Peer::Pod(caller.clone()), local: at, via }
+}
+
+/// Opens a stream to a pod: over the tunnel to another node, else through a pipe.
+async fn open_stream(serve: Arc<dyn Serve>, origin: Origin) -> Result<Stream, CallRejected<()>> {
+    match serve.connect(&origin).await {
+        Some(opened) => opened,
+        None => Ok(pipe_to(serve, origin)),
+    }
+}
+
+/// Opens a pipe to a pod of this process, which serves the other end like a socket.
+fn pipe_to(serve: Arc<dyn Serve>, origin: Origin) -> Stream {
+    let (near, far) = Stream::pipe();
+    let gone = CancellationToken::new();
+    let near = near.holding(gone.clone().drop_guard());
+    // A rejected pipe is dropped: the caller sees the connection close.
+    tokio::spawn(
+        async move { gone.run_until_cancelled(serve.stream(origin, far)).await.map(|done| done.map_err(drop)) },
+    );
+    near
+}
+
+/// The error of a stream or of datagrams that no pod took.
+fn not_opened(rejected: &CallRejected<()>, address: impl ToString) -> DialError {
+    match rejected {
+        CallRejected::Denied(policy) => DialError::Denied(format!("{} (policy {policy})", address.to_string())),
+        CallRejected::Gone(_) | CallRejected::Busy(_) | CallRejected::Closed => refused(address),
     }
 }
 

@@ -154,7 +154,7 @@ impl<F: FnOnce()> TableFeed<F> {
     }
 }
 
-fn warn_of_interruption(kind: &str, event: &ReflectorEvent) {
+pub(crate) fn warn_of_interruption(kind: &str, event: &ReflectorEvent) {
     if let ReflectorEvent::Interrupted(why) = event {
         tracing::warn!(kind, why, "watch interrupted; restarting it");
     }
@@ -162,14 +162,14 @@ fn warn_of_interruption(kind: &str, event: &ReflectorEvent) {
 
 /// The present keys of a kind, to derive deletions from a new complete state.
 #[derive(Default)]
-struct KnownKeys {
+pub(crate) struct KnownKeys {
     keys: BTreeSet<ObjectKey>,
     complete: bool,
 }
 
 impl KnownKeys {
     /// Splits an event into changes of single objects, deletions last.
-    fn changes<K: Typed>(&mut self, event: ReflectorEvent) -> Vec<(ObjectKey, Option<K>)> {
+    pub(crate) fn changes<K: Typed>(&mut self, event: ReflectorEvent) -> Vec<(ObjectKey, Option<K>)> {
         let present = |object: Arc<dyn Object>| {
             let key = key_of(object.metadata());
             typed::<K>(&*object).map(|object| (key, Some(object.clone())))

@@ -26,6 +26,8 @@ pub const IMPORTS_OF_IMAGE: &str = "dev.coracle.imports";
 pub const ANNOTATIONS_DOMAIN: &str = ".coracle.dev";
 /// Node label: the host's real operating system.
 pub const HOST_OS: &str = "coracle.dev/host-os";
+/// Node annotation: the address of the node's tunnel, `IP:PORT`.
+pub const TUNNEL_ADDRESS: &str = "coracle.dev/tunnel";
 /// Node label: the node's runtime.
 pub const RUNTIME: &str = "node.coracle.dev/runtime";
 /// Response header with the reason of a response that the node, not the guest, made.

@@ -203,6 +203,15 @@ pub trait Serve: Send + Sync + 'static {
         Ok(())
     }
 
+    /// Opens a stream to a server of another process, whose transport is the stream: its end and its reset are the
+    /// callee's. `None` for a server of this process, which [takes](Serve::stream) one end of a pipe.
+    ///
+    /// # Errors
+    /// If the stream was rejected: nothing was sent.
+    async fn connect(&self, _: &Origin) -> Option<Result<Stream, CallRejected<()>>> {
+        None
+    }
+
     /// Serves one caller's datagrams.
     ///
     /// # Errors

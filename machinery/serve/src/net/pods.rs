@@ -138,8 +138,14 @@ impl PodNetwork {
     /// The server on a pod's address for other callers: of this process, else of another.
     #[must_use]
     pub fn find(&self, ip: IpAddr, protocol: Protocol, port: u16) -> Option<Arc<dyn Serve>> {
-        self.local((ip, protocol, port), Scope::Pod)
+        self.find_local(ip, protocol, port)
             .or_else(|| self.inner.remote.get().and_then(|remote| remote.find(ip, protocol, port)))
+    }
+
+    /// The server on the address of a pod of this process, for other callers.
+    #[must_use]
+    pub fn find_local(&self, ip: IpAddr, protocol: Protocol, port: u16) -> Option<Arc<dyn Serve>> {
+        self.local((ip, protocol, port), Scope::Pod)
     }
 
     /// The server on a pod's loopback for the pod itself.
