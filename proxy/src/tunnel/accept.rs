@@ -31,7 +31,8 @@ use super::metrics::Direction;
 use super::receive::Receiver;
 use super::transmit::transmit;
 use super::{
-    ALPN, CONNECTION_WINDOW_BYTES, DRAIN_MAX, HEAD_BYTES_MAX, STREAM_WINDOW_BYTES, STREAMS_MAX, Tunnel, datagrams,
+    ALPN, CONNECTION_WINDOW_BYTES, DRAIN_MAX, FRAME_OVERHEAD_MAX, HEAD_BYTES_MAX, STREAM_WINDOW_BYTES, STREAMS_MAX,
+    Tunnel, datagrams,
 };
 
 /// Timeout of the handshakes of TLS and HTTP/2 together.
@@ -53,7 +54,7 @@ pub(super) struct PeerConnections(Mutex<HashMap<PeerKey, usize>>);
 type PeerKey = Option<Arc<str>>;
 
 impl PeerConnections {
-    fn enter(self: &Arc<Self>, user: &PeerUser) -> Option<PeerSlot> {
+    pub(super) fn enter(self: &Arc<Self>, user: &PeerUser) -> Option<PeerSlot> {
         let (key, max) = match user {
             PeerUser::Node(node) => (Some(node.clone()), NODE_CONNECTIONS_MAX),
             PeerUser::ApiServer => (None, API_CONNECTIONS_MAX),
@@ -69,7 +70,7 @@ impl PeerConnections {
     }
 }
 
-struct PeerSlot {
+pub(super) struct PeerSlot {
     connections: Arc<PeerConnections>,
     key: PeerKey,
 }
@@ -152,6 +153,7 @@ async fn handshake(
         .max_concurrent_streams(STREAMS_MAX)
         .max_pending_accept_reset_streams(STREAMS_MAX as usize)
         .max_send_buffer_size(STREAM_WINDOW_BYTES as usize)
+        .data_frame_budget(FRAME_OVERHEAD_MAX)
         .max_header_list_size(HEAD_BYTES_MAX);
     Ok((builder.handshake(stream).await?, identity))
 }

@@ -6,13 +6,13 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Buf as _, Bytes};
-use h2::{Reason, SendStream};
+use h2::SendStream;
 use machinery_env::Env;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::STREAM_WINDOW_BYTES;
 use super::peer::Lease;
 use super::receive::Receiver;
+use super::send::Sender;
 
 /// Time for the peer to take the last bytes of a stream that was closed on this side.
 const LINGER: Duration = Duration::from_secs(10);
@@ -24,28 +24,19 @@ pub(super) struct TunnelIo {
     /// `None` only during the drop.
     receiver: Option<Receiver>,
     unread: Bytes,
-    sender: SendStream<Bytes>,
-    ended: bool,
+    sender: Sender,
     /// On the dialling side: the place on its connection, and the clock.
     lease: Option<(Lease, Env)>,
 }
 
 impl TunnelIo {
     pub(super) fn new(receiver: Receiver, sender: SendStream<Bytes>, lease: Option<(Lease, Env)>) -> Self {
-        Self { receiver: Some(receiver), unread: Bytes::new(), sender, ended: false, lease }
+        Self { receiver: Some(receiver), unread: Bytes::new(), sender: Sender::start(sender), lease }
     }
 
     /// Resets the stream: the peer sees an error.
     pub(super) fn abort(&mut self) {
-        self.ended = true;
-        self.sender.send_reset(Reason::INTERNAL_ERROR);
-    }
-
-    fn end(&mut self) {
-        if !std::mem::replace(&mut self.ended, true) {
-            // On failure the stream has ended already.
-            let _ = self.sender.send_data(Bytes::new(), true);
-        }
+        self.sender.abort();
     }
 }
 
@@ -73,43 +64,24 @@ impl AsyncRead for TunnelIo {
 }
 
 impl AsyncWrite for TunnelIo {
-    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let this = &mut *self;
-        if this.ended {
-            return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
-        }
-        if bytes.is_empty() {
-            return Poll::Ready(Ok(0));
-        }
-        this.sender.reserve_capacity(bytes.len().min(STREAM_WINDOW_BYTES as usize));
-        while this.sender.capacity() == 0 {
-            match ready!(this.sender.poll_capacity(context)) {
-                Some(Ok(_)) => {}
-                Some(Err(error)) => return Poll::Ready(Err(reset(error))),
-                None => return Poll::Ready(Err(reset("the peer closed the stream"))),
-            }
-        }
-        let taken = this.sender.capacity().min(bytes.len());
-        match this.sender.send_data(Bytes::copy_from_slice(&bytes[..taken]), false) {
-            Ok(()) => Poll::Ready(Ok(taken)),
-            Err(error) => Poll::Ready(Err(reset(error))),
-        }
+    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.sender.poll_write(context, bytes)
     }
 
-    /// The connection's task writes.
+    /// The sending task waits for nothing but the peer.
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(Ok(()))
     }
 
-    fn poll_shutdown(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.end();
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.sender.end();
         Poll::Ready(Ok(()))
     }
 }
 
 impl Drop for TunnelIo {
     fn drop(&mut self) {
-        self.end();
+        self.sender.end();
         let (Some(receiver), Some((lease, env))) = (self.receiver.take(), self.lease.take()) else { return };
         if receiver.has_ended() {
             return;

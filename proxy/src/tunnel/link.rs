@@ -23,7 +23,9 @@ use tokio_util::sync::CancellationToken;
 use super::heard::{Heard, LastHeard, PING_INTERVAL};
 use super::identity::PeerIdentity;
 use super::metrics::{ConnectionGuard, Direction, TunnelMetrics};
-use super::{ALPN, CONNECTION_WINDOW_BYTES, DRAIN_MAX, HEAD_BYTES_MAX, STREAM_WINDOW_BYTES, STREAMS_MAX};
+use super::{
+    ALPN, CONNECTION_WINDOW_BYTES, DRAIN_MAX, FRAME_OVERHEAD_MAX, HEAD_BYTES_MAX, STREAM_WINDOW_BYTES, STREAMS_MAX,
+};
 
 /// Timeout of a connection with its handshakes, below the time that a call waits for it.
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(2_500);
@@ -185,6 +187,7 @@ fn builder() -> h2::client::Builder {
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .initial_max_send_streams(STREAMS_MAX as usize)
         .max_send_buffer_size(STREAM_WINDOW_BYTES as usize)
+        .data_frame_budget(FRAME_OVERHEAD_MAX)
         .max_header_list_size(HEAD_BYTES_MAX)
         .enable_push(false);
     builder

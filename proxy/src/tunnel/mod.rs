@@ -21,6 +21,7 @@ mod pieces;
 mod receive;
 mod record;
 mod remote;
+mod send;
 #[cfg(test)]
 mod tests;
 mod transmit;
@@ -55,6 +56,10 @@ const STREAM_WINDOW_BYTES: u32 = 128 << 10;
 const STREAMS_MAX: u32 = 128;
 /// Unread bytes of a connection: all streams' windows, so that slow readers never stop the others (16 MiB).
 const CONNECTION_WINDOW_BYTES: u32 = STREAM_WINDOW_BYTES * STREAMS_MAX;
+/// Overhead of small frames that h2 has received and no task has taken yet (256 bytes a frame): some 130,000 frames. A
+/// peer that exceeds it loses its connection. Senders join small pieces, and `receive` takes frames as they come, so that
+/// only a hostile peer gets there.
+const FRAME_OVERHEAD_MAX: usize = 32 << 20;
 /// Size of a head's fields, above what listeners of the pod network accept (64 KiB without HTTP/2's surcharge per field).
 const HEAD_BYTES_MAX: u32 = 128 << 10;
 /// Time for running calls after a stop, or after the expiry of a certificate.
