@@ -71,6 +71,10 @@ impl DataDir {
         self.0.join("registry-address")
     }
 
+    pub(crate) fn dns_address(&self) -> PathBuf {
+        self.0.join("dns-address")
+    }
+
     pub(crate) fn registry_password(&self) -> PathBuf {
         self.0.join("registry-password")
     }

@@ -197,6 +197,16 @@ impl Egress {
         Ok(Stream::Tcp(stream).holding(permit))
     }
 
+    /// The host's name servers.
+    pub(crate) fn names(&self) -> &ExternalResolver {
+        &self.names
+    }
+
+    #[cfg(test)]
+    pub(crate) fn set_names(&mut self, names: ExternalResolver) {
+        self.names = names;
+    }
+
     /// The host's first name server.
     pub(crate) fn name_server(&self) -> Option<IpAddr> {
         self.names.first_server()

@@ -9,6 +9,9 @@
 
 mod activation;
 pub mod balance;
+mod cluster_name;
+pub mod dns;
+mod dns_metrics;
 pub mod egress;
 pub mod endpoint;
 mod events;
@@ -24,6 +27,7 @@ mod names;
 pub mod plane;
 mod pod_limit;
 mod pool;
+pub mod published;
 pub mod resolve;
 mod snapshot;
 mod special;

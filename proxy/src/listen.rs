@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use crate::http::{health, server};
 use crate::l4;
 use crate::lifetime::ConnectionLifetime;
+use crate::names::DNS_PORT;
 use crate::state::ProxyState;
 use crate::table::{Change, Listen, PortRoute};
 
@@ -54,6 +55,8 @@ impl Listeners {
             }
         }
         let wanted = change.set.into_iter().filter(|(listen, _)| match listen {
+            // Cluster DNS itself serves its address, also where a Service has it.
+            Listen::Cluster(ip, DNS_PORT) if self.state.config.cluster_dns == Some(*ip) => false,
             Listen::Cluster(..) => self.state.config.cluster_ip_listeners,
             // The table contains addresses of the pool only.
             Listen::Node(_) | Listen::Balancer(..) | Listen::Health(_) => true,

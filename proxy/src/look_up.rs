@@ -3,13 +3,12 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use machinery_api::ObjectKey;
-use machinery_api::names::CLUSTER_DOMAIN;
 use machinery_serve::net::{Caller, DialError, NamePolicy, ResolvedName};
 
+use crate::cluster_name::in_cluster;
 use crate::plane::plain_name;
 use crate::resolve::Target;
 use crate::state::ProxyState;
-use crate::table::ServiceRoutes;
 
 impl ProxyState {
     /// The addresses of a name for a caller, or the name of an address.
@@ -24,7 +23,7 @@ impl ProxyState {
             return found.ok_or_else(unknown);
         }
         let addresses = |key: &ObjectKey, host: Option<&str>| {
-            self.routes.of(key).map_or_else(Vec::new, |routes| routes.addresses(host))
+            self.routes.of(key).map_or_else(Vec::new, |routes| routes.published.addresses(host))
         };
         let found = match self.target(caller, name).await? {
             Target::Own => ResolvedName { name: plain_name(name), addresses: vec![Ipv4Addr::LOCALHOST.into()] },
@@ -59,27 +58,6 @@ impl ProxyState {
             NamePolicy::Host => false,
             NamePolicy::Own => caller.names.servers.first().is_some_and(|server| self.is_cluster(*server)),
         };
-        let routes = self.routes.at(ip).filter(|routes| uses_cluster_dns && routes.cluster_ip == Some(ip))?;
-        let via = routes.ports.values().find_map(|route| route.via.clone())?;
-        Some(in_cluster(None, &via.service))
-    }
-}
-
-/// The cluster DNS name of a Service, or of an endpoint of it.
-fn in_cluster(host: Option<&str>, key: &ObjectKey) -> String {
-    let host = host.map_or_else(String::new, |host| format!("{host}."));
-    format!("{host}{}.{}.svc.{CLUSTER_DOMAIN}", key.name, key.namespace)
-}
-
-impl ServiceRoutes {
-    /// The addresses of the Service's name, or of one of its endpoints' names.
-    fn addresses(&self, host: Option<&str>) -> Vec<IpAddr> {
-        if let (None, Some(ip)) = (host, self.cluster_ip) {
-            return vec![ip];
-        }
-        let endpoints = self.ports.values().flat_map(|route| route.usable());
-        let wanted = endpoints.filter(|endpoint| host.is_none_or(|host| endpoint.hostname == host));
-        let unique: std::collections::BTreeSet<IpAddr> = wanted.map(|endpoint| endpoint.ip).collect();
-        unique.into_iter().collect()
+        if uses_cluster_dns { self.routes.names_of(ip).into_iter().next() } else { None }
     }
 }

@@ -1,7 +1,10 @@
-//! Counters of the data plane: parsed requests, requests of guests, socket hops, requests without an endpoint.
+//! Counters of the data plane: parsed requests, requests of guests, socket hops, requests without an endpoint;
+//! and those of DNS.
 
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::registry::Registry;
+
+use crate::dns_metrics::DnsMetrics;
 
 /// Counters of one data plane.
 #[derive(Debug, Clone, Default)]
@@ -14,6 +17,8 @@ pub struct Metrics {
     pub socket_hops: Counter,
     /// Requests that found no endpoint.
     pub no_endpoint: Counter,
+    /// Of the DNS server.
+    pub(crate) dns: DnsMetrics,
 }
 
 impl Metrics {
@@ -39,5 +44,6 @@ impl Metrics {
             "Requests and connections that found no endpoint",
             self.no_endpoint.clone(),
         );
+        self.dns.register(registry);
     }
 }

@@ -31,7 +31,12 @@ const SETTINGS_INTERVAL: Duration = Duration::from_secs(5);
 const ANSWERS_MAX: u64 = 2_048;
 /// Maximum cached resolvers with pod settings: pods of one Deployment share one.
 const RESOLVERS_MAX: usize = 256;
-const DNS_PORT: u16 = 53;
+/// The standard port of name servers.
+pub(crate) const DNS_PORT: u16 = 53;
+/// Maximum concurrent queries of the DNS server, each with its own socket: bounds file handles.
+pub(crate) const FORWARDS_MAX: usize = 256;
+/// Timeout of one name server for the DNS server's queries (CoreDNS' read timeout): leaves time for a second one.
+const FORWARD_ATTEMPT_TIMEOUT: Duration = Duration::from_secs(2);
 /// Files whose modification time triggers a reload.
 const SETTINGS: [&str; 2] = ["/etc/resolv.conf", "/etc/hosts"];
 
@@ -50,6 +55,8 @@ struct Resolvers {
     /// Settings of the host.
     host: Settings,
     resolver: Option<TokioResolver>,
+    /// The resolver of the DNS server, made at its first use.
+    forwarder: Option<TokioResolver>,
     /// Resolvers of pods whose spec has DNS settings.
     of_pods: HashMap<PodResolverConfig, TokioResolver>,
     changed: [Option<SystemTime>; 2],
@@ -63,7 +70,8 @@ impl ExternalResolver {
     pub(crate) fn of_host(env: Env) -> Self {
         let host = host_settings();
         let resolvers = Resolvers {
-            resolver: resolver(host.clone()),
+            resolver: resolver(host.clone(), ANSWERS_MAX),
+            forwarder: None,
             host,
             of_pods: HashMap::new(),
             changed: modification_times(),
@@ -112,20 +120,26 @@ impl ExternalResolver {
         if addresses.is_empty() { Err(unknown()) } else { Ok(addresses) }
     }
 
+    /// The resolver of the DNS server: without a cache and a search path, and without name servers that are the DNS
+    /// server itself (`is_own`), as a query would come back for ever. `None` without any other.
+    pub(crate) fn forwarder(&self, is_own: impl Fn(IpAddr) -> bool) -> Option<TokioResolver> {
+        let mut resolvers = self.resolvers.lock().unwrap_or_else(PoisonError::into_inner);
+        resolvers.reload_if_changed(&self.env);
+        if resolvers.forwarder.is_none() {
+            let (config, mut options) = resolvers.host.clone();
+            let (_, _, mut servers) = config.into_parts();
+            servers.retain(|server| !is_own(server.ip));
+            options.timeout = options.timeout.min(FORWARD_ATTEMPT_TIMEOUT);
+            options.max_active_requests = FORWARDS_MAX;
+            resolvers.forwarder = resolver((ResolverConfig::from_parts(None, Vec::new(), servers), options), 0);
+        }
+        resolvers.forwarder.clone()
+    }
+
     /// The resolver for a pod's DNS settings.
     fn resolver(&self, names: &PodNames) -> Option<TokioResolver> {
         let mut resolvers = self.resolvers.lock().unwrap_or_else(PoisonError::into_inner);
-        let now = self.env.elapsed();
-        if !resolvers.fixed && now.saturating_sub(resolvers.checked) >= SETTINGS_INTERVAL {
-            resolvers.checked = now;
-            let changed = modification_times();
-            if changed != resolvers.changed {
-                resolvers.changed = changed;
-                resolvers.host = host_settings();
-                resolvers.resolver = resolver(resolvers.host.clone());
-                resolvers.of_pods.clear();
-            }
-        }
+        resolvers.reload_if_changed(&self.env);
         let config = PodResolverConfig::of(names);
         if config == PodResolverConfig::default() {
             return resolvers.resolver.clone();
@@ -139,6 +153,25 @@ impl ExternalResolver {
         }
         resolvers.of_pods.insert(config, made.clone());
         Some(made)
+    }
+}
+
+impl Resolvers {
+    /// Reads the host's settings again if they have changed.
+    fn reload_if_changed(&mut self, env: &Env) {
+        let now = env.elapsed();
+        if self.fixed || now.saturating_sub(self.checked) < SETTINGS_INTERVAL {
+            return;
+        }
+        self.checked = now;
+        let changed = modification_times();
+        if changed != self.changed {
+            self.changed = changed;
+            self.host = host_settings();
+            self.resolver = resolver(self.host.clone(), ANSWERS_MAX);
+            self.forwarder = None;
+            self.of_pods.clear();
+        }
     }
 }
 
@@ -190,7 +223,7 @@ impl PodResolverConfig {
         }
         options.timeout = self.timeout.unwrap_or(options.timeout);
         options.attempts = self.attempts.unwrap_or(options.attempts);
-        resolver((ResolverConfig::from_parts(domain, search, servers), options))
+        resolver((ResolverConfig::from_parts(domain, search, servers), options), ANSWERS_MAX)
     }
 }
 
@@ -206,8 +239,8 @@ fn host_settings() -> Settings {
     })
 }
 
-fn resolver((config, mut options): Settings) -> Option<TokioResolver> {
-    options.cache_size = ANSWERS_MAX;
+fn resolver((config, mut options): Settings, cached_max: u64) -> Option<TokioResolver> {
+    options.cache_size = cached_max;
     let mut builder = TokioResolver::builder_with_config(config, TokioRuntimeProvider::default());
     *builder.options_mut() = options;
     builder.build().inspect_err(|error| tracing::warn!(%error, "cannot create a resolver for external names")).ok()
@@ -233,7 +266,7 @@ pub(crate) mod tests {
     use super::*;
     use tokio::net::UdpSocket;
 
-    /// A name server that answers `good…` with 192.0.2.1 and nothing else.
+    /// A name server that answers `good…` with 192.0.2.1 (`goodbad…` with 127.64.0.20) and nothing else.
     pub(crate) async fn tarpit() -> ExternalResolver {
         let mut server = NameServerConfig::udp("127.0.0.1".parse().unwrap());
         let (_, port) = served().await;
@@ -242,12 +275,20 @@ pub(crate) mod tests {
         options.use_hosts_file = ResolveHosts::Never;
         options.edns0 = false;
         let host = (ResolverConfig::from_parts(None, Vec::new(), vec![server]), options);
-        let resolver = resolver(host.clone());
+        let resolver = resolver(host.clone(), ANSWERS_MAX);
         let env = Env::real();
         let checked = env.elapsed();
         ExternalResolver::new(
             env,
-            Resolvers { host, resolver, of_pods: HashMap::new(), changed: [None; 2], checked, fixed: true },
+            Resolvers {
+                host,
+                resolver,
+                forwarder: None,
+                of_pods: HashMap::new(),
+                changed: [None; 2],
+                checked,
+                fixed: true,
+            },
         )
     }
 
@@ -273,11 +314,13 @@ pub(crate) mod tests {
         }
         let end = 12 + query[12..].iter().position(|byte| *byte == 0)? + 5;
         let is_a = query[end - 4..end - 2] == [0, 1];
+        let ip = if query.get(17..20)?.eq_ignore_ascii_case(b"bad") { [127, 64, 0, 20] } else { [192, 0, 2, 1] };
         let mut answer = query[..2].to_vec();
         answer.extend([0x81, 0x80, 0, 1, 0, u8::from(is_a), 0, 0, 0, 0]);
         answer.extend(&query[12..end]);
         if is_a {
-            answer.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4, 192, 0, 2, 1]);
+            answer.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4]);
+            answer.extend(ip);
         }
         Some(answer)
     }

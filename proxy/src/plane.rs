@@ -349,6 +349,11 @@ pub(crate) mod tests {
     }
 
     impl PlaneWithTable {
+        /// Replaces the host's name servers.
+        pub(crate) fn set_names(&mut self, names: crate::names::ExternalResolver) {
+            Arc::get_mut(&mut self.plane.state).unwrap().egress.set_names(names);
+        }
+
         pub(crate) fn service(&self, key: &ObjectKey, service: Option<serde_json::Value>) {
             let service = service.map(|service| serde_json::from_value(service).unwrap());
             let change = self.table.lock().unwrap().service(key, service);
@@ -379,7 +384,12 @@ pub(crate) mod tests {
         PlaneWithTable { plane, table: Mutex::default() }
     }
 
-    fn add_service(plane: &PlaneWithTable, name: &str, spec: serde_json::Value, address: &str) -> Vec<Change> {
+    pub(crate) fn add_service(
+        plane: &PlaneWithTable,
+        name: &str,
+        spec: serde_json::Value,
+        address: &str,
+    ) -> Vec<Change> {
         let key = ObjectKey::new("shop", name);
         plane.service(&key, Some(json!({"metadata": {"name": name, "namespace": "shop"}, "spec": spec})));
         let slice = json!({"metadata": {"name": name, "namespace": "shop", "labels": {"kubernetes.io/service-name": name}},
@@ -542,6 +552,7 @@ pub(crate) mod tests {
             ("localhost", "localhost", "127.0.0.1"),
             ("alias", "alias", "192.0.2.7"),
             ("127.64.0.10", "catalog.shop.svc.cluster.local", ""),
+            ("127.66.0.3", "127-66-0-3.crew.shop.svc.cluster.local", ""),
         ] {
             let mut caller = caller();
             Arc::make_mut(&mut caller.names).hosts = [("alias".into(), "192.0.2.7".parse().unwrap())].into();
@@ -554,7 +565,7 @@ pub(crate) mod tests {
         Arc::make_mut(&mut dns_only.names).dns_only = true;
         let answer = Dial::resolve(&*plane, &dns_only, "catalog").await.unwrap();
         assert_eq!(answer.name, "catalog.shop.svc.cluster.local", "the hosts file is not read");
-        for unknown in ["nope.shop.svc.cluster.local", "192.0.2.7", "127.66.0.3"] {
+        for unknown in ["nope.shop.svc.cluster.local", "192.0.2.7", "127.66.0.2"] {
             let answer = Dial::resolve(&*plane, &caller(), unknown).await;
             assert!(matches!(answer, Err(DialError::NameNotFound(_))), "{unknown}: {answer:?}");
         }

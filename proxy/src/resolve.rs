@@ -1,11 +1,13 @@
 //! Resolves a host name or address as a pod sees it: cluster DNS as data (kubernetes/dns specification 1.1.0) with the
 //! pod's search path. Pure.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
 use machinery_api::ObjectKey;
 use machinery_api::names::CLUSTER_DOMAIN;
 use machinery_serve::net::{NamePolicy, PodNames};
+
+use crate::cluster_name::ClusterName;
 
 /// Destination of a call.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -118,19 +120,10 @@ fn in_cluster(candidate: &str, exists: &impl Fn(&ObjectKey, Option<&str>) -> boo
     let Some(inside) = name.strip_suffix(CLUSTER_DOMAIN).and_then(|rest| rest.strip_suffix('.')) else {
         return if name == CLUSTER_DOMAIN { Target::Unknown } else { Target::Outside(candidate.to_owned()) };
     };
-    let labels: Vec<&str> = inside.split('.').collect();
-    match labels.as_slice() {
-        [service, namespace, "svc"] => {
-            let key = ObjectKey::new(*namespace, *service);
-            if exists(&key, None) { Target::Service(key) } else { Target::Unknown }
-        }
-        [host, service, namespace, "svc"] => {
-            let key = ObjectKey::new(*namespace, *service);
-            if exists(&key, Some(host)) { Target::Endpoint(key, (*host).to_owned()) } else { Target::Unknown }
-        }
-        [dashed, _namespace, "pod"] => {
-            dashed.replace('-', ".").parse::<Ipv4Addr>().map_or(Target::Unknown, |ip| Target::Ip(ip.into()))
-        }
+    match ClusterName::parse(inside) {
+        ClusterName::Service(key) if exists(&key, None) => Target::Service(key),
+        ClusterName::Endpoint(key, host) if exists(&key, Some(host)) => Target::Endpoint(key, host.to_owned()),
+        ClusterName::Pod(ip) => Target::Ip(ip),
         _ => Target::Unknown,
     }
 }

@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use ipnet::IpNet;
 use machinery_env::Env;
@@ -58,6 +59,8 @@ pub(crate) struct ProxyState {
     pub(crate) connections: Arc<Semaphore>,
     /// Queued requests to Services whose workloads are scaled to zero.
     pub(crate) activation: ActivationQueues,
+    /// Whether the routes are complete: set once, after the first state of the API.
+    synced: AtomicBool,
 }
 
 impl ProxyState {
@@ -74,7 +77,18 @@ impl ProxyState {
             egress,
             connections: Arc::new(Semaphore::new(connections)),
             activation: ActivationQueues::default(),
+            synced: AtomicBool::new(false),
         })
+    }
+
+    /// Marks the routes as complete.
+    pub(crate) fn set_synced(&self) {
+        self.synced.store(true, Ordering::Release);
+    }
+
+    /// Whether the routes are complete.
+    pub(crate) fn is_synced(&self) -> bool {
+        self.synced.load(Ordering::Acquire)
     }
 
     /// Installs a change of the table and wakes the requests queued for its Service.

@@ -18,6 +18,9 @@ use machinery_serve::net::{Protocol, ServicePort};
 use crate::balance::Affinity;
 pub use crate::endpoint::Endpoint;
 use crate::in_flight::InFlightCount;
+use crate::published::{Published, Readiness, dashed, readiness};
+pub use crate::table::reverse::EndpointName;
+use crate::table::reverse::ReverseNames;
 
 /// Affinity timeout of a Service port without `sessionAffinityConfig` (Kubernetes' default: three hours).
 const AFFINITY_TIMEOUT: Duration = Duration::from_secs(10_800);
@@ -89,6 +92,8 @@ impl PortRoute {
 /// A Service's routes.
 #[derive(Debug, Default, Clone)]
 pub struct ServiceRoutes {
+    /// The Service.
+    pub key: Option<ObjectKey>,
     /// The ClusterIP; `None` for headless Services.
     pub cluster_ip: Option<IpAddr>,
     /// Its load balancer addresses of the pool.
@@ -101,8 +106,8 @@ pub struct ServiceRoutes {
     pub health: Option<(u16, Arc<PortRoute>)>,
     /// Whether names lead straight to endpoints.
     pub headless: bool,
-    /// The endpoints' names below the Service's.
-    pub hostnames: BTreeSet<String>,
+    /// What cluster DNS publishes of it.
+    pub published: Published,
 }
 
 impl ServiceRoutes {
@@ -177,6 +182,10 @@ pub struct Change {
     pub begun: Vec<IpAddr>,
     /// Addresses that stopped being endpoints of any Service.
     pub ceased: Vec<IpAddr>,
+    /// The new names of endpoints' addresses; `None` for an address without one.
+    pub reverse: Vec<(IpAddr, Option<Arc<[EndpointName]>>)>,
+    /// The Service's namespace, if it got its first Service (true) or lost its last one (false).
+    pub namespace: Option<(Arc<str>, bool)>,
 }
 
 /// Services, slices and the routes derived from them.
@@ -198,6 +207,10 @@ pub struct Table {
     listeners: Claims<Listen>,
     /// Number of Services that send to an address: the union of ready endpoints.
     ready_ips: BTreeMap<IpAddr, usize>,
+    /// Names of endpoints' addresses.
+    reverse: ReverseNames,
+    /// Number of Services by namespace.
+    namespaces: BTreeMap<Arc<str>, usize>,
     in_flight: HashMap<(IpAddr, u16), InFlightCount>,
 }
 
@@ -263,7 +276,9 @@ impl Table {
     }
 
     fn recompute(&mut self, key: &ObjectKey) -> Change {
-        let before = self.routes.remove(key).unwrap_or_default();
+        let removed = self.routes.remove(key);
+        let existed = removed.is_some();
+        let before = removed.unwrap_or_default();
         let after = match self.services.get(key) {
             Some(service) => {
                 let mut routes = routes(key, service, self.slices.get(key), &before, &mut self.in_flight);
@@ -277,6 +292,7 @@ impl Table {
         };
         let mut change = Change { service: Some(key.clone()), ..Change::default() };
         self.count_ready(&before, &after, &mut change);
+        change.reverse = self.reverse.update(key, &before.published, &after.published);
         let (had, has) = (before.ips(), after.ips());
         had.difference(&has).for_each(|ip| self.by_ip.release(ip, key));
         has.difference(&had).for_each(|ip| self.by_ip.claim(*ip, key));
@@ -285,6 +301,7 @@ impl Table {
             self.routes.insert(key.clone(), after.clone());
             change.routes = Some(after.clone());
         }
+        change.namespace = self.count_service(&key.namespace, existed, change.routes.is_some());
         change.cluster_ips = had.union(&has).map(|ip| (*ip, self.by_ip(*ip).cloned())).collect();
         for listen in new.keys().filter(|listen| !old.contains_key(listen)) {
             self.listeners.claim(*listen, key);
@@ -307,6 +324,32 @@ impl Table {
         }
         change.set.extend(new.into_iter().filter(|(listen, _)| self.listeners.owner(listen) == Some(key)));
         change
+    }
+
+    /// Counts the Services of a namespace; returns whether it got its first or lost its last one.
+    fn count_service(&mut self, namespace: &str, existed: bool, exists: bool) -> Option<(Arc<str>, bool)> {
+        match (existed, exists) {
+            (false, true) => match self.namespaces.get_mut(namespace) {
+                Some(count) => {
+                    *count += 1;
+                    None
+                }
+                None => {
+                    let name: Arc<str> = namespace.into();
+                    self.namespaces.insert(name.clone(), 1);
+                    Some((name, true))
+                }
+            },
+            (true, false) => {
+                let count = self.namespaces.get_mut(namespace)?;
+                *count -= 1;
+                if *count > 0 {
+                    return None;
+                }
+                self.namespaces.remove_entry(namespace).map(|(name, _)| (name, false))
+            }
+            _ => None,
+        }
     }
 
     fn count_ready(&mut self, before: &ServiceRoutes, after: &ServiceRoutes, change: &mut Change) {
@@ -428,8 +471,9 @@ fn routes(
     in_flight: &mut HashMap<(IpAddr, u16), InFlightCount>,
 ) -> ServiceRoutes {
     let Some(spec) = &service.spec else { return ServiceRoutes::default() };
+    let published = Published::of(spec, slices);
     if spec.type_.as_deref() == Some("ExternalName") {
-        return ServiceRoutes::default();
+        return ServiceRoutes { key: Some(key.clone()), published, ..ServiceRoutes::default() };
     }
     let cluster_ip = spec.cluster_ip.as_deref().and_then(|ip| ip.parse().ok());
     let affinity = (spec.session_affinity.as_deref() == Some("ClientIP")).then(|| {
@@ -438,7 +482,9 @@ fn routes(
         configured.map_or(AFFINITY_TIMEOUT, |seconds| Duration::from_secs(u64::try_from(seconds).unwrap_or(0)))
     });
     let sources = sources(service);
-    let mut result = ServiceRoutes { cluster_ip, headless: cluster_ip.is_none(), ..ServiceRoutes::default() };
+    let headless = cluster_ip.is_none();
+    let key_of_routes = Some(key.clone());
+    let mut result = ServiceRoutes { key: key_of_routes, cluster_ip, headless, published, ..ServiceRoutes::default() };
     for port in spec.ports.iter().flatten() {
         if !matches!(port.protocol.as_deref(), None | Some("TCP")) {
             continue; // crate::unsupported reports it on the Service
@@ -463,7 +509,6 @@ fn routes(
         for slice in slices.into_iter().flat_map(BTreeMap::values) {
             collect(slice, &name, &mut route, in_flight);
         }
-        result.hostnames.extend(route.usable().iter().map(|endpoint| endpoint.hostname.clone()));
         result.ports.insert(place, Arc::new(route));
     }
     result
@@ -479,17 +524,10 @@ fn collect(
     let named = slice.ports.iter().flatten().find(|port| port.name.as_deref().unwrap_or_default() == name);
     let Some(port) = named.and_then(|port| u16::try_from(port.port?).ok()) else { return };
     for endpoint in slice.endpoints.iter().flatten() {
-        let conditions = endpoint.conditions.as_ref();
-        // A missing condition counts as true (discovery.k8s.io/v1 EndpointConditions).
-        let ready = conditions.and_then(|conditions| conditions.ready).unwrap_or(true);
-        let serving = conditions.and_then(|conditions| conditions.serving).unwrap_or(ready);
-        let terminating = conditions.and_then(|conditions| conditions.terminating).unwrap_or(false);
-        let list = if ready {
-            &mut route.ready
-        } else if serving && terminating {
-            &mut route.draining
-        } else {
-            continue;
+        let list = match readiness(endpoint) {
+            Readiness::Ready => &mut route.ready,
+            Readiness::Draining => &mut route.draining,
+            Readiness::Neither => continue,
         };
         let Some(ip) = endpoint.addresses.first().and_then(|address| address.parse::<IpAddr>().ok()) else { continue };
         if list.iter().any(|other| other.ip == ip && other.port == port) {
@@ -500,11 +538,12 @@ fn collect(
             ip,
             port,
             node: endpoint.node_name.clone(),
-            hostname: endpoint.hostname.clone().unwrap_or_else(|| ip.to_string().replace(['.', ':'], "-")),
+            hostname: endpoint.hostname.clone().unwrap_or_else(|| dashed(ip)),
             in_flight,
         }));
     }
 }
 
+mod reverse;
 #[cfg(test)]
 pub(crate) mod tests;

@@ -148,6 +148,7 @@ impl<F: FnOnce()> TableFeed<F> {
             && self.slices.complete
             && let Some(synced) = self.synced.take()
         {
+            self.plane.state.set_synced();
             synced();
         }
         ControlFlow::Continue(())

@@ -7,6 +7,7 @@
 mod address_change;
 mod apiserver;
 mod controllers;
+mod dns;
 mod ground;
 mod identities;
 pub(crate) mod image_metadata;
@@ -52,6 +53,7 @@ const ROLES: &[Role] = &[
     Role { name: "controllers", part: Part::Control, build: controllers::build },
     Role { name: "scheduler", part: Part::Control, build: scheduler::build },
     Role { name: "data plane", part: Part::Nodes, build: proxy::build },
+    Role { name: "cluster DNS", part: Part::Nodes, build: dns::build },
     Role { name: "nodes", part: Part::Nodes, build: nodes::build },
 ];
 
