@@ -10,6 +10,7 @@
 pub mod api;
 pub mod cache;
 mod change;
+pub mod checkpoint;
 mod claim_cache;
 mod claim_index;
 pub mod claims;
