@@ -12,7 +12,7 @@ pub const FORMAT: u32 = 1;
 /// The first word of a file.
 const MAGIC: &str = "coracle-checkpoint";
 /// The maximum length of a header line in bytes: the words of the longest valid one have less.
-const HEADER_BYTES_MAX: usize = 128;
+pub const HEADER_BYTES_MAX: usize = 128;
 /// The suffix of a file that is being written.
 const PARTIAL: &str = "partial";
 /// The folder of rejected files, below that of the file.
@@ -252,7 +252,9 @@ mod tests {
             newer("coracle-checkpoint 2 pod with more\n").unwrap_err(),
             "it has format 2; this program reads format 1"
         );
-        for damaged in ["coracle-checkpoint 0 pod 0 0\n", "coracle-checkpoint x pod 00000000 0\n", "other 2\n", "\n", ""] {
+        for damaged in
+            ["coracle-checkpoint 0 pod 0 0\n", "coracle-checkpoint x pod 00000000 0\n", "other 2\n", "\n", ""]
+        {
             assert!(newer(damaged).unwrap_err().starts_with("it is damaged: "), "{damaged:?}");
         }
     }

@@ -12,6 +12,7 @@
 #[cfg(test)]
 extern crate alloc;
 
+mod checkpoint;
 pub mod config;
 mod latest;
 pub mod log;

@@ -4,59 +4,20 @@
 //! immutable object never changes for its holders; its watch only detects the deletion. Later callers then get a new
 //! source for the same name.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{ConfigMap, Container, Secret, Volume};
 use kube::Client;
 use machinery_client::{Reflector, ReflectorEvent, Typed, typed};
-use machinery_env::Env;
+use machinery_env::{Deadline, Env};
 use tokio::sync::watch;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+use crate::checkpoint::Checkpoint;
 use crate::latest::Wake;
-
-/// The kind of the object.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum SourceKind {
-    /// A ConfigMap.
-    ConfigMap,
-    /// A Secret.
-    Secret,
-}
-
-impl SourceKind {
-    /// The lower-case word in "not found" messages.
-    #[must_use]
-    pub fn word(self) -> &'static str {
-        match self {
-            Self::ConfigMap => "configmap",
-            Self::Secret => "secret",
-        }
-    }
-
-    /// The kind's name.
-    #[must_use]
-    pub fn kind(self) -> &'static str {
-        match self {
-            Self::ConfigMap => "ConfigMap",
-            Self::Secret => "Secret",
-        }
-    }
-}
-
-/// The content of a ConfigMap or Secret.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Content {
-    /// The data by key.
-    pub data: BTreeMap<String, Vec<u8>>,
-    /// The object is immutable.
-    pub immutable: bool,
-    /// The object's uid.
-    pub uid: String,
-    /// A Secret's type.
-    pub secret_type: String,
-}
+pub use crate::spec::referred::{Content, SourceKind};
 
 /// The state of a source.
 #[derive(Debug, Clone, PartialEq)]
@@ -135,6 +96,12 @@ struct TableEntry {
 }
 
 impl TableEntry {
+    /// Whether no newer source has the entry's name.
+    fn is_last(&self) -> bool {
+        let all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
+        all.get(&self.key).is_none_or(|known| known.ptr_eq(&self.source))
+    }
+
     /// Removes the entry: the next caller gets a new source.
     fn remove(&self) {
         let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
@@ -149,6 +116,9 @@ pub struct ConfigSourceManager {
     client: Client,
     env: Env,
     all: SourceTable,
+    checkpoint: Checkpoint,
+    /// Until when the API's answer is awaited before the checkpoint's content is used.
+    api_wait: Deadline,
     stop: CancellationToken,
 }
 
@@ -159,10 +129,16 @@ impl std::fmt::Debug for ConfigSourceManager {
 }
 
 impl ConfigSourceManager {
-    /// A manager without any watch.
+    /// A manager without any watch and without a checkpoint.
     #[must_use]
     pub fn new(client: Client, env: Env, stop: CancellationToken) -> Self {
-        Self { client, env, all: SourceTable::default(), stop }
+        let api_wait = env.deadline(Duration::ZERO);
+        Self { client, env, all: SourceTable::default(), checkpoint: Checkpoint::default(), api_wait, stop }
+    }
+
+    /// Records the objects' contents in a checkpoint, and uses those of the earlier run while the API doesn't answer.
+    pub(crate) fn with_checkpoint(self, checkpoint: Checkpoint, api_wait: Deadline) -> Self {
+        Self { checkpoint, api_wait, ..self }
     }
 
     /// Returns the source of that object, and starts its watch if there is none.
@@ -178,6 +154,13 @@ impl ConfigSourceManager {
         let source = Arc::new(ConfigSource::of(receiver, stop.clone()));
         let known = (known, source.wakers.clone());
         let entry = TableEntry { all: self.all.clone(), key: key.clone(), source: Arc::downgrade(&source) };
+        let kept = KeptContent {
+            checkpoint: self.checkpoint.clone(),
+            env: self.env.clone(),
+            api_wait: self.api_wait,
+            key: key.clone(),
+            node_stop: self.stop.clone(),
+        };
         let only = |reflector: Reflector| reflector.within(namespace).selecting(format!("metadata.name={name}"));
         match kind {
             SourceKind::ConfigMap => {
@@ -194,7 +177,7 @@ impl ConfigSourceManager {
                     uid: map.metadata.uid.unwrap_or_default(),
                     secret_type: String::new(),
                 };
-                tokio::spawn(watch_source(reflector, known, read, entry, stop.clone()));
+                tokio::spawn(watch_source(reflector, known, read, (entry, kept), stop.clone()));
             }
             SourceKind::Secret => {
                 let reflector = only(Reflector::of::<Secret>(self.client.clone(), self.env.clone()));
@@ -204,7 +187,7 @@ impl ConfigSourceManager {
                     uid: secret.metadata.uid.unwrap_or_default(),
                     secret_type: secret.type_.unwrap_or_default(),
                 };
-                tokio::spawn(watch_source(reflector, known, read, entry, stop.clone()));
+                tokio::spawn(watch_source(reflector, known, read, (entry, kept), stop.clone()));
             }
         }
         all.insert(key, Arc::downgrade(&source));
@@ -212,20 +195,80 @@ impl ConfigSourceManager {
     }
 }
 
+/// A source's content in the node's checkpoint.
+struct KeptContent {
+    checkpoint: Checkpoint,
+    env: Env,
+    api_wait: Deadline,
+    key: Key,
+    node_stop: CancellationToken,
+}
+
+impl KeptContent {
+    /// The content of the agent's earlier run.
+    fn earlier(&self) -> Option<SourceState> {
+        let (kind, namespace, name) = &self.key;
+        self.checkpoint.source(*kind, namespace, name).map(SourceState::Present)
+    }
+
+    fn set(&self, state: &SourceState) {
+        let (kind, namespace, name) = &self.key;
+        let content = if let SourceState::Present(content) = state { Some(content.clone()) } else { None };
+        self.checkpoint.set_source(*kind, namespace, name, content);
+    }
+
+    /// Waits until the source has no holder, and removes its content, unless the node stops.
+    async fn remove_after(&self, stop: &CancellationToken, entry: &TableEntry) {
+        stop.cancelled().await;
+        if !self.node_stop.is_cancelled() && entry.is_last() {
+            let (kind, namespace, name) = &self.key;
+            self.checkpoint.set_source(*kind, namespace, name, None);
+        }
+    }
+}
+
+/// Sets the state, and wakes the holders if it has changed.
+fn publish((known, wakers): &(watch::Sender<SourceState>, Arc<Wakers>), state: SourceState) {
+    let changed = known.send_if_modified(|known| {
+        let changed = *known != state;
+        *known = state;
+        changed
+    });
+    if changed {
+        wakers.wake();
+    }
+}
+
+/// Watches the object while its source is held.
 async fn watch_source<K: Typed>(
     reflector: Reflector,
-    (known, wakers): (watch::Sender<SourceState>, Arc<Wakers>),
+    known: (watch::Sender<SourceState>, Arc<Wakers>),
     read: impl Fn(K) -> Content + Send,
-    entry: TableEntry,
+    (entry, kept): (TableEntry, KeptContent),
     stop: CancellationToken,
+) {
+    tokio::select! {
+        () = kept.remove_after(&stop, &entry) => {}
+        () = follow_source(reflector, &known, read, &entry, &kept) => kept.remove_after(&stop, &entry).await,
+    }
+}
+
+/// Publishes the object's states. Returns once an immutable object was deleted.
+async fn follow_source<K: Typed>(
+    reflector: Reflector,
+    known: &(watch::Sender<SourceState>, Arc<Wakers>),
+    read: impl Fn(K) -> Content + Send,
+    entry: &TableEntry,
+    kept: &KeptContent,
 ) {
     let mut events = reflector.events();
     // The uid of an immutable object, once it is read.
     let mut immutable_uid: Option<String> = None;
+    let mut earlier = kept.earlier();
     loop {
         let event = tokio::select! {
-            () = stop.cancelled() => return,
             event = events.next() => event,
+            () = kept.env.sleep_until(kept.api_wait), if earlier.is_some() => ReflectorEvent::Interrupted(String::new()),
         };
         let object = match event {
             ReflectorEvent::Replaced(objects, _) => objects.into_iter().next(),
@@ -233,42 +276,36 @@ async fn watch_source<K: Typed>(
             ReflectorEvent::Deleted(_) => None,
             ReflectorEvent::Progress(_) => continue,
             ReflectorEvent::Interrupted(error) => {
-                let failed = known.send_if_modified(|known| {
-                    let unknown = matches!(known, SourceState::Unknown | SourceState::Failed(_));
-                    if unknown {
-                        *known = SourceState::Failed(error);
-                    }
-                    unknown
-                });
-                if failed {
-                    wakers.wake();
+                if matches!(&*known.0.borrow(), SourceState::Unknown | SourceState::Failed(_)) {
+                    let state = earlier.take().unwrap_or(SourceState::Failed(error));
+                    immutable_uid = immutable_uid_of(&state);
+                    publish(known, state);
                 }
                 continue;
             }
         };
+        earlier = None;
         if let Some(uid) = &immutable_uid {
             if object.is_some_and(|object| object.metadata().uid.as_ref() == Some(uid)) {
                 continue;
             }
-            entry.remove();
             // The holders keep the content; the sender has to live as long as they do.
-            stop.cancelled().await;
+            entry.remove();
             return;
         }
         let content = object.and_then(|object| typed::<K>(&*object).cloned()).map(&read);
         let is = content.map_or(SourceState::Missing, |content| SourceState::Present(Arc::new(content)));
-        if let SourceState::Present(content) = &is {
-            immutable_uid = content.immutable.then(|| content.uid.clone());
+        immutable_uid = immutable_uid_of(&is);
+        if *known.0.borrow() != is {
+            kept.set(&is);
         }
-        let changed = known.send_if_modified(|known| {
-            let changed = *known != is;
-            *known = is;
-            changed
-        });
-        if changed {
-            wakers.wake();
-        }
+        publish(known, is);
     }
+}
+
+fn immutable_uid_of(state: &SourceState) -> Option<String> {
+    let SourceState::Present(content) = state else { return None };
+    content.immutable.then(|| content.uid.clone())
 }
 
 /// All ConfigMaps and Secrets that volumes reference, in order.

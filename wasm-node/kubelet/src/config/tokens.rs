@@ -10,9 +10,11 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, ServiceAccount};
 use machinery_api::ObjectKey;
 use machinery_client::Kind;
-use machinery_client::request::ApiClient;
+use machinery_client::request::{ApiClient, may_succeed_later};
 use machinery_env::Env;
 use serde_json::{Value, json};
+
+use crate::checkpoint::API_WAIT;
 
 /// A token is refreshed after this percentage of its lifetime, and at the latest after a day (upstream's).
 const LIFE_PERCENT: u64 = 80;
@@ -32,6 +34,30 @@ pub(crate) struct Token {
 impl Token {
     pub(crate) fn is_due(&self, now: Timestamp) -> bool {
         self.refresh_at <= now
+    }
+}
+
+/// The reason why there is no new token.
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
+pub(crate) struct TokenError {
+    /// The API server's message, if it has responded.
+    message: String,
+    /// The API gave no answer about it.
+    pub(crate) unanswered: bool,
+}
+
+impl TokenError {
+    /// There is no response within that time.
+    pub(crate) fn late(after: Duration) -> Self {
+        Self { message: format!("no answer within {} s", after.as_secs()), unanswered: true }
+    }
+}
+
+impl From<kube::Error> for TokenError {
+    fn from(error: kube::Error) -> Self {
+        let unanswered = may_succeed_later(&error);
+        Self { message: api_message(error), unanswered }
     }
 }
 
@@ -58,7 +84,7 @@ pub(crate) async fn request(
     pod: &Pod,
     params: TokenParams<'_>,
     now: Timestamp,
-) -> Result<Token, String> {
+) -> Result<Token, TokenError> {
     let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
     let audiences: Vec<&str> = Some(params.audience).filter(|audience| !audience.is_empty()).into_iter().collect();
     let mut body = json!({
@@ -78,8 +104,9 @@ pub(crate) async fn request(
     }
     let key = ObjectKey::new(namespace, account_of(pod).unwrap_or("default"));
     let answer: Result<Value, _> = requests.post(&Kind::of::<ServiceAccount>(), &key, "token", &body).await;
-    let answer = answer.map_err(api_message)?;
-    let value = answer["status"]["token"].as_str().ok_or("the answer holds no token")?.to_owned();
+    let answer = answer?;
+    let none = || TokenError { message: "the answer holds no token".into(), unanswered: false };
+    let value = answer["status"]["token"].as_str().ok_or_else(none)?.to_owned();
     let ends: Option<Timestamp> = answer["status"]["expirationTimestamp"].as_str().and_then(|at| at.parse().ok());
     Ok(Token { value, refresh_at: refresh_at(now, ends) })
 }
@@ -107,12 +134,26 @@ type TokenKey = (String, String, String);
 #[derive(Default)]
 pub(crate) struct AccountTokens {
     cached: Mutex<BTreeMap<TokenKey, Token>>,
+    /// The last read state of ServiceAccounts, by namespace and name: it is used while the API doesn't answer.
+    accounts: Mutex<BTreeMap<ObjectKey, Account>>,
 }
 
 impl AccountTokens {
     fn get(&self, key: &TokenKey, now: Timestamp) -> Option<String> {
         let cached = self.cached.lock().unwrap_or_else(PoisonError::into_inner);
         cached.get(key).filter(|token| !token.is_due(now)).map(|token| token.value.clone())
+    }
+
+    fn account(&self, key: &ObjectKey) -> Option<Account> {
+        self.accounts.lock().unwrap_or_else(PoisonError::into_inner).get(key).cloned()
+    }
+
+    fn set_account(&self, key: ObjectKey, account: Account) {
+        let mut accounts = self.accounts.lock().unwrap_or_else(PoisonError::into_inner);
+        if accounts.len() >= CACHED_MAX && !accounts.contains_key(&key) {
+            accounts.pop_first();
+        }
+        accounts.insert(key, account);
     }
 
     fn put(&self, key: TokenKey, token: Token, now: Timestamp) {
@@ -148,11 +189,24 @@ impl PodAccount for PodServiceAccount {
     async fn account(&self) -> Result<Account, String> {
         let namespace = self.pod.metadata.namespace.clone().unwrap_or_default();
         let key = ObjectKey::new(&namespace, &self.name);
-        let found: Result<ServiceAccount, _> = self.requests.get(&Kind::of::<ServiceAccount>(), &key).await;
+        let known = self.tokens.account(&key);
+        let kind = Kind::of::<ServiceAccount>();
+        let request = self.requests.get::<ServiceAccount>(&kind, &key);
+        let found = match known {
+            None => request.await,
+            // A restart doesn't wait for a server that is away.
+            Some(known) => match self.env.timeout(API_WAIT, request).await {
+                Err(_) => return Ok(known),
+                Ok(Err(error)) if may_succeed_later(&error) => return Ok(known),
+                Ok(found) => found,
+            },
+        };
         let metadata = found.map_err(api_message)?.metadata;
         let (name, uid) = (self.name.clone(), metadata.uid.unwrap_or_default());
         let annotations = metadata.annotations.unwrap_or_default();
-        Ok(Account { identity: AccountIdentity { namespace, name, uid }, annotations })
+        let account = Account { identity: AccountIdentity { namespace, name, uid }, annotations };
+        self.tokens.set_account(key, account.clone());
+        Ok(account)
     }
 
     async fn token(&self, audience: &str, account: &AccountIdentity) -> Result<String, String> {
@@ -163,7 +217,7 @@ impl PodAccount for PodServiceAccount {
         }
         let now = self.env.now();
         let params = TokenParams { audience, seconds: None, account_uid: Some(&account.uid) };
-        let token = request(&self.requests, &self.pod, params, now).await?;
+        let token = request(&self.requests, &self.pod, params, now).await.map_err(|error| error.to_string())?;
         let value = token.value.clone();
         self.tokens.put(key, token, now);
         Ok(value)

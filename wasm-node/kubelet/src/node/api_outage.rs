@@ -152,3 +152,28 @@ async fn static_pods_begin_crash_and_end_while_the_api_is_away() {
     // The starts are 10, 20, 40 and 80 s apart.
     node.until("crashes-n", "started again and again", |status| restarts(status) >= 3).await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_token_that_expires_during_hours_stops_no_restart() {
+    let node = start().await;
+    let sources = json!([{"serviceAccountToken": {"path": "token", "expirationSeconds": 600}}]);
+    let mounts = json!({"volumeMounts": [{"name": "token", "mountPath": "/token"}]});
+    let mut ends = spec(&node, "ends", "command exit=3 after=900000", mounts);
+    ends["volumes"] = json!([{"name": "token", "projected": {"sources": sources}}]);
+    ends["imagePullSecrets"] = json!([{"name": "pull"}]);
+    node.run("ends", "command exit=3 after=900000", &ends);
+    node.until("ends", "ready", is_ready).await;
+    node.set_unavailable(true);
+    // A token without an expiration is refreshed after 48 minutes.
+    node.shared.parts.env.sleep(Duration::from_secs(4 * 3600)).await;
+    let token = node.dir.path().join("node/pods/uid-ends/volumes/token/token");
+    assert_eq!(std::fs::read_to_string(&token).unwrap(), "token-1");
+    node.set_unavailable(false);
+    node.until("ends", "restarted every 15 minutes", |status| restarts(status) >= 14).await;
+    let refreshed = async {
+        while std::fs::read_to_string(&token).unwrap() == "token-1" {
+            node.shared.parts.env.sleep(Duration::from_secs(1)).await;
+        }
+    };
+    node.shared.parts.env.timeout(Duration::from_secs(300), refreshed).await.expect("a new token follows");
+}

@@ -17,7 +17,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::pressure::{Pressures, Shortage};
 use super::register::{self, Capacity, Health, Observation, labels, node, status};
-use super::{NodeConfig, NodeReady};
+use super::{NodeConfig, NodeError, NodeReady};
+use crate::checkpoint::record::NodeRecord;
+use crate::checkpoint::{API_WAIT, Checkpoint};
+use crate::pod::addresses::Addresses;
 use crate::pod::node_facts::NodeFacts;
 
 /// The delay before a failed request is retried.
@@ -68,6 +71,9 @@ pub(super) struct NodeStatusManager {
     facts: watch::Sender<NodeFacts>,
     /// The pod CIDR.
     cidr: Option<String>,
+    checkpoint: Checkpoint,
+    /// The pod CIDR is that of the checkpoint, and the API hasn't confirmed it.
+    restored: bool,
     reported: Option<LastReport>,
     /// The earliest time of the next repair.
     repair_from: Duration,
@@ -104,6 +110,8 @@ impl NodeStatusManager {
             uid,
             facts: watch::Sender::new(register::facts(config)),
             cidr: None,
+            checkpoint: Checkpoint::default(),
+            restored: false,
             reported: None,
             repair_from: Duration::ZERO,
             events,
@@ -136,6 +144,21 @@ impl NodeStatusManager {
             });
         }
         self.known = node;
+        self.record();
+    }
+
+    /// Records the Node in this checkpoint.
+    pub(super) fn set_checkpoint(&mut self, checkpoint: Checkpoint) {
+        self.checkpoint = checkpoint;
+    }
+
+    fn record(&self) {
+        let uid = self.known.as_ref().and_then(|node| node.metadata.uid.as_deref());
+        if let (Some(uid), Some(cidr)) = (uid, self.cidr.clone().or_else(|| self.assigned_cidr())) {
+            let NodeFacts { name, labels, taints } = self.facts.borrow().clone();
+            let (uid, origin) = (uid.to_owned(), uid.to_owned());
+            self.checkpoint.set_node(NodeRecord { name, uid, origin, pod_cidr: cidr, labels, taints });
+        }
     }
 
     /// Handles a watch event, which may be older than the response to an own request.
@@ -188,9 +211,37 @@ impl NodeStatusManager {
         assigned.or_else(|| self.config.pod_cidr.clone())
     }
 
-    /// Registers the Node, and waits for its pod CIDR.
-    pub(super) async fn register(&mut self) -> String {
+    /// Registers the Node, and returns its pod CIDR. If the API doesn't answer in time, the Node is that of the
+    /// checkpoint, and the second value is false.
+    pub(super) async fn register_or_restore(&mut self) -> (String, bool) {
         self.observe().await;
+        let usable = |node: &NodeRecord| Addresses::new(&node.pod_cidr).is_ok();
+        let Some(node) = self.checkpoint.node().filter(usable) else { return (self.register().await, true) };
+        let env = self.env.clone();
+        match env.timeout(API_WAIT, self.register()).await {
+            Ok(cidr) => (cidr, true),
+            // The API has answered.
+            Err(_) if self.known.is_some() => (self.register().await, true),
+            Err(_) => (self.restore(&node), false),
+        }
+    }
+
+    /// Continues as the Node of the checkpoint. Returns its pod CIDR.
+    fn restore(&mut self, node: &NodeRecord) -> String {
+        tracing::warn!(
+            node = self.config.name,
+            "the API server does not answer: the node runs the pods of its checkpoint"
+        );
+        let NodeRecord { name, labels, taints, .. } = node.clone();
+        self.facts.send_replace(NodeFacts { name, labels, taints });
+        // The Lease is renewed as soon as the API answers.
+        self.uid.send_replace(Some(node.uid.clone()));
+        (self.cidr, self.restored) = (Some(node.pod_cidr.clone()), true);
+        node.pod_cidr.clone()
+    }
+
+    /// Registers the Node, and waits for its pod CIDR.
+    async fn register(&mut self) -> String {
         loop {
             if self.known.is_none()
                 && let Err(error) = with_timeout(self.env.clone(), self.try_register()).await
@@ -199,6 +250,7 @@ impl NodeStatusManager {
             }
             if let Some(cidr) = self.known.is_some().then(|| self.assigned_cidr()).flatten() {
                 self.cidr = Some(cidr.clone());
+                self.record();
                 return cidr;
             }
             if let Err(error) = self.sync().await {
@@ -218,14 +270,40 @@ impl NodeStatusManager {
     }
 
     /// Keeps the status until `stop`.
-    pub(super) async fn run(self, ready: oneshot::Sender<NodeReady>, kubelet: SocketAddr, stop: CancellationToken) {
+    ///
+    /// # Errors
+    /// [`NodeError::CidrChanged`]
+    pub(super) async fn run(
+        self,
+        ready: oneshot::Sender<NodeReady>,
+        kubelet: SocketAddr,
+        stop: CancellationToken,
+    ) -> Result<(), NodeError> {
         tokio::select! {
-            () = stop.cancelled() => {}
-            () = self.keep_status(ready, kubelet) => {}
+            () = stop.cancelled() => Ok(()),
+            failed = self.keep_status(ready, kubelet) => Err(failed),
         }
     }
 
-    async fn keep_status(mut self, ready: oneshot::Sender<NodeReady>, kubelet: SocketAddr) {
+    /// The Node's pod CIDR, if the one of the checkpoint is used and differs.
+    fn other_cidr(&self) -> Option<String> {
+        let spec = self.known.as_ref().filter(|_| self.restored).and_then(|node| node.spec.as_ref());
+        let assigned = spec.and_then(|spec| spec.pod_cidr.clone()).filter(|cidr| !cidr.is_empty());
+        assigned.filter(|assigned| self.cidr.as_ref() != Some(assigned))
+    }
+
+    /// Ends the use of a pod CIDR that isn't the Node's.
+    fn confirm_cidr(&mut self) -> Result<(), NodeError> {
+        let Some(assigned) = self.other_cidr() else { return Ok(()) };
+        let used = self.cidr.clone().unwrap_or_default();
+        // The next start uses the new one, also without an API server.
+        self.cidr = Some(assigned.clone());
+        self.record();
+        Err(NodeError::CidrChanged { name: self.config.name.clone(), used, assigned })
+    }
+
+    /// Returns only if the node can't go on.
+    async fn keep_status(mut self, ready: oneshot::Sender<NodeReady>, kubelet: SocketAddr) -> NodeError {
         let mut ready = Some(ready);
         let (shutdown, mut shutting_down) = (self.config.shutdown.clone(), false);
         let (mut observe_at, mut retry_at) = (Duration::ZERO, Duration::ZERO);
@@ -237,6 +315,9 @@ impl NodeStatusManager {
             if self.env.elapsed() >= retry_at {
                 match self.sync().await {
                     Ok(()) => {
+                        if let Err(changed) = self.confirm_cidr() {
+                            return changed;
+                        }
                         if let Some(ready) = ready.take() {
                             // The receiver may be gone.
                             let _ = ready.send(NodeReady { kubelet });
@@ -264,7 +345,7 @@ impl NodeStatusManager {
         if self.known.is_none() {
             with_timeout(self.env.clone(), self.try_register()).await?;
         }
-        if !self.is_report_due() {
+        if self.other_cidr().is_some() || !self.is_report_due() {
             return Ok(());
         }
         let reported = with_timeout(self.env.clone(), self.report()).await;

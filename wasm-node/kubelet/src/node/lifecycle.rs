@@ -13,12 +13,15 @@ use machinery_serve::net::{Body, Caller, Dial, DialError, Origin, Peer, PodNetwo
 use oci_registry::BlobStore;
 use runtime_api::simulated::SimulatedRuntime;
 use serde_json::{Value, json};
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::fake_api::{FakeCluster, Watch, send_event};
 use super::{
     Addresses, Capacity, Local, Measurer, NodeConfig, PodViews, SharedNodeParts, fake_api, log, register, share,
 };
+use crate::checkpoint::Checkpoint;
+use crate::checkpoint::record::NodeRecord;
 use crate::pod::shared::NodeContext;
 use crate::server::ServingTls;
 
@@ -52,10 +55,14 @@ pub(super) struct Cluster {
     /// All written statuses, with their pod's name.
     pub(super) written: Vec<(String, Value)>,
     unavailable: bool,
+    /// The handler of all RuntimeClasses; `None` never answers a request for one.
+    pub(super) runtime_class_handler: Option<&'static str>,
+    /// The number of issued tokens.
+    pub(super) tokens: u64,
 }
 
 impl Cluster {
-    fn put(&mut self, mut pod: Value) -> Value {
+    pub(super) fn put(&mut self, mut pod: Value) -> Value {
         self.version += 1;
         pod["metadata"]["resourceVersion"] = json!(self.version.to_string());
         let name = pod["metadata"]["name"].as_str().unwrap().to_owned();
@@ -103,9 +110,19 @@ impl FakeCluster for Cluster {
                 }
                 StatusFailure::Refusal => (422, json!({"kind": "Status", "code": 422, "reason": "Invalid"})),
             },
-            (&Method::GET, _) if path.contains("/runtimeclasses/") => return None,
+            (&Method::GET, _) if path.contains("/runtimeclasses/") => match self.runtime_class_handler {
+                Some(handler) => (200, json!({"metadata": {"name": name}, "handler": handler})),
+                None => return None,
+            },
+            (&Method::POST, _) if path.ends_with("/token") => {
+                self.tokens += 1;
+                (201, json!({"status": {"token": format!("token-{}", self.tokens)}}))
+            }
             (&Method::PATCH, _) if path.ends_with("/status") => {
                 let Some(mut pod) = self.pods.get(&name).cloned() else { return Some(fake_api::not_found()) };
+                if body["metadata"]["uid"].as_str().is_some_and(|uid| pod["metadata"]["uid"] != uid) {
+                    return Some((409, json!({"kind": "Status", "code": 409, "reason": "Conflict"})));
+                }
                 // Lists replace, as the agent's patches do.
                 for (field, value) in body["status"].as_object().unwrap() {
                     let keep = |entry: &&Value| entry.get("$patch").is_none();
@@ -150,6 +167,10 @@ fn is_pods(path: &str) -> bool {
 
 type FakeApi = super::fake_api::FakeApi<Cluster>;
 
+fn folder() -> Arc<tempfile::TempDir> {
+    Arc::new(tempfile::tempdir().unwrap())
+}
+
 struct NoDial;
 
 #[async_trait::async_trait]
@@ -163,8 +184,27 @@ pub(super) struct Node {
     pub(super) api: FakeApi,
     pub(super) network: PodNetwork,
     stop: CancellationToken,
-    pub(super) dir: tempfile::TempDir,
+    pub(super) dir: Arc<tempfile::TempDir>,
     pub(super) shared: Arc<NodeContext>,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+/// The parts of a test's node that differ.
+pub(super) struct Start {
+    pub(super) cidr: &'static str,
+    pub(super) env: Env,
+    /// Runs the static pods of its folder `manifests`.
+    pub(super) manifests: bool,
+    /// Has a checkpoint.
+    pub(super) checkpoint: bool,
+    /// The API has answered before the pods start.
+    pub(super) registered: bool,
+}
+
+impl Start {
+    pub(super) fn new(env: Env) -> Self {
+        Self { cidr: "127.66.0.0/24", env, manifests: false, checkpoint: false, registered: true }
+    }
 }
 
 impl Node {
@@ -173,20 +213,31 @@ impl Node {
     }
 
     /// With that pod CIDR.
-    pub(super) async fn with(cidr: &str, env: Env) -> Self {
-        Self::launch(cidr, env, false).await
+    pub(super) async fn with(cidr: &'static str, env: Env) -> Self {
+        Self::launch(Start { cidr, ..Start::new(env) }, FakeApi::default(), folder()).await
     }
 
     /// A node that also runs the static pods of its folder `manifests`.
-    pub(super) async fn with_manifests(cidr: &str, env: Env) -> Self {
-        Self::launch(cidr, env, true).await
+    pub(super) async fn with_manifests(cidr: &'static str, env: Env) -> Self {
+        Self::launch(Start { cidr, manifests: true, ..Start::new(env) }, FakeApi::default(), folder()).await
     }
 
-    async fn launch(cidr: &str, env: Env, manifests: bool) -> Self {
-        let (api, dir, stop) = (FakeApi::default(), tempfile::tempdir().unwrap(), CancellationToken::new());
+    /// Kills the node's process, and starts another one on its folder.
+    pub(super) async fn restart(self, start: Start) -> Self {
+        // Nothing is written any more.
+        self.tasks.iter().for_each(JoinHandle::abort);
+        self.stop.cancel();
+        let (api, dir) = (self.api.clone(), self.dir.clone());
+        drop(self);
+        Self::launch(start, api, dir).await
+    }
+
+    pub(super) async fn launch(start: Start, api: FakeApi, dir: Arc<tempfile::TempDir>) -> Self {
+        let Start { cidr, env, manifests, checkpoint, registered } = start;
+        let stop = CancellationToken::new();
         let (client, network) = (api.client(), PodNetwork::default());
         let files = dir.path().join("files");
-        std::fs::create_dir(&files).unwrap();
+        std::fs::create_dir_all(&files).unwrap();
         let runtime = Arc::new(SimulatedRuntime::new(env.clone()));
         let blobs = Arc::new(BlobStore::open(dir.path().join("blobs")).unwrap());
         let images = Images::open(
@@ -207,7 +258,7 @@ impl Node {
         let mut config = NodeConfig::new("n".into(), dir.path().join("node"), [127, 0, 0, 1].into(), tls, capacity);
         if manifests {
             let folder = dir.path().join("manifests");
-            std::fs::create_dir(&folder).unwrap();
+            std::fs::create_dir_all(&folder).unwrap();
             config.static_pods = Some(folder);
         }
         let parts = SharedNodeParts {
@@ -224,10 +275,21 @@ impl Node {
             measurer: Measurer::start(env).unwrap(),
         };
         let (addresses, pods) = (Addresses::new(cidr).unwrap(), Arc::new(PodViews::default()));
-        let facts = tokio::sync::watch::channel(register::facts(&config)).1;
-        let shared = Arc::new(share(&config, parts, client, (local, addresses, pods), facts, &stop));
-        tokio::spawn(super::pods::run(shared.clone()));
-        Self { api, network, stop, dir, shared }
+        let facts = register::facts(&config);
+        let checkpoint = Checkpoint::open(checkpoint.then(|| dir.path().join("node/checkpoint")), "n");
+        let (name, uid, pod_cidr) = ("n".to_owned(), "uid-n".to_owned(), cidr.to_owned());
+        let (labels, taints) = (facts.labels.clone(), facts.taints.clone());
+        checkpoint.set_node(NodeRecord { name, uid: uid.clone(), origin: uid, pod_cidr, labels, taints });
+        let facts = (tokio::sync::watch::channel(facts).1, registered);
+        let local = (local, addresses, pods, checkpoint.clone());
+        let env = parts.env.clone();
+        let shared = Arc::new(share(&config, parts, client, local, facts, &stop));
+        let tasks = vec![
+            tokio::spawn(super::pods::run(shared.clone())),
+            tokio::spawn(super::services::record(shared.clone())),
+            tokio::spawn(checkpoint.run(env, stop.clone())),
+        ];
+        Self { api, network, stop, dir, shared, tasks }
     }
 
     /// The image of a module with that script.

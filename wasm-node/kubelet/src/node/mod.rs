@@ -20,12 +20,15 @@ mod lease;
 mod lifecycle;
 #[cfg(test)]
 mod multi_container;
+#[cfg(test)]
+mod outage_restart;
 mod pack;
 mod pods;
 mod pressure;
 #[cfg(test)]
 mod recreated_objects;
 mod register;
+mod services;
 mod shutdown;
 #[cfg(test)]
 mod tests;
@@ -33,7 +36,7 @@ mod thresholds;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -48,6 +51,8 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use self::pressure::ResourceAmount;
+use crate::checkpoint::load::private_folder;
+use crate::checkpoint::{API_WAIT, Checkpoint};
 use crate::config::sources::ConfigSourceManager;
 use crate::log;
 use crate::pod::addresses::{Addresses, BadCidr};
@@ -103,6 +108,9 @@ pub struct NodeConfig {
     pub eviction: EvictionThresholds,
     /// The shutdown of the node.
     pub shutdown: Shutdown,
+    /// The folder of the node's checkpoint, with which it starts while the API server is unreachable. `None`: it waits
+    /// for the API server.
+    pub checkpoint: Option<PathBuf>,
     /// The manifests of static pods: a folder or a file.
     pub static_pods: Option<PathBuf>,
     /// A file system in memory, for volumes with `medium: Memory`.
@@ -141,6 +149,7 @@ impl NodeConfig {
             host_paths: Vec::new(),
             eviction: EvictionThresholds::default(),
             shutdown: Shutdown::default(),
+            checkpoint: None,
             static_pods: None,
             memory_dir: None,
             volumes: None,
@@ -188,17 +197,16 @@ pub enum NodeError {
         /// The cause.
         source: BadCidr,
     },
-}
-
-/// Creates a folder that only this user can read: it holds Secrets while their pods exist.
-fn private_dir(path: &Path) -> std::io::Result<()> {
-    std::fs::create_dir_all(path)?;
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt as _;
-        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o700))?;
-    }
-    Ok(())
+    /// The node runs its pods from a checkpoint, and the API has another podCIDR for it: their addresses aren't its own.
+    #[error("node {name}: its podCIDR is {assigned} now, and its pods have addresses of {used}: start it again")]
+    CidrChanged {
+        /// The node.
+        name: String,
+        /// The podCIDR of the checkpoint.
+        used: String,
+        /// The podCIDR of the Node.
+        assigned: String,
+    },
 }
 
 /// The local threads of an agent.
@@ -212,7 +220,7 @@ impl Local {
     fn start(config: &NodeConfig, env: &Env) -> Result<Self, NodeError> {
         let failed = |what| move |source| NodeError::Io { name: config.name.clone(), what, source };
         for folder in ["pods", "logs"] {
-            private_dir(&config.data_dir.join(folder)).map_err(failed("making its data folder"))?;
+            private_folder(&config.data_dir.join(folder)).map_err(failed("making its data folder"))?;
         }
         let budget = log::Budget::of_disk(config.capacity.ephemeral_bytes);
         let logs = log::Writer::start(env.clone(), budget, &config.data_dir.join("logs"))
@@ -264,18 +272,20 @@ async fn panic_of(task: &mut JoinHandle<()>) {
     }
 }
 
-/// The state that the node's pods share; needs the pod CIDR.
+/// The state that the node's pods share; needs the pod CIDR. `registered`: the API has answered.
 fn share(
     config: &NodeConfig,
     parts: SharedNodeParts,
     client: Client,
-    (local, addresses, pods): (Local, Addresses, Arc<PodViews>),
-    facts: watch::Receiver<NodeFacts>,
+    (local, addresses, pods, checkpoint): (Local, Addresses, Arc<PodViews>, Checkpoint),
+    (facts, registered): (watch::Receiver<NodeFacts>, bool),
     stop: &CancellationToken,
 ) -> NodeContext {
+    let api_wait = parts.env.deadline(if registered { API_WAIT } else { Duration::ZERO });
     let services = Informer::new(client.clone(), parts.env.clone(), stop);
     services.watch::<Service>();
-    let sources = Arc::new(ConfigSourceManager::new(client.clone(), parts.env.clone(), stop.child_token()));
+    let sources = ConfigSourceManager::new(client.clone(), parts.env.clone(), stop.child_token());
+    let sources = Arc::new(sources.with_checkpoint(checkpoint.clone(), api_wait));
     let allocatable = Arc::new(config.capacity.allocatable());
     let volumes = VolumeManager {
         requests: client.clone().into(),
@@ -300,6 +310,8 @@ fn share(
     NodeContext {
         recorder: Recorder::start_on(client.clone(), parts.env.clone(), "kubelet", config.name.clone(), stop),
         sources,
+        checkpoint,
+        api_wait,
         volumes: Arc::new(volumes),
         account_tokens: Arc::default(),
         services,
@@ -345,9 +357,12 @@ async fn run_agent(
     ready: oneshot::Sender<NodeReady>,
     stop: CancellationToken,
 ) -> Result<(), NodeError> {
+    // Ends also if the node itself can't go on.
+    let stop = stop.child_token();
     let (runtime, version) = parts.runtime.version();
     config.runtime_version = format!("{runtime}://{version}");
     let local = Local::start(&config, &parts.env)?;
+    let checkpoint = Checkpoint::open(config.checkpoint.clone(), &config.name);
     let pods = Arc::new(PodViews::default());
     let (kubelet, server) = serve(&config, &parts, &client, &pods, &stop).await?;
 
@@ -362,19 +377,30 @@ async fn run_agent(
     let (shortages, short) = watch::channel(Vec::new());
     let mut status_manager =
         heartbeat::NodeStatusManager::new(&config, client.clone(), &parts.env, kubelet.port(), observe, uid, shortages);
+    status_manager.set_checkpoint(checkpoint.clone());
     let requests = client.clone().into();
     let mut lease = tokio::spawn(lease::keep(requests, config.clone(), parts.env.clone(), node_uid, stop.clone()));
-    // After registration and with a pod CIDR, pods can run.
-    let cidr = tokio::select! {
+    // With a pod CIDR, pods can run.
+    let (cidr, registered) = tokio::select! {
         () = stop.cancelled() => return Ok(()),
-        cidr = status_manager.register() => cidr,
+        cidr = status_manager.register_or_restore() => cidr,
     };
     let addresses = Addresses::new(&cidr).map_err(|source| NodeError::Cidr { name: config.name.clone(), source })?;
     config.capacity.pods = config.capacity.pods.min(addresses.count());
     status_manager.set_network_ready(config.capacity);
-    let shared = Arc::new(share(&config, parts, client, (local, addresses, pods), status_manager.facts(), &stop));
-    tokio::join!(
-        status_manager.run(ready, kubelet, stop.clone()),
+    let shared = Arc::new(share(
+        &config,
+        parts,
+        client,
+        (local, addresses, pods, checkpoint.clone()),
+        (status_manager.facts(), registered),
+        &stop,
+    ));
+    let env = shared.parts.env.clone();
+    let (status, ..) = tokio::join!(
+        async { status_manager.run(ready, kubelet, stop.clone()).await.inspect_err(|_| stop.cancel()) },
+        checkpoint.run(env, stop.clone()),
+        services::record(shared.clone()),
         eviction::run(shared.clone(), short),
         shutdown::run(shared.clone()),
         image_gc::record_node_warnings(shared.clone()),
@@ -384,5 +410,5 @@ async fn run_agent(
     );
     server.abort();
     lease.abort();
-    Ok(())
+    status
 }

@@ -12,11 +12,15 @@ use k8s_openapi::api::core::v1::Pod;
 use machinery_client::{Object, Reflector, ReflectorEvent, shared};
 use tokio::task::JoinSet;
 
+use crate::checkpoint::Checkpoint;
+use crate::checkpoint::record::{PodRecord, is_ahead};
+use crate::config::{pull_secrets, sources};
 use crate::latest::{Sender, latest};
 use crate::pod::admit::{Claim, Rejection};
 use crate::pod::shared::NodeContext;
-use crate::pod::worker::{PodInput, PodView, PodWorker, StatusTarget};
+use crate::pod::worker::{EarlierRun, PodInput, PodView, PodWorker, StatusTarget};
 use crate::pod::{admit, resize};
+use crate::spec::containers;
 use crate::spec::requests::requested;
 
 /// The delay before a panicked worker is restarted.
@@ -48,11 +52,15 @@ pub(super) async fn run(node: Arc<NodeContext>) {
     let mut pods = PodManager { node, workers, running, pending_resizes, resize_count: 0, statics };
     let mut first = true;
     let pod = |object: Arc<dyn Object>| shared::<Pod>(object);
+    // A node without a checkpoint waits for the API.
+    let mut waits_for_api = pods.checkpoint().is_enabled();
+    let (env, api_wait) = (pods.node.parts.env.clone(), pods.node.api_wait);
     loop {
         let event = tokio::select! {
             () = stop.cancelled() => break,
             Some(ended) = pods.running.join_next() => {
                 if let Ok(uid) = ended {
+                    pods.checkpoint().remove_pod(&uid);
                     pods.workers.remove(&uid);
                     pods.pending_resizes.remove(&uid);
                     pods.retry_resizes();
@@ -67,9 +75,15 @@ pub(super) async fn run(node: Arc<NodeContext>) {
                 continue;
             }
             event = events.next() => event,
+            () = async { env.sleep_until(api_wait).await }, if waits_for_api => {
+                waits_for_api = false;
+                pods.restore();
+                continue;
+            }
         };
         match event {
             ReflectorEvent::Replaced(objects, _) => {
+                waits_for_api = false;
                 let (mirrors, own): (Vec<_>, Vec<_>) = objects.into_iter().filter_map(pod).partition(is_mirror);
                 pods.replace(own, std::mem::take(&mut first), &manifests);
                 pods.replace_mirrors(mirrors);
@@ -100,15 +114,52 @@ pub(super) async fn run(node: Arc<NodeContext>) {
 }
 
 impl PodManager {
+    fn checkpoint(&self) -> &Checkpoint {
+        &self.node.checkpoint
+    }
+
+    /// Starts the pods of the checkpoint and the static pods, as the API doesn't answer.
+    fn restore(&mut self) {
+        let records = self.checkpoint().take_pods();
+        tracing::warn!(
+            node = self.node.identity.name,
+            pods = records.len(),
+            "the API server does not answer: the node starts the pods of its checkpoint"
+        );
+        // All known addresses are reserved before a new one is allocated.
+        let reserved: Vec<Option<IpAddr>> = records.iter().map(|record| self.reserve_address(&record.pod)).collect();
+        for (record, ip) in records.into_iter().zip(reserved) {
+            let (pod, rejected) = (Arc::new(record.pod.clone()), self.admission_failure(&record.pod));
+            let pod = self.restore_allocation(record.uid(), pod);
+            self.start_worker(PodInput::new(pod, StatusTarget::Pod), EarlierRun::of_checkpoint(record, ip), rejected);
+        }
+        self.start_static_pods_alone();
+    }
+
+    /// What an earlier run left of a pod that the API has, if its checkpoint is ahead of the API's status.
+    fn earlier_run(&self, pod: &Pod, ip: Option<IpAddr>) -> EarlierRun {
+        let record = self.checkpoint().take_pod(&uid_of(pod));
+        let ahead = |record: &PodRecord| is_ahead(&record.status(), pod.status.as_ref());
+        match record {
+            Some(record) if ahead(&record) => EarlierRun::of_checkpoint(record, ip),
+            Some(record) => EarlierRun { status: None, ..EarlierRun::of_checkpoint(record, ip) },
+            None => EarlierRun { ip, ..EarlierRun::default() },
+        }
+    }
+
     /// Handles a complete list.
     fn replace(&mut self, listed: Vec<Arc<Pod>>, first: bool, manifests: &Manifests) {
         if first {
             let statics = manifests.borrow().keys().cloned().collect();
             self.remove_orphans(&listed, statics);
         }
+        if first {
+            self.retain_checkpoint(&listed);
+        }
         let exists = |uid: &str| listed.iter().any(|pod| uid_of(pod) == uid) || self.statics.runs(uid);
         let gone: Vec<String> = self.workers.keys().filter(|uid| !exists(uid)).cloned().collect();
         for uid in gone {
+            self.checkpoint().remove_pod(&uid);
             if let Some(worker) = self.workers.get(&uid) {
                 worker.set(|input| input.removed = true);
             }
@@ -142,11 +193,25 @@ impl PodManager {
         }
         let rejected = self.admission_failure(&pod);
         let pod = self.restore_allocation(&uid, pod);
-        self.start_worker(PodInput::new(pod, StatusTarget::Pod), ip, rejected);
+        let earlier = self.earlier_run(&pod, ip);
+        self.start_worker(PodInput::new(pod, StatusTarget::Pod), earlier, rejected);
+    }
+
+    /// Removes the checkpoint's files of pods and sources that no pod of the first list needs.
+    fn retain_checkpoint(&self, listed: &[Arc<Pod>]) {
+        if !self.checkpoint().is_enabled() {
+            return;
+        }
+        let uids: Vec<String> = listed.iter().map(|pod| uid_of(pod)).collect();
+        let named = listed.iter().flat_map(|pod| {
+            let namespace = pod.metadata.namespace.clone().unwrap_or_default();
+            named_sources(pod).into_iter().map(move |(kind, name)| (kind, namespace.clone(), name))
+        });
+        self.checkpoint().retain(&uids, &named.collect::<Vec<_>>());
     }
 
     /// Starts a worker for a pod.
-    fn start_worker(&mut self, input: PodInput, ip: Option<IpAddr>, rejected: Option<Rejection>) {
+    fn start_worker(&mut self, input: PodInput, earlier: EarlierRun, rejected: Option<Rejection>) {
         let (pod, uid) = (input.pod.clone(), uid_of(&input.pod.get()));
         let (sender, receiver) = latest(input);
         let view = Arc::new(PodView::new(pod));
@@ -154,12 +219,12 @@ impl PodManager {
         self.workers.insert(uid.clone(), sender);
         let node = self.node.clone();
         // Moved out of the task, which would otherwise hold them twice.
-        let (mut ip, mut rejected) = (ip, rejected);
+        let (mut earlier, mut rejected) = (Box::new(earlier), rejected);
         self.running.spawn(async move {
             loop {
                 // On the heap: the size of a task is that of its largest state.
                 let (context, view, receiver) = (node.clone(), view.clone(), receiver.clone());
-                let worker = Box::new(PodWorker::new(context, view, receiver, ip.take()));
+                let worker = Box::new(PodWorker::new(context, view, receiver, std::mem::take(&mut *earlier)));
                 if AssertUnwindSafe(worker.run(rejected.take())).catch_unwind().await.is_ok() {
                     return uid;
                 }
@@ -281,6 +346,7 @@ impl PodManager {
     }
 
     fn remove(&mut self, pod: Arc<Pod>) {
+        self.checkpoint().remove_pod(&uid_of(&pod));
         if let Some(worker) = self.workers.get(&uid_of(&pod)) {
             worker.set(|input| {
                 input.update(pod);
@@ -292,7 +358,9 @@ impl PodManager {
 
     /// Removes the folders of pods that don't exist any more.
     fn remove_orphans(&self, listed: &[Arc<Pod>], statics: Vec<String>) {
-        let known: Vec<String> = listed.iter().map(|pod| uid_of(pod)).chain(statics).collect();
+        // Pods of the checkpoint that are gone remove their folders themselves.
+        let own = listed.iter().map(|pod| uid_of(pod)).chain(self.workers.keys().cloned());
+        let known: Vec<String> = own.chain(statics).collect();
         let mut orphans = Vec::new();
         // Listed before any new pod creates its folder.
         for folder in ["pods", "logs"] {
@@ -315,6 +383,17 @@ impl PodManager {
 fn claims<'a>(workers: impl Iterator<Item = &'a Sender<PodInput>>) -> Vec<Claim> {
     let claim = |worker: &Sender<PodInput>| worker.read(|input| (!input.removed).then(|| input.claim.clone()));
     workers.filter_map(claim).collect()
+}
+
+/// The ConfigMaps and Secrets that a pod refers to.
+fn named_sources(pod: &Pod) -> Vec<(sources::SourceKind, String)> {
+    let volumes = pod.spec.as_ref().and_then(|spec| spec.volumes.as_deref()).unwrap_or_default();
+    let mut named = sources::named_by_volumes(volumes);
+    named.extend(pull_secrets::named(pod));
+    for (_, container) in containers::each(&containers::spec(pod)) {
+        named.extend(sources::named_by_environment(&container));
+    }
+    named
 }
 
 fn uid_of(pod: &Pod) -> String {

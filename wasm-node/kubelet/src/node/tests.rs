@@ -28,6 +28,7 @@ struct Cluster {
     /// Reports get no response.
     hangs: bool,
     watches: Vec<Watch>,
+    unavailable: bool,
 }
 
 impl Cluster {
@@ -58,6 +59,10 @@ impl FakeCluster for Cluster {
 
     fn add_watch(&mut self, _: &str, watch: Watch) {
         self.watches.push(watch);
+    }
+
+    fn is_unavailable(&self) -> bool {
+        self.unavailable
     }
 
     fn describe(&self) -> String {
@@ -145,7 +150,7 @@ async fn beat(api: &FakeApi, stop: &CancellationToken) {
     let (observe, shortages) = (Arc::new(Observation::default), watch::Sender::new(Vec::new()));
     let mut status_manager = NodeStatusManager::new(&config, api.client(), &env, 1, observe, uid, shortages);
     tokio::spawn(lease::keep(api.client().into(), config, env, node_uid, stop.clone()));
-    assert_eq!(status_manager.register().await, "10.0.0.0/24");
+    assert_eq!(status_manager.register_or_restore().await, ("10.0.0.0/24".to_owned(), true));
     status_manager.set_network_ready(capacity);
     let (ready_sender, ready) = oneshot::channel();
     tokio::spawn(status_manager.run(ready_sender, ([127, 0, 0, 1], 1).into(), stop.clone()));
@@ -206,4 +211,74 @@ async fn a_report_that_gets_no_answer_holds_no_heartbeat_up() {
 #[should_panic(expected = "it was meant to")]
 async fn a_lease_that_is_kept_no_longer_ends_the_node() {
     super::panic_of(&mut tokio::spawn(async { panic!("it was meant to") })).await;
+}
+
+/// Starts a heartbeat on the checkpoint of a Node with uid `uid-0` and CIDR 10.0.0.0/24, while the API is unavailable.
+async fn restore(api: &FakeApi, dir: &std::path::Path, env: &Env) -> (NodeStatusManager, String, bool) {
+    let tls = ServingTls { certificate: Vec::new(), key: Vec::new(), client_ca: Vec::new() };
+    let capacity = Capacity { cpu_millis: 1, memory_bytes: 1, guest_memory_bytes: 1, ephemeral_bytes: 1, pods: 10 };
+    let config = NodeConfig::new("n".into(), dir.to_owned(), [127, 0, 0, 1].into(), tls, capacity);
+    let record =
+        json!({"name": "n", "uid": "uid-0", "origin": "uid-0", "podCidr": "10.0.0.0/24", "labels": {"a": "1"}});
+    machinery_client::checkpoint::write(&dir.join("node.json"), "node", record.to_string().as_bytes()).unwrap();
+    api.with(|cluster| cluster.unavailable = true);
+    let (observe, shortages) = (Arc::new(Observation::default), watch::Sender::new(Vec::new()));
+    let (client, uid) = (api.client(), watch::channel(None).0);
+    let mut manager = NodeStatusManager::new(&config, client, env, 1, observe, uid, shortages);
+    manager.set_checkpoint(crate::checkpoint::Checkpoint::open(Some(dir.to_owned()), "n"));
+    let (cidr, registered) = manager.register_or_restore().await;
+    manager.set_network_ready(capacity);
+    (manager, cidr, registered)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_without_an_api_server_is_that_of_its_checkpoint_and_reports_later() {
+    let (api, dir) = (FakeApi::default(), tempfile::tempdir().unwrap());
+    let env = machinery_env::TokioClock::env(7).0;
+    let (manager, cidr, registered) = restore(&api, dir.path(), &env).await;
+    assert_eq!((cidr.as_str(), registered, env.elapsed().as_secs()), ("10.0.0.0/24", false, 5));
+    assert_eq!(manager.facts().borrow().labels["a"], "1");
+    let (sender, ready) = oneshot::channel();
+    let stop = CancellationToken::new();
+    let running = tokio::spawn(manager.run(sender, ([127, 0, 0, 1], 1).into(), stop.clone()));
+    env.sleep(std::time::Duration::from_secs(3600)).await;
+    api.with(|cluster| cluster.unavailable = false);
+    ready.await.unwrap();
+    let cidr = api.with(|cluster| cluster.node.clone().unwrap()["spec"]["podCIDR"].clone());
+    assert_eq!(cidr, "10.0.0.0/24", "a Node that is created again keeps its block");
+    stop.cancel();
+    assert!(running.await.unwrap().is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_ends_if_its_block_is_not_its_own_any_more() {
+    let (api, dir) = (FakeApi::default(), tempfile::tempdir().unwrap());
+    let env = machinery_env::TokioClock::env(7).0;
+    let (manager, ..) = restore(&api, dir.path(), &env).await;
+    let node = json!({"metadata": {"name": "n"}, "spec": {"podCIDR": "10.0.9.0/24"}});
+    api.with(|cluster| {
+        cluster.put_node(node);
+        cluster.unavailable = false;
+    });
+    let (sender, ready) = oneshot::channel();
+    let ended = manager.run(sender, ([127, 0, 0, 1], 1).into(), CancellationToken::new()).await.unwrap_err();
+    let want = "node n: its podCIDR is 10.0.9.0/24 now, and its pods have addresses of 10.0.0.0/24: start it again";
+    assert_eq!(ended.to_string(), want);
+    assert!(ready.await.is_err(), "it was never Ready");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_whose_api_answers_takes_nothing_from_its_checkpoint() {
+    let (api, dir) = (FakeApi::default(), tempfile::tempdir().unwrap());
+    let env = machinery_env::TokioClock::env(7).0;
+    let late = async {
+        env.sleep(std::time::Duration::from_secs(3)).await;
+        let node = json!({"metadata": {"name": "n"}, "spec": {"podCIDR": "10.0.9.0/24"}});
+        api.with(|cluster| {
+            cluster.put_node(node);
+            cluster.unavailable = false;
+        });
+    };
+    let ((_, cidr, registered), ()) = tokio::join!(restore(&api, dir.path(), &env), late);
+    assert_eq!((cidr.as_str(), registered), ("10.0.9.0/24", true));
 }

@@ -45,4 +45,5 @@ mod status_writer;
 mod stop;
 pub(crate) mod totals;
 pub mod unsupported;
+mod variables;
 pub(crate) mod worker;

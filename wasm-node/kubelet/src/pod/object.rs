@@ -28,6 +28,11 @@ impl PodObject {
         self.decompressed.get(&self.compressed)
     }
 
+    /// The pod, for readers outside of the worker.
+    pub(crate) fn compressed(&self) -> &Arc<Compressed<Pod>> {
+        &self.compressed
+    }
+
     /// The reference to the pod in events.
     pub(crate) fn reference(&self) -> &Arc<ObjectReference> {
         &self.reference

@@ -10,7 +10,7 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity as Wire;
 use kube::Client;
 use machinery_client::Informer;
 use machinery_client::events::Recorder;
-use machinery_env::Env;
+use machinery_env::{Deadline, Env};
 use machinery_serve::net::{Dial, PodNetwork};
 use tokio::sync::{Notify, broadcast, watch};
 use tokio_util::sync::CancellationToken;
@@ -21,6 +21,7 @@ use super::sandbox::Sandboxes;
 use super::shutdown::Shutdown;
 use super::totals::Totals;
 use super::worker::PodView;
+use crate::checkpoint::Checkpoint;
 use crate::config::sources::ConfigSourceManager;
 use crate::config::tokens::AccountTokens;
 use crate::log;
@@ -77,6 +78,10 @@ pub(crate) struct NodeContext {
     pub(crate) client: Client,
     pub(crate) recorder: Recorder,
     pub(crate) sources: Arc<ConfigSourceManager>,
+    /// What a start without an API server needs.
+    pub(crate) checkpoint: Checkpoint,
+    /// Until when a start waits for the API server, if there is a checkpoint.
+    pub(crate) api_wait: Deadline,
     pub(crate) volumes: Arc<VolumeManager>,
     pub(crate) account_tokens: Arc<AccountTokens>,
     pub(crate) services: Arc<Informer>,

@@ -8,10 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use images::{Image, ImageError, Keyring, PullPolicy, Pulled, Purpose, report_compilation};
-use k8s_openapi::api::core::v1::{
-    Container as ContainerSpecWire, ImageVolumeSource, Pod, ResourceRequirements, Service,
-};
-use machinery_api::ObjectKey;
+use k8s_openapi::api::core::v1::{Container as ContainerSpecWire, ImageVolumeSource, Pod, ResourceRequirements};
 use machinery_client::{EventRecord, reference_to};
 use machinery_serve::net::Caller;
 use tokio::sync::{OnceCell, Semaphore};
@@ -27,19 +24,18 @@ use super::settings::{Settings, settings};
 use super::shared::NodeContext;
 use super::state::{ContainerEvent, ImageOwner};
 use super::totals::ImageVolumes;
+use super::variables::{Variables, variables};
 use super::worker::{Message, container_message};
 use super::{hosts_file, names};
-use crate::config::env_file::{self, FileValues};
-use crate::config::environment::{EnvContext, environment, expand};
+use crate::config::environment::expand;
 use crate::config::granted::GrantedConfig;
 use crate::config::keyvalue;
 use crate::config::pull_secrets;
-use crate::config::sources::{SourceKind, SourceState, named_by_environment};
 use crate::config::tokens::PodServiceAccount;
 use crate::log::ContainerLog;
 use crate::mailbox::Sender;
 use crate::volume::mounts::{self, MountError};
-use crate::volume::paths::{folder, message_folder};
+use crate::volume::paths::message_folder;
 use runtime_api::disk::advice;
 use runtime_api::ledger::Ledger;
 use runtime_api::pipe::pipe;
@@ -66,9 +62,6 @@ pub(crate) struct CreatedContainer {
     /// Keeps the sandbox registered for sessions.
     pub(crate) _lease: SandboxLease,
 }
-
-/// Variables by name.
-type Variables = BTreeMap<String, String>;
 
 /// The reason and message of a failed creation.
 pub(crate) type StartError = (&'static str, String);
@@ -396,7 +389,7 @@ fn go_duration(duration: Duration) -> String {
     }
 }
 
-fn config_error(error: impl std::fmt::Display) -> StartError {
+pub(super) fn config_error(error: impl std::fmt::Display) -> StartError {
     ("CreateContainerConfigError", error.to_string())
 }
 
@@ -437,63 +430,6 @@ fn container_id(node: &NodeContext) -> String {
     let mut id = [0u8; 32];
     node.parts.env.fill(&mut id);
     format!("{}://{}", node.parts.runtime.version().0, hex::encode(id))
-}
-
-/// The container's variables, from its spec, its sources, and the Services of its namespace.
-async fn variables(
-    node: &NodeContext,
-    pod: &Arc<Pod>,
-    wire: &ContainerSpecWire,
-    ip: IpAddr,
-) -> Result<Variables, StartError> {
-    let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
-    let mut known = BTreeMap::new();
-    for (kind, name) in named_by_environment(wire) {
-        match node.sources.get(kind, namespace, &name).read().await {
-            SourceState::Present(content) => {
-                known.insert((kind, name), content);
-            }
-            SourceState::Failed(error) => {
-                return Err(config_error(format!("failed to sync {} cache: {error}", kind.word())));
-            }
-            SourceState::Missing | SourceState::Unknown => {}
-        }
-    }
-    node.services.synced().await;
-    let services: Vec<Arc<Service>> = node.services.read(|view| {
-        let own = view.list::<Service>(namespace).filter_map(|service| {
-            let key = ObjectKey::new(namespace, service.metadata.name.clone()?);
-            view.get_arc(&key)
-        });
-        own.chain(view.get_arc(&ObjectKey::new("default", "kubernetes"))).collect()
-    });
-    let files = file_values(node, pod, wire).await?;
-    let lookup = |kind: SourceKind, name: &str| known.get(&(kind, name.to_owned())).cloned();
-    let given = EnvContext {
-        pod,
-        host_ip: node.identity.internal_ip,
-        pod_ip: Some(ip),
-        allocatable: &node.allocatable,
-        services: &services,
-        lookup: &lookup,
-        files: &files,
-    };
-    environment(&given, wire).map_err(config_error)
-}
-
-/// The values of variables that are read from files.
-async fn file_values(node: &NodeContext, pod: &Arc<Pod>, wire: &ContainerSpecWire) -> Result<FileValues, StartError> {
-    if !wire.env.iter().flatten().any(|of| of.value_from.as_ref().is_some_and(|from| from.file_key_ref.is_some())) {
-        return Ok(FileValues::new());
-    }
-    let dir = node.pod_dir(pod.metadata.uid.as_deref().unwrap_or_default());
-    let (pod, wire) = (pod.clone(), wire.clone());
-    let read = tokio::task::spawn_blocking(move || {
-        let volumes = pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten());
-        let volumes: Vec<&str> = volumes.map(|volume| volume.name.as_str()).collect();
-        env_file::read(&|name| folder(&dir, name), &volumes, &wire)
-    });
-    read.await.map_err(config_error)?.map_err(config_error)
 }
 
 /// The container's complete environment.

@@ -35,6 +35,7 @@ use crate::latest::Receiver;
 use crate::mailbox::{self, Sender, mailbox};
 use crate::spec::compressed::Compressed;
 use crate::spec::{containers, requests};
+use checkpoint::KeptState;
 use runtime_api::ledger::{Ledger, Resource};
 use runtime_api::{CpuQuota, KeyvalueOwner};
 use sandbox::PodSandbox;
@@ -42,6 +43,7 @@ use slot::{ContainerSlot, LiveContainer};
 use sources::{Deadlines, StatusRequest, WorkerEvent};
 
 mod admission;
+mod checkpoint;
 mod message;
 mod perform;
 mod report;
@@ -52,6 +54,7 @@ mod sources;
 mod view;
 mod volumes;
 
+pub(crate) use checkpoint::EarlierRun;
 pub(crate) use message::{Message, container_message};
 pub(crate) use view::{ContainerSnapshot, Packers, PodSnapshot, PodView};
 
@@ -125,15 +128,16 @@ pub(crate) struct PodWorker {
     first_actions: FirstActions,
     clock: ClockStepDetector,
     start_latency: StartLatency,
+    kept: KeptState,
 }
 
 impl PodWorker {
-    /// A worker for a pod of this node. `ip` is the address of an earlier run.
+    /// A worker for a pod of this node.
     pub(crate) fn new(
         node: Arc<NodeContext>,
         view: Arc<PodView>,
         mut input: Receiver<PodInput>,
-        ip: Option<std::net::IpAddr>,
+        earlier: EarlierRun,
     ) -> Self {
         let (compressed, status_target) = input.read(|input| (input.pod.clone(), input.status_target.clone()));
         let pod = compressed.get();
@@ -143,14 +147,19 @@ impl PodWorker {
         let rules = rules(&pod);
         let ledger = Ledger::pod(node.parts.runtime.ledger());
         ledger.set_limit(Resource::Memory, requests::memory_bound(&pod).unwrap_or(u64::MAX));
-        let first_conditions = pod.status.as_ref().and_then(|status| status.conditions.clone());
+        let EarlierRun { ip, status: own_status, claims, namespace_uid } = earlier;
+        let last_status = own_status.as_deref().or(pod.status.as_ref());
+        let first_conditions = last_status.and_then(|status| status.conditions.clone());
+        let keyvalue = namespace_uid
+            .map(|uid| KeyvalueOwner { namespace: pod.metadata.namespace.clone().unwrap_or_default(), uid });
         Self {
-            state: status::recall(&pod, &rules, now),
+            state: status::recall(last_status, &rules, now),
+            kept: KeptState::new(&pod, own_status, claims, node.checkpoint.is_enabled()),
             rules,
             slots: ContainerSlot::all(&pod),
             ledger,
             cpu: Arc::new(CpuQuota::new(requests::pod_limit(&pod, "cpu"), elapsed)),
-            keyvalue: Arc::default(),
+            keyvalue: Arc::new(OnceCell::new_with(keyvalue)),
             sandbox: PodSandbox { ip, ..PodSandbox::default() },
             resize: ResizeTracker::default(),
             projection: StatusProjection::new(first_conditions),
@@ -197,14 +206,18 @@ impl PodWorker {
         let ended_before = self.state.succeeded().is_some();
         let (state, actions) = self.state.clone().begin(&self.rules, admission, now);
         self.state = state;
-        if ended_before && let Some(status) = self.pod().status.clone().filter(status::tells_the_end) {
+        let own_status = self.kept.take_earlier_status();
+        let unreported = own_status.is_some();
+        let last_status = own_status.map(|status| *status).or_else(|| self.pod().status.clone());
+        if ended_before && let Some(status) = last_status.filter(status::tells_the_end) {
             self.projection.keep_final_status(status);
         }
         self.project();
-        if ended_before && self.state.deleted().is_none() {
+        if ended_before && self.state.deleted().is_none() && !unreported {
             self.step_writer(StatusEvent::WrittenBefore);
         }
-        if self.state.is_resumed() {
+        // Without an API server, no client can observe the step over Ready=False.
+        if self.state.is_resumed() && !self.kept.is_restored() {
             self.first_actions.hold(actions, self.elapsed());
         } else {
             self.perform(actions);
@@ -252,6 +265,7 @@ impl PodWorker {
 
     fn set_pod(&mut self, pod: Arc<Compressed<Pod>>) {
         let pod = self.object.replace(pod);
+        self.keep_pod();
         self.view.update(|snapshot| snapshot.pod = pod);
     }
 

@@ -1,31 +1,53 @@
 //! Resolves the claims of a pod's volumes. They are read from the API when the pod begins, as the Node authorizer
 //! restricts a node to the objects that its pods name. The decision on the objects is free of IO.
 
+use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use k8s_openapi::api::core::v1::{HostPathVolumeSource, PersistentVolume, PersistentVolumeClaim, Pod, Volume};
 use machinery_api::ObjectKey;
 use machinery_client::claims::{self, LOCAL_DRIVER, NodeTopology};
-use machinery_client::request::{ApiClient, status_code};
+use machinery_client::request::{ApiClient, may_succeed_later, status_code};
 use machinery_client::{Kind, Typed, key_of};
 
-use super::host_path;
 use super::local::LocalVolumes;
+use super::{host_path, is_of_claim};
+pub use crate::spec::referred::BoundVolume;
 
-/// The volume that a claim is bound to, on this node.
-#[derive(Debug, Clone, PartialEq)]
-pub enum BoundVolume {
-    /// A volume stored by the node.
-    Local {
-        /// The volume's uid.
-        uid: String,
-        /// Maximum bytes of its content.
-        capacity: u64,
-        /// Whether only one pod may use it at a time.
-        alone: bool,
-    },
-    /// A folder of the machine.
-    Host(HostPathVolumeSource),
+/// The volumes of a pod's claims when they were last resolved: a claim's volume doesn't change, so that they replace the
+/// API while it doesn't answer.
+#[derive(Debug, Default)]
+pub(crate) struct ClaimVolumes(Mutex<BTreeMap<String, BoundVolume>>);
+
+impl ClaimVolumes {
+    /// Those of a pod, with the ones that are known already; `None` if it has no claims.
+    pub(crate) fn of(pod: &Pod, known: BTreeMap<String, BoundVolume>) -> Option<Arc<Self>> {
+        let has_claims = pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten()).any(is_of_claim);
+        has_claims.then(|| Arc::new(Self(Mutex::new(known))))
+    }
+
+    pub(crate) fn all(&self) -> BTreeMap<String, BoundVolume> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(crate) fn get(&self, volume: &str) -> Option<BoundVolume> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(volume).cloned()
+    }
+
+    pub(crate) fn set(&self, volume: &str, bound: BoundVolume) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(volume.to_owned(), bound);
+    }
+}
+
+/// Why a claim's volume is not available yet.
+#[derive(Debug, PartialEq, thiserror::Error)]
+#[error("{message}")]
+pub(crate) struct Unresolved {
+    /// In upstream's words.
+    message: String,
+    /// The API gave no answer about it.
+    pub(crate) unanswered: bool,
 }
 
 /// Returns the name of the claim of a pod's volume.
@@ -41,29 +63,36 @@ pub fn claim_name(pod: &Pod, volume: &Volume) -> Option<String> {
 /// Resolves a volume's claim.
 ///
 /// # Errors
-/// Why the volume is not available yet, in upstream's words.
+/// [`Unresolved`]
 pub(crate) async fn resolve(
     api: &ApiClient,
     pod: &Pod,
     volume: &Volume,
     node: NodeTopology<'_>,
-) -> Result<Option<BoundVolume>, String> {
+) -> Result<Option<BoundVolume>, Unresolved> {
     let Some(name) = claim_name(pod, volume) else { return Ok(None) };
     let key = ObjectKey::new(pod.metadata.namespace.clone().unwrap_or_default(), name);
-    let failed = |why: String| format!("error processing PVC {key}: {why}");
-    let claim: PersistentVolumeClaim =
-        get(api, &key).await.map_err(|why| failed(format!("failed to fetch PVC from API server: {why}")))?;
+    let text = |why: String| format!("error processing PVC {key}: {why}");
+    let failed = |why: String| Unresolved { message: text(why), unanswered: false };
+    let unread = |what: &str, (why, unanswered): (String, bool)| Unresolved {
+        message: text(format!("failed to fetch {what} from API server: {why}")),
+        unanswered,
+    };
+    let claim: PersistentVolumeClaim = get(api, &key).await.map_err(|why| unread("PVC", why))?;
     let name = bound_volume_name(pod, volume, &claim).map_err(failed)?;
-    let key = ObjectKey::cluster(name);
-    let persistent: PersistentVolume =
-        get(api, &key).await.map_err(|why| failed(format!("failed to fetch PV {key} from API server: {why}")))?;
+    let of = ObjectKey::cluster(name);
+    let persistent: PersistentVolume = get(api, &of).await.map_err(|why| unread(&format!("PV {of}"), why))?;
     source(&claim, &persistent, node).map(Some).map_err(failed)
 }
 
-async fn get<K: Typed>(api: &ApiClient, key: &ObjectKey) -> Result<K, String> {
-    api.get::<K>(&Kind::of::<K>(), key).await.map_err(|error| match status_code(&error) {
-        0 => format!("no answer: {error}"),
-        _ => error.to_string(),
+/// Reads an object. An error has its text, and whether the API gave no answer.
+async fn get<K: Typed>(api: &ApiClient, key: &ObjectKey) -> Result<K, (String, bool)> {
+    api.get::<K>(&Kind::of::<K>(), key).await.map_err(|error| {
+        let unanswered = may_succeed_later(&error);
+        match status_code(&error) {
+            0 => (format!("no answer: {error}"), unanswered),
+            _ => (error.to_string(), unanswered),
+        }
     })
 }
 

@@ -16,14 +16,16 @@ use machinery_env::Env;
 use tokio::sync::watch;
 
 use super::atomic;
+use super::claims::{BoundVolume, ClaimVolumes};
 use super::files::{Files, FilesError, Tokens, files, projections, token_key, wanted_tokens};
 use super::local::LocalVolumes;
 use super::memory::{MemoryFolder, is_in_memory};
 use super::{claims, host_path, is_empty_dir, is_from_api, is_of_claim};
+use crate::checkpoint::API_WAIT;
 use crate::config::env_file::FileValues;
 use crate::config::environment::EnvContext;
 use crate::config::sources::{ConfigSource, ConfigSourceManager, SourceKind, SourceState, named_by_volumes};
-use crate::config::tokens::{self as token_requests, TokenParams};
+use crate::config::tokens::{self as token_requests, Token, TokenError, TokenParams};
 use crate::latest::{Receiver, Wake};
 use crate::mailbox::Sender;
 use crate::spec::compressed::Compressed;
@@ -123,7 +125,7 @@ pub(crate) async fn fill<I, M>(
     node: Arc<VolumeManager>,
     mut input: Receiver<I>,
     (dir, ip): (PathBuf, IpAddr),
-    before: Option<Box<Filled>>,
+    (before, claims): (Option<Box<Filled>>, Option<Arc<ClaimVolumes>>),
     events: Sender<M>,
 ) where
     I: AsRef<Arc<Compressed<Pod>>> + Send + 'static,
@@ -134,7 +136,8 @@ pub(crate) async fn fill<I, M>(
         before.unwrap_or_else(|| Box::new(Filled::unfilled(&node, &current_pod(&mut input).get(), &waker)));
     let (mut wait, mut last_message) = (RETRY_FIRST, String::new());
     loop {
-        let message = match fill_once(&node, &current_pod(&mut input), &mut filled, &dir, ip).await {
+        let message = match fill_once(&node, &current_pod(&mut input), (&mut filled, claims.as_deref()), &dir, ip).await
+        {
             Ok(changes) => {
                 let _ = events.send(MountEvent::Filled(changes.then_some(filled)).into()).await;
                 return;
@@ -161,7 +164,7 @@ pub(crate) async fn fill<I, M>(
 async fn fill_once(
     node: &VolumeManager,
     resting: &Compressed<Pod>,
-    filled: &mut Filled,
+    (filled, claims): (&mut Filled, Option<&ClaimVolumes>),
     dir: &Path,
     ip: IpAddr,
 ) -> Result<bool, String> {
@@ -169,7 +172,7 @@ async fn fill_once(
     for (_, _, known) in &mut filled.watched {
         known.mark_unchanged();
     }
-    let done = match create_claim_volumes(node, &pod, &mut filled.claimed, dir).await {
+    let done = match create_claim_volumes(node, &pod, (&mut filled.claimed, claims), dir).await {
         Ok(()) => write(node, &pod, &filled.watched, &mut filled.tokens, dir, ip).await,
         Err(why) => Err(why),
     };
@@ -190,6 +193,17 @@ fn current_pod<I: AsRef<Arc<Compressed<Pod>>>>(input: &mut Receiver<I>) -> Arc<C
 
 /// Hashes the parts of a pod that determine its files: its spec, and the metadata that downwardAPI volumes may use.
 fn input_hash(pod: &Pod) -> u64 {
+    json_hash(&(&pod.metadata.labels, &pod.metadata.annotations, &pod.spec))
+}
+
+/// Hashes a pod without its status: its spec, its labels and annotations, and its deletion.
+pub(crate) fn object_hash(pod: &Pod) -> u64 {
+    let metadata = &pod.metadata;
+    let deletion = (&metadata.deletion_timestamp, metadata.deletion_grace_period_seconds);
+    json_hash(&(&metadata.labels, &metadata.annotations, deletion, &pod.spec))
+}
+
+fn json_hash(of: &impl serde::Serialize) -> u64 {
     struct Hashed(DefaultHasher);
     impl std::io::Write for Hashed {
         fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
@@ -201,9 +215,8 @@ fn input_hash(pod: &Pod) -> u64 {
         }
     }
     let mut hashed = Hashed(DefaultHasher::new());
-    let of = (&pod.metadata.labels, &pod.metadata.annotations, &pod.spec);
     // Writing into a hash can't fail, and the API's types have string keys.
-    let _ = serde_json::to_writer(&mut hashed, &of);
+    let _ = serde_json::to_writer(&mut hashed, of);
     hashed.0.finish()
 }
 
@@ -215,7 +228,7 @@ fn volumes_of(pod: &Pod) -> &[Volume] {
 async fn create_claim_volumes(
     node: &VolumeManager,
     pod: &Arc<Pod>,
-    claimed: &mut PlacedClaims,
+    (claimed, known): (&mut PlacedClaims, Option<&ClaimVolumes>),
     dir: &Path,
 ) -> Result<(), String> {
     for volume in volumes_of(pod).iter().filter(|volume| is_of_claim(volume)) {
@@ -224,7 +237,7 @@ async fn create_claim_volumes(
         }
         let (node_name, labels) = (node.place)();
         let (place, name) = (NodeTopology { name: &node_name, labels: &labels }, &volume.name);
-        let found = claims::resolve(&node.requests, pod, volume, place).await.map_err(|why| {
+        let found = resolve_claim(node, pod, (volume, known), place).await.map_err(|why| {
             format!("Unable to attach or mount volumes: unmounted volumes=[{name}], unattached volumes=[], failed to process volumes=[{name}]: {why}")
         })?;
         let (folder, uid) = (super::paths::folder(dir, name), pod.metadata.uid.clone().unwrap_or_default());
@@ -237,6 +250,29 @@ async fn create_claim_volumes(
         claimed.insert(name.clone());
     }
     Ok(())
+}
+
+/// Resolves a volume's claim, or uses the last result while the API doesn't answer.
+async fn resolve_claim(
+    node: &VolumeManager,
+    pod: &Pod,
+    (volume, known): (&Volume, Option<&ClaimVolumes>),
+    place: NodeTopology<'_>,
+) -> Result<Option<BoundVolume>, String> {
+    let last = known.and_then(|known| known.get(&volume.name));
+    let resolving = claims::resolve(&node.requests, pod, volume, place);
+    let resolved = match &last {
+        None => resolving.await,
+        Some(last) => match node.env.timeout(API_WAIT, resolving).await {
+            Ok(Err(error)) if error.unanswered => Ok(Some(last.clone())),
+            Ok(resolved) => resolved,
+            Err(_) => Ok(Some(last.clone())),
+        },
+    };
+    if let (Ok(Some(bound)), Some(known)) = (&resolved, known) {
+        known.set(&volume.name, bound.clone());
+    }
+    resolved.map_err(|error| error.to_string())
 }
 
 async fn write(
@@ -322,16 +358,15 @@ async fn current_tokens(
         let had = held.iter().position(|token| token.wanted == wanted);
         let current = match had.map(|at| &held[at]) {
             Some(PodToken { value: Some(value), .. }) => Some(value.clone()),
-            Some(_) => written_token(volumes, &wanted, dir).await,
-            None => None,
+            // Without one in memory, it is that of the agent's earlier run.
+            Some(_) | None => written_token(volumes, &wanted, dir).await,
         };
         let due = had.is_none_or(|at| held[at].refresh_at <= now);
         if let Some(current) = current.clone().filter(|_| !due) {
             values.insert(wanted, current);
             continue;
         }
-        let params = TokenParams { audience: &wanted.0, seconds: Some(wanted.1), account_uid: None };
-        match (token_requests::request(&node.requests, pod, params, now).await, had, current) {
+        match (request_token(node, pod, &wanted, current.is_some()).await, had, current) {
             (Ok(token), had, _) => {
                 // Bounds the request rate if the server's clock is behind.
                 let refresh_at = token.refresh_at.max(now + REFRESH_MIN);
@@ -352,6 +387,12 @@ async fn current_tokens(
                 held[at].refresh_at = now.saturating_add(RETRY_MAX).unwrap_or(Timestamp::MAX);
                 values.insert(wanted, current);
             }
+            (Err(error), None, Some(current)) if error.unanswered => {
+                tracing::warn!(%error, "a service account token of an earlier run is used");
+                let refresh_at = now.saturating_add(RETRY_MAX).unwrap_or(Timestamp::MAX);
+                held.push(PodToken { wanted: wanted.clone(), refresh_at, value: Some(current.clone()) });
+                values.insert(wanted, current);
+            }
             (Err(error), ..) => {
                 let name = projections(volumes).next().map(|(volume, _)| volume.name.clone()).unwrap_or_default();
                 return Err(failed(&name, &format!("failed to fetch token: {error}")));
@@ -359,6 +400,21 @@ async fn current_tokens(
         }
     }
     Ok(values)
+}
+
+/// Requests a token. With a current one, the API's answer isn't awaited for long.
+async fn request_token(
+    node: &VolumeManager,
+    pod: &Pod,
+    wanted: &(String, i64),
+    has_current: bool,
+) -> Result<Token, TokenError> {
+    let params = TokenParams { audience: &wanted.0, seconds: Some(wanted.1), account_uid: None };
+    let request = token_requests::request(&node.requests, pod, params, node.env.now());
+    if !has_current {
+        return request.await;
+    }
+    node.env.timeout(API_WAIT, request).await.unwrap_or_else(|_| Err(TokenError::late(API_WAIT)))
 }
 
 /// Reads a token from the volume that contains it; `None` if the volume's files have changed.

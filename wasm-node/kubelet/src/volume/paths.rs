@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+pub(crate) use crate::spec::referred::plain;
+
 /// Returns the folder of a pod's volume.
 #[must_use]
 pub fn folder(pod_dir: &Path, volume: &str) -> PathBuf {
@@ -18,12 +20,6 @@ pub fn message_folder(pod_dir: &Path) -> PathBuf {
 #[must_use]
 pub fn session_folder(pod_dir: &Path) -> PathBuf {
     pod_dir.join("tmp")
-}
-
-/// Removes other characters from a name. The API server validates names, too.
-pub(crate) fn plain(name: &str) -> String {
-    let plain: String = name.chars().filter(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_')).collect();
-    if plain.is_empty() { "none".to_owned() } else { plain }
 }
 
 /// Returns the folder of files that containers mount alone.

@@ -10,7 +10,7 @@ use tokio::sync::watch;
 
 use super::{PodManager, uid_of};
 use crate::pod::shared::NodeContext;
-use crate::pod::worker::{PodInput, StatusTarget};
+use crate::pod::worker::{EarlierRun, PodInput, StatusTarget};
 use crate::static_pods::folder::{self, Folder};
 use crate::static_pods::mirror::{self, Mirror, Mirrors};
 use crate::static_pods::mirrored;
@@ -26,6 +26,8 @@ pub(super) struct StaticPods {
     /// The mirrors in the API; `None` before the first list.
     mirrors: Option<BTreeMap<ObjectKey, Arc<Pod>>>,
     published: watch::Sender<Option<Mirrors>>,
+    /// The pods run before the first list, as the API doesn't answer.
+    alone: bool,
 }
 
 /// Whether a pod of the API is a mirror.
@@ -48,7 +50,7 @@ impl StaticPods {
         let (client, name, stop) = (node.client.clone().into(), node.identity.name.clone(), node.stop.clone());
         let env = node.parts.env.clone();
         tokio::spawn(mirror::keep(client, env, name, manifests.clone(), mirrors, stop));
-        Self { wanted: manifests.borrow().clone(), started: BTreeMap::new(), mirrors: None, published }
+        Self { wanted: manifests.borrow().clone(), started: BTreeMap::new(), mirrors: None, published, alone: false }
     }
 
     /// Whether that uid belongs to a static pod with a worker.
@@ -131,9 +133,15 @@ impl PodManager {
         });
     }
 
+    /// Starts the static pods without their mirrors.
+    pub(super) fn start_static_pods_alone(&mut self) {
+        self.statics.alone = true;
+        self.sync_static_pods();
+    }
+
     /// Ends pods without a manifest, and starts pods without a worker: one per name at a time.
     pub(super) fn sync_static_pods(&mut self) {
-        if self.statics.mirrors.is_none() {
+        if self.statics.mirrors.is_none() && !self.statics.alone {
             return;
         }
         let workers = &self.workers;
@@ -163,9 +171,10 @@ impl PodManager {
             let mirror = self.statics.mirror(&uid, &key).cloned();
             let pod = Arc::new(with_mirror(&pod, mirror.as_ref()));
             let (ip, rejected) = (self.reserve_address(&pod), self.admission_failure(&pod));
+            let earlier = EarlierRun { ip, ..EarlierRun::default() };
             let status_target = StatusTarget::Mirror(mirror.and_then(|mirror| mirror.metadata.uid.clone()));
             self.statics.started.insert(uid, key);
-            self.start_worker(PodInput::new(pod, status_target), ip, rejected);
+            self.start_worker(PodInput::new(pod, status_target), earlier, rejected);
         }
     }
 }

@@ -3,14 +3,14 @@
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
+use k8s_openapi::api::core::v1::{ContainerStatus, PodStatus};
 
 use crate::pod::state::{Exit, LifecyclePolicy, PodState, TerminalReason};
 
-/// The state in which an earlier run of the agent left the pod.
+/// The state in which an earlier run of the agent left the pod of that status.
 #[must_use]
-pub fn recall(pod: &Pod, rules: &LifecyclePolicy, now: Timestamp) -> PodState {
-    let Some(status) = &pod.status else { return PodState::new(now, rules) };
+pub fn recall(status: Option<&PodStatus>, rules: &LifecyclePolicy, now: Timestamp) -> PodState {
+    let Some(status) = status else { return PodState::new(now, rules) };
     let began = status.start_time.as_ref().map_or(now, |time| time.0);
     let mut state = PodState::adopted(now, began, rules);
     let lists = [&status.init_container_statuses, &status.container_statuses, &status.ephemeral_container_statuses];

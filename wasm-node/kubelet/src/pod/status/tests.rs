@@ -114,7 +114,7 @@ fn an_earlier_run_is_recalled() {
             "name": "c", "image": "i", "imageID": "id", "ready": true, "restartCount": 4, "state": state, "lastState": last,
         }]})
     };
-    let recall = |pod: &Pod, now| recall(pod, &rules(pod), now);
+    let recall = |pod: &Pod, now| recall(pod.status.as_ref(), &rules(pod), now);
     let running = recall(&pod(container(json!({"running": {"startedAt": "1970-01-01T00:00:08Z"}}), json!({}))), at(20));
     assert_eq!((running.machines()[0].attempt, running.is_resumed(), running.began()), (Some(4), true, at(7)));
     assert_eq!(running.machines()[0].exit.as_ref().map(|exit| (exit.code, exit.finished)), Some((255, at(20))));

@@ -46,6 +46,10 @@ impl PodWorker {
 
     /// Waits until the pod's RuntimeClass names the handler of this node, or the pod is being deleted.
     async fn await_runtime_class(&mut self, admission: &mut Admission) {
+        if self.kept.is_restored() {
+            // The earlier run has checked it.
+            return;
+        }
         let spec = self.pod().spec.as_ref();
         let Some(name) = spec.and_then(|spec| spec.runtime_class_name.clone()).filter(|name| name != HANDLER) else {
             return;

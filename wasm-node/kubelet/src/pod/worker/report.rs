@@ -40,6 +40,7 @@ impl PodWorker {
         if self.projection.request(began) {
             self.project_now();
             self.projection.record(began, self.elapsed(), self.state.machines().len());
+            self.keep_state();
         }
     }
 

@@ -21,6 +21,7 @@ impl PodWorker {
         let Some(ip) = self.sandbox.ip else { return };
         let dir = self.node.pod_dir(self.pod().metadata.uid.as_deref().unwrap_or_default());
         let first = before.is_none();
+        let before = (before, self.kept.claims.clone());
         let filling = fill(self.node.volumes.clone(), self.input.clone(), (dir, ip), before, self.sender.clone());
         self.sandbox.volumes = Some(PodVolumes::Filling { _task: Task(tokio::spawn(filling)), first, moved: false });
     }
