@@ -3,7 +3,7 @@
 //!
 //! [`table`], [`balance`] (the endpoint picker), [`resolve`] and [`unsupported`] are pure; `state` and `snapshot` hold
 //! their input. [`plane`], [`http`] (with the activator), `l4`, `listen` and [`tunnel`] (to other nodes) perform IO;
-//! [`watch`] feeds the table from the API.
+//! [`watch`] feeds the table from the API, or from `checkpoint` while that is away.
 //!
 //! Absent on purpose: kernel rules, routes, privileges, and any knowledge of how a pod runs.
 
@@ -12,6 +12,7 @@ pub mod balance;
 mod cluster_name;
 pub mod dns;
 mod dns_metrics;
+mod checkpoint;
 pub mod egress;
 pub mod endpoint;
 mod events;

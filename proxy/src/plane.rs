@@ -379,6 +379,7 @@ pub(crate) mod tests {
             api_server: None,
             node: "coracle-1".into(),
             nodes: ["coracle-1".to_owned()].into(),
+            checkpoint: None,
         };
         let plane = DataPlane::new(Env::real(), config, PodNetwork::default()).unwrap();
         PlaneWithTable { plane, table: Mutex::default() }

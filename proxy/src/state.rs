@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -46,6 +47,9 @@ pub struct Config {
     pub node: String,
     /// The nodes of this machine.
     pub nodes: BTreeSet<String>,
+    /// The file of the last known routes, which are used while the API server is unreachable at a start. `None`: there
+    /// are no routes before the first list.
+    pub checkpoint: Option<PathBuf>,
 }
 
 #[derive(Debug)]

@@ -25,7 +25,7 @@ use crate::table::reverse::ReverseNames;
 /// Affinity timeout of a Service port without `sessionAffinityConfig` (Kubernetes' default: three hours).
 const AFFINITY_TIMEOUT: Duration = Duration::from_secs(10_800);
 /// The annotation that preceded `loadBalancerSourceRanges`.
-const SOURCE_RANGES: &str = "service.beta.kubernetes.io/load-balancer-source-ranges";
+pub(crate) const SOURCE_RANGES: &str = "service.beta.kubernetes.io/load-balancer-source-ranges";
 
 /// The endpoints' protocol according to the port's `appProtocol`.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -255,6 +255,17 @@ impl Table {
             touched.insert(owner);
         }
         touched.iter().map(|service| self.recompute(service)).collect()
+    }
+
+    /// The keys of all Services.
+    pub(crate) fn services(&self) -> impl Iterator<Item = &ObjectKey> {
+        self.services.keys()
+    }
+
+    /// A Service and its slices.
+    pub(crate) fn objects(&self, key: &ObjectKey) -> Option<(&Service, impl Iterator<Item = &EndpointSlice>)> {
+        let slices = self.slices.get(key).into_iter().flat_map(BTreeMap::values);
+        Some((self.services.get(key)?, slices))
     }
 
     /// The routes of a Service.

@@ -1,7 +1,10 @@
-//! Feeds the table from the API: reflectors of Services, EndpointSlices and HorizontalPodAutoscalers.
+//! Feeds the table from the API: reflectors of Services, EndpointSlices and HorizontalPodAutoscalers. A start without an
+//! answer begins with the checkpoint, and the first list of each kind replaces it.
 
 use std::collections::{BTreeSet, HashMap};
+use std::hash::{DefaultHasher, Hasher as _};
 use std::ops::ControlFlow;
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -11,8 +14,10 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::Client;
 use machinery_api::ObjectKey;
 use machinery_client::{Object, Reflector, ReflectorEvent, Typed, key_of, typed};
+use machinery_env::Env;
 use tokio_util::sync::CancellationToken;
 
+use crate::checkpoint::{self, RouteRecord, WriteSchedule, reduce_service, reduce_slice};
 use crate::events::Events;
 use crate::listen::Listeners;
 use crate::plane::DataPlane;
@@ -22,7 +27,11 @@ use crate::{activation, unsupported};
 /// Interval of retries for ports that could not be bound: short, so that a port freed by another process is taken soon.
 const BIND_RETRY: Duration = Duration::from_secs(2);
 
-/// Keeps routes and listeners in step with the API until `stop`. Calls `synced` after the first complete state.
+/// The number of Services that are encoded at once, so that no event waits for long.
+const ENCODED_AT_ONCE: usize = 64;
+
+/// Keeps routes and listeners in step with the API until `stop`. Calls `synced` after the first complete state, which
+/// may be that of the checkpoint.
 pub async fn run(plane: DataPlane, client: Client, stop: CancellationToken, synced: impl FnOnce() + Send) {
     let env = plane.state.env.clone();
     let feed = Mutex::new(TableFeed {
@@ -35,6 +44,7 @@ pub async fn run(plane: DataPlane, client: Client, stop: CancellationToken, sync
         autoscalers: KnownKeys::default(),
         scalable_services: HashMap::new(),
         objects: HashMap::new(),
+        schedule: WriteSchedule::default(),
         synced: Some(synced),
     });
     // Locked for one event at a time; requests never take this lock.
@@ -49,14 +59,64 @@ pub async fn run(plane: DataPlane, client: Client, stop: CancellationToken, sync
             feed().listeners.retry();
         }
     };
+    let feed = &feed;
+    let keep = async {
+        restore(feed, &env, state.config.checkpoint.as_deref()).await;
+        let mut wait = WriteSchedule::IDLE;
+        loop {
+            env.sleep(wait).await;
+            wait = write(feed, state.config.checkpoint.as_deref()).await;
+        }
+    };
     tokio::select! {
         () = stop.cancelled() => {}
+        () = keep => {}
         () = services.run(|event| feed().service_event(event)) => {}
         () = slices.run(|event| feed().slice_event(event)) => {}
         () = autoscalers.run(|event| feed().autoscaler_event(event)) => {}
         () = activation::write_conditions(&state.activation, client, &env, &stop) => {}
         () = retry => {}
     }
+    // The last changes.
+    write(feed, state.config.checkpoint.as_deref()).await;
+}
+
+/// Uses the routes of the earlier run unless the API answers in time.
+async fn restore<'a, F: FnOnce() + 'a>(
+    feed: impl Fn() -> MutexGuard<'a, TableFeed<F>>,
+    env: &Env,
+    path: Option<&Path>,
+) {
+    let Some(path) = path.map(Path::to_owned) else { return };
+    let loaded = tokio::task::spawn_blocking(move || checkpoint::load(&path)).await.unwrap_or_default();
+    env.sleep(checkpoint::API_WAIT).await;
+    feed().restore(loaded);
+}
+
+/// Writes the checkpoint if the routes have changed. Returns the delay of the next check.
+async fn write<'a, F: FnOnce() + 'a>(feed: impl Fn() -> MutexGuard<'a, TableFeed<F>>, path: Option<&Path>) -> Duration {
+    let Some(path) = path.map(Path::to_owned) else { return WriteSchedule::IDLE };
+    let keys = feed().changed_services();
+    let Some(keys) = keys else { return WriteSchedule::IDLE };
+    let mut body = Vec::new();
+    for some in keys.chunks(ENCODED_AT_ONCE) {
+        let records = feed().records(some);
+        records.iter().for_each(|record| checkpoint::encode(record, &mut body));
+        tokio::task::yield_now().await;
+    }
+    let mut hash = DefaultHasher::new();
+    hash.write(&body);
+    let (hash, bytes) = (hash.finish(), body.len());
+    if !feed().schedule.differs(hash) {
+        return WriteSchedule::IDLE;
+    }
+    let file = path.clone();
+    let stored = tokio::task::spawn_blocking(move || checkpoint::store(&file, &body)).await;
+    let stored = stored.unwrap_or_else(|error| Err(std::io::Error::other(error)));
+    if let Err(error) = &stored {
+        tracing::warn!(file = %path.display(), %error, "the routes cannot be written: a start without an API server would use older ones");
+    }
+    feed().schedule.record_write(hash, bytes, stored.is_ok())
 }
 
 /// Turns the API's events into changes of table, listeners and activation queues.
@@ -72,6 +132,7 @@ struct TableFeed<F> {
     scalable_services: HashMap<ObjectKey, Vec<ObjectKey>>,
     /// The Services, for events on them.
     objects: HashMap<ObjectKey, Service>,
+    schedule: WriteSchedule,
     synced: Option<F>,
 }
 
@@ -119,7 +180,50 @@ impl<F: FnOnce()> TableFeed<F> {
         ControlFlow::Continue(())
     }
 
+    /// Applies the state of the earlier run, as far as the API's isn't known.
+    fn restore(&mut self, records: Vec<RouteRecord>) {
+        let (of_services, of_slices) = (!self.services.complete, !self.slices.complete);
+        if !of_services && !of_slices || records.is_empty() {
+            return;
+        }
+        tracing::warn!(services = records.len(), "the API server does not answer: routes are those of the checkpoint");
+        for (service, slices) in records {
+            for slice in slices.into_iter().filter(|_| of_slices) {
+                let key = key_of(&slice.metadata);
+                self.slices.keys.insert(key.clone());
+                self.table.slice(&key, Some(slice)).into_iter().for_each(|change| self.install(change));
+            }
+            if of_services {
+                let key = key_of(&service.metadata);
+                self.services.keys.insert(key.clone());
+                self.objects.insert(key.clone(), service.clone());
+                let change = self.table.service(&key, Some(service));
+                self.install(change);
+            }
+        }
+        if let Some(synced) = self.synced.take() {
+            synced();
+        }
+    }
+
+    /// All Services, if any route has changed since the last call and the API's state is complete.
+    fn changed_services(&mut self) -> Option<Vec<ObjectKey>> {
+        if !(self.services.complete && self.slices.complete && self.schedule.take_change()) {
+            return None;
+        }
+        let mut keys: Vec<ObjectKey> = self.table.services().cloned().collect();
+        keys.sort();
+        Some(keys)
+    }
+
+    /// The records of these Services, as far as they exist.
+    fn records(&self, keys: &[ObjectKey]) -> Vec<RouteRecord> {
+        let objects = keys.iter().filter_map(|key| self.table.objects(key));
+        objects.map(|(service, slices)| (reduce_service(service), slices.map(reduce_slice).collect())).collect()
+    }
+
     fn install(&mut self, change: Change) {
+        self.schedule.record_change();
         let state = &self.plane.state;
         state.install(&change);
         state.network.publish_routes(&change.begun, &change.ceased);
@@ -199,6 +303,8 @@ impl KnownKeys {
     }
 }
 
+#[cfg(test)]
+mod outage;
 #[cfg(test)]
 mod tests {
     use super::*;

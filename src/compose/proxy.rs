@@ -33,6 +33,8 @@ pub(super) fn config(config: &ClusterConfig, network: &Network, pki: &Pki, api_s
         api_server: Some(api_server),
         node: "coracle".into(),
         nodes: node_names(config.nodes.count).collect(),
+        // The API server is in this process.
+        checkpoint: None,
     }
 }
 
@@ -55,6 +57,7 @@ pub(super) fn config_of(cluster: &NodeConfiguration, node: String, bind: IpAddr)
         api_server: None,
         nodes: [node.clone()].into(),
         node,
+        checkpoint: None,
     }
 }
 

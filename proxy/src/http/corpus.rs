@@ -222,6 +222,7 @@ impl Bench {
             api_server: Some(address),
             node: "coracle-1".into(),
             nodes: ["coracle-1".to_owned()].into(),
+            checkpoint: None,
         };
         let plane = DataPlane::new(Env::real(), config, network.clone()).unwrap();
         let attached = pod.map(|pod| network.attach(net::Listen::tcp(address.ip(), address.port()), pod).unwrap());
