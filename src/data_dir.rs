@@ -50,6 +50,11 @@ impl DataDir {
         self.0.join("pki")
     }
 
+    /// What a node knows of its cluster while the API server is away.
+    pub(crate) fn node_configuration(&self) -> PathBuf {
+        self.0.join("cluster.json")
+    }
+
     /// The certificate of the cluster's authority.
     pub(crate) fn authority(&self) -> PathBuf {
         self.pki().join("ca.crt")

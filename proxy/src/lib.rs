@@ -9,10 +9,10 @@
 
 mod activation;
 pub mod balance;
+mod checkpoint;
 mod cluster_name;
 pub mod dns;
 mod dns_metrics;
-mod checkpoint;
 pub mod egress;
 pub mod endpoint;
 mod events;

@@ -1,23 +1,29 @@
 //! Cluster DNS for processes of the host: its addresses, and its server beside the data plane.
 
+use std::net::Ipv4Addr;
+
 use anyhow::Context as _;
+use proxy::DataPlane;
 use proxy::dns::{self, DnsSockets};
+use tokio::runtime::Handle;
+use tokio_util::sync::CancellationToken;
 
 use super::ground::Ground;
+use super::proxy::is_bindable;
 use super::role::Component;
-use crate::data_dir::write_atomically;
+use crate::data_dir::{DataDir, write_atomically};
 
 /// Binds the local address, which is kept over restarts while it is free, and the cluster's DNS address where the
 /// system allows it.
-fn bind(ground: &Ground) -> anyhow::Result<Vec<DnsSockets>> {
-    let file = ground.data.dns_address();
+fn bind(data: &DataDir, cluster: Option<Ipv4Addr>) -> anyhow::Result<Vec<DnsSockets>> {
+    let file = data.dns_address();
     let before = std::fs::read_to_string(&file).ok().and_then(|text| text.trim().parse().ok());
     let local = DnsSockets::bind_local(before).context("cluster DNS cannot listen on 127.0.0.1")?;
     let address = local.address()?;
     write_atomically(&file, format!("{address}\n").as_bytes())?;
     let mut sockets = vec![local];
-    // A range that is no loopback of this machine has no address here.
-    if let Some(ip) = ground.network.dns().filter(|ip| ip.is_loopback()) {
+    // Another range has addresses on this machine where a route leads there.
+    if let Some(ip) = cluster.filter(|ip| ip.is_loopback() || is_bindable(*ip)) {
         match DnsSockets::bind_standard(ip.into()) {
             Ok(bound) => sockets.push(bound),
             Err(error) => tracing::info!(
@@ -31,12 +37,26 @@ fn bind(ground: &Ground) -> anyhow::Result<Vec<DnsSockets>> {
 }
 
 pub(super) fn build(ground: &Ground) -> anyhow::Result<Vec<Component>> {
-    let sockets = bind(ground)?;
+    let threads = ground.engine.as_ref().map(|engine| engine.guest_runtime().clone());
     let (plane, stop) = (ground.data_plane.clone(), ground.stop.components.clone());
+    Ok(vec![component(&ground.data, ground.network.dns(), plane, stop, threads)?])
+}
+
+/// The server for a data plane, on the cluster's address `cluster`.
+///
+/// # Errors
+/// If no local address is free, or its file can't be written.
+pub(super) fn component(
+    data: &DataDir,
+    cluster: Option<Ipv4Addr>,
+    plane: DataPlane,
+    stop: CancellationToken,
+    threads: Option<Handle>,
+) -> anyhow::Result<Component> {
+    let sockets = bind(data, cluster)?;
     let run = async move {
         dns::serve(&plane, sockets, &stop).await?;
         Ok(())
     };
-    let threads = ground.engine.as_ref().map(|engine| engine.guest_runtime().clone());
-    Ok(vec![Component::new("cluster DNS", run).on(threads)])
+    Ok(Component::new("cluster DNS", run).on(threads))
 }

@@ -23,6 +23,7 @@ mod role;
 mod scheduler;
 mod shared_store;
 mod storage;
+mod tunnel;
 
 use std::sync::{Mutex, PoisonError};
 use std::task::Poll;

@@ -2,6 +2,8 @@
 //! the ConfigMap `kube-public/coracle-node`, which nodes may read.
 
 use std::net::Ipv4Addr;
+use std::path::Path;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use ipnet::Ipv4Net;
@@ -9,9 +11,12 @@ use k8s_openapi::api::core::v1::ConfigMap;
 use kube::Client;
 use machinery_client::Api;
 use machinery_client::request::{PatchType, status_code};
+use machinery_env::Env;
 use serde_json::{Map, Value, json};
 
 use crate::config::NetworkConfig;
+use crate::data_dir::write_atomically;
+use crate::joining::node::JoinedNode;
 use crate::network::Network;
 
 const NAMESPACE: &str = "kube-public";
@@ -21,6 +26,10 @@ const CLUSTER_CIDR: &str = "clusterCIDR";
 const CLUSTER_DNS: &str = "clusterDNS";
 /// The prefix of the keys of registries, one an API server.
 const REGISTRY: &str = "registry.";
+/// In a node's own file: the cluster isn't Coracle's.
+const FOREIGN: &str = "foreign";
+/// The time for the API server's answer at a start.
+const API_WAIT: Duration = Duration::from_secs(5);
 
 /// The configuration of a cluster's nodes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,6 +39,8 @@ pub(super) struct NodeConfiguration {
     pub(super) dns: Option<Ipv4Addr>,
     /// `ADDR:PORT` of each API server's registry.
     pub(super) registries: Vec<String>,
+    /// Whether the cluster is Coracle's.
+    pub(super) is_coracle: bool,
 }
 
 /// Publishes this API server's part; `instance` is its name among those of the cluster.
@@ -38,12 +49,8 @@ pub(super) struct NodeConfiguration {
 /// If the API server rejects it.
 pub(super) async fn publish(client: &Client, network: &Network, instance: &str, registry: &str) -> anyhow::Result<()> {
     let maps: Api<ConfigMap> = Api::namespaced(client.clone(), NAMESPACE);
-    let mut data = Map::new();
-    data.insert(SERVICE_CIDR.into(), network.services.to_string().into());
-    data.insert(CLUSTER_CIDR.into(), network.pods.to_string().into());
-    if let Some(dns) = network.dns() {
-        data.insert(CLUSTER_DNS.into(), dns.to_string().into());
-    }
+    let (services, pods, dns) = (network.services, network.pods, network.dns());
+    let mut data = fields(&NodeConfiguration { services, pods, dns, registries: Vec::new(), is_coracle: true });
     data.insert(format!("{REGISTRY}{instance}"), registry.into());
     let created = maps.create(&json!({"metadata": {"name": NAME}, "data": data})).await;
     let published = match created {
@@ -78,13 +85,60 @@ pub(super) async fn resolve(client: &Client, given: &NetworkConfig) -> anyhow::R
     let usual = Network::usual(given).check_blocks()?;
     let Some(published) = read(client).await? else {
         let (services, pods, dns) = (usual.services, usual.pods, usual.dns());
-        return Ok(NodeConfiguration { services, pods, dns, registries: Vec::new() });
+        return Ok(NodeConfiguration { services, pods, dns, registries: Vec::new(), is_coracle: false });
     };
     Ok(NodeConfiguration {
         services: given.service_cidr.unwrap_or(published.services),
         pods: given.cluster_cidr.unwrap_or(published.pods),
         ..published
     })
+}
+
+/// What a node knows of its cluster: from the API, or from the file of the last start while the API server doesn't answer.
+///
+/// # Errors
+/// If the API server doesn't answer and there is no such file.
+pub(super) async fn known(
+    env: &Env,
+    node: &JoinedNode,
+    given: &NetworkConfig,
+    file: &Path,
+) -> anyhow::Result<NodeConfiguration> {
+    let asked = async {
+        let found = resolve(&node.client, given).await?;
+        // A cluster of Coracle's whose configuration this user may not read.
+        let is_coracle = found.is_coracle || node.is_coracle().await?;
+        anyhow::Ok(NodeConfiguration { is_coracle, ..found })
+    };
+    let failed = match env.timeout(API_WAIT, asked).await {
+        Ok(Ok(found)) => {
+            write_atomically(file, json!(fields(&found)).to_string().as_bytes())?;
+            return Ok(found);
+        }
+        Ok(Err(error)) => error,
+        Err(_) => anyhow::anyhow!("no answer within {} s", API_WAIT.as_secs()),
+    };
+    let stored = std::fs::read(file).ok().and_then(|text| parse(&serde_json::from_slice(&text).ok()?).ok());
+    let stored = stored.with_context(|| format!("{}: {failed:#}", node.server))?;
+    tracing::warn!(server = %node.server, error = &*failed, "the node starts from what it knows of its cluster");
+    Ok(stored)
+}
+
+/// The fields that [`parse`] reads.
+fn fields(of: &NodeConfiguration) -> Map<String, Value> {
+    let mut data = Map::new();
+    data.insert(SERVICE_CIDR.into(), of.services.to_string().into());
+    data.insert(CLUSTER_CIDR.into(), of.pods.to_string().into());
+    if let Some(dns) = of.dns {
+        data.insert(CLUSTER_DNS.into(), dns.to_string().into());
+    }
+    for (number, address) in of.registries.iter().enumerate() {
+        data.insert(format!("{REGISTRY}{number}"), address.clone().into());
+    }
+    if !of.is_coracle {
+        data.insert(FOREIGN.into(), true.into());
+    }
+    data
 }
 
 fn parse(data: &Value) -> anyhow::Result<NodeConfiguration> {
@@ -96,6 +150,7 @@ fn parse(data: &Value) -> anyhow::Result<NodeConfiguration> {
         pods: field(CLUSTER_CIDR)?.parse().context(CLUSTER_CIDR)?,
         dns: data[CLUSTER_DNS].as_str().map(str::parse).transpose().context(CLUSTER_DNS)?,
         registries: registries.filter_map(|(_, address)| address.as_str().map(str::to_owned)).collect(),
+        is_coracle: data[FOREIGN].is_null(),
     })
 }
 
@@ -110,6 +165,8 @@ mod tests {
         let read = parse(&data).unwrap();
         assert_eq!(read.registries, ["10.0.0.1:5000", "10.0.0.2:5000"]);
         assert_eq!((read.pods.to_string().as_str(), read.dns), ("10.244.0.0/16", Some(Ipv4Addr::new(10, 96, 0, 10))));
+        let known = NodeConfiguration { is_coracle: false, ..read };
+        assert_eq!(parse(&json!(fields(&known))).unwrap(), known);
         let wrong = |key: &str, value: &str| {
             let mut data = data.clone();
             data[key] = json!(value);

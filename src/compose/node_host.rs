@@ -1,6 +1,7 @@
 //! The node agents of a process and what they share: one engine, one blob store and one data plane serve all of them. The
 //! same for nodes beside an API server and for a node as a process of its own; the identities differ.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -68,6 +69,10 @@ pub(super) struct Agent {
     pub(super) external_provider: bool,
     /// Taints at registration: key, value, effect.
     pub(super) taints: Vec<(String, String, String)>,
+    /// Annotations of the Node.
+    pub(super) annotations: BTreeMap<String, String>,
+    /// Starts from its checkpoint while the API server is away. Then it may be Ready late.
+    pub(super) is_autonomous: bool,
 }
 
 impl NodeHost {
@@ -183,6 +188,8 @@ impl NodeHost {
         node.host_pod_listeners = self.config.host_pod_listeners;
         node.external_provider = agent.external_provider;
         node.taints = agent.taints.clone();
+        node.annotations = agent.annotations.clone();
+        node.checkpoint = agent.is_autonomous.then(|| self.data.node(&agent.name).join("checkpoint"));
         node.streaming_idle = self.config.streaming_idle;
         node.host_paths = self.config.host_paths.clone();
         node.static_pods = self.config.static_pods.clone();
@@ -196,10 +203,14 @@ impl NodeHost {
         let (reporter, reported) = oneshot::channel();
         let (parts, client, stop) = (parts.clone(), agent.client.clone(), self.stop.clone());
         let run = async move { Ok(kubelet::node::run(node, parts, client, reporter, stop).await?) };
-        let env = self.env.clone();
+        let (env, is_autonomous) = (self.env.clone(), agent.is_autonomous);
         let ready = async move {
-            env.timeout(NODE_READY_TIMEOUT, reported)
-                .await
+            let reported = env.timeout(NODE_READY_TIMEOUT, reported).await;
+            if is_autonomous && reported.is_err() {
+                tracing::warn!("the API server has not taken the node's Ready report; its pods run all the same");
+                return Ok(());
+            }
+            reported
                 .context("a node did not become Ready in time: see the log with --log-level info")?
                 .context("a node ended before it was Ready: see the log with --log-level info")?;
             Ok(())

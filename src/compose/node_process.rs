@@ -4,23 +4,25 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context as _;
 use http::Uri;
 use images::{Images, RegistryAccess};
 use kubelet::node::Shutdown;
 use kubelet::server::ServingTls;
+use machinery_api::names;
 use machinery_client::{Informer, TlsIdentity};
 use machinery_env::Env;
 use machinery_serve::net::PodNetwork;
 use prometheus_client::registry::Registry;
 use proxy::DataPlane;
+use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::node_configuration::{self, NodeConfiguration};
 use super::node_host::{Agent, NodeHost};
 use super::role::{Component, RunningComponents};
-use super::{nodes, proxy as plane, serves_tls};
+use super::tunnel::{self, BoundTunnel, TunnelParts};
+use super::{dns, nodes, proxy as plane, serves_tls};
 use crate::config::{NetworkConfig, NodesConfig};
 use crate::data_dir::{DataDir, Lock};
 use crate::joining::node::{JoinedNode, NodeSource, join};
@@ -80,8 +82,6 @@ struct Parts<'a> {
     data: &'a DataDir,
     node: &'a JoinedNode,
     serving: ServingTls,
-    /// Whether the cluster is Coracle's.
-    is_coracle: bool,
     stop: CancellationToken,
 }
 
@@ -105,14 +105,12 @@ impl NodeProcess {
         let (node, renewal) = join(env, source, &data.pki(), &config.name).await?;
         let (serving, serving_renewal) = serving(env, &node)?;
         progress.doing("reading the cluster's addresses");
-        let is_coracle = node.is_coracle().await.context("the API server's version can't be read")?;
-        let cluster = node_configuration::resolve(&node.client, &config.network).await?;
-        let parts = Parts { env, config, data, node: &node, serving, is_coracle, stop: stop.clone() };
+        let cluster = node_configuration::known(env, &node, &config.network, &data.node_configuration()).await?;
+        let parts = Parts { env, config, data, node: &node, serving, stop: stop.clone() };
         let (shutdown, ready) = (Shutdown::new(config.nodes.shutdown_grace), CancellationToken::new());
-        let (mut components, data_plane) = parts.components(&cluster, shutdown.clone(), ready.clone())?;
+        let mut components = parts.components(&cluster, shutdown.clone(), ready.clone(), metrics).await?;
         components.push(until_stop("client certificate", &stop, renewal));
         components.push(until_stop("serving certificate", &stop, serving_renewal));
-        data_plane.metrics().register(metrics);
         let (failed, failures) = mpsc::channel(1);
         let mut running = RunningComponents::new(stop, failed);
         let waits: Vec<_> = components.into_iter().filter_map(|component| running.start(component)).collect();
@@ -144,18 +142,14 @@ impl NodeProcess {
 }
 
 impl Parts<'_> {
-    fn taints(&self) -> Vec<(String, String, String)> {
-        let foreign = !self.is_coracle;
-        foreign.then(|| (FOREIGN_TAINT.to_owned(), String::new(), "NoSchedule".to_owned())).into_iter().collect()
-    }
-
     /// The pods' and the data plane's components.
-    fn components(
+    async fn components(
         &self,
         cluster: &NodeConfiguration,
         shutdown: Shutdown,
         ready: CancellationToken,
-    ) -> anyhow::Result<(Vec<Component>, DataPlane)> {
+        metrics: &mut Registry,
+    ) -> anyhow::Result<Vec<Component>> {
         let pods = PodNetwork::default();
         let data_plane = DataPlane::new(self.env.clone(), self.plane(cluster), pods.clone())?;
         let engine = nodes::engine(self.env, self.data, self.config.nodes.guests)?;
@@ -163,6 +157,10 @@ impl Parts<'_> {
         let images =
             nodes::images(self.env, &self.config.nodes, &engine, (&blobs, access(&cluster.registries, self.node)))?;
         let client = &self.node.client;
+        let threads = Some(engine.guest_runtime().clone());
+        let tunnel = self.tunnel(cluster, &pods, threads.clone()).await?;
+        tunnel.tunnel.metrics().register(metrics);
+        data_plane.metrics().register(metrics);
         let agent = Agent {
             name: self.config.name.clone(),
             client: client.clone(),
@@ -171,7 +169,9 @@ impl Parts<'_> {
             kubelet_port: self.config.kubelet_port,
             shutdown,
             external_provider: false,
-            taints: self.taints(),
+            taints: taints(cluster),
+            annotations: [(names::TUNNEL_ADDRESS.to_owned(), tunnel.address.to_string())].into(),
+            is_autonomous: true,
         };
         let informer = Informer::new(client.clone(), self.env.clone(), &self.stop);
         let host = NodeHost {
@@ -188,18 +188,41 @@ impl Parts<'_> {
             stop: self.stop.clone(),
             ready,
         };
-        let threads = Some(engine.guest_runtime().clone());
         let proxy = self.node.client_as(self.env, "kube-proxy")?;
-        let mut components = vec![plane::component(data_plane.clone(), proxy, self.stop.clone(), threads)];
+        let mut components = vec![plane::component(data_plane.clone(), proxy, self.stop.clone(), threads.clone())];
         components.push(self.follow_registries(images));
+        let stop = self.stop.clone();
+        components.push(dns::component(self.data, cluster.dns, data_plane.clone(), stop, threads)?);
+        components.extend(tunnel.components);
         components.extend(host.components()?);
-        Ok((components, data_plane))
+        Ok(components)
+    }
+
+    async fn tunnel(
+        &self,
+        cluster: &NodeConfiguration,
+        pods: &PodNetwork,
+        threads: Option<Handle>,
+    ) -> anyhow::Result<BoundTunnel> {
+        let parts = TunnelParts {
+            env: self.env.clone(),
+            node: self.config.name.clone(),
+            certificate: self.node.certificate.clone(),
+            ca_pem: self.node.ca_pem.clone(),
+            pod_cidrs: vec![cluster.pods.into()],
+            pods: pods.clone(),
+            client: self.node.client.clone(),
+            stop: self.stop.clone(),
+            threads,
+        };
+        tunnel::bind(self.config.address, self.config.tunnel_port, parts).await
     }
 
     fn plane(&self, cluster: &NodeConfiguration) -> proxy::Config {
         proxy::Config {
             cluster_ca_pem: Some(self.node.ca_pem.clone()),
             api_server: local_address(&self.node.server),
+            checkpoint: Some(self.data.node(&self.config.name).join("routes")),
             ..plane::config_of(cluster, self.config.name.clone(), self.config.nodes.bind)
         }
     }
@@ -236,6 +259,12 @@ fn access(registries: &[String], node: &JoinedNode) -> Vec<RegistryAccess> {
         identity_pem: serves_tls(address).then(|| identity_pem(&node.certificate.borrow())),
     };
     registries.iter().map(access).collect()
+}
+
+/// The taints of a Node at its registration.
+fn taints(cluster: &NodeConfiguration) -> Vec<(String, String, String)> {
+    let foreign = !cluster.is_coracle;
+    foreign.then(|| (FOREIGN_TAINT.to_owned(), String::new(), "NoSchedule".to_owned())).into_iter().collect()
 }
 
 fn identity_pem(identity: &TlsIdentity) -> Vec<u8> {

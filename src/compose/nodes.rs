@@ -1,5 +1,6 @@
 //! The node agents' role in the process of the API server: their engine and images, identities and clients.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use anyhow::Context as _;
@@ -85,6 +86,8 @@ pub(super) fn build(ground: &Ground) -> anyhow::Result<Vec<Component>> {
             external_provider: ground.config.controllers.inventory.is_some(),
             kubelet_port: 0,
             taints: Vec::new(),
+            annotations: BTreeMap::new(),
+            is_autonomous: false,
             name,
         })
     });

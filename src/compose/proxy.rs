@@ -1,11 +1,10 @@
 //! The data plane's role. It runs on the guests' threads: a request is handed to a guest without a change of thread.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use ::proxy::DataPlane;
 use anyhow::Context as _;
 use apiserver_auth::pki::Pki;
-use ipnet::Ipv4Net;
 use kube::Client;
 use machinery_env::Env;
 use machinery_rules::address_pool::AddressPool;
@@ -38,18 +37,17 @@ pub(super) fn config(config: &ClusterConfig, network: &Network, pki: &Pki, api_s
     }
 }
 
-/// Whether this machine takes connections to addresses of Services: they are loopback addresses, or a local route leads
+/// Whether this machine takes connections to an address of the Services: they are loopback addresses, or a local route leads
 /// there (docs/operations.md).
-pub(super) fn is_bindable(services: Ipv4Net) -> bool {
-    let address = services.hosts().next();
-    address.is_some_and(|address| std::net::TcpListener::bind((address, 0)).is_ok())
+pub(super) fn is_bindable(address: Ipv4Addr) -> bool {
+    std::net::TcpListener::bind((address, 0)).is_ok()
 }
 
 /// The data plane's configuration on a machine without an API server.
 pub(super) fn config_of(cluster: &NodeConfiguration, node: String, bind: IpAddr) -> proxy::Config {
     proxy::Config {
         bind,
-        cluster_ip_listeners: is_bindable(cluster.services),
+        cluster_ip_listeners: cluster.dns.is_some_and(is_bindable),
         cluster_cidrs: vec![cluster.services.into(), cluster.pods.into()],
         load_balancer_pool: AddressPool::default(),
         cluster_dns: cluster.dns.map(Into::into),

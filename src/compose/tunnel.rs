@@ -1,0 +1,100 @@
+//! The tunnel of a node that other machines reach (docs/decisions/0107-tunnel.md).
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use ipnet::IpNet;
+use kube::Client;
+use machinery_client::TlsIdentity;
+use machinery_env::Env;
+use machinery_serve::net::PodNetwork;
+use proxy::tunnel::{self, NodeCertificate, Tunnel};
+use tokio::net::TcpListener;
+use tokio::runtime::Handle;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::role::Component;
+
+/// What a tunnel is made of.
+pub(super) struct TunnelParts {
+    pub(super) env: Env,
+    /// The node's name.
+    pub(super) node: String,
+    /// The node's client certificate.
+    pub(super) certificate: watch::Receiver<Arc<TlsIdentity>>,
+    pub(super) ca_pem: String,
+    /// The cluster's addresses of pods.
+    pub(super) pod_cidrs: Vec<IpNet>,
+    pub(super) pods: PodNetwork,
+    /// Reads Nodes.
+    pub(super) client: Client,
+    pub(super) stop: CancellationToken,
+    /// The threads of the data plane.
+    pub(super) threads: Option<Handle>,
+}
+
+/// A tunnel that listens.
+pub(super) struct BoundTunnel {
+    pub(super) tunnel: Arc<Tunnel>,
+    pub(super) address: SocketAddr,
+    pub(super) components: Vec<Component>,
+}
+
+/// Binds the tunnel's port on an address of this machine, and makes the pods of other nodes reachable.
+///
+/// # Errors
+/// If the port is taken, or the certificate can't be used.
+pub(super) async fn bind(address: IpAddr, port: u16, parts: TunnelParts) -> anyhow::Result<BoundTunnel> {
+    let TunnelParts { env, node, certificate, ca_pem, pod_cidrs, pods, client, stop, threads } = parts;
+    let listener = TcpListener::bind((address, port)).await;
+    let listener = listener.with_context(|| {
+        format!("the tunnel cannot listen on {address}:{port}: choose another port with --tunnel-port")
+    })?;
+    let address = listener.local_addr()?;
+    let (newest, followed) = follow(certificate)?;
+    let config = tunnel::Config { node: node.into(), certificate: newest, ca_pem, pod_cidrs };
+    let tunnel = Tunnel::new(env, config, pods.clone())?;
+    pods.set_remote(tunnel.clone()).ok().context("the process has a tunnel already")?;
+    let serving = {
+        let (tunnel, stop) = (tunnel.clone(), stop.clone());
+        Component::new("tunnel", async move {
+            tunnel.serve(listener, &stop).await;
+            Ok(())
+        })
+    };
+    let peers = {
+        let (tunnel, stop) = (tunnel.clone(), stop.clone());
+        Component::new("peers of the tunnel", async move {
+            tunnel::watch(tunnel, client, stop).await;
+            Ok(())
+        })
+    };
+    let certificates = Component::new("certificate of the tunnel", async move {
+        stop.run_until_cancelled(followed).await;
+        Ok(())
+    });
+    Ok(BoundTunnel { tunnel, address, components: vec![serving.on(threads), peers, certificates] })
+}
+
+/// The newest certificate in the tunnel's form. One that can't be used is logged, and the last one stays.
+fn follow(
+    mut identities: watch::Receiver<Arc<TlsIdentity>>,
+) -> anyhow::Result<(watch::Receiver<Arc<NodeCertificate>>, impl Future<Output = ()>)> {
+    let read = |identity: &TlsIdentity| NodeCertificate::from_pem(&identity.cert_pem, &identity.key_pem).map(Arc::new);
+    let first = read(&identities.borrow_and_update())?;
+    let (sender, receiver) = watch::channel(first);
+    let follow = async move {
+        while identities.changed().await.is_ok() {
+            let newest = identities.borrow_and_update().clone();
+            match read(&newest) {
+                Ok(newest) => drop(sender.send_replace(newest)),
+                Err(error) => tracing::warn!(%error, "a new certificate is not used"),
+            }
+        }
+        // A fixed certificate has no sender.
+        std::future::pending::<()>().await;
+    };
+    Ok((receiver, follow))
+}
