@@ -292,7 +292,20 @@ fn merge(into: &mut Value, from: &Value) {
 
 /// Objects that the table's cluster lacks.
 const MORE: &str = r#"
-{apiVersion: v1, kind: Node, metadata: {name: m2, labels: {topology.kubernetes.io/zone: z, kubernetes.io/hostname: m2}}}
+apiVersion: v1
+kind: Node
+metadata: {name: m2, labels: {topology.kubernetes.io/zone: z, kubernetes.io/hostname: m2}}
+status: {addresses: [{type: InternalIP, address: 192.0.2.1}]}
+---
+apiVersion: certificates.k8s.io/v1
+kind: CertificateSigningRequest
+metadata: {name: serves, creationTimestamp: "2026-01-01T00:00:00Z"}
+spec:
+  request: LS0tLS1CRUdJTiBDRVJUSUZJQ0FURSBSRVFVRVNULS0tLS0KTUlJQkVUQ0J1QUlCQURBd01SVXdFd1lEVlFRS0RBeHplWE4wWlcwNmJtOWtaWE14RnpBVkJnTlZCQU1NRG5ONQpjM1JsYlRwdWIyUmxPbTB5TUZrd0V3WUhLb1pJemowQ0FRWUlLb1pJemowREFRY0RRZ0FFYzFkRm0yZGt4YkRxCnVONnozejhlVDZzam0zU1BuZkFPTkkzTHFRbVBteGNOandxakNhQUF1V1paYTJJeFpxWE9ySlBjVVRucGJ0ZjAKVE5YTVhzNUl4YUFtTUNRR0NTcUdTSWIzRFFFSkRqRVhNQlV3RXdZRFZSMFJCQXd3Q29JQ2JUS0hCTUFBQWdFdwpDZ1lJS29aSXpqMEVBd0lEU0FBd1JRSWdBVHFXSy9BWDZxeDNQT1hyZDNHUmYxaGlNOWgwSzlxWFRCZDJFQjE1Ck1FNENJUURpak9UU0VDQUlZOFpTdldPQ3htdHl5V2V2NnppaGhQTjFPMEcybEFXL1pRPT0KLS0tLS1FTkQgQ0VSVElGSUNBVEUgUkVRVUVTVC0tLS0tCg==
+  signerName: kubernetes.io/kubelet-serving
+  usages: [digital signature, server auth]
+  username: system:node:m2
+  groups: [system:nodes]
 ---
 apiVersion: certificates.k8s.io/v1
 kind: CertificateSigningRequest
