@@ -35,6 +35,11 @@ pub(super) trait FakeCluster: Default + Send + 'static {
         false
     }
 
+    /// Whether the server accepts requests and responds to none.
+    fn is_silent(&self) -> bool {
+        false
+    }
+
     /// The response to any other request; `None` never responds.
     fn respond(&mut self, method: &Method, path: &str, body: &Value) -> Option<(u16, Value)>;
 
@@ -82,6 +87,9 @@ impl<C: FakeCluster> FakeApi<C> {
 
     async fn serve(&self, request: Request<kube::client::Body>) -> Response<BoxBody<Bytes, Infallible>> {
         let (head, body) = request.into_parts();
+        if self.with(|cluster| cluster.is_silent()) {
+            return std::future::pending().await;
+        }
         if self.with(|cluster| cluster.is_unavailable()) {
             let status = json!({"kind": "Status", "code": 503, "reason": "ServiceUnavailable", "status": "Failure"});
             let body = Full::new(Bytes::from(status.to_string())).boxed();

@@ -55,6 +55,7 @@ pub(super) struct Cluster {
     /// All written statuses, with their pod's name.
     pub(super) written: Vec<(String, Value)>,
     unavailable: bool,
+    pub(super) silent: bool,
     /// The handler of all RuntimeClasses; `None` never answers a request for one.
     pub(super) runtime_class_handler: Option<&'static str>,
     /// The number of issued tokens.
@@ -94,6 +95,10 @@ impl FakeCluster for Cluster {
 
     fn is_unavailable(&self) -> bool {
         self.unavailable
+    }
+
+    fn is_silent(&self) -> bool {
+        self.silent
     }
 
     fn describe(&self) -> String {

@@ -155,6 +155,25 @@ async fn pods_run_again_from_the_checkpoint_and_are_reported_once() {
     env.timeout(Duration::from_secs(300), token).await.expect("a new token follows");
 }
 
+/// As behind a link that loses all packets.
+#[tokio::test(start_paused = true)]
+async fn an_api_server_that_never_responds_is_away_too() {
+    let (node, env) = start().await;
+    node.api.with(|cluster| cluster.runtime_class_handler = Some("wasm"));
+    let spec = needy(&node);
+    node.run("needy", "server status=204", &spec);
+    let before = node.until("needy", "ready", is_ready).await;
+    pass(&env, Duration::from_secs(15)).await;
+    node.set_unavailable(false);
+    node.api.with(|cluster| cluster.silent = true);
+    let node = node.restart(alone(&env)).await;
+    let began = env.elapsed();
+    let status = until(&node, "uid-needy", is_ready).await;
+    assert_eq!(ip_of(&status), ip_of(&before));
+    let took = (env.elapsed() - began).as_secs();
+    assert!(took <= 6, "{took} s: the token's request is awaited for 5 s");
+}
+
 #[tokio::test(start_paused = true)]
 async fn the_api_decides_by_uid_once_it_answers() {
     let (node, env) = start().await;

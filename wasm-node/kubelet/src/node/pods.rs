@@ -169,6 +169,10 @@ impl PodManager {
         for (pod, ip) in listed.into_iter().zip(reserved) {
             self.apply(pod, ip);
         }
+        if first {
+            // The others don't exist any more.
+            drop(self.checkpoint().take_pods());
+        }
         self.retry_resizes();
     }
 

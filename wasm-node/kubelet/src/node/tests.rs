@@ -215,7 +215,7 @@ async fn a_lease_that_is_kept_no_longer_ends_the_node() {
 
 /// Starts a heartbeat on the checkpoint of a Node with uid `uid-0` and CIDR 10.0.0.0/24, while the API is unavailable.
 async fn restore(api: &FakeApi, dir: &std::path::Path, env: &Env) -> (NodeStatusManager, String, bool) {
-    let tls = ServingTls { certificate: Vec::new(), key: Vec::new(), client_ca: Vec::new() };
+    let tls = ServingTls::fixed(TlsIdentity { cert_pem: String::new(), key_pem: String::new() }, Vec::new());
     let capacity = Capacity { cpu_millis: 1, memory_bytes: 1, guest_memory_bytes: 1, ephemeral_bytes: 1, pods: 10 };
     let config = NodeConfig::new("n".into(), dir.to_owned(), [127, 0, 0, 1].into(), tls, capacity);
     let record =
