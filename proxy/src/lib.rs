@@ -33,6 +33,7 @@ pub mod resolve;
 mod snapshot;
 mod special;
 mod state;
+mod streams;
 pub mod table;
 pub mod tunnel;
 pub mod unsupported;

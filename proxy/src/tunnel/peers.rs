@@ -60,10 +60,7 @@ impl PeerTable {
     /// The table of the node `own`. Only ranges inside `cluster` count.
     #[must_use]
     pub fn of(own: &str, cluster: &[IpNet], mut nodes: Vec<PeerConfig>) -> Self {
-        nodes.sort_by(|a, b| {
-            let rank = |node: &PeerConfig| (&*node.name != own, node.created_at);
-            rank(a).cmp(&rank(b)).then_with(|| a.name.cmp(&b.name))
-        });
+        nodes.sort_by_key(|node| (&*node.name != own, node.created_at, node.name.clone()));
         nodes.dedup_by(|a, b| a.name == b.name);
         let mut table = Self::default();
         for (index, node) in nodes.iter().enumerate() {

@@ -2,7 +2,7 @@
 //! reader takes the bytes.
 //!
 //! The window bounds the unread bytes; the frames are joined (`Pieces`), because h2 closes a connection with too many
-//! small frames that nobody reads: one slow reader would break all other calls. Any reset is an error: only END_STREAM
+//! small frames that aren't read: one slow reader would break all other calls. Any reset is an error: only END_STREAM
 //! ends a body.
 
 use std::future::poll_fn;

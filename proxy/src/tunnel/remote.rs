@@ -19,13 +19,13 @@ use super::datagrams;
 use super::head::{self, CallKind, Refusal};
 use super::io::TunnelIo;
 use super::metrics::{Direction, TunnelMetrics};
-use super::peer::{Lease, LinkKind, Peer, Unavailable};
+use super::peer::{LINKS_MAX, Lease, LinkKind, Peer, Unavailable};
 use super::receive::{HeldByBody, Receiver};
 use super::record::Recorder;
 use super::transmit::transmit;
 
-/// Connections on which a call is tried: the first may be ending.
-const ATTEMPTS_MAX: usize = 2;
+/// Connections on which a call is tried: all known ones may be ending.
+const ATTEMPTS_MAX: usize = LINKS_MAX + 1;
 /// The name of the policy that denies calls whose origin can't be carried.
 const POLICY: &str = "tunnel";
 /// Buffer of each direction of a carried stream.

@@ -83,7 +83,8 @@ impl Sending {
         if self.stream.poll_reset(context).is_ready() {
             return Poll::Ready(None);
         }
-        self.stream.reserve_capacity(1);
+        // Only reserved capacity is assigned: with a single byte, frames would be single bytes.
+        self.stream.reserve_capacity(JOINED_BYTES_MAX);
         while self.stream.capacity() == 0 {
             match ready!(self.stream.poll_capacity(context)) {
                 Some(Ok(_)) => {}

@@ -55,7 +55,7 @@ async fn bodies_and_trailers_flow_both_ways_at_once() {
 async fn a_large_body_arrives_whole_and_a_slow_reader_stops_only_its_own() {
     let (a, _b, _pod, to) = pair(TestPod::new(Mode::Serve)).await;
     let large = vec![7; 5 << 20];
-    // Responses that nobody reads, each as long as its window.
+    // Unread responses, each as long as its window.
     let mut unread = Vec::new();
     for _ in 0..40 {
         unread.push(a.call(to, get("/slow")).await.unwrap());

@@ -118,7 +118,7 @@ async fn origins_that_a_peer_may_not_claim_are_refused_and_counted() {
 }
 
 #[tokio::test]
-async fn floods_of_connections_are_bounded_and_harm_nobody() {
+async fn floods_of_connections_are_bounded_and_harm_no_other_peer() {
     let ca = Ca::new();
     let (a, b) = (TestNode::start(&ca, "a", 1).await, TestNode::start(&ca, "b", 2).await);
     know_each_other(&[&a, &b]);
