@@ -110,6 +110,14 @@ impl NodeProcess {
         let (shutdown, ready) = (Shutdown::new(config.nodes.shutdown_grace), CancellationToken::new());
         let mut components = parts.components(&cluster, shutdown.clone(), ready.clone(), metrics).await?;
         components.push(until_stop("client certificate", &stop, renewal));
+        if cluster.is_coracle {
+            let (node, timers) = (node.clone(), env.clone());
+            components.push(until_stop(
+                "list of API servers",
+                &stop,
+                async move { node.follow_servers(&timers).await },
+            ));
+        }
         components.push(until_stop("serving certificate", &stop, serving_renewal));
         let (failed, failures) = mpsc::channel(1);
         let mut running = RunningComponents::new(stop, failed);

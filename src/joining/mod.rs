@@ -15,6 +15,7 @@ pub(crate) mod node;
 pub(crate) mod offer;
 mod requesting;
 mod rotation;
+mod servers;
 pub(crate) mod serving;
 mod stored;
 #[cfg(test)]

@@ -21,7 +21,7 @@ use super::requesting::{self, WantedCertificate};
 use super::rotation::{rotate_at, sleep_until};
 use super::stored::{Authorities, Folder, NodeCertificate, Use};
 use super::token::BootstrapToken;
-use super::{authority, kubeconfig};
+use super::{authority, kubeconfig, servers};
 
 const NODE_PREFIX: &str = "system:node:";
 /// The user agent of a node's agent: the field manager of its writes.
@@ -68,6 +68,8 @@ pub(crate) struct JoinedNode {
     pub(super) folder: Folder,
     /// Without credentials.
     config: Config,
+    /// The API servers, the first one that of the join.
+    servers: Arc<watch::Sender<Vec<Uri>>>,
 }
 
 impl std::fmt::Debug for JoinedNode {
@@ -82,9 +84,12 @@ impl JoinedNode {
     /// # Errors
     /// If the certificate can't be used.
     pub(crate) fn client_as(&self, env: &Env, agent: &'static str) -> Result<Client, ClientError> {
-        let mut config = self.config.clone();
-        config.headers.push((USER_AGENT, HeaderValue::from_static(agent)));
-        rotating(env, config, self.certificate.clone())
+        agent_client(env, &self.config, agent, &self.certificate, self.servers.subscribe())
+    }
+
+    /// Follows the list of API servers of a Coracle cluster, for all clients of this node.
+    pub(crate) async fn follow_servers(&self, env: &Env) {
+        servers::follow(env, &self.client, &self.server, &self.servers).await;
     }
 
     /// Whether the API server is Coracle's.
@@ -155,9 +160,11 @@ pub(crate) async fn join(
     };
     config.auth_info = AuthInfo::default();
     let (sender, certificate) = watch::channel(held.identity.clone());
+    let servers = Arc::new(watch::Sender::new(vec![config.cluster_url.clone()]));
     let node = JoinedNode {
         name: name.to_owned(),
-        client: agent_client(env, &config, &certificate)?,
+        client: agent_client(env, &config, AGENT, &certificate, servers.subscribe())?,
+        servers,
         certificate,
         ca_pem: cluster.pem(),
         server: config.cluster_url.clone(),
@@ -169,14 +176,27 @@ pub(crate) async fn join(
     Ok((node, renewal.run()))
 }
 
+/// A client of all API servers, always with the newest certificate.
 fn agent_client(
     env: &Env,
     config: &Config,
+    agent: &'static str,
     certificate: &watch::Receiver<Arc<TlsIdentity>>,
+    list: watch::Receiver<Vec<Uri>>,
 ) -> Result<Client, ClientError> {
     let mut config = config.clone();
-    config.headers.push((USER_AGENT, HeaderValue::from_static(AGENT)));
-    rotating(env, config, certificate.clone())
+    config.headers.push((USER_AGENT, HeaderValue::from_static(agent)));
+    let (timers, certificate, namespace) = (env.clone(), certificate.clone(), config.default_namespace.clone());
+    let make = move |server: &Uri| {
+        let mut config = config.clone();
+        if *server != config.cluster_url {
+            // Its address may be missing in its certificate.
+            config.tls_server_name = Some(servers::SERVER_NAME.to_owned());
+            config.cluster_url = server.clone();
+        }
+        rotating(&timers, config, certificate.clone())
+    };
+    servers::failing_over(env, list, Arc::new(make), &namespace)
 }
 
 /// A cluster whose authorities are known.
