@@ -66,3 +66,69 @@ async fn splice(state: &ProxyState, at: SocketAddr, mut stream: Stream, peer: So
     let _ = to.set_nodelay(true);
     join(&mut stream, &mut to, stop, peer).await;
 }
+
+#[cfg(test)]
+mod tests {
+    use http::{Request, Response};
+    use machinery_api::ObjectKey;
+    use machinery_serve::net::{Body, Listen, Serve};
+    use serde_json::json;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    use super::*;
+    use crate::plane::tests::{add_endpoints, plane};
+
+    /// Rejects streams, or echoes them.
+    struct Pod {
+        rejects: bool,
+    }
+
+    #[async_trait::async_trait]
+    impl Serve for Pod {
+        async fn http(&self, _: &Origin, _: Request<Body>) -> Result<Response<Body>, CallRejected<Request<Body>>> {
+            Err(CallRejected::Closed)
+        }
+
+        async fn stream(self: Arc<Self>, from: Origin, mut stream: Stream) -> Result<(), CallRejected<Stream>> {
+            if self.rejects {
+                return Err(CallRejected::gone(stream));
+            }
+            assert!(matches!(from.peer, Peer::Host(_)) && from.via.is_some());
+            let mut received = Vec::new();
+            let _ = stream.read_to_end(&mut received).await;
+            let _ = stream.write_all(&received).await;
+            Ok(())
+        }
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_one_pod_does_not_take_goes_to_the_next() {
+        let plane = plane();
+        let key = ObjectKey::new("shop", "db");
+        let spec = json!({"clusterIP": "127.64.0.12", "ports": [{"port": 80}]});
+        plane.service(&key, Some(json!({"metadata": {"name": "db", "namespace": "shop"}, "spec": spec})));
+        add_endpoints(&plane, "db", &["127.66.0.2", "127.66.0.3", "127.66.0.4"]);
+        let attach = |ip: &str, rejects| {
+            let at = Listen::tcp(ip.parse().unwrap(), 8080);
+            plane.state.network.attach(at, Arc::new(Pod { rejects })).unwrap()
+        };
+        let _rejecting = [attach("127.66.0.2", true), attach("127.66.0.3", true)];
+        let route = plane.state.routes.of(&key).unwrap().tcp(80).unwrap().clone();
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let dial = async || {
+            let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+            let (served, peer) = listener.accept().await.unwrap();
+            client.write_all(b"boats").await.unwrap();
+            client.shutdown().await.unwrap();
+            serve(&plane.state, &route, served, peer, CancellationToken::new()).await;
+            let mut received = String::new();
+            let _ = client.read_to_string(&mut received).await;
+            received
+        };
+        assert_eq!(dial().await, "", "no pod takes it");
+        let _taking = attach("127.66.0.4", false);
+        for _ in 0..5 {
+            assert_eq!(dial().await, "boats");
+        }
+    }
+}

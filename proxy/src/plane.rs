@@ -7,7 +7,7 @@ use ::http::{Request, Response};
 use machinery_api::ObjectKey;
 use machinery_env::Env;
 use machinery_serve::net::{
-    Body, CallRejected, Caller, DatagramPipe, Dial, DialError, Origin, Peer, PodNetwork, Protocol, ResolvedName, Serve,
+    Body, CallRejected, Caller, DatagramPipe, Dial, DialError, Peer, PodNetwork, Protocol, ResolvedName, Serve,
     ServicePort, Stream, framing,
 };
 
@@ -240,7 +240,7 @@ pub(crate) mod tests {
     use crate::table::{Change, Listen, Table};
     use ::http::StatusCode;
     use http_body_util::{BodyExt as _, Empty, Full};
-    use machinery_serve::net::{Attached, Listen as At};
+    use machinery_serve::net::{Attached, Listen as At, Origin};
     use serde_json::json;
     use tokio_util::sync::CancellationToken;
 

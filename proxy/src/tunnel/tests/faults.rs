@@ -132,7 +132,7 @@ async fn a_stopped_peer_drains_its_calls() {
 async fn new_connections_use_the_newest_certificate_and_old_ones_end() {
     let ca = Ca::new();
     let short = |name: &str, seconds| ca.issue(&format!("system:node:{name}"), "system:nodes", true, seconds);
-    let a = TestNode::with(&ca, short("a", 4), "a", 1).await;
+    let a = TestNode::with(&ca, short("a", 6), "a", 1).await;
     let b = TestNode::start(&ca, "b", 2).await;
     know_each_other(&[&a, &b]);
     let _pod = b.pod(2, TestPod::new(Mode::Serve));
