@@ -19,8 +19,8 @@ const TYPE: &str = "bootstrap.kubernetes.io/token";
 /// our bindings.
 const GROUP: &str = "system:bootstrappers:coracle:node-token";
 const NODES: &str = "system:nodes";
-/// The bindings of kubeadm, with names of our own: name, role and group.
-const BINDINGS: [(&str, &str, &str); 3] = [
+/// The bindings of kubeadm, with names of our own: name, role and group. A node has a data plane, and the rights of one.
+const BINDINGS: [(&str, &str, &str); 4] = [
     ("coracle:node-bootstrapper", "system:node-bootstrapper", GROUP),
     ("coracle:node-autoapprove-bootstrap", "system:certificates.k8s.io:certificatesigningrequests:nodeclient", GROUP),
     (
@@ -28,6 +28,7 @@ const BINDINGS: [(&str, &str, &str); 3] = [
         "system:certificates.k8s.io:certificatesigningrequests:selfnodeclient",
         NODES,
     ),
+    ("coracle:node-proxier", "system:node-proxier", NODES),
 ];
 /// The role of a Coracle node beside `system:node`, which a Coracle API server makes itself: namespaces by name
 /// (docs/decisions/0057-keyvalue.md).

@@ -147,11 +147,11 @@ impl Service<Request<Body>> for FailingOver {
             let result = tokio::select! {
                 result = sent => result,
                 () = responses.cancelled() => {
-                    attempt.is_over = true;
+                    attempt.end();
                     return Err(does_not_answer(&server.uri));
                 }
             };
-            attempt.is_over = true;
+            attempt.end();
             let response = result.inspect_err(|_| attempt.fail())?;
             if response.status() == StatusCode::SERVICE_UNAVAILABLE {
                 attempt.fail();
@@ -174,6 +174,11 @@ struct Attempt {
 }
 
 impl Attempt {
+    /// The request has a result: its caller hasn't given up on it.
+    fn end(&mut self) {
+        self.is_over = true;
+    }
+
     /// Goes on to the next server, unless another request did.
     fn fail(&self) {
         let next = self.turn.wrapping_add(1);
@@ -256,7 +261,7 @@ fn with_endpoints(first: &Uri, slices: &[EndpointSlice]) -> Vec<Uri> {
         .iter()
         .flat_map(|slice| {
             let port = slice.ports.iter().flatten().find_map(|port| port.port).unwrap_or(443);
-            let addresses = slice.endpoints.iter().flat_map(|endpoint| &endpoint.addresses);
+            let addresses = slice.endpoints.iter().flatten().flat_map(|endpoint| &endpoint.addresses);
             addresses.map(move |address| match address.contains(':') {
                 true => format!("https://[{address}]:{port}"),
                 false => format!("https://{address}:{port}"),
