@@ -84,14 +84,14 @@ class Load:
 
 
 def ready_nodes(machines):
-    path = '{range .items[*]}{.metadata.name}={.status.conditions[?(@.type=="Ready")].status}{"\n"}{end}'
+    path = '{range .items[*]}{.metadata.name}={.status.conditions[?(@.type=="Ready")].status}{"\\n"}{end}'
     lines = machines.kubectl("get", "nodes", "-o", f"jsonpath={path}").split()
     return {line.split("=")[0] for line in lines if line.endswith("=True")}
 
 
 def endpoints(machines, name):
     """The nodes of a Service's ready endpoints."""
-    path = '{range .items[*].endpoints[?(@.conditions.ready==true)]}{.nodeName}{"\n"}{end}'
+    path = '{range .items[*].endpoints[?(@.conditions.ready==true)]}{.nodeName}{"\\n"}{end}'
     return set(machines.kubectl("-n", "shop", "get", "endpointslices", "-l", f"kubernetes.io/service-name={name}", "-o", f"jsonpath={path}").split())
 
 
@@ -145,7 +145,6 @@ def lost_server(machines):
     load = Load(machines, machines.nodes)
     try:
         machines.servers[0].kill()
-        time.sleep(0)
         until("all nodes stay ready by the other server", lambda: len(ready_nodes_at(machines, 1)) == NODES, 30)
         machines.kubectl("-n", "shop", "rollout", "restart", "deployment/catalog", server=1)
         machines.kubectl("-n", "shop", "rollout", "status", "deployment/catalog", "--timeout=60s", seconds=70, server=1)
@@ -157,7 +156,7 @@ def lost_server(machines):
 
 
 def ready_nodes_at(machines, server):
-    path = '{range .items[*]}{.metadata.name}={.status.conditions[?(@.type=="Ready")].status}{"\n"}{end}'
+    path = '{range .items[*]}{.metadata.name}={.status.conditions[?(@.type=="Ready")].status}{"\\n"}{end}'
     lines = machines.kubectl("get", "nodes", "-o", f"jsonpath={path}", server=server).split()
     return {line.split("=")[0] for line in lines if line.endswith("=True")}
 
