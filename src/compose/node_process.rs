@@ -108,7 +108,7 @@ impl NodeProcess {
         let cluster = node_configuration::known(env, &node, &config.network, &data.node_configuration()).await?;
         let parts = Parts { env, config, data, node: &node, serving, stop: stop.clone() };
         let (shutdown, ready) = (Shutdown::new(config.nodes.shutdown_grace), CancellationToken::new());
-        let mut components = parts.components(&cluster, shutdown.clone(), ready.clone(), metrics).await?;
+        let mut components = parts.components(&cluster, shutdown.clone(), ready.clone(), metrics)?;
         components.push(until_stop("client certificate", &stop, renewal));
         if cluster.is_coracle {
             let (node, timers) = (node.clone(), env.clone());
@@ -151,7 +151,7 @@ impl NodeProcess {
 
 impl Parts<'_> {
     /// The pods' and the data plane's components.
-    async fn components(
+    fn components(
         &self,
         cluster: &NodeConfiguration,
         shutdown: Shutdown,
@@ -166,7 +166,7 @@ impl Parts<'_> {
             nodes::images(self.env, &self.config.nodes, &engine, (&blobs, access(&cluster.registries, self.node)))?;
         let client = &self.node.client;
         let threads = Some(engine.guest_runtime().clone());
-        let tunnel = self.tunnel(cluster, &pods, threads.clone()).await?;
+        let tunnel = self.tunnel(cluster, &pods, threads.clone())?;
         tunnel.tunnel.metrics().register(metrics);
         data_plane.metrics().register(metrics);
         let agent = Agent {
@@ -206,7 +206,7 @@ impl Parts<'_> {
         Ok(components)
     }
 
-    async fn tunnel(
+    fn tunnel(
         &self,
         cluster: &NodeConfiguration,
         pods: &PodNetwork,
@@ -219,11 +219,12 @@ impl Parts<'_> {
             ca_pem: self.node.ca_pem.clone(),
             pod_cidrs: vec![cluster.pods.into()],
             pods: pods.clone(),
+            peers: Some(self.data.node(&self.config.name).join("peers")),
             client: self.node.client.clone(),
             stop: self.stop.clone(),
             threads,
         };
-        tunnel::bind(self.config.address, self.config.tunnel_port, parts).await
+        tunnel::bind(self.config.address, self.config.tunnel_port, parts)
     }
 
     fn plane(&self, cluster: &NodeConfiguration) -> proxy::Config {

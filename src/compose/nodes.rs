@@ -1,22 +1,25 @@
 //! The node agents' role in the process of the API server: their engine and images, identities and clients.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use anyhow::Context as _;
 use images::{Images, ImagesConfig, RegistryAccess};
 use kubelet::server::ServingTls;
+use machinery_api::names;
 use machinery_client::TlsIdentity;
 use machinery_env::Env;
 use oci_registry::BlobStore;
+use tokio::sync::watch;
 use wasm_runtime::engine::{CompileProcess, Engine, EngineConfig, GuestThreads};
 
 use super::ground::{Ground, reachable};
 use super::identities::ComponentIdentity;
 use super::node_host::{Agent, NodeHost};
 use super::role::Component;
+use super::tunnel::{self, BoundTunnel, TunnelParts};
 use crate::config::{GuestsConfig, NodesConfig};
 use crate::data_dir::DataDir;
+use crate::output::print_stderr;
 
 /// Share of the machine's memory in percent for all guests; the rest is the control plane's and the system's.
 const GUEST_MEMORY_PERCENT: u64 = 75;
@@ -76,6 +79,8 @@ pub(super) fn node_names(count: u32) -> impl Iterator<Item = String> {
 pub(super) fn build(ground: &Ground) -> anyhow::Result<Vec<Component>> {
     let (Some(engine), Some(images)) = (&ground.engine, &ground.images) else { return Ok(Vec::new()) };
     let client = |identity: ComponentIdentity| identity.client(&ground.env, &ground.service);
+    let tunnel = tunnel(ground)?;
+    let annotation = tunnel.as_ref().map(|tunnel| (names::TUNNEL_ADDRESS.to_owned(), tunnel.address.to_string()));
     let names = node_names(ground.config.nodes.count).zip(&ground.shutdowns);
     let agents = names.map(|(name, shutdown)| {
         Ok(Agent {
@@ -86,7 +91,7 @@ pub(super) fn build(ground: &Ground) -> anyhow::Result<Vec<Component>> {
             external_provider: ground.config.controllers.inventory.is_some(),
             kubelet_port: 0,
             taints: Vec::new(),
-            annotations: BTreeMap::new(),
+            annotations: annotation.iter().cloned().collect(),
             is_autonomous: false,
             name,
         })
@@ -107,7 +112,40 @@ pub(super) fn build(ground: &Ground) -> anyhow::Result<Vec<Component>> {
         stop: ground.stop.components.clone(),
         ready: ground.ready.clone(),
     };
-    host.components()
+    let mut components = host.components()?;
+    components.extend(tunnel.into_iter().flat_map(|tunnel| tunnel.components));
+    Ok(components)
+}
+
+/// The tunnel to nodes of other machines, where they reach this one.
+fn tunnel(ground: &Ground) -> anyhow::Result<Option<BoundTunnel>> {
+    let nodes = &ground.config.nodes;
+    if nodes.bind.is_loopback() {
+        return Ok(None);
+    }
+    if nodes.count > 1 {
+        // A tunnel has the identity of one node.
+        print_stderr!("coracle: nodes of other machines don't reach the pods of this one: that needs --nodes 1");
+        return Ok(None);
+    }
+    let Some(node) = node_names(nodes.count).next() else { return Ok(None) };
+    let identity = ground.pki.issue_client(&format!("system:node:{node}"), "system:nodes")?;
+    let identity = TlsIdentity { cert_pem: identity.cert_pem, key_pem: identity.key_pem };
+    let parts = TunnelParts {
+        env: ground.env.clone(),
+        client: ComponentIdentity::Node(node.clone()).client(&ground.env, &ground.service),
+        node,
+        certificate: watch::channel(Arc::new(identity)).1,
+        ca_pem: ground.pki.ca_pem().to_owned(),
+        pod_cidrs: vec![ground.network.pods.into()],
+        pods: ground.pods.clone(),
+        peers: None,
+        stop: ground.stop.components.clone(),
+        threads: ground.engine.as_ref().map(|engine| engine.guest_runtime().clone()),
+    };
+    let tunnel = tunnel::bind(reachable(nodes.bind), 0, parts)?;
+    ground.with_metrics(|registry| tunnel.tunnel.metrics().register(registry));
+    Ok(Some(tunnel))
 }
 
 /// A serving certificate by the cluster's own authority.

@@ -1,6 +1,7 @@
 //! The tunnel of a node that other machines reach (docs/decisions/0107-tunnel.md).
 
 use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::Context as _;
@@ -28,6 +29,8 @@ pub(super) struct TunnelParts {
     /// The cluster's addresses of pods.
     pub(super) pod_cidrs: Vec<IpNet>,
     pub(super) pods: PodNetwork,
+    /// The peers of the last run.
+    pub(super) peers: Option<PathBuf>,
     /// Reads Nodes.
     pub(super) client: Client,
     pub(super) stop: CancellationToken,
@@ -46,10 +49,9 @@ pub(super) struct BoundTunnel {
 ///
 /// # Errors
 /// If the port is taken, or the certificate can't be used.
-pub(super) async fn bind(address: IpAddr, port: u16, parts: TunnelParts) -> anyhow::Result<BoundTunnel> {
-    let TunnelParts { env, node, certificate, ca_pem, pod_cidrs, pods, client, stop, threads } = parts;
-    let listener = TcpListener::bind((address, port)).await;
-    let listener = listener.with_context(|| {
+pub(super) fn bind(address: IpAddr, port: u16, parts: TunnelParts) -> anyhow::Result<BoundTunnel> {
+    let TunnelParts { env, node, certificate, ca_pem, pod_cidrs, pods, peers, client, stop, threads } = parts;
+    let listener = listen(address, port).with_context(|| {
         format!("the tunnel cannot listen on {address}:{port}: choose another port with --tunnel-port")
     })?;
     let address = listener.local_addr()?;
@@ -64,10 +66,10 @@ pub(super) async fn bind(address: IpAddr, port: u16, parts: TunnelParts) -> anyh
             Ok(())
         })
     };
-    let peers = {
+    let following = {
         let (tunnel, stop) = (tunnel.clone(), stop.clone());
         Component::new("peers of the tunnel", async move {
-            tunnel::watch(tunnel, client, stop).await;
+            tunnel::watch(tunnel, client, peers, stop).await;
             Ok(())
         })
     };
@@ -75,7 +77,13 @@ pub(super) async fn bind(address: IpAddr, port: u16, parts: TunnelParts) -> anyh
         stop.run_until_cancelled(followed).await;
         Ok(())
     });
-    Ok(BoundTunnel { tunnel, address, components: vec![serving.on(threads), peers, certificates] })
+    Ok(BoundTunnel { tunnel, address, components: vec![serving.on(threads), following, certificates] })
+}
+
+fn listen(address: IpAddr, port: u16) -> std::io::Result<TcpListener> {
+    let listener = std::net::TcpListener::bind((address, port))?;
+    listener.set_nonblocking(true)?;
+    TcpListener::from_std(listener)
 }
 
 /// The newest certificate in the tunnel's form. One that can't be used is logged, and the last one stays.

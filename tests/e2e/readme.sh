@@ -11,6 +11,7 @@ elsewhere() {
     # The toolchain of wasm32-wasip2 can't be downloaded everywhere; docs/languages.md has the same recipe.
     'rustup target add wasm32-wasip2' | 'cargo build --release --target wasm32-wasip2') echo tests/languages/run;;
     'helm install '*) echo tests/helm/run;;
+    'coracle up --data-dir shop --bind 10.0.0.1' | 'coracle token create --data-dir shop' | 'coracle node '*) echo tests/nodes/run;;
     *' shop.backup '* | 'coracle up --data-dir shop '* | 'coracle token create '* | 'coracle server '*) echo tests/e2e/etcd.sh;;
     *) return 1;;
   esac

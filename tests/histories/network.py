@@ -23,13 +23,13 @@ def enter():
         run("ip", "link", "set", BRIDGE, "up")
         return True
     if missing := [name for name in ("ip", "unshare", "nsenter") if not shutil.which(name)]:
-        print(f"network cuts are left out: no {', '.join(missing)}")
+        print(f"network namespaces are left out: no {', '.join(missing)}")
         return False
     own = ["unshare", "--net"] if os.geteuid() == 0 else ["unshare", "--user", "--map-root-user", "--net"]
     probe = f"ip link set lo up && ip link add name {BRIDGE} type bridge && ip link add name port type veth peer name inner"
     tried = subprocess.run([*own, "sh", "-c", probe], capture_output=True, text=True)
     if tried.returncode:
-        print(f"network cuts are left out: {tried.stderr.strip()}")
+        print(f"network namespaces are left out: {tried.stderr.strip()}")
         return False
     sys.stdout.flush()
     # `unshare` without `--fork` keeps the process id.

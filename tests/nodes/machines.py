@@ -73,7 +73,9 @@ class Machines(EtcdCluster):
     def deploy_shop(self):
         for name in SHOP:
             module = os.path.join(ROOT, "sample-workloads", "bin", f"{name}.wasm")
-            self.run(self.program, "push", module, f"registry.local/{name}:v1", "--data-dir", self.servers[0].data)
+            # Each API server has a registry of its own: an image that only one has is lost with it.
+            for server in self.servers:
+                self.run(self.program, "push", module, f"registry.local/{name}:v1", "--data-dir", server.data)
         self.kubectl("apply", "-f", os.path.join(ROOT, "sample-workloads", "manifests", "shop.yaml"))
         for name in ["catalog", "users", "payments", "frontend"]:
             self.kubectl("-n", "shop", "rollout", "status", f"deployment/{name}", "--timeout=120s", seconds=130)

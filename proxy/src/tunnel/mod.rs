@@ -22,6 +22,7 @@ mod receive;
 mod record;
 mod remote;
 mod send;
+mod stored_peers;
 #[cfg(test)]
 mod tests;
 mod transmit;

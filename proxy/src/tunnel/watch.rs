@@ -2,32 +2,48 @@
 
 use std::collections::HashMap;
 use std::ops::ControlFlow;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Node;
 use kube::Client;
 use machinery_api::ObjectKey;
 use machinery_client::{Reflector, ReflectorEvent};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::Tunnel;
 use super::peers::{PeerConfig, peer_config};
+use super::{Tunnel, stored_peers};
 use crate::watch::{KnownKeys, warn_of_interruption};
 
-/// Keeps the peers in step with the Nodes until `stop`. Known peers stay while the API server is unreachable.
-pub async fn run(tunnel: Arc<Tunnel>, client: Client, stop: CancellationToken) {
+/// Keeps the peers in step with the Nodes until `stop`. Known peers stay while the API server is unreachable; `file` has
+/// those of the last run.
+pub async fn run(tunnel: Arc<Tunnel>, client: Client, file: Option<PathBuf>, stop: CancellationToken) {
     let nodes = Reflector::of::<Node>(client, tunnel.env.clone());
     let mut feed = NodeFeed::default();
+    let (newest, written) = watch::channel(Vec::new());
+    if let Some(file) = file.clone() {
+        tunnel.set_nodes(stored_peers::load(file).await);
+    }
+    let write = async {
+        if let Some(file) = &file {
+            stored_peers::write(&tunnel.env, file, written).await;
+        }
+        std::future::pending::<()>().await;
+    };
     let each = |event: ReflectorEvent| {
         warn_of_interruption("Nodes", &event);
         if feed.apply(event) {
-            tunnel.set_nodes(feed.nodes.values().cloned().collect());
+            let peers: Vec<_> = feed.nodes.values().cloned().collect();
+            tunnel.set_nodes(peers.clone());
+            newest.send_replace(peers);
         }
         ControlFlow::Continue(())
     };
     tokio::select! {
         () = stop.cancelled() => {}
         () = nodes.run(each) => {}
+        () = write => {}
     }
 }
 

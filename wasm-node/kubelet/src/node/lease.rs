@@ -30,6 +30,7 @@ pub(super) async fn keep(
 ) {
     // The uid in the Lease's owner reference: the garbage collector removes a Lease without an owner.
     let mut owner: Option<String> = None;
+    let mut failures: u32 = 0;
     loop {
         let uid = node.borrow_and_update().clone();
         let began = env.elapsed();
@@ -44,16 +45,28 @@ pub(super) async fn keep(
                 };
                 match renewed {
                     Ok(Ok(())) => {
+                        failures = 0;
                         owner = Some(uid.clone());
                         Some((began + config.lease_interval).saturating_sub(env.elapsed()))
                     }
                     Ok(Err(error)) => {
-                        tracing::warn!(node = config.name, %error, "the lease cannot be renewed, trying again");
+                        failures += 1;
+                        if is_reported(failures) {
+                            tracing::warn!(node = config.name, failures, %error, "the lease cannot be renewed, trying again");
+                        }
                         Some(RETRY.min(config.lease_interval))
                     }
                     Err(_) => {
-                        let seconds = config.lease_interval.as_secs();
-                        tracing::warn!(node = config.name, seconds, "the lease was not renewed in time, trying again");
+                        failures += 1;
+                        let seconds = config.lease_interval.as_secs_f32();
+                        if is_reported(failures) {
+                            tracing::warn!(
+                                node = config.name,
+                                failures,
+                                seconds,
+                                "the lease was not renewed in time, trying again"
+                            );
+                        }
                         Some(Duration::ZERO)
                     }
                 }
@@ -68,6 +81,11 @@ pub(super) async fn keep(
             () = async { env.sleep(wait.unwrap_or_default()).await }, if wait.is_some() => {}
         }
     }
+}
+
+/// Whether the nth failure in a row is logged: an outage of hours has some ten lines.
+const fn is_reported(failures: u32) -> bool {
+    failures.is_power_of_two()
 }
 
 async fn renew(
