@@ -56,8 +56,10 @@ pub(crate) fn reduce_slice(slice: &EndpointSlice) -> EndpointSlice {
     let endpoint = |endpoint: &Endpoint| Endpoint {
         addresses: endpoint.addresses.iter().take(1).cloned().collect(),
         conditions: endpoint.conditions.clone(),
+        hints: endpoint.hints.clone(),
         hostname: endpoint.hostname.clone(),
         node_name: endpoint.node_name.clone(),
+        zone: endpoint.zone.clone(),
         ..Endpoint::default()
     };
     EndpointSlice {
@@ -187,7 +189,7 @@ mod tests {
                 "labels": {names::SERVICE_NAME: name, "other": "x"}},
             "addressType": "IPv4", "ports": [{"name": "", "port": port}],
             "endpoints": [{"addresses": [ip, "10.0.0.9"], "nodeName": "n", "zone": "z", "targetRef": {"kind": "Pod"},
-                "conditions": {"ready": true}}]});
+                "hints": {"forZones": [{"name": "z"}]}, "conditions": {"ready": true}}]});
         (serde_json::from_value(service).unwrap(), vec![serde_json::from_value(slice).unwrap()])
     }
 
@@ -203,7 +205,8 @@ mod tests {
         assert!(service.status.unwrap().load_balancer.is_some());
         let endpoint = &slices[0].endpoints.as_ref().unwrap()[0];
         assert_eq!((endpoint.addresses.len(), endpoint.node_name.as_deref()), (1, Some("n")));
-        assert!(endpoint.target_ref.is_none() && endpoint.zone.is_none());
+        assert!(endpoint.target_ref.is_none() && endpoint.hints.is_some());
+        assert_eq!(endpoint.zone.as_deref(), Some("z"));
         assert_eq!(slices[0].metadata.labels.as_ref().unwrap().len(), 1);
     }
 

@@ -93,7 +93,7 @@ impl std::fmt::Debug for Egress {
 }
 
 /// Permit of one exchange, shared by the parts of it that still run.
-type Permit = Arc<PodPermit>;
+pub(crate) type Permit = Arc<PodPermit>;
 
 /// Address, protocol and pooling of one connection.
 struct EgressTarget<'a> {
@@ -240,7 +240,7 @@ impl Egress {
         self.pool.count()
     }
 
-    async fn permit(&self, caller: Option<&Caller>) -> Permit {
+    pub(crate) async fn permit(&self, caller: Option<&Caller>) -> Permit {
         Arc::new(self.exchanges.acquire(caller).await)
     }
 

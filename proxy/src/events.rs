@@ -26,6 +26,11 @@ impl Events {
         self.recorder.record(EventRecord::warning(service, "Unsupported", message));
     }
 
+    pub(crate) fn without_address(&self, service: &Service, fields: &[String]) {
+        let message = format!("not served: {}; the Service's other addresses are", fields.join(", "));
+        self.recorder.record(EventRecord::warning(service, "NoAddress", message));
+    }
+
     pub(crate) fn not_bound(&self, service: &Service, failure: &BindFailure) {
         let why = match failure.error.kind() {
             std::io::ErrorKind::PermissionDenied => "this user may not bind ports below 1024",

@@ -10,7 +10,7 @@ use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 
 use crate::endpoint::Endpoint;
-use crate::http::forward::pick_endpoint;
+use crate::http::forward::{ClientPlace, pick_endpoint};
 use crate::join::join;
 use crate::state::ProxyState;
 use crate::table::PortRoute;
@@ -29,13 +29,14 @@ pub(crate) async fn serve(
     state.metrics.socket_hops.inc();
     let mut stream = Stream::Tcp(stream);
     let found = |at: SocketAddr| state.network.find(at.ip(), Protocol::Tcp, at.port());
+    let client = ClientPlace { ip: Some(peer.ip()), node: None };
     let mut tried: Vec<SocketAddr> = Vec::new();
     loop {
         let usable = |endpoint: &Endpoint| {
             let at = endpoint.address();
             !tried.contains(&at) && (found(at).is_some() || state.may_dial(route, at))
         };
-        let Some(endpoint) = pick_endpoint(state, route, Some(peer.ip()), usable) else {
+        let Some(endpoint) = pick_endpoint(state, route, client, usable) else {
             state.metrics.no_endpoint.inc();
             return;
         };

@@ -1,4 +1,5 @@
-//! Listeners: one per ClusterIP and port, per NodePort, per load balancer address and port, and per health check port. A
+//! Listeners for streams and datagrams: one per ClusterIP and port, per NodePort, per load balancer or external address
+//! and port, and per health check port. A
 //! listener survives changes of its route; a failed bind is retried.
 
 use std::collections::HashMap;
@@ -10,14 +11,16 @@ use arc_swap::ArcSwap;
 use machinery_api::ObjectKey;
 use machinery_serve::accept::{self, Limit, Listener};
 use machinery_serve::descriptors::Class;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use crate::datagrams::DatagramListener;
 use crate::http::{health, server};
 use crate::l4;
 use crate::lifetime::ConnectionLifetime;
 use crate::names::DNS_PORT;
 use crate::state::ProxyState;
-use crate::table::{Change, Listen, PortRoute};
+use crate::table::{Change, Entrance, Listen, PortRoute};
 
 /// A port that could not be bound, for an event on the Service.
 #[derive(Debug)]
@@ -28,15 +31,37 @@ pub(crate) struct BindFailure {
 }
 
 struct OpenListener {
-    route: Arc<ArcSwap<PortRoute>>,
+    route: ListenerRoute,
     stop: CancellationToken,
+}
+
+/// The route of an open listener, which follows changes of the table.
+enum ListenerRoute {
+    Streams(Arc<ArcSwap<PortRoute>>),
+    Datagrams(watch::Sender<Arc<PortRoute>>),
+}
+
+impl ListenerRoute {
+    fn store(&self, route: Arc<PortRoute>) {
+        match self {
+            Self::Streams(current) => current.store(route),
+            Self::Datagrams(current) => drop(current.send_replace(route)),
+        }
+    }
+
+    fn now(&self) -> Arc<PortRoute> {
+        match self {
+            Self::Streams(current) => current.load_full(),
+            Self::Datagrams(current) => current.borrow().clone(),
+        }
+    }
 }
 
 /// All listeners of one data plane.
 pub(crate) struct Listeners {
     state: Arc<ProxyState>,
     open: HashMap<Listen, OpenListener>,
-    /// Listeners whose address could not be bound.
+    /// Listeners whose address could not be bound, or went to a load balancer.
     failed: HashMap<Listen, Arc<PortRoute>>,
     stop: CancellationToken,
 }
@@ -56,10 +81,14 @@ impl Listeners {
         }
         let wanted = change.set.into_iter().filter(|(listen, _)| match listen {
             // Cluster DNS itself serves its address, also where a Service has it.
-            Listen::Cluster(ip, DNS_PORT) if self.state.config.cluster_dns == Some(*ip) => false,
-            Listen::Cluster(..) => self.state.config.cluster_ip_listeners,
+            Listen::Cluster(ip, DNS_PORT) | Listen::Datagrams(Entrance::Cluster(ip, DNS_PORT))
+                if self.state.config.cluster_dns == Some(*ip) =>
+            {
+                false
+            }
+            Listen::Cluster(..) | Listen::Datagrams(Entrance::Cluster(..)) => self.state.config.cluster_ip_listeners,
             // The table contains addresses of the pool only.
-            Listen::Node(_) | Listen::Balancer(..) | Listen::Health(_) => true,
+            _ => true,
         });
         let wanted: Vec<_> = wanted.collect();
         wanted.into_iter().filter_map(|(listen, route)| self.set(listen, route)).collect()
@@ -67,7 +96,10 @@ impl Listeners {
 
     /// Retries failed binds. A repeated failure is not reported again.
     pub(crate) fn retry(&mut self) {
-        for (listen, route) in std::mem::take(&mut self.failed) {
+        // One at a time: an external address is compared with the load balancers' that failed, too.
+        let failed: Vec<(Listen, Arc<PortRoute>)> =
+            self.failed.iter().map(|(at, route)| (*at, route.clone())).collect();
+        for (listen, route) in failed {
             self.set(listen, route);
         }
     }
@@ -77,21 +109,10 @@ impl Listeners {
             open.route.store(route);
             return None;
         }
-        let address = match listen {
-            Listen::Cluster(ip, port) | Listen::Balancer(ip, port) => SocketAddr::new(ip, port),
-            Listen::Node(port) | Listen::Health(port) => SocketAddr::new(self.state.config.bind, port),
-        };
-        match Listener::bind(address) {
-            Ok(listener) => {
+        let address = self.address(listen);
+        match self.open(listen, address, &route) {
+            Ok(open) => {
                 self.failed.remove(&listen);
-                let route = Arc::new(ArcSwap::new(route));
-                let open = OpenListener { route, stop: self.stop.child_token() };
-                let clients = match listen {
-                    Listen::Cluster(..) | Listen::Node(_) => ListenerClients::All,
-                    Listen::Balancer(..) => ListenerClients::Sources,
-                    Listen::Health(_) => ListenerClients::Balancers,
-                };
-                tokio::spawn(run(self.state.clone(), listener, open.route.clone(), clients, open.stop.clone()));
                 self.open.insert(listen, open);
                 None
             }
@@ -101,6 +122,72 @@ impl Listeners {
                 service.filter(|_| !known).map(|service| BindFailure { service, address, error })
             }
         }
+    }
+}
+
+impl Listeners {
+    fn address(&self, listen: Listen) -> SocketAddr {
+        match listen {
+            Listen::Cluster(ip, port) | Listen::Balancer(ip, port) | Listen::External(ip, port) => {
+                SocketAddr::new(ip, port)
+            }
+            Listen::Datagrams(
+                Entrance::Cluster(ip, port) | Entrance::Balancer(ip, port) | Entrance::External(ip, port),
+            ) => SocketAddr::new(ip, port),
+            Listen::Node(port) | Listen::Health(port) | Listen::Datagrams(Entrance::Node(port)) => {
+                SocketAddr::new(self.state.config.bind, port)
+            }
+        }
+    }
+
+    /// Whether the same address is a load balancer's, which an external address never takes (CVE-2020-8554).
+    fn is_balancers(&self, listen: Listen) -> bool {
+        let balancer = match listen {
+            Listen::External(ip, port) => Listen::Balancer(ip, port),
+            Listen::Datagrams(Entrance::External(ip, port)) => Listen::Datagrams(Entrance::Balancer(ip, port)),
+            _ => return false,
+        };
+        self.open.contains_key(&balancer) || self.failed.contains_key(&balancer)
+    }
+
+    /// Closes the external listener at a load balancer's address; its socket is free soon after, and a bind is retried.
+    fn displace_external(&mut self, listen: Listen) {
+        let external = match listen {
+            Listen::Balancer(ip, port) => Listen::External(ip, port),
+            Listen::Datagrams(Entrance::Balancer(ip, port)) => Listen::Datagrams(Entrance::External(ip, port)),
+            _ => return,
+        };
+        if let Some(open) = self.open.remove(&external) {
+            open.stop.cancel();
+            self.failed.insert(external, open.route.now());
+        }
+    }
+
+    fn open(&mut self, listen: Listen, address: SocketAddr, route: &Arc<PortRoute>) -> io::Result<OpenListener> {
+        if self.is_balancers(listen) {
+            return Err(io::ErrorKind::AddrInUse.into());
+        }
+        self.displace_external(listen);
+        let stop = self.stop.child_token();
+        let state = self.state.clone();
+        if let Listen::Datagrams(entrance) = listen {
+            let (socket, held) = DatagramListener::bind(address)?;
+            let (sender, route) = watch::channel(route.clone());
+            let sources_only = matches!(entrance, Entrance::Balancer(..));
+            let socket = Arc::new(socket);
+            let listener = DatagramListener { state, socket, address, route, sources_only, stop: stop.clone() };
+            tokio::spawn(listener.serve(held));
+            return Ok(OpenListener { route: ListenerRoute::Datagrams(sender), stop });
+        }
+        let listener = Listener::bind(address)?;
+        let route = Arc::new(ArcSwap::new(route.clone()));
+        let clients = match listen {
+            Listen::Balancer(..) => ListenerClients::Sources,
+            Listen::Health(_) => ListenerClients::Balancers,
+            _ => ListenerClients::All,
+        };
+        tokio::spawn(run(state, listener, route.clone(), clients, stop.clone()));
+        Ok(OpenListener { route: ListenerRoute::Streams(route), stop })
     }
 }
 

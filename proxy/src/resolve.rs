@@ -107,6 +107,12 @@ pub fn targets(host: &str, query: NameQuery<'_>, exists: impl Fn(&ObjectKey, Opt
     if found.is_empty() { vec![Target::Unknown] } else { found }
 }
 
+/// The destination of an absolute name, such as a Service's `externalName`: in the cluster or outside.
+#[must_use]
+pub fn absolute(name: &str, exists: impl Fn(&ObjectKey, Option<&str>) -> bool) -> Target {
+    in_cluster(&format!("{}.", name.trim_end_matches('.').to_ascii_lowercase()), &exists)
+}
+
 /// A pod's own loopback is 127.0.0.0/16 and ::1 (contract.md §3); the rest of 127.0.0.0/8 holds cluster addresses.
 fn is_own_loopback(ip: IpAddr) -> bool {
     match ip {

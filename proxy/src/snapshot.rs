@@ -21,6 +21,8 @@ pub(crate) struct RouteSnapshot {
     by_service: Sharded<Arc<ObjectKey>, Arc<ServiceRoutes>>,
     by_ip: Sharded<IpAddr, Arc<ServiceRoutes>>,
     names: Sharded<IpAddr, Arc<[EndpointName]>>,
+    /// The zones of this machine's nodes.
+    zones: ArcSwap<BTreeMap<String, String>>,
     /// The namespaces that have a Service.
     namespaces: ArcSwap<HashSet<Arc<str>>>,
 }
@@ -42,6 +44,11 @@ impl RouteSnapshot {
         routes.is_some_and(|routes| {
             endpoint.is_none_or(|name| !routes.published.of_host(Some(&name.to_ascii_lowercase())).is_empty())
         })
+    }
+
+    /// The zone of one of this machine's nodes.
+    pub(crate) fn zone_of(&self, node: &str) -> Option<String> {
+        self.zones.load().get(node).cloned()
     }
 
     /// Whether a namespace has a Service.
@@ -74,6 +81,12 @@ impl RouteSnapshot {
         }
         self.by_ip.set(&change.cluster_ips);
         self.names.set(&change.reverse);
+        let zones = self.zones.load();
+        if change.zones.iter().any(|(node, zone)| zones.get(node) != Some(zone)) {
+            let mut zones = BTreeMap::clone(&zones);
+            zones.extend(change.zones.iter().cloned());
+            self.zones.store(Arc::new(zones));
+        }
         if let Some((namespace, exists)) = &change.namespace {
             self.namespaces.rcu(|all| {
                 let mut all = HashSet::clone(all);

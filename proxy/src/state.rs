@@ -4,8 +4,8 @@
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 
 use ipnet::IpNet;
 use machinery_env::Env;
@@ -16,6 +16,8 @@ use tokio::sync::Semaphore;
 
 use crate::activation::ActivationQueues;
 use crate::egress::{BadCertificate, Egress};
+use crate::flow_target::Flows;
+use crate::flows::FLOWS_MAX;
 use crate::metrics::Metrics;
 use crate::snapshot::RouteSnapshot;
 use crate::special::is_special;
@@ -63,6 +65,8 @@ pub(crate) struct ProxyState {
     pub(crate) connections: Arc<Semaphore>,
     /// Queued requests to Services whose workloads are scaled to zero.
     pub(crate) activation: ActivationQueues,
+    /// UDP flows of all listeners. Locked for one datagram, never across a wait.
+    pub(crate) flows: Mutex<Flows>,
     /// Whether the routes are complete: set once, after the first state of the API.
     synced: AtomicBool,
 }
@@ -71,6 +75,8 @@ impl ProxyState {
     /// A state without routes.
     pub(crate) fn new(env: Env, config: Config, network: PodNetwork) -> Result<Self, BadCertificate> {
         let egress = Egress::new(&env, config.cluster_ca_pem.as_deref(), config.cluster_cidrs.clone())?;
+        // Connections to endpoints have the other half of the class.
+        let flows = FLOWS_MAX.min(Descriptors::process().max(Class::Backends) / 2);
         let connections = CONNECTIONS_MAX.min(Descriptors::process().max(Class::Clients));
         Ok(Self {
             env,
@@ -81,6 +87,7 @@ impl ProxyState {
             egress,
             connections: Arc::new(Semaphore::new(connections)),
             activation: ActivationQueues::default(),
+            flows: Mutex::new(Flows::new(flows)),
             synced: AtomicBool::new(false),
         })
     }

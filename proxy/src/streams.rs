@@ -26,9 +26,10 @@ impl ProxyState {
         loop {
             let usable = |endpoint: &Endpoint| {
                 let at = endpoint.address();
-                !tried.contains(&at) && (found(at).is_some() || self.may_dial(route, at))
+                let reachable = found(at).is_some() || self.may_dial(route, at);
+                reachable && route.admits_node(endpoint, &caller.node) && !tried.contains(&at)
             };
-            let endpoint = pick_endpoint(self, route, caller.ip, usable);
+            let endpoint = pick_endpoint(self, route, caller.into(), usable);
             let at = endpoint.ok_or_else(|| DialError::NoEndpoint(named()))?.address();
             let Some(serve) = found(at) else { return self.egress.stream(caller, vec![at], &to.host).await };
             match open_stream(serve, origin_of(caller, at, route.via.clone())).await {
@@ -70,5 +71,58 @@ pub(crate) fn not_opened(rejected: &CallRejected<()>, address: impl ToString) ->
     match rejected {
         CallRejected::Denied(policy) => DialError::Denied(format!("{} (policy {policy})", address.to_string())),
         CallRejected::Gone(_) | CallRejected::Busy(_) | CallRejected::Closed => refused(address),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::{Request, Response};
+    use machinery_api::ObjectKey;
+    use machinery_serve::net::{Body, Dial as _, Listen};
+    use serde_json::json;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    use super::*;
+    use crate::plane::tests::{caller, plane};
+
+    /// Sends its own name on each stream.
+    struct Pod(&'static str);
+
+    #[async_trait::async_trait]
+    impl Serve for Pod {
+        async fn http(&self, _: &Origin, _: Request<Body>) -> Result<Response<Body>, CallRejected<Request<Body>>> {
+            Err(CallRejected::Closed)
+        }
+
+        async fn stream(self: Arc<Self>, _: Origin, mut stream: Stream) -> Result<(), CallRejected<Stream>> {
+            let _ = stream.write_all(self.0.as_bytes()).await;
+            Ok(())
+        }
+    }
+
+    #[tokio::test]
+    async fn a_local_traffic_policy_leaves_the_endpoints_of_the_callers_node() {
+        let plane = plane();
+        let key = ObjectKey::new("shop", "db");
+        let spec = json!({"clusterIP": "127.64.0.12", "internalTrafficPolicy": "Local", "ports": [{"port": 80}]});
+        plane.service(&key, Some(json!({"metadata": {"name": "db", "namespace": "shop"}, "spec": spec})));
+        let slice = json!({"metadata": {"name": "db", "namespace": "shop", "labels": {"kubernetes.io/service-name": "db"}},
+            "addressType": "IPv4", "ports": [{"name": "", "port": 8080}], "endpoints": [
+                {"addresses": ["127.66.0.2"], "nodeName": "coracle-1"},
+                {"addresses": ["127.66.0.3"], "nodeName": "coracle-2"}]});
+        plane.slice(&key, Some(slice));
+        let attach = |ip: &str, says| {
+            plane.state.network.attach(Listen::tcp(ip.parse().unwrap(), 8080), Arc::new(Pod(says))).unwrap()
+        };
+        let _pods = [attach("127.66.0.2", "near"), attach("127.66.0.3", "far")];
+        let to = Target { host: "db".to_owned(), port: 80 };
+        for _ in 0..20 {
+            let mut received = String::new();
+            let mut stream = plane.stream(&caller(), &to).await.unwrap();
+            let _ = stream.read_to_string(&mut received).await;
+            assert_eq!(received, "near");
+        }
+        let elsewhere = Caller { node: "coracle-3".into(), ..caller() };
+        assert!(matches!(plane.stream(&elsewhere, &to).await, Err(DialError::NoEndpoint(_))));
     }
 }

@@ -16,9 +16,12 @@ use machinery_rules::address_pool::AddressPool;
 use machinery_serve::net::{Protocol, ServicePort};
 
 use crate::balance::Affinity;
-pub use crate::endpoint::Endpoint;
+pub use crate::endpoint::{Endpoint, Hints};
 use crate::in_flight::InFlightCount;
 use crate::published::{Published, Readiness, dashed, readiness};
+use crate::table::claims::Claims;
+use crate::table::listeners::listeners;
+pub use crate::table::listeners::{Entrance, Listen};
 pub use crate::table::reverse::EndpointName;
 use crate::table::reverse::ReverseNames;
 
@@ -67,6 +70,8 @@ pub struct PortRoute {
     pub external_local: bool,
     /// Source ranges of a load balancer's clients; empty: all.
     pub sources: Arc<[IpNet]>,
+    /// Whether endpoints are hinted for nodes or zones (`trafficDistribution`).
+    pub hinted: bool,
     /// Ready endpoints.
     pub ready: Vec<Arc<Endpoint>>,
     /// Serving endpoints of terminating pods: used where none is ready (KEP-1669).
@@ -78,6 +83,12 @@ impl PortRoute {
     #[must_use]
     pub fn usable(&self) -> &[Arc<Endpoint>] {
         if self.ready.is_empty() { &self.draining } else { &self.ready }
+    }
+
+    /// Whether an endpoint may serve a caller on a node (`internalTrafficPolicy`).
+    #[must_use]
+    pub fn admits_node(&self, endpoint: &Endpoint, node: &str) -> bool {
+        !self.local_only || endpoint.node.as_deref() == Some(node)
     }
 
     /// Whether a client may use a load balancer's address.
@@ -98,6 +109,8 @@ pub struct ServiceRoutes {
     pub cluster_ip: Option<IpAddr>,
     /// Its load balancer addresses of the pool.
     pub balancer: BTreeSet<IpAddr>,
+    /// Its `externalIPs` of the pool that are not its load balancer's.
+    pub external: BTreeSet<IpAddr>,
     /// By protocol and number: one number may be a port of each protocol.
     pub ports: BTreeMap<(Protocol, u16), Arc<PortRoute>>,
     /// Routes of external traffic restricted to this machine (`externalTrafficPolicy: Local`).
@@ -116,10 +129,16 @@ impl ServiceRoutes {
         self.balancer.iter().copied().chain(self.cluster_ip).collect()
     }
 
+    /// The route of a port.
+    #[must_use]
+    pub fn port(&self, protocol: Protocol, port: u16) -> Option<&Arc<PortRoute>> {
+        self.ports.get(&(protocol, port))
+    }
+
     /// The route of a TCP port.
     #[must_use]
     pub fn tcp(&self, port: u16) -> Option<&Arc<PortRoute>> {
-        self.ports.get(&(Protocol::Tcp, port))
+        self.port(Protocol::Tcp, port)
     }
 
     /// The route of a TCP port for external traffic.
@@ -152,19 +171,6 @@ impl ServiceRoutes {
     }
 }
 
-/// Address and port of a listener for a Service port.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Listen {
-    /// On a ClusterIP.
-    Cluster(IpAddr, u16),
-    /// On the node's address.
-    Node(u16),
-    /// On a load balancer's address.
-    Balancer(IpAddr, u16),
-    /// On the node's address, for load balancers' health checks.
-    Health(u16),
-}
-
 /// The effect of one object's change on the table.
 #[derive(Debug, Default)]
 pub struct Change {
@@ -184,6 +190,8 @@ pub struct Change {
     pub ceased: Vec<IpAddr>,
     /// The new names of endpoints' addresses; `None` for an address without one.
     pub reverse: Vec<(IpAddr, Option<Arc<[EndpointName]>>)>,
+    /// The zones of this machine's nodes that its endpoints tell.
+    pub zones: Vec<(String, String)>,
     /// The Service's namespace, if it got its first Service (true) or lost its last one (false).
     pub namespace: Option<(Arc<str>, bool)>,
 }
@@ -204,6 +212,9 @@ pub struct Table {
     /// Claims on a ClusterIP or a listener; the last one wins. After a watch restart, a Service that reuses a deleted
     /// one's address arrives before the deletion.
     by_ip: Claims<IpAddr>,
+    /// Claims on external addresses, which any user may make (CVE-2020-8554): the first one wins, and an address of
+    /// `by_ip` is not affected.
+    by_external_ip: Claims<IpAddr>,
     listeners: Claims<Listen>,
     /// Number of Services that send to an address: the union of ready endpoints.
     ready_ips: BTreeMap<IpAddr, usize>,
@@ -277,13 +288,22 @@ impl Table {
     /// The routes of the Service that has this ClusterIP.
     #[must_use]
     pub fn by_ip(&self, ip: IpAddr) -> Option<&Arc<ServiceRoutes>> {
-        self.routes.get(self.by_ip.owner(&ip)?)
+        self.routes.get(self.by_ip.last(&ip).or_else(|| self.by_external_ip.first(&ip))?)
     }
 
     /// Every address that receives new requests of some Service.
     #[cfg(test)]
     fn routed_ips(&self) -> BTreeSet<IpAddr> {
         self.ready_ips.keys().copied().collect()
+    }
+
+    /// The zones of this machine's nodes, from endpoints on them: the data plane reads no Nodes.
+    fn zones(&self, service: &ObjectKey) -> Vec<(String, String)> {
+        let slices = self.slices.get(service).into_iter().flat_map(BTreeMap::values);
+        let endpoints = slices.flat_map(|slice| slice.endpoints.iter().flatten());
+        let placed = endpoints.filter_map(|endpoint| Some((endpoint.node_name.clone()?, endpoint.zone.clone()?)));
+        let zones: BTreeMap<String, String> = placed.filter(|(node, _)| self.nodes.contains(node)).collect();
+        zones.into_iter().collect()
     }
 
     fn recompute(&mut self, key: &ObjectKey) -> Change {
@@ -294,6 +314,8 @@ impl Table {
             Some(service) => {
                 let mut routes = routes(key, service, self.slices.get(key), &before, &mut self.in_flight);
                 routes.balancer = load_balancer_ips(service).filter(|ip| self.pool.contains(*ip)).collect();
+                let external = external_ips(service).filter(|ip| self.pool.contains(*ip));
+                routes.external = external.filter(|ip| !routes.balancer.contains(ip)).collect();
                 if let Some(spec) = &service.spec {
                     routes.apply_external_traffic_policy(key, spec, &self.nodes);
                 }
@@ -301,29 +323,33 @@ impl Table {
             }
             None => Arc::default(),
         };
-        let mut change = Change { service: Some(key.clone()), ..Change::default() };
+        let mut change = Change { service: Some(key.clone()), zones: self.zones(key), ..Change::default() };
         self.count_ready(&before, &after, &mut change);
         change.reverse = self.reverse.update(key, &before.published, &after.published);
         let (had, has) = (before.ips(), after.ips());
         had.difference(&has).for_each(|ip| self.by_ip.release(ip, key));
         has.difference(&had).for_each(|ip| self.by_ip.claim(*ip, key));
+        before.external.difference(&after.external).for_each(|ip| self.by_external_ip.release(ip, key));
+        after.external.difference(&before.external).for_each(|ip| self.by_external_ip.claim(*ip, key));
         let (old, new) = (listeners(&before), listeners(&after));
         if self.services.contains_key(key) {
             self.routes.insert(key.clone(), after.clone());
             change.routes = Some(after.clone());
         }
         change.namespace = self.count_service(&key.namespace, existed, change.routes.is_some());
-        change.cluster_ips = had.union(&has).map(|ip| (*ip, self.by_ip(*ip).cloned())).collect();
+        let touched = had.iter().chain(&has).chain(&before.external).chain(&after.external);
+        let touched: BTreeSet<IpAddr> = touched.copied().collect();
+        change.cluster_ips = touched.into_iter().map(|ip| (ip, self.by_ip(ip).cloned())).collect();
         for listen in new.keys().filter(|listen| !old.contains_key(listen)) {
             self.listeners.claim(*listen, key);
         }
         for listen in old.into_keys().filter(|listen| !new.contains_key(listen)) {
-            let owned = self.listeners.owner(&listen) == Some(key);
+            let owned = self.owner(&listen) == Some(key);
             self.listeners.release(&listen, key);
             if !owned {
                 continue;
             }
-            let heir = self.listeners.owner(&listen).and_then(|heir| self.routes.get(heir));
+            let heir = self.owner(&listen).and_then(|heir| self.routes.get(heir));
             match heir.and_then(|heir| listeners(heir).remove(&listen)) {
                 Some(route) => {
                     change.set.insert(listen, route);
@@ -333,8 +359,16 @@ impl Table {
                 }
             }
         }
-        change.set.extend(new.into_iter().filter(|(listen, _)| self.listeners.owner(listen) == Some(key)));
+        change.set.extend(new.into_iter().filter(|(listen, _)| self.owner(listen) == Some(key)));
         change
+    }
+
+    /// The Service that has a listener.
+    fn owner(&self, listen: &Listen) -> Option<&ObjectKey> {
+        match listen {
+            Listen::External(..) | Listen::Datagrams(Entrance::External(..)) => self.listeners.first(listen),
+            _ => self.listeners.last(listen),
+        }
     }
 
     /// Counts the Services of a namespace; returns whether it got its first or lost its last one.
@@ -396,57 +430,6 @@ impl Table {
     }
 }
 
-/// Claims by key, in the order of arrival.
-#[derive(Debug)]
-struct Claims<T>(HashMap<T, Vec<ObjectKey>>);
-
-impl<T> Default for Claims<T> {
-    fn default() -> Self {
-        Self(HashMap::new())
-    }
-}
-
-impl<T: Eq + std::hash::Hash> Claims<T> {
-    fn claim(&mut self, what: T, key: &ObjectKey) {
-        let claims = self.0.entry(what).or_default();
-        if !claims.contains(key) {
-            claims.push(key.clone());
-        }
-    }
-
-    fn release(&mut self, what: &T, key: &ObjectKey) {
-        if let Some(claims) = self.0.get_mut(what) {
-            claims.retain(|claim| claim != key);
-            if claims.is_empty() {
-                self.0.remove(what);
-            }
-        }
-    }
-
-    fn owner(&self, what: &T) -> Option<&ObjectKey> {
-        self.0.get(what)?.last()
-    }
-}
-
-fn listeners(routes: &ServiceRoutes) -> BTreeMap<Listen, Arc<PortRoute>> {
-    let mut all = BTreeMap::new();
-    for ((protocol, port), route) in &routes.ports {
-        if *protocol != Protocol::Tcp {
-            continue;
-        }
-        if let Some(ip) = routes.cluster_ip {
-            all.insert(Listen::Cluster(ip, *port), route.clone());
-        }
-        let entrance = routes.external_local.get(&(*protocol, *port)).unwrap_or(route);
-        if let Some(node_port) = route.node_port {
-            all.insert(Listen::Node(node_port), entrance.clone());
-        }
-        all.extend(routes.balancer.iter().map(|ip| (Listen::Balancer(*ip, *port), entrance.clone())));
-    }
-    all.extend(routes.health.iter().map(|(port, route)| (Listen::Health(*port), route.clone())));
-    all
-}
-
 /// The load balancer addresses that are served here; those of mode `Proxy` are served by another proxy.
 fn load_balancer_ips(service: &Service) -> impl Iterator<Item = IpAddr> {
     let is_balancer = service.spec.as_ref().is_some_and(|spec| spec.type_.as_deref() == Some("LoadBalancer"));
@@ -454,6 +437,12 @@ fn load_balancer_ips(service: &Service) -> impl Iterator<Item = IpAddr> {
     let ingress = status.into_iter().flat_map(|balancer| balancer.ingress.iter().flatten());
     let itself = ingress.filter(|one| one.ip_mode.as_deref() != Some("Proxy"));
     itself.filter_map(|one| one.ip.as_deref()?.parse().ok())
+}
+
+/// The addresses of `externalIPs`.
+fn external_ips(service: &Service) -> impl Iterator<Item = IpAddr> {
+    let all = service.spec.as_ref().and_then(|spec| spec.external_ips.as_ref());
+    all.into_iter().flatten().filter_map(|ip| ip.parse().ok())
 }
 
 /// The source ranges of a load balancer, from the spec or else from the older annotation.
@@ -497,12 +486,14 @@ fn routes(
     let key_of_routes = Some(key.clone());
     let mut result = ServiceRoutes { key: key_of_routes, cluster_ip, headless, published, ..ServiceRoutes::default() };
     for port in spec.ports.iter().flatten() {
-        if !matches!(port.protocol.as_deref(), None | Some("TCP")) {
-            continue; // crate::unsupported reports it on the Service
-        }
+        let protocol = match port.protocol.as_deref() {
+            None | Some("TCP") => Protocol::Tcp,
+            Some("UDP") => Protocol::Udp,
+            Some(_) => continue, // crate::unsupported reports it on the Service
+        };
         let Ok(number) = u16::try_from(port.port) else { continue };
         let name = port.name.clone().unwrap_or_default();
-        let place = (Protocol::Tcp, number);
+        let place = (protocol, number);
         let sticky = affinity.map(|timeout| {
             let known = before.ports.get(&place).and_then(|route| route.sticky.as_ref());
             Sticky { timeout, clients: known.map(|sticky| sticky.clients.clone()).unwrap_or_default() }
@@ -520,6 +511,7 @@ fn routes(
         for slice in slices.into_iter().flat_map(BTreeMap::values) {
             collect(slice, &name, &mut route, in_flight);
         }
+        route.hinted = route.usable().iter().any(|endpoint| !endpoint.hints.is_empty());
         result.ports.insert(place, Arc::new(route));
     }
     result
@@ -549,12 +541,15 @@ fn collect(
             ip,
             port,
             node: endpoint.node_name.clone(),
+            hints: Hints::of(endpoint),
             hostname: endpoint.hostname.clone().unwrap_or_else(|| dashed(ip)),
             in_flight,
         }));
     }
 }
 
+mod claims;
+mod listeners;
 mod reverse;
 #[cfg(test)]
 pub(crate) mod tests;

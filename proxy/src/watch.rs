@@ -235,15 +235,20 @@ impl<F: FnOnce()> TableFeed<F> {
         }
     }
 
-    /// Records an event for unsupported fields that a Service has newly got.
+    /// Records events for fields without effect that a Service has newly got.
     fn record_unsupported_fields(&self, key: &ObjectKey, service: Option<&Service>) {
         let Some(service) = service else { return };
         let pool = &self.plane.state.config.load_balancer_pool;
-        let fields = |service| unsupported::fields(service, !pool.is_empty());
-        let before = self.objects.get(key).map(fields).unwrap_or_default();
-        let now = fields(service);
-        if !now.is_empty() && now != before {
-            self.events.unsupported(service, &now);
+        let before = self.objects.get(key);
+        let is_new = |fields: &dyn Fn(&Service) -> Vec<String>| {
+            let now = fields(service);
+            (!now.is_empty() && before.map(fields).unwrap_or_default() != now).then_some(now)
+        };
+        if let Some(fields) = is_new(&unsupported::fields) {
+            self.events.unsupported(service, &fields);
+        }
+        if let Some(fields) = is_new(&|service| unsupported::without_address(service, pool)) {
+            self.events.without_address(service, &fields);
         }
     }
 

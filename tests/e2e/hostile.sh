@@ -126,8 +126,8 @@ eventually 20 has "^FailedToListen: .*$taken" events taken
 eventually 10 curl -fsS "http://$(kubectl get service taken -o jsonpath='{.spec.clusterIP}')/"
 kill $holder; wait $holder 2>/dev/null || true
 eventually 40 curl -fsS "http://127.0.0.1:$taken/"
-kubectl apply -f - >/dev/null <<< '{"apiVersion":"v1","kind":"Service","metadata":{"name":"odd"},"spec":{"externalIPs":["192.0.2.1"],"selector":{"app":"hello"},"ports":[{"port":80,"protocol":"UDP"}]}}'
-eventually 20 has '^Unsupported: .*spec.externalIPs' events odd
+kubectl apply -f - >/dev/null <<< '{"apiVersion":"v1","kind":"Service","metadata":{"name":"odd"},"spec":{"externalIPs":["192.0.2.1"],"selector":{"app":"hello"},"ports":[{"port":80,"protocol":"SCTP"}]}}'
+eventually 20 has '^NoAddress: .*spec.externalIPs\[0\]: 192.0.2.1' events odd
 eventually 20 has '^Unsupported: .*spec.ports\[0\].protocol' events odd
 
 echo "· modules that compile for minutes"

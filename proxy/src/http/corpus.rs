@@ -250,6 +250,7 @@ fn route(address: SocketAddr, app_protocol: AppProtocol) -> Arc<PortRoute> {
         ip: address.ip(),
         port: address.port(),
         node: None,
+        hints: crate::table::Hints::default(),
         hostname: String::new(),
         in_flight: InFlightCount::default(),
     };

@@ -37,6 +37,10 @@ impl Exchange<'_> {
         }
     }
 
+    fn place(&self) -> ClientPlace<'_> {
+        ClientPlace { ip: self.client(), node: self.node() }
+    }
+
     /// The calling pod.
     fn pod(&self) -> Option<&Caller> {
         match &self.from {
@@ -100,7 +104,7 @@ pub(super) async fn attempt(
                 state.network.find(at.ip(), Protocol::Tcp, at.port()).is_some() || state.may_dial(route, at);
             local && reachable && !tried.contains(&at)
         };
-        let Some(endpoint) = pick_endpoint(state, route, exchange.client(), usable) else { break };
+        let Some(endpoint) = pick_endpoint(state, route, exchange.place(), usable) else { break };
         let open = endpoint.in_flight.start();
         let at = endpoint.address();
         match offer(state, route, at, exchange, request).await {
@@ -186,8 +190,46 @@ pub(crate) async fn hand_over(
     Ok(Response::from_parts(head, body))
 }
 
-/// Picks the endpoint for one request or connection: the client's sticky one, else by [`balance::pick`].
+/// The caller's properties that the choice of an endpoint depends on.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct ClientPlace<'a> {
+    /// Its address, for session affinity.
+    pub(crate) ip: Option<IpAddr>,
+    /// Its node, for preferences.
+    pub(crate) node: Option<&'a str>,
+}
+
+impl<'a> From<&'a Caller> for ClientPlace<'a> {
+    fn from(caller: &'a Caller) -> Self {
+        Self { ip: caller.ip, node: Some(&caller.node) }
+    }
+}
+
+/// Picks the endpoint for one request or connection. Endpoints that are hinted for the caller's node come first, then those
+/// of its zone (`trafficDistribution`), then all.
 pub(crate) fn pick_endpoint(
+    state: &ProxyState,
+    route: &PortRoute,
+    client: ClientPlace<'_>,
+    usable: impl Fn(&Endpoint) -> bool,
+) -> Option<Arc<Endpoint>> {
+    if let Some(node) = client.node.filter(|_| route.hinted) {
+        let on_node = |endpoint: &Endpoint| endpoint.hints.nodes.iter().any(|name| **name == *node);
+        let near = pick_usable(state, route, client.ip, |endpoint| on_node(endpoint) && usable(endpoint));
+        let in_zone = || {
+            let zone = state.routes.zone_of(node)?;
+            let in_zone = |endpoint: &Endpoint| endpoint.hints.zones.iter().any(|name| **name == *zone);
+            pick_usable(state, route, client.ip, |endpoint| in_zone(endpoint) && usable(endpoint))
+        };
+        if let Some(endpoint) = near.or_else(in_zone) {
+            return Some(endpoint);
+        }
+    }
+    pick_usable(state, route, client.ip, usable)
+}
+
+/// Picks a usable endpoint: the client's sticky one, else by [`balance::pick`].
+fn pick_usable(
     state: &ProxyState,
     route: &PortRoute,
     client: Option<IpAddr>,

@@ -5,7 +5,14 @@ use serde_json::{Value, json};
 
 pub(crate) fn endpoint(ip: &str, port: u16) -> Arc<Endpoint> {
     let hostname = ip.replace('.', "-");
-    Arc::new(Endpoint { ip: ip.parse().unwrap(), port, node: None, hostname, in_flight: InFlightCount::default() })
+    Arc::new(Endpoint {
+        ip: ip.parse().unwrap(),
+        port,
+        node: None,
+        hints: Hints::default(),
+        hostname,
+        in_flight: InFlightCount::default(),
+    })
 }
 
 pub(crate) fn route(ips: &[&str]) -> PortRoute {
@@ -199,7 +206,7 @@ fn tcp_and_udp_of_one_number_are_two_ports() {
     let mut table = Table::default();
     let ports = json!([{"name": "tcp", "port": 53, "protocol": "TCP"}, {"name": "udp", "port": 53, "protocol": "UDP"}]);
     let change = table.service(&key("dns"), Some(service(json!({"clusterIP": "127.64.0.10", "ports": ports}))));
-    assert_eq!(change.set.values().map(|route| route.name.as_str()).collect::<Vec<_>>(), ["tcp"]);
+    assert_eq!(change.set.values().map(|route| route.name.as_str()).collect::<Vec<_>>(), ["tcp", "udp"]);
 }
 
 #[test]
@@ -229,4 +236,40 @@ fn counters_survive_a_change_of_the_table() {
     );
     assert_eq!(table.routes(&key("web")).unwrap().tcp(80).unwrap().usable()[0].in_flight.count(), 1);
     drop(open);
+}
+
+#[test]
+fn datagrams_have_listeners_of_their_own() {
+    let mut table = Table::default();
+    let ports = json!([{"name": "a", "port": 53, "nodePort": 30053, "protocol": "UDP"}, {"name": "b", "port": 53},
+        {"name": "c", "port": 54, "protocol": "SCTP"}]);
+    let change = table.service(&key("web"), Some(service(json!({"clusterIP": "127.64.0.10", "ports": ports}))));
+    let cluster = "127.64.0.10".parse().unwrap();
+    let udp = [Entrance::Cluster(cluster, 53), Entrance::Node(30053)].map(Listen::Datagrams);
+    assert_eq!(change.set.keys().copied().collect::<Vec<_>>(), [&[Listen::Cluster(cluster, 53)], &udp[..]].concat());
+}
+
+#[test]
+fn an_external_address_is_of_the_pool_and_takes_no_others() {
+    let mut table = Table::of("127.59.0.0/24".parse().unwrap(), BTreeSet::new());
+    let external =
+        |ips: &[&str]| Some(service(json!({"clusterIP": "None", "ports": [{"port": 80}], "externalIPs": ips})));
+    let ip = |text: &str| text.parse::<IpAddr>().unwrap();
+    let at = |text: &str| Listen::External(ip(text), 80);
+    let change = table.service(&key("web"), external(&["127.59.0.1", "127.59.0.2", "127.0.0.1", "192.0.2.1"]));
+    assert_eq!(change.set.keys().copied().collect::<Vec<_>>(), [at("127.59.0.1"), at("127.59.0.2")]);
+    // Another Service takes none of them (CVE-2020-8554).
+    let change = table.service(&key("thief"), external(&["127.59.0.1"]));
+    assert!(change.set.is_empty());
+    assert_eq!(table.by_ip(ip("127.59.0.1")).unwrap().key, Some(key("web")));
+    // A load balancer's address is the load balancer's.
+    let balancer = serde_json::from_value::<Service>(json!({"metadata": {"name": "lb", "namespace": "default"},
+        "spec": {"type": "LoadBalancer", "clusterIP": "None", "ports": [{"port": 80}]},
+        "status": {"loadBalancer": {"ingress": [{"ip": "127.59.0.2"}]}}}));
+    table.service(&key("lb"), balancer.ok());
+    assert_eq!(table.by_ip(ip("127.59.0.2")).unwrap().key, Some(key("lb")));
+    let change = table.service(&key("web"), None);
+    assert_eq!((change.set.len(), change.closed.len()), (1, 1), "the address goes to the next");
+    assert!(change.set.contains_key(&at("127.59.0.1")) && change.closed.contains(&at("127.59.0.2")));
+    assert_eq!(table.by_ip(ip("127.59.0.1")).unwrap().key, Some(key("thief")));
 }
