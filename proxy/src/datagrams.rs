@@ -86,7 +86,7 @@ impl DatagramListener {
     /// Forwards a client's datagram by its flow, or by a new one.
     fn forward(self: &Arc<Self>, datagram: &[u8], client: SocketAddr) {
         let now = self.state.env.elapsed();
-        let known = self.flows().from_client((self.address, client), now).map(|flow| flow.to.clone());
+        let known = self.flows().client_sent((self.address, client), now).map(|flow| flow.to.clone());
         if let Some(to) = known.or_else(|| self.open(client, now)) {
             to.send(datagram);
         }
@@ -200,7 +200,7 @@ impl FlowTask {
 
     fn deliver(&self, datagram: &[u8]) {
         let listener = &self.listener;
-        listener.flows().from_endpoint(self.key, self.number, listener.state.env.elapsed());
+        listener.flows().endpoint_sent(self.key, self.number, listener.state.env.elapsed());
         // A client that doesn't read loses datagrams, as on a network.
         let _ = listener.socket.try_send_to(datagram, self.key.1);
     }

@@ -49,14 +49,14 @@ impl<K: Copy + Eq + Hash, T> FlowTable<K, T> {
     }
 
     /// The flow of a key, for a datagram of its client.
-    pub(crate) fn from_client(&mut self, key: K, now: Duration) -> Option<&T> {
+    pub(crate) fn client_sent(&mut self, key: K, now: Duration) -> Option<&T> {
         let flow = self.flows.get_mut(&key)?;
         flow.seen = now;
         Some(&flow.to)
     }
 
     /// Records a datagram of the endpoint.
-    pub(crate) fn from_endpoint(&mut self, key: K, number: u64, now: Duration) {
+    pub(crate) fn endpoint_sent(&mut self, key: K, number: u64, now: Duration) {
         if let Some(flow) = self.flows.get_mut(&key).filter(|flow| flow.number == number) {
             flow.seen = now;
             flow.replied = true;
@@ -133,9 +133,9 @@ mod tests {
         let mut flows = FlowTable::new(FLOWS_MAX);
         let (number, _) = flows.add(1, client(1), SECOND, "a");
         assert_eq!(flows.ends_at(1, number), Some(31 * SECOND));
-        flows.from_endpoint(1, number, 2 * SECOND);
+        flows.endpoint_sent(1, number, 2 * SECOND);
         assert_eq!(flows.ends_at(1, number), Some(32 * SECOND), "a question with its answer");
-        assert_eq!(flows.from_client(1, 9 * SECOND), Some(&"a"));
+        assert_eq!(flows.client_sent(1, 9 * SECOND), Some(&"a"));
         assert_eq!(flows.ends_at(1, number), Some(129 * SECOND));
         flows.remove(1, number + 1);
         assert_eq!(flows.ends_at(1, number + 1), None);
@@ -152,7 +152,7 @@ mod tests {
         for key in 0..FLOWS_MAX / 2 {
             assert_eq!(add(&mut flows, key, 1), None);
         }
-        flows.from_client(0, SECOND * 9_999);
+        flows.client_sent(0, SECOND * 9_999);
         assert_eq!(add(&mut flows, 5_000, 1), Some(1), "of its own");
         for key in 6_000..6_000 + FLOWS_MAX / 2 {
             assert_eq!(add(&mut flows, key, u8::try_from(key % 200 + 2).unwrap()), None);

@@ -41,13 +41,15 @@ impl Forwarded {
 }
 
 type Exchange = Shared<BoxFuture<'static, Arc<Forwarded>>>;
+/// An exchange as long as a client waits for it.
+type WeakExchange = WeakShared<BoxFuture<'static, Arc<Forwarded>>>;
 
 /// Forwards queries; cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Forwarder {
     state: Arc<ProxyState>,
     cache: ResponseCache,
-    running: Arc<Mutex<HashMap<Query, WeakShared<BoxFuture<'static, Arc<Forwarded>>>>>>,
+    running: Arc<Mutex<HashMap<Query, WeakExchange>>>,
     shares: Arc<Mutex<Shares>>,
 }
 
