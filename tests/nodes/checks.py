@@ -1,5 +1,5 @@
 """What must hold on a cluster of many machines: each check is a function of the cluster, and leaves it whole."""
-import json, signal, threading, time
+import json, os, signal, socket, ssl, subprocess, threading, time
 
 from cluster import until
 from machines import NODES, fetch
@@ -140,6 +140,82 @@ def cut_node(machines):
     lose_node(machines, lambda node: node.port.black_hole(), lambda node: node.port.heal())
 
 
+def lossy_links(machines):
+    """Every node loses packets and is slow; requests take longer and succeed."""
+    for node in machines.nodes:
+        machines.run("tc", "qdisc", "add", "dev", node.port.outer, "root", "netem", "loss", "2%", "delay", "10ms", check=False)
+    shaped = machines.run("tc", "qdisc", "show", "dev", machines.nodes[0].port.outer, check=False)
+    if "netem" not in shaped:
+        print("    left out: no netem here", flush=True)
+        return
+    load = Load(machines, machines.nodes)
+    try:
+        until("some requests", lambda: load.count > 60)
+        for node in machines.nodes:
+            order(machines, node)
+    finally:
+        for node in machines.nodes:
+            machines.run("tc", "qdisc", "del", "dev", node.port.outer, "root")
+        load.stop()
+    whole(machines)
+
+
+def hostile_node(machines):
+    """A node's certificate and a token give no more than their own."""
+    node, other = machines.nodes[0], machines.nodes[1]
+    identity = os.path.join(node.data, "pki", "kubelet-client.pem")
+    server = f"https://{machines.servers[0].address}"
+    as_node = ["kubectl", "--kubeconfig", os.devnull, "--server", server, "--certificate-authority", os.path.join(node.data, "pki", "kubelet-ca.pem"),
+               "--client-certificate", identity, "--client-key", identity]
+    expect(f"system:node:{node.name}", machines.run(*as_node, "auth", "whoami", "-o", "jsonpath={.status.userInfo.username}"), "who the certificate is")
+    pod = next(name for name, at, _ in machines.pods("app=frontend") if at == other.name)
+    request = machines.kubectl("get", "csr", "-o", "jsonpath={.items[0].metadata.name}")
+    tunnel = json.dumps({"metadata": {"annotations": {"coracle.dev/tunnel": "10.77.0.99:1"}}})
+    address = json.dumps({"status": {"loadBalancer": {"ingress": [{"ip": "10.77.0.99"}]}}})
+    for what, command in {
+        "another node's tunnel": ["patch", "node", other.name, "--type=merge", "-p", tunnel],
+        "another node's pod": ["-n", "shop", "delete", "pod", pod],
+        "another node's pod status": ["-n", "shop", "patch", "pod", pod, "--subresource=status", "--type=merge", "-p", '{"status": {"podIP": "10.244.9.9"}}'],
+        "a Service's address": ["-n", "shop", "patch", "service", "frontend", "--subresource=status", "--type=merge", "-p", address],
+        "a Secret of no pod of its own": ["-n", "kube-system", "get", "secrets"],
+        "a token for a node": ["-n", "kube-system", "create", "secret", "generic", "x"],
+        "another's certificate": ["patch", "csr", request, "--subresource=approval", "--type=merge", "-p", '{"status": {"conditions": []}}'],
+    }.items():
+        refused = subprocess.run([*as_node, *command], capture_output=True, text=True, timeout=30)
+        if refused.returncode == 0 or "orbidden" not in refused.stderr:
+            raise AssertionError(f"{what}: exit code {refused.returncode}: {refused.stdout} {refused.stderr}")
+    # A deleted token joins no more; a joined node doesn't need it.
+    line = machines.token()
+    machines.run(machines.program, "token", "delete", line[line.index("--token") + 1], "--data-dir", machines.servers[0].data)
+    late = subprocess.run([*machines.nodes[2].port.inside, machines.program, "node", *line, "--node-name", "late", "--kubelet-port", "0", "--tunnel-port", "0",
+                           "--data-dir", os.path.join(machines.folder, "late")], capture_output=True, text=True, timeout=60)
+    if late.returncode != 1 or "token" not in late.stderr:
+        raise AssertionError(f"a deleted token: exit code {late.returncode}: {late.stderr}")
+    # Bytes that are no TLS, and TLS without a node's certificate, at the tunnel.
+    for sent in (b"GET / HTTP/1.1\r\n\r\n", b"\x00" * 4096):
+        with socket.create_connection((other.port.address, 10265), timeout=10) as stream:
+            stream.sendall(sent)
+            stream.settimeout(15)
+            try:
+                while stream.recv(4096):
+                    pass
+            except OSError:
+                pass
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.set_alpn_protocols(["coracle/1"])
+    try:
+        with context.wrap_socket(socket.create_connection((other.port.address, 10265), timeout=10)) as stream:
+            stream.settimeout(15)
+            stream.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+            if stream.recv(4096):
+                raise AssertionError("the tunnel answers without a certificate")
+    except OSError:
+        pass
+    for each in machines.nodes:
+        order(machines, each)
+
+
 def lost_server(machines):
     """One API server is enough: nodes go on with the other one."""
     load = Load(machines, machines.nodes)
@@ -190,6 +266,8 @@ CHECKS = {
     "killed-node": killed_node,
     "frozen-node": frozen_node,
     "cut-node": cut_node,
+    "lossy-links": lossy_links,
+    "hostile-node": hostile_node,
     "lost-server": lost_server,
     "no-control-plane": no_control_plane,
 }
