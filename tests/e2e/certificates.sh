@@ -21,7 +21,7 @@ kubectl get namespace default >/dev/null || fail "the new certificate is not kno
 
 # An invalid line is reported, and the list stays.
 echo nonsense >> "$WORK/data/pki/revoked"
-eventually 15 grep 'line 2 is no SHA-256 fingerprint' "$WORK/up.log"
+eventually 15 grep 'line 2 is neither a SHA-256 fingerprint' "$WORK/up.log"
 refused || fail "a wrong line revokes nobody"
 rm "$WORK/data/pki/revoked"
 eventually 15 kubectl --kubeconfig "$WORK/lost" get namespace default
