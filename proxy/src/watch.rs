@@ -43,6 +43,7 @@ pub async fn run(plane: DataPlane, client: Client, stop: CancellationToken, sync
         slices: KnownKeys::default(),
         autoscalers: KnownKeys::default(),
         scalable_services: HashMap::new(),
+        autoscalers_refused: false,
         objects: HashMap::new(),
         schedule: WriteSchedule::default(),
         synced: Some(synced),
@@ -130,6 +131,8 @@ struct TableFeed<F> {
     autoscalers: KnownKeys,
     /// The Services that may be scaled to zero, by their autoscaler.
     scalable_services: HashMap<ObjectKey, Vec<ObjectKey>>,
+    /// The API server refuses the watch of autoscalers.
+    autoscalers_refused: bool,
     /// The Services, for events on them.
     objects: HashMap<ObjectKey, Service>,
     schedule: WriteSchedule,
@@ -160,9 +163,23 @@ impl<F: FnOnce()> TableFeed<F> {
         self.report_synced()
     }
 
+    /// Reports once that the API server refuses the watch, as in a cluster that isn't Coracle's. Returns whether it does.
+    fn reports_refused_autoscalers(&mut self, event: &ReflectorEvent) -> bool {
+        let ReflectorEvent::Interrupted(why) = event else { return false };
+        let refused = why.contains("is forbidden: ");
+        if refused && !std::mem::replace(&mut self.autoscalers_refused, true) {
+            tracing::warn!(
+                "this user may not watch HorizontalPodAutoscalers: workloads don't scale from zero by requests"
+            );
+        }
+        refused
+    }
+
     /// Updates the Services whose requests may be queued. Routes don't depend on it.
     fn autoscaler_event(&mut self, event: ReflectorEvent) -> ControlFlow<()> {
-        warn_of_interruption("HorizontalPodAutoscalers", &event);
+        if !self.reports_refused_autoscalers(&event) {
+            warn_of_interruption("HorizontalPodAutoscalers", &event);
+        }
         let mut changed = false;
         for (key, hpa) in self.autoscalers.changes::<HorizontalPodAutoscaler>(event) {
             let services = hpa.as_ref().map(activation::scalable_services).unwrap_or_default();

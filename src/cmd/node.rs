@@ -13,6 +13,7 @@ use prometheus_client::registry::Registry;
 use tokio_util::sync::CancellationToken;
 
 use super::Failure;
+use super::flags::features::FeatureFlags;
 use super::flags::nodes::NodeFlags;
 use super::proxy::NetworkFlags;
 use super::standalone::MetricsFlags;
@@ -20,6 +21,7 @@ use crate::compose;
 use crate::compose::node_process::{NodeProcess, NodeProcessConfig};
 use crate::config::{Common, NodesConfig, host_name};
 use crate::data_dir::DataDir;
+use crate::features;
 use crate::joining::authority;
 use crate::joining::node::{NodeSource, TokenSource, check_name};
 use crate::joining::token::BootstrapToken;
@@ -76,6 +78,8 @@ pub(crate) struct Node {
     agent: NodeFlags,
     #[command(flatten)]
     metrics: MetricsFlags,
+    #[command(flatten)]
+    features: FeatureFlags,
 }
 
 impl Node {
@@ -154,6 +158,7 @@ pub(crate) fn run(flags: &Node, common: &Common) -> Result<(), Failure> {
         tokio::pin!(signal);
         let config = flags.config(&source, agent, name).await?;
         let mut registry = Registry::default();
+        features::register(&mut registry, &flags.features.features());
         let started = NodeProcess::start(&env, &config, source, &data, &mut registry, progress);
         let mut node = tokio::select! {
             node = started => node?,

@@ -7,9 +7,11 @@ use ipnet::Ipv4Net;
 use machinery_env::Env;
 
 use super::Failure;
+use super::flags::features::FeatureFlags;
 use super::standalone::{self, ComponentDeps, StandaloneFlags};
 use crate::compose;
 use crate::config::{NetworkConfig, host_name};
+use crate::features;
 
 /// Upstream's name of this program.
 const UPSTREAM: &str = "kube-proxy";
@@ -27,6 +29,8 @@ pub(crate) struct Proxy {
     node_ip: Option<IpAddr>,
     #[command(flatten)]
     network: NetworkFlags,
+    #[command(flatten)]
+    features: FeatureFlags,
 }
 
 /// The cluster's addresses, where it doesn't publish them.
@@ -54,7 +58,7 @@ impl NetworkFlags {
 pub(crate) fn run(flags: &Proxy) -> Result<(), Failure> {
     let bind = flags.node_ip.unwrap_or(Ipv4Addr::UNSPECIFIED.into());
     let node = flags.node_name.clone().unwrap_or_else(|| host_name().to_lowercase());
-    let network = flags.network.config();
+    let (network, gates) = (flags.network.config(), flags.features.features());
     standalone::run(
         &flags.standalone,
         UPSTREAM,
@@ -62,6 +66,7 @@ pub(crate) fn run(flags: &Proxy) -> Result<(), Failure> {
         async move |ComponentDeps { client, env, stop }, registry| {
             let plane = compose::lone_plane(&env, &client, &network, (node, bind)).await?;
             plane.metrics().register(registry);
+            features::register(registry, &gates);
             Ok(async move {
                 proxy::run(plane, client, stop, || {}).await;
                 Ok(())

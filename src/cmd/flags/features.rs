@@ -71,7 +71,7 @@ mod tests {
     fn every_verb_of_a_component_has_it() {
         for verb in Cli::command().get_subcommands() {
             let is_component =
-                ["up", "apiserver", "controllers", "scheduler", "node", "server"].contains(&verb.get_name());
+                ["up", "apiserver", "controllers", "scheduler", "node", "proxy", "server"].contains(&verb.get_name());
             let has = verb.get_arguments().any(|arg| arg.get_long() == Some("feature-gates") && !arg.is_hide_set());
             assert_eq!(has, is_component, "{}", verb.get_name());
         }

@@ -366,14 +366,16 @@ impl RolloutState {
         (serving < fewest.pods).then(|| format!("{serving} pods of the {kind} serve, not {}", fewest.pods))
     }
 
-    /// A smaller size is divided among all sets in proportion, also those of broken pods, like upstream's. A set's
-    /// status lags behind its pods: its controller removes the pods that the status counts as unavailable.
+    /// A smaller size is divided among all sets in proportion, also those of broken pods or of pods to come, like
+    /// upstream's. A set's status lags behind its pods: its controller removes the pods that the status counts as
+    /// unavailable.
     fn deployment_target(&self, sets: &[Value], size: i64, pods: i64) -> ServingTarget {
         let available = |set: &Value| {
             let known = number(set, "/spec/replicas").min(number(set, "/status/availableReplicas"));
             self.of_set(set, ready).min(known)
         };
-        let all_serve = i64::try_from(self.pods("Deployment").len()) == Ok(self.serving("Deployment"));
+        let (serving, asked) = (self.serving("Deployment"), sets.iter().map(|set| number(set, "/spec/replicas")).sum());
+        let all_serve = i64::try_from(self.pods("Deployment").len()) == Ok(serving) && serving >= asked;
         let reached = sets.iter().map(available).sum();
         ServingTarget { size, pods, reached, meanwhile: if all_serve { pods } else { 0 } }
     }
