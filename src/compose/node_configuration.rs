@@ -10,16 +10,16 @@ use ipnet::Ipv4Net;
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::Client;
 use machinery_client::Api;
-use machinery_client::request::{PatchType, status_code};
+use machinery_client::request::status_code;
 use machinery_env::Env;
 use serde_json::{Map, Value, json};
 
+use super::registry::{PUBLIC, put_public};
 use crate::config::NetworkConfig;
 use crate::data_dir::write_atomically;
 use crate::joining::node::JoinedNode;
 use crate::network::Network;
 
-const NAMESPACE: &str = "kube-public";
 const NAME: &str = "coracle-node";
 const SERVICE_CIDR: &str = "serviceCIDR";
 const CLUSTER_CIDR: &str = "clusterCIDR";
@@ -48,18 +48,10 @@ pub(super) struct NodeConfiguration {
 /// # Errors
 /// If the API server rejects it.
 pub(super) async fn publish(client: &Client, network: &Network, instance: &str, registry: &str) -> anyhow::Result<()> {
-    let maps: Api<ConfigMap> = Api::namespaced(client.clone(), NAMESPACE);
     let (services, pods, dns) = (network.services, network.pods, network.dns());
     let mut data = fields(&NodeConfiguration { services, pods, dns, registries: Vec::new(), is_coracle: true });
     data.insert(format!("{REGISTRY}{instance}"), registry.into());
-    let created = maps.create(&json!({"metadata": {"name": NAME}, "data": data})).await;
-    let published = match created {
-        Err(error) if status_code(&error) == 409 => {
-            maps.patch(NAME, PatchType::Merge, &json!({"data": data})).await.map(drop)
-        }
-        created => created.map(drop),
-    };
-    published.context("the nodes' configuration can't be published")
+    put_public(client, NAME, &json!(data)).await.context("the nodes' configuration can't be published")
 }
 
 /// Reads the configuration; `None` in a cluster that isn't Coracle's.
@@ -67,9 +59,9 @@ pub(super) async fn publish(client: &Client, network: &Network, instance: &str, 
 /// # Errors
 /// If the API server can't be reached, or the configuration is of another form.
 pub(super) async fn read(client: &Client) -> anyhow::Result<Option<NodeConfiguration>> {
-    let maps: Api<ConfigMap> = Api::namespaced(client.clone(), NAMESPACE);
+    let maps: Api<ConfigMap> = Api::namespaced(client.clone(), PUBLIC);
     match maps.get(NAME).await {
-        Ok(map) => Ok(Some(parse(&json!(map.data)).with_context(|| format!("ConfigMap {NAMESPACE}/{NAME}"))?)),
+        Ok(map) => Ok(Some(parse(&json!(map.data)).with_context(|| format!("ConfigMap {PUBLIC}/{NAME}"))?)),
         // A cluster without it has no such Role either.
         Err(error) if matches!(status_code(&error), 403 | 404) => Ok(None),
         Err(error) => Err(error).context("the nodes' configuration can't be read"),

@@ -122,7 +122,7 @@ impl NodeHost {
 
     /// Pulls the sessions' toolbox image once the cluster is ready.
     fn toolbox(&self) -> Component {
-        let (images, ready, stop) = (self.images.clone(), self.ready.clone(), self.stop.clone());
+        let (images, ready) = (self.images.clone(), self.ready.clone());
         let prepare = async move {
             ready.cancelled().await;
             if let Err(error) = images.prepare_toolbox().await {
@@ -130,10 +130,7 @@ impl NodeHost {
             }
             std::future::pending::<()>().await;
         };
-        Component::new("preparer of the toolbox", async move {
-            stop.run_until_cancelled(prepare).await;
-            Ok(())
-        })
+        Component::until(&self.stop, "preparer of the toolbox", prepare)
     }
 
     /// Reloads the registry configuration on changes of its file.

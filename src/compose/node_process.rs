@@ -22,15 +22,13 @@ use super::node_configuration::{self, NodeConfiguration};
 use super::node_host::{Agent, NodeHost};
 use super::role::{Component, RunningComponents};
 use super::tunnel::{self, BoundTunnel, TunnelParts};
-use super::{dns, nodes, proxy as plane, serves_tls};
+use super::{DRAIN, dns, nodes, proxy as plane, serves_tls};
 use crate::config::{NetworkConfig, NodesConfig};
 use crate::data_dir::{DataDir, Lock};
 use crate::joining::node::{JoinedNode, NodeSource, join};
 use crate::joining::serving::serving;
 use crate::progress::Progress;
 
-/// Drain timeout of components: as in `up`.
-const DRAIN: Duration = Duration::from_millis(2500);
 /// Interval of reading the cluster's registries: an API server that was added is pulled from after it.
 const REGISTRIES_INTERVAL: Duration = Duration::from_secs(60);
 
@@ -60,19 +58,6 @@ pub(crate) struct NodeProcess {
     components: RunningComponents,
     shutdown: Shutdown,
     _lock: Lock,
-}
-
-/// A task that has no end of its own.
-fn until_stop(
-    name: &'static str,
-    stop: &CancellationToken,
-    task: impl Future<Output = ()> + Send + 'static,
-) -> Component {
-    let stop = stop.clone();
-    Component::new(name, async move {
-        stop.run_until_cancelled(task).await;
-        Ok(())
-    })
 }
 
 /// What all parts of the process use.
@@ -109,16 +94,14 @@ impl NodeProcess {
         let parts = Parts { env, config, data, node: &node, serving, stop: stop.clone() };
         let (shutdown, ready) = (Shutdown::new(config.nodes.shutdown_grace), CancellationToken::new());
         let mut components = parts.components(&cluster, shutdown.clone(), ready.clone(), metrics)?;
-        components.push(until_stop("client certificate", &stop, renewal));
+        components.push(Component::until(&stop, "client certificate", renewal));
         if cluster.is_coracle {
             let (node, timers) = (node.clone(), env.clone());
-            components.push(until_stop(
-                "list of API servers",
-                &stop,
-                async move { node.follow_servers(&timers).await },
-            ));
+            components.push(Component::until(&stop, "list of API servers", async move {
+                node.follow_servers(&timers).await
+            }));
         }
-        components.push(until_stop("serving certificate", &stop, serving_renewal));
+        components.push(Component::until(&stop, "serving certificate", serving_renewal));
         let (failed, failures) = mpsc::channel(1);
         let mut running = RunningComponents::new(stop, failed);
         let waits: Vec<_> = components.into_iter().filter_map(|component| running.start(component)).collect();
@@ -198,7 +181,7 @@ impl Parts<'_> {
         };
         let proxy = self.node.client_as(self.env, "kube-proxy")?;
         let mut components = vec![plane::component(data_plane.clone(), proxy, self.stop.clone(), threads.clone())];
-        components.push(self.follow_registries(images));
+        components.push(self.follow_registries(cluster, images));
         let stop = self.stop.clone();
         components.push(dns::component(self.data, cluster.dns, data_plane.clone(), stop, threads)?);
         components.extend(tunnel.components);
@@ -237,11 +220,12 @@ impl Parts<'_> {
     }
 
     /// Follows the cluster's list of registries and the node's certificate.
-    fn follow_registries(&self, images: Arc<Images>) -> Component {
+    fn follow_registries(&self, cluster: &NodeConfiguration, images: Arc<Images>) -> Component {
         let (env, mut node) = (self.env.clone(), self.node.clone());
-        let mut known = Vec::new();
-        until_stop("registries of the API servers", &self.stop, async move {
+        let mut known = cluster.registries.clone();
+        Component::until(&self.stop, "registries of the API servers", async move {
             loop {
+                env.sleep(REGISTRIES_INTERVAL).await;
                 let renewed = node.certificate.has_changed().unwrap_or(false);
                 match node_configuration::read(&node.client).await {
                     // New clients are only made for a change.
@@ -253,7 +237,6 @@ impl Parts<'_> {
                     Ok(_) => {}
                     Err(error) => tracing::debug!("{error:#}"),
                 }
-                env.sleep(REGISTRIES_INTERVAL).await;
             }
         })
     }

@@ -13,10 +13,10 @@ use images::RegistryAccess;
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::Client;
 use machinery_client::Api;
-use machinery_client::request::PatchType;
+use machinery_client::request::{PatchType, status_code};
 use machinery_env::Env;
 use oci_registry::{Credentials, distribution as registry};
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tower::ServiceExt as _;
 
@@ -26,6 +26,9 @@ use crate::data_dir::{DataDir, write_atomically};
 
 /// The registry's only user (contract.md §4).
 pub(crate) const USER: &str = "coracle";
+
+/// The namespace of what every part of a cluster may know.
+pub(super) const PUBLIC: &str = "kube-public";
 
 /// Random bytes in a password.
 const PASSWORD_BYTES: usize = 24;
@@ -120,19 +123,24 @@ fn with_reader(mut request: Request<Incoming>) -> Request<Incoming> {
 
 /// Publishes the registry's address in the cluster (KEP-1755).
 pub(super) async fn advertise(client: &Client, address: &str) -> anyhow::Result<()> {
-    let maps: Api<ConfigMap> = Api::namespaced(client.clone(), "kube-public");
     let hosting = format!(
         "host: \"{address}\"\nhostFromContainerRuntime: \"registry.local\"\nhelp: \"coracle push FILE.wasm registry.local/NAME:TAG\"\n"
     );
     let data = json!({"localRegistryHosting.v1": hosting});
-    let map = json!({"metadata": {"name": "local-registry-hosting"}, "data": data});
-    match maps.create(&map).await {
-        Ok(_) => Ok(()),
-        Err(kube::Error::Api(status)) if status.code == 409 => {
-            maps.patch("local-registry-hosting", PatchType::Merge, &json!({ "data": data })).await?;
-            Ok(())
+    put_public(client, "local-registry-hosting", &data).await.context("the registry cannot be advertised")
+}
+
+/// Creates the ConfigMap `name` in `kube-public`, or sets these fields of it.
+///
+/// # Errors
+/// If the API server rejects it.
+pub(super) async fn put_public(client: &Client, name: &str, data: &Value) -> Result<(), kube::Error> {
+    let maps: Api<ConfigMap> = Api::namespaced(client.clone(), PUBLIC);
+    match maps.create(&json!({"metadata": {"name": name}, "data": data})).await {
+        Err(error) if status_code(&error) == 409 => {
+            maps.patch(name, PatchType::Merge, &json!({ "data": data })).await.map(drop)
         }
-        Err(error) => Err(error).context("the registry cannot be advertised"),
+        created => created.map(drop),
     }
 }
 

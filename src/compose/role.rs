@@ -45,6 +45,19 @@ impl Component {
         Self { name, run: Box::pin(run), on: None, wait: None }
     }
 
+    /// A component without an end of its own: it runs until `stop`.
+    pub(super) fn until(
+        stop: &CancellationToken,
+        name: &'static str,
+        run: impl Future<Output = ()> + Send + 'static,
+    ) -> Self {
+        let stop = stop.clone();
+        Self::new(name, async move {
+            stop.run_until_cancelled(run).await;
+            Ok(())
+        })
+    }
+
     /// Runs it on other threads than the control plane's.
     pub(super) fn on(self, threads: Option<Handle>) -> Self {
         Self { on: threads, ..self }

@@ -73,10 +73,7 @@ pub(super) fn bind(address: IpAddr, port: u16, parts: TunnelParts) -> anyhow::Re
             Ok(())
         })
     };
-    let certificates = Component::new("certificate of the tunnel", async move {
-        stop.run_until_cancelled(followed).await;
-        Ok(())
-    });
+    let certificates = Component::until(&stop, "certificate of the tunnel", followed);
     Ok(BoundTunnel { tunnel, address, components: vec![serving.on(threads), following, certificates] })
 }
 

@@ -45,7 +45,7 @@ pub(super) fn failing_over(
 ) -> Result<Client, ClientError> {
     let first = servers.borrow_and_update().clone();
     let mut shared = Servers { make, known: Vec::new() };
-    for uri in first.iter().take(1) {
+    if let Some(uri) = first.first() {
         shared.known.push(Arc::new(Server::new(uri, (shared.make)(uri)?)));
     }
     shared.update(&first);

@@ -214,12 +214,12 @@ async fn a_call_carries_its_caller_and_service() {
     let plane = plane();
     add_service(&plane, "catalog", json!({"clusterIP": "127.64.0.10", "ports": [{"port": 80}]}), "127.66.0.2");
     let _pod = attach(&plane, "127.66.0.2", "three boats");
-    let told = async |uri: &str| {
+    let seen = async |uri: &str| {
         let head = plane.http(&caller(), get(uri)).await.unwrap().into_parts().0;
         ["x-from", "x-via", "x-local"].map(|name| head.headers[name].to_str().unwrap().to_owned())
     };
-    assert_eq!(told("http://catalog/").await, ["frontend-1", "shop/catalog:80", "127.66.0.2:8080"]);
-    assert_eq!(told("http://127.66.0.2:8080/").await, ["frontend-1", "", "127.66.0.2:8080"]);
+    assert_eq!(seen("http://catalog/").await, ["frontend-1", "shop/catalog:80", "127.66.0.2:8080"]);
+    assert_eq!(seen("http://127.66.0.2:8080/").await, ["frontend-1", "", "127.66.0.2:8080"]);
 }
 
 #[tokio::test]

@@ -84,8 +84,8 @@ impl RunningPlane {
             async move { Ok::<_, Infallible>(answer) }
         });
         let client = in_process(&env, answer, |request| request);
-        let told = synced.clone();
-        let synced_now = move || told.store(true, Ordering::Relaxed);
+        let known = synced.clone();
+        let synced_now = move || known.store(true, Ordering::Relaxed);
         let task = tokio::spawn(run(plane.clone(), client, stop.clone(), synced_now));
         Self { plane, env, stop, synced, task }
     }

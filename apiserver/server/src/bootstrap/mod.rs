@@ -134,7 +134,16 @@ pub fn desired(cluster: &Cluster, live: &BTreeSet<SocketAddr>, catalog: &Catalog
         {"apiGroups": [""], "resources": ["services/status"], "verbs": ["patch"]},
     ]);
     desired.extend(role_and_binding("coracle:scale-from-zero", &scale_from_zero_rules, "User", "system:kube-proxy"));
-    desired.extend(node_configuration());
+    let configuration_rules = json!([
+        {"apiGroups": [""], "resources": ["configmaps"], "verbs": ["get"], "resourceNames": ["coracle-node"]},
+    ]);
+    desired.extend(role_and_binding_in(
+        "kube-public",
+        "coracle:node-configuration",
+        &configuration_rules,
+        "Group",
+        NODES,
+    ));
     desired.extend(role_and_binding("coracle:node", &node_rules(), "Group", NODES));
     let address_pool_rules =
         json!([{"apiGroups": ["networking.k8s.io"], "resources": ["ipaddresses"], "verbs": ["create", "delete"]}]);
@@ -165,55 +174,44 @@ fn node_rules() -> Value {
     ])
 }
 
-/// The right of nodes to read the cluster's addresses and registries.
-fn node_configuration() -> [Desired; 2] {
-    let name = "coracle:node-configuration";
-    let meta = json!({"name": name, "namespace": "kube-public", "annotations": {AUTOUPDATE: "true"}});
-    let version = format!("{RBAC_GROUP}/v1");
-    let rules = json!([
-        {"apiGroups": [""], "resources": ["configmaps"], "verbs": ["get"], "resourceNames": ["coracle-node"]},
-    ]);
-    [
-        Desired {
-            group: RBAC_GROUP,
-            plural: "roles",
-            object: json!({"apiVersion": version, "kind": "Role", "metadata": meta, "rules": rules}),
-            policy: ReconcilePolicy::Role,
-        },
-        Desired {
-            group: RBAC_GROUP,
-            plural: "rolebindings",
-            object: json!({
-                "apiVersion": version, "kind": "RoleBinding", "metadata": meta,
-                "roleRef": {"apiGroup": RBAC_GROUP, "kind": "Role", "name": name},
-                "subjects": [{"apiGroup": RBAC_GROUP, "kind": "Group", "name": NODES}],
-            }),
-            policy: ReconcilePolicy::Binding,
-        },
-    ]
-}
-
 /// Roles in addition to upstream's. Nodes read a namespace by name for its UID, which distinguishes it from an earlier
 /// one: `wasi:keyvalue` data has the namespace's lifetime (`docs/decisions/0057-keyvalue.md`). The data plane reports
 /// requests that wait for a workload scaled to zero.
-fn role_and_binding(name: &str, rules: &serde_json::Value, kind: &str, subject: &str) -> [Desired; 2] {
+fn role_and_binding(name: &str, rules: &Value, kind: &str, subject: &str) -> [Desired; 2] {
     let meta = json!({"name": name, "annotations": {AUTOUPDATE: "true"}});
-    let version = format!("{RBAC_GROUP}/v1");
+    let names =
+        RoleNames { role: ("ClusterRole", "clusterroles"), binding: ("ClusterRoleBinding", "clusterrolebindings") };
+    rules_and_subject(&names, &meta, rules, (kind, subject))
+}
+
+/// The same in a namespace.
+fn role_and_binding_in(namespace: &str, name: &str, rules: &Value, kind: &str, subject: &str) -> [Desired; 2] {
+    let meta = json!({"name": name, "namespace": namespace, "annotations": {AUTOUPDATE: "true"}});
+    let names = RoleNames { role: ("Role", "roles"), binding: ("RoleBinding", "rolebindings") };
+    rules_and_subject(&names, &meta, rules, (kind, subject))
+}
+
+/// Kinds and plurals of a role and its binding.
+struct RoleNames {
+    role: (&'static str, &'static str),
+    binding: (&'static str, &'static str),
+}
+
+fn rules_and_subject(names: &RoleNames, meta: &Value, rules: &Value, (kind, subject): (&str, &str)) -> [Desired; 2] {
+    let (version, name) = (format!("{RBAC_GROUP}/v1"), &meta["name"]);
     [
         Desired {
             group: RBAC_GROUP,
-            plural: "clusterroles",
-            object: json!({
-                "apiVersion": version, "kind": "ClusterRole", "metadata": meta, "rules": rules,
-            }),
+            plural: names.role.1,
+            object: json!({"apiVersion": version, "kind": names.role.0, "metadata": meta, "rules": rules}),
             policy: ReconcilePolicy::Role,
         },
         Desired {
             group: RBAC_GROUP,
-            plural: "clusterrolebindings",
+            plural: names.binding.1,
             object: json!({
-                "apiVersion": version, "kind": "ClusterRoleBinding", "metadata": meta,
-                "roleRef": {"apiGroup": RBAC_GROUP, "kind": "ClusterRole", "name": name},
+                "apiVersion": version, "kind": names.binding.0, "metadata": meta,
+                "roleRef": {"apiGroup": RBAC_GROUP, "kind": names.role.0, "name": name},
                 "subjects": [{"apiGroup": RBAC_GROUP, "kind": kind, "name": subject}],
             }),
             policy: ReconcilePolicy::Binding,

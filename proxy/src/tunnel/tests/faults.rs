@@ -31,17 +31,17 @@ async fn a_frozen_peer_is_found_within_three_seconds_on_both_sides() {
         tokio::spawn(async move { serve.http(&origin, request).await })
     };
     let (sender, body) = channel();
-    let (asked, told) = (spawn(get("/never")), spawn(post("/read", body)));
+    let (asked, reading) = (spawn(get("/never")), spawn(post("/read", body)));
     soon(sender.send(data("half"))).await.unwrap();
     let mut stream = soon(a.find(to).connect(&a.origin(to))).await.unwrap().unwrap();
     // The connections have been up, and idle, for longer than the pings.
     env.sleep(Duration::from_millis(3500)).await;
-    assert!(!asked.is_finished() && !told.is_finished(), "an idle connection lives");
+    assert!(!asked.is_finished() && !reading.is_finished(), "an idle connection lives");
     wire.freeze(true);
     let frozen_at = env.elapsed();
     // A GET is offered to the next endpoint; a POST may have been seen.
     assert!(matches!(soon(asked).await.unwrap(), Err(CallRejected::Gone(_))));
-    let answer = soon(told).await.unwrap().unwrap();
+    let answer = soon(reading).await.unwrap().unwrap();
     assert_eq!((answer.status().as_u16(), &answer.headers()["coracle-reason"]), (502, &"connection".parse().unwrap()));
     assert!(soon(stream.read_u8()).await.is_err(), "not an end");
     let took = env.elapsed() - frozen_at;
