@@ -7,6 +7,7 @@ import os, shutil, subprocess, sys
 
 SUBNET = "10.77.0"
 BRIDGE = "bridge0"
+BRIDGE_ADDRESS = "02:00:00:00:00:01"
 ENTERED = "CORACLE_LINEARIZABLE_NETWORK"
 
 
@@ -19,6 +20,8 @@ def enter():
     if os.environ.get(ENTERED) == str(os.getpid()):
         run("ip", "link", "set", "lo", "up")
         run("ip", "link", "add", "name", BRIDGE, "type", "bridge")
+        # Otherwise it is the lowest one of its ports, and a port that is cut changes it: the other ports would lose this end, too.
+        run("ip", "link", "set", BRIDGE, "address", BRIDGE_ADDRESS)
         run("ip", "address", "add", f"{SUBNET}.1/24", "dev", BRIDGE)
         run("ip", "link", "set", BRIDGE, "up")
         return True
