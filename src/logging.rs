@@ -6,10 +6,9 @@ use tracing_subscriber::filter::LevelFilter;
 
 use crate::config::{Common, LogFormat};
 
-/// Filters of targets that warn of each act of a guest or a registry: neither must be able to flood the node's log. The
-/// last one logs each error response without its origin; the caller logs the error with it.
-const OTHERS: &str =
-    "wasmtime_wasi=error,wasmtime_wasi_http=error,rustls_platform_verifier=off,kube_client::client::builder=off";
+/// Filters of targets that warn of each act of a guest, a registry or a name server: none must be able to flood the node's
+/// log. The last one logs each error response without its origin; the caller logs the error with it.
+const OTHERS: &str = "wasmtime_wasi=error,wasmtime_wasi_http=error,hickory_net=error,rustls_platform_verifier=off,kube_client::client::builder=off";
 
 /// Starts logging for the process.
 ///

@@ -123,6 +123,29 @@ size=$(say +ignore +bufsize=4096 crowd.default.$zone A | sed -n 's/.*MSG SIZE *r
 expect 200 "$(ask crowd.default.$zone A | wc -l)" "addresses, by the client's second attempt over TCP"
 echo "· a long answer is truncated over UDP, and whole over TCP"
 
+# A flood of short queries with long answers, as with forged addresses: 1 MiB at once and 1 MiB a second are answered in full.
+python3 - "$(cat "$WORK/data/dns-address")" > "$WORK/flood" << 'PYTHON'
+import socket, struct, sys, time
+address, port = sys.argv[1].rsplit(":", 1)
+name = b"".join(bytes([len(label)]) + label for label in b"crowd.default.svc.cluster.local".split(b".")) + b"\0"
+query = struct.pack(">HHHHHH", 7, 0x0100, 1, 0, 0, 1) + name + struct.pack(">HH", 1, 1) + b"\0" + struct.pack(">HHIH", 41, 4096, 0, 0)
+client = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+client.connect((address, int(port)))
+client.settimeout(5)
+long = short = 0
+began = time.monotonic()
+for _ in range(5000):
+    client.send(query)
+    answer = client.recv(4096)
+    long, short = long + (len(answer) > 600), short + (len(answer) <= 600)
+print(long, short, int((2 + time.monotonic() - began) * (1 << 20) / 1000))
+PYTHON
+read -r long short long_max < "$WORK/flood"
+{ [ "$long" -gt 500 ] && [ "$long" -le "$long_max" ] && [ "$((long + short))" = 5000 ]; } || fail "$long long and $short short answers, at most $long_max long ones"
+expect 200 "$(ask +tcp crowd.default.$zone A | wc -l)" "addresses over TCP beside a flood"
+[ "$short" -gt 0 ] || [ "$long_max" -gt 5000 ] || fail "a flood of 5000 long answers was answered in full"
+echo "· a flood gets short answers"
+
 # Its address in the cluster, where this user may bind the port.
 dns=$(ip service/kubernetes .spec.clusterIP); dns=${dns%.*}.10
 if python3 -c "import socket; s = socket.socket(); s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1); s.bind(('127.255.255.253', 53))" 2>/dev/null; then

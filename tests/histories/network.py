@@ -43,7 +43,8 @@ class Port:
     """A namespace with one address, at a port of the bridge."""
 
     def __init__(self, number):
-        self.address, self.outer, inner = f"{SUBNET}.{number}", f"p{number}", f"q{number}"
+        self.address, self.outer, self.inner = f"{SUBNET}.{number}", f"p{number}", f"q{number}"
+        inner = self.inner
         self.holder = subprocess.Popen(["unshare", "--net", "sh", "-c", "ip link set lo up && echo ready && exec cat"],
                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         if self.holder.stdout.readline() != b"ready\n":
@@ -63,6 +64,14 @@ class Port:
     def black_hole(self):
         """The link has a carrier, and loses every packet."""
         run("ip", "link", "set", self.outer, "nomaster")
+
+    def add_address(self, address):
+        """Another address, which may have been another port's."""
+        run(*self.inside, "ip", "address", "add", f"{address}/24", "dev", self.inner)
+        run("ip", "neighbour", "flush", "to", address)
+
+    def remove_address(self, address):
+        run(*self.inside, "ip", "address", "delete", f"{address}/24", "dev", self.inner)
 
     def heal(self):
         run("ip", "link", "set", self.outer, "master", BRIDGE)

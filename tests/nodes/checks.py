@@ -1,12 +1,15 @@
 """What must hold on a cluster of many machines: each check is a function of the cluster, and leaves it whole."""
-import json, os, signal, socket, ssl, subprocess, threading, time
+import glob, hashlib, json, os, signal, socket, ssl, subprocess, threading, time
 
 from cluster import until
-from machines import NODES, fetch
+from machines import BALANCER, NODES, fetch, sample
+from resolver import TRUE
 
 # A dead node's endpoints leave within 3 s with fast failover, and a busy machine observes it later. A pod elsewhere may take longer.
 ENDPOINTS_GONE_S_MAX = 6
 REPLACED_S_MAX = 60
+# Requests wait for a dead node for 3 s; a busy machine takes longer.
+ANSWER_S_MAX = 10
 LOADERS = 4
 ROLLOUTS_MAX = 5
 
@@ -31,10 +34,10 @@ def address_of_shop(machines, node):
 
 def order(machines, node):
     """An order goes through four Services."""
-    status, body = fetch(address_of_shop(machines, node), "/api/products")
+    status, body = fetch(address_of_shop(machines, node), "/api/products", seconds=ANSWER_S_MAX)
     expect(200, status, f"products at {node.name} ({body[:200]!r})")
     body = json.dumps({"product": json.loads(body)[0]["id"], "user": "ada", "quantity": 2}).encode()
-    status, body = fetch(address_of_shop(machines, node), "/api/orders", body)
+    status, body = fetch(address_of_shop(machines, node), "/api/orders", body, seconds=ANSWER_S_MAX)
     expect("paid", json.loads(body)["status"] if status == 200 else (status, body), f"an order at {node.name}")
 
 
@@ -61,6 +64,70 @@ def kubelets(machines):
         raise AssertionError(f"no products by the Service's proxy: {products[:200]}")
 
 
+BALANCED = """
+apiVersion: v1
+kind: Service
+metadata: {name: balanced, namespace: shop}
+spec:
+  type: LoadBalancer
+  selector: {app: frontend}
+  ports: [{port: 8080, targetPort: 8080}]
+"""
+
+
+def load_balancer(machines):
+    """The address of a Service of type LoadBalancer works on each machine that has it, and moves."""
+    machines.kubectl("apply", "-f", "-", stdin=BALANCED)
+    path = "jsonpath={.status.loadBalancer.ingress[0].ip}"
+    until("the Service has its address", lambda: machines.kubectl("-n", "shop", "get", "service", "balanced", "-o", path) == BALANCER)
+    for node in machines.nodes[:2]:
+        node.port.add_address(BALANCER)
+        until(f"{BALANCER} answers on {node.name}", lambda: fetch(f"{BALANCER}:8080", "/api/products")[0] == 200)
+        node.port.remove_address(BALANCER)
+    events = machines.kubectl("-n", "shop", "get", "events", "--field-selector", "reason=FailedToListen", "-o", "name")
+    expect("", events, "events of machines that don't have the address")
+    machines.kubectl("-n", "shop", "delete", "service", "balanced")
+
+
+COMPILED_POD = """
+apiVersion: v1
+kind: Pod
+metadata: {{name: compiled-{n}}}
+spec:
+  nodeName: {node}
+  containers: [{{name: main, image: "registry.local/hello:v1"}}]
+"""
+
+
+def compiled_modules(machines):
+    """One node compiles a module, another one fetches it. What was changed on the disk of its node is compiled again."""
+    machines.push("hello")
+    with open(sample("hello"), "rb") as module:
+        digest = hashlib.sha256(module.read()).hexdigest()
+    fetched = 'coracle_compiled_modules_total{result="fetched"}'
+
+    def run_on(n):
+        node = machines.nodes[n]
+        machines.kubectl("apply", "-f", "-", stdin=COMPILED_POD.format(n=n, node=node.name))
+        machines.kubectl("wait", "--for=condition=Ready", f"pod/compiled-{n}", "--timeout=60s", seconds=70)
+
+    run_on(0)
+    before = machines.metric(machines.nodes[1], fetched)
+    run_on(1)
+    expect(before + 1, machines.metric(machines.nodes[1], fetched), "modules that the second node has fetched")
+    for node in machines.nodes[:2]:
+        [artifact] = glob.glob(os.path.join(node.data, "compiled", f"{digest}-*.cwasm"))
+        with open(artifact, "r+b") as file:
+            file.seek(os.path.getsize(artifact) // 2)
+            byte = file.read(1)
+            file.seek(-1, os.SEEK_CUR)
+            file.write(bytes([byte[0] ^ 1]))
+    run_on(2)
+    if "a compiled module of another node is not used" not in machines.nodes[2].log():
+        raise AssertionError("the third node has used a changed module")
+    machines.kubectl("delete", "pod", "compiled-0", "compiled-1", "compiled-2", "--grace-period=0", "--force")
+
+
 class Load:
     """Requests to the shop at some nodes, one after the other on each of some threads, until `stop`."""
 
@@ -74,7 +141,7 @@ class Load:
     def run(self, turn):
         while not self.ended.is_set():
             address, began = self.addresses[turn % len(self.addresses)], time.monotonic()
-            status, body = fetch(address, "/api/products", seconds=10)
+            status, body = fetch(address, "/api/products", seconds=ANSWER_S_MAX)
             took = time.monotonic() - began
             turn += 1
             with self.lock:
@@ -234,6 +301,21 @@ def hostile_node(machines):
         order(machines, each)
 
 
+def hostile_names(machines):
+    """Forged answers and answers about other names change nothing, and a flood of large answers is cut."""
+    node = machines.nodes[0]
+    address, port = open(os.path.join(node.data, "dns-address")).read().strip().rsplit(":", 1)
+    dig = lambda *query: machines.run("dig", "+time=5", "+tries=1", f"@{address}", "-p", port, *query, inside=node.port)
+    for name, true in [*TRUE.items(), *TRUE.items()]:
+        expect([true], [line for line in dig("+short", name, "A").split() if line.startswith("192.")], f"the addresses of {name}")
+    if not set(TRUE) <= machines.resolver.queries:
+        raise AssertionError(f"only {machines.resolver.queries} were asked for")
+    # Another machine gets no answer: the address is this machine's.
+    forwarded = machines.run("dig", "+time=1", "+tries=1", f"@{node.port.address}", "-p", port, "kubernetes.default.svc.cluster.local", check=False)
+    if "status: NOERROR" in forwarded:
+        raise AssertionError(f"another machine has an answer: {forwarded}")
+
+
 def lost_server(machines):
     """One API server is enough: nodes go on with the other one."""
     load = Load(machines, machines.nodes)
@@ -281,11 +363,14 @@ def no_control_plane(machines):
 CHECKS = {
     "shop": shop,
     "kubelets": kubelets,
+    "compiled-modules": compiled_modules,
+    "load-balancer": load_balancer,
     "killed-node": killed_node,
     "frozen-node": frozen_node,
     "cut-node": cut_node,
     "lossy-links": lossy_links,
     "hostile-node": hostile_node,
+    "hostile-names": hostile_names,
     "lost-server": lost_server,
     "no-control-plane": no_control_plane,
 }
