@@ -208,6 +208,8 @@ pub(crate) struct NodesConfig {
     pub(crate) credential_providers: CredentialProviders,
     /// Maximum parallel image pulls.
     pub(crate) parallel_pulls: usize,
+    /// Exchanges compiled modules with other nodes.
+    pub(crate) share_compiled: bool,
     /// Limits of all guests of the process, scheduler plugins included.
     pub(crate) guests: GuestsConfig,
 }
@@ -257,6 +259,7 @@ impl ClusterConfig {
                 signature_policy_file: None,
                 credential_providers: CredentialProviders::default(),
                 parallel_pulls: PARALLEL_PULLS_DEFAULT,
+                share_compiled: false,
                 guests: GuestsConfig::default(),
             },
         }

@@ -1,6 +1,7 @@
 //! The command-line program: parse, start logging, dispatch. Exit codes: 0 success, 1 failure, 2 wrong usage.
 
 mod cmd;
+mod compiled;
 mod compose;
 mod config;
 mod data_dir;

@@ -119,7 +119,8 @@ impl Listeners {
             Err(error) => {
                 let service = route.via.as_ref().map(|via| via.service.clone());
                 let known = self.failed.insert(listen, route).is_some();
-                service.filter(|_| !known).map(|service| BindFailure { service, address, error })
+                let is_elsewhere = self.is_elsewhere(listen, &error);
+                service.filter(|_| !known && !is_elsewhere).map(|service| BindFailure { service, address, error })
             }
         }
     }
@@ -138,6 +139,17 @@ impl Listeners {
                 SocketAddr::new(self.state.config.bind, port)
             }
         }
+    }
+
+    /// Whether another machine may have the address of a listener that failed.
+    fn is_elsewhere(&self, listen: Listen, error: &io::Error) -> bool {
+        let is_of_pool = matches!(
+            listen,
+            Listen::Balancer(..)
+                | Listen::External(..)
+                | Listen::Datagrams(Entrance::Balancer(..) | Entrance::External(..))
+        );
+        is_of_pool && self.state.config.is_pool_shared && error.kind() == io::ErrorKind::AddrNotAvailable
     }
 
     /// Whether the same address is a load balancer's, which an external address never takes (CVE-2020-8554).

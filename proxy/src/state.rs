@@ -36,8 +36,10 @@ pub struct Config {
     pub cluster_ip_listeners: bool,
     /// The cluster's own CIDRs: Services' and pods'.
     pub cluster_cidrs: Vec<IpNet>,
-    /// The addresses of LoadBalancer Services on this machine.
+    /// The addresses of LoadBalancer Services.
     pub load_balancer_pool: AddressPool,
+    /// Whether an address of that pool can be of another machine, so that its absence on this one is no failure.
+    pub is_pool_shared: bool,
     /// The address of cluster DNS, as in pods' settings.
     pub cluster_dns: Option<IpAddr>,
     /// The cluster's CA as PEM: verifies guests' HTTPS calls to cluster names.

@@ -113,7 +113,7 @@ impl Node {
             address,
             kubelet_port: self.kubelet_port,
             tunnel_port: self.tunnel_port,
-            network: self.network.config(),
+            given: self.network.given(),
             nodes: NodesConfig { bind: address, ..agent },
         })
     }

@@ -5,11 +5,12 @@ use std::net::{IpAddr, Ipv4Addr};
 use clap::Args;
 use ipnet::Ipv4Net;
 use machinery_env::Env;
+use machinery_rules::address_pool::AddressPool;
 
 use super::Failure;
 use super::flags::features::FeatureFlags;
 use super::standalone::{self, ComponentDeps, StandaloneFlags};
-use crate::compose;
+use crate::compose::{self, GivenAddresses};
 use crate::config::{NetworkConfig, host_name};
 use crate::features;
 
@@ -42,12 +43,20 @@ pub(super) struct NetworkFlags {
     /// Addresses of pods [default: the cluster's own, else 10.244.0.0/16]
     #[arg(long, env = "CORACLE_CLUSTER_CIDR", value_name = "CIDR")]
     cluster_cidr: Option<Ipv4Net>,
+    /// Addresses of LoadBalancer Services and externalIPs; the data plane listens on those that this machine has
+    /// [default: the cluster's own]
+    #[arg(long, env = "CORACLE_LOAD_BALANCER_POOL", value_name = "POOL")]
+    load_balancer_pool: Option<AddressPool>,
 }
 
 impl NetworkFlags {
     /// The given addresses.
-    pub(super) fn config(&self) -> NetworkConfig {
-        NetworkConfig { service_cidr: self.service_cidr, cluster_cidr: self.cluster_cidr, node_cidr_mask_size: None }
+    pub(super) fn given(&self) -> GivenAddresses {
+        let (service_cidr, cluster_cidr) = (self.service_cidr, self.cluster_cidr);
+        GivenAddresses {
+            network: NetworkConfig { service_cidr, cluster_cidr, node_cidr_mask_size: None },
+            balancer_pool: self.load_balancer_pool.clone(),
+        }
     }
 }
 
@@ -58,13 +67,13 @@ impl NetworkFlags {
 pub(crate) fn run(flags: &Proxy) -> Result<(), Failure> {
     let bind = flags.node_ip.unwrap_or(Ipv4Addr::UNSPECIFIED.into());
     let node = flags.node_name.clone().unwrap_or_else(|| host_name().to_lowercase());
-    let (network, gates) = (flags.network.config(), flags.features.features());
+    let (given, gates) = (flags.network.given(), flags.features.features());
     standalone::run(
         &flags.standalone,
         UPSTREAM,
         Env::real(),
-        async move |ComponentDeps { client, env, stop }, registry| {
-            let plane = compose::lone_plane(&env, &client, &network, (node, bind)).await?;
+        async move |ComponentDeps { client, env, stop, .. }, registry| {
+            let plane = compose::lone_plane(&env, &client, &given, (node, bind)).await?;
             plane.metrics().register(registry);
             features::register(registry, &gates);
             Ok(async move {

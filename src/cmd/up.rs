@@ -35,13 +35,20 @@ impl Up {
     /// # Errors
     /// On errors that clap can't detect: contradicting flags, and values that aren't built yet.
     fn config(&self) -> Result<ClusterConfig, Failure> {
+        let nodes = self.agents.config(self.nodes, self.server.bind, self.controllers.fast_failover)?;
+        if nodes.share_compiled && (nodes.count != 1 || nodes.bind.is_loopback()) {
+            return Err(Failure::Usage(
+                "--share-compiled-modules needs other machines: --nodes 1, and --bind with an address that they reach"
+                    .into(),
+            ));
+        }
         Ok(ClusterConfig {
             features: self.server.features(),
             api: self.server.config(if self.controllers.fast_failover { FAST_TOLERATION } else { USUAL_TOLERATION })?,
             network: NetworkConfig { node_cidr_mask_size: self.node_cidr_mask_size, ..self.server.network() },
             controllers: self.controllers.config()?,
             scheduler: self.scheduler.config()?,
-            nodes: self.agents.config(self.nodes, self.server.bind, self.controllers.fast_failover)?,
+            nodes,
         })
     }
 }
@@ -89,6 +96,7 @@ mod tests {
     #[test]
     fn flags_that_cannot_be_are_wrong_usage() {
         for flags in [
+            ["--share-compiled-modules", "--bind=127.0.0.1"],
             ["--store", "etcd:http://e"],
             ["--store", "sled:"],
             ["--store", "x"],

@@ -237,7 +237,8 @@ impl Ground {
         let admin = ComponentIdentity::Admin.client(&self.env, &self.service);
         registry::advertise(&admin, &self.registry.address).await?;
         let instance = self.data.instance(&self.env)?;
-        node_configuration::publish(&admin, &self.network, &instance, &self.registry.address).await?;
+        let pool = &self.config.controllers.balancer_pool;
+        node_configuration::publish(&admin, &self.network, pool, (&instance, &self.registry.address)).await?;
         if self.config.nodes.count > 0 {
             storage::create_default_class(&admin).await?;
         }

@@ -44,6 +44,7 @@ use crate::config::ClusterConfig;
 use crate::data_dir::DataDir;
 use crate::progress::Progress;
 
+pub(crate) use node_configuration::GivenAddresses;
 pub(crate) use proxy::lone_plane;
 pub(crate) use registry::{USER as REGISTRY_USER, serves_tls};
 

@@ -12,6 +12,7 @@ use kube::Client;
 use machinery_client::Api;
 use machinery_client::request::status_code;
 use machinery_env::Env;
+use machinery_rules::address_pool::AddressPool;
 use serde_json::{Map, Value, json};
 
 use super::registry::{PUBLIC, put_public};
@@ -24,6 +25,7 @@ const NAME: &str = "coracle-node";
 const SERVICE_CIDR: &str = "serviceCIDR";
 const CLUSTER_CIDR: &str = "clusterCIDR";
 const CLUSTER_DNS: &str = "clusterDNS";
+const BALANCER_POOL: &str = "loadBalancerPool";
 /// The prefix of the keys of registries, one an API server.
 const REGISTRY: &str = "registry.";
 /// In a node's own file: the cluster isn't Coracle's.
@@ -37,19 +39,40 @@ pub(super) struct NodeConfiguration {
     pub(super) services: Ipv4Net,
     pub(super) pods: Ipv4Net,
     pub(super) dns: Option<Ipv4Addr>,
+    /// The addresses of LoadBalancer Services.
+    pub(super) balancer_pool: AddressPool,
     /// `ADDR:PORT` of each API server's registry.
     pub(super) registries: Vec<String>,
     /// Whether the cluster is Coracle's.
     pub(super) is_coracle: bool,
 }
 
+/// What the flags of a node say instead.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct GivenAddresses {
+    pub(crate) network: NetworkConfig,
+    pub(crate) balancer_pool: Option<AddressPool>,
+}
+
 /// Publishes this API server's part; `instance` is its name among those of the cluster.
 ///
 /// # Errors
 /// If the API server rejects it.
-pub(super) async fn publish(client: &Client, network: &Network, instance: &str, registry: &str) -> anyhow::Result<()> {
-    let (services, pods, dns) = (network.services, network.pods, network.dns());
-    let mut data = fields(&NodeConfiguration { services, pods, dns, registries: Vec::new(), is_coracle: true });
+pub(super) async fn publish(
+    client: &Client,
+    network: &Network,
+    balancer_pool: &AddressPool,
+    (instance, registry): (&str, &str),
+) -> anyhow::Result<()> {
+    let configuration = NodeConfiguration {
+        services: network.services,
+        pods: network.pods,
+        dns: network.dns(),
+        balancer_pool: balancer_pool.clone(),
+        registries: Vec::new(),
+        is_coracle: true,
+    };
+    let mut data = fields(&configuration);
     data.insert(format!("{REGISTRY}{instance}"), registry.into());
     put_public(client, NAME, &json!(data)).await.context("the nodes' configuration can't be published")
 }
@@ -73,15 +96,23 @@ pub(super) async fn read(client: &Client) -> anyhow::Result<Option<NodeConfigura
 ///
 /// # Errors
 /// As [`read`], or if the flags contradict each other.
-pub(super) async fn resolve(client: &Client, given: &NetworkConfig) -> anyhow::Result<NodeConfiguration> {
-    let usual = Network::usual(given).check_blocks()?;
+pub(super) async fn resolve(client: &Client, given: &GivenAddresses) -> anyhow::Result<NodeConfiguration> {
+    let GivenAddresses { network, balancer_pool } = given;
+    let usual = Network::usual(network).check_blocks()?;
     let Some(published) = read(client).await? else {
-        let (services, pods, dns) = (usual.services, usual.pods, usual.dns());
-        return Ok(NodeConfiguration { services, pods, dns, registries: Vec::new(), is_coracle: false });
+        return Ok(NodeConfiguration {
+            services: usual.services,
+            pods: usual.pods,
+            dns: usual.dns(),
+            balancer_pool: balancer_pool.clone().unwrap_or_default(),
+            registries: Vec::new(),
+            is_coracle: false,
+        });
     };
     Ok(NodeConfiguration {
-        services: given.service_cidr.unwrap_or(published.services),
-        pods: given.cluster_cidr.unwrap_or(published.pods),
+        services: network.service_cidr.unwrap_or(published.services),
+        pods: network.cluster_cidr.unwrap_or(published.pods),
+        balancer_pool: balancer_pool.clone().unwrap_or(published.balancer_pool),
         ..published
     })
 }
@@ -93,7 +124,7 @@ pub(super) async fn resolve(client: &Client, given: &NetworkConfig) -> anyhow::R
 pub(super) async fn known(
     env: &Env,
     node: &JoinedNode,
-    given: &NetworkConfig,
+    given: &GivenAddresses,
     file: &Path,
 ) -> anyhow::Result<NodeConfiguration> {
     let asked = async {
@@ -124,6 +155,8 @@ fn fields(of: &NodeConfiguration) -> Map<String, Value> {
     if let Some(dns) = of.dns {
         data.insert(CLUSTER_DNS.into(), dns.to_string().into());
     }
+    // Also an empty one, so that it replaces an earlier one.
+    data.insert(BALANCER_POOL.into(), of.balancer_pool.to_string().into());
     for (number, address) in of.registries.iter().enumerate() {
         data.insert(format!("{REGISTRY}{number}"), address.clone().into());
     }
@@ -141,6 +174,8 @@ fn parse(data: &Value) -> anyhow::Result<NodeConfiguration> {
         services: field(SERVICE_CIDR)?.parse().context(SERVICE_CIDR)?,
         pods: field(CLUSTER_CIDR)?.parse().context(CLUSTER_CIDR)?,
         dns: data[CLUSTER_DNS].as_str().map(str::parse).transpose().context(CLUSTER_DNS)?,
+        // An older API server publishes none.
+        balancer_pool: data[BALANCER_POOL].as_str().unwrap_or_default().parse().context(BALANCER_POOL)?,
         registries: registries.filter_map(|(_, address)| address.as_str().map(str::to_owned)).collect(),
         is_coracle: data[FOREIGN].is_null(),
     })
@@ -153,7 +188,7 @@ mod tests {
     #[test]
     fn a_configuration_names_its_registries() {
         let data = json!({"serviceCIDR": "10.96.0.0/12", "clusterCIDR": "10.244.0.0/16", "clusterDNS": "10.96.0.10",
-            "registry.b": "10.0.0.2:5000", "registry.a": "10.0.0.1:5000"});
+            "loadBalancerPool": "192.0.2.5", "registry.b": "10.0.0.2:5000", "registry.a": "10.0.0.1:5000"});
         let read = parse(&data).unwrap();
         assert_eq!(read.registries, ["10.0.0.1:5000", "10.0.0.2:5000"]);
         assert_eq!((read.pods.to_string().as_str(), read.dns), ("10.244.0.0/16", Some(Ipv4Addr::new(10, 96, 0, 10))));
@@ -165,6 +200,7 @@ mod tests {
             format!("{:#}", parse(&data).unwrap_err())
         };
         assert!(wrong("clusterCIDR", "x").starts_with("clusterCIDR: "));
+        assert!(wrong("loadBalancerPool", "x").starts_with("loadBalancerPool: "));
         assert_eq!(format!("{:#}", parse(&json!({})).unwrap_err()), "has no serviceCIDR");
     }
 }

@@ -1,5 +1,6 @@
 //! A node as a process of its own: kubelet, runtime and data plane, against an API server elsewhere.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,12 +19,13 @@ use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::node_configuration::{self, NodeConfiguration};
+use super::node_configuration::{self, GivenAddresses, NodeConfiguration};
 use super::node_host::{Agent, NodeHost};
 use super::role::{Component, RunningComponents};
 use super::tunnel::{self, BoundTunnel, TunnelParts};
 use super::{DRAIN, dns, nodes, proxy as plane, serves_tls};
-use crate::config::{NetworkConfig, NodesConfig};
+use crate::compiled;
+use crate::config::NodesConfig;
 use crate::data_dir::{DataDir, Lock};
 use crate::joining::node::{JoinedNode, NodeSource, join};
 use crate::joining::serving::serving;
@@ -43,7 +45,7 @@ pub(crate) struct NodeProcessConfig {
     pub(crate) kubelet_port: u16,
     pub(crate) tunnel_port: u16,
     /// Used instead of the cluster's own.
-    pub(crate) network: NetworkConfig,
+    pub(crate) given: GivenAddresses,
 }
 
 /// The taint of a node in a cluster that isn't Coracle's.
@@ -90,7 +92,7 @@ impl NodeProcess {
         let (node, renewal) = join(env, source, &data.pki(), &config.name).await?;
         let (serving, serving_renewal) = serving(env, &node)?;
         progress.doing("reading the cluster's addresses");
-        let cluster = node_configuration::known(env, &node, &config.network, &data.node_configuration()).await?;
+        let cluster = node_configuration::known(env, &node, &config.given, &data.node_configuration()).await?;
         let parts = Parts { env, config, data, node: &node, serving, stop: stop.clone() };
         let (shutdown, ready) = (Shutdown::new(config.nodes.shutdown_grace), CancellationToken::new());
         let mut components = parts.components(&cluster, shutdown.clone(), ready.clone(), metrics)?;
@@ -152,6 +154,11 @@ impl Parts<'_> {
         let tunnel = self.tunnel(cluster, &pods, threads.clone())?;
         tunnel.tunnel.metrics().register(metrics);
         data_plane.metrics().register(metrics);
+        let mut annotations: BTreeMap<_, _> = [(names::TUNNEL_ADDRESS.to_owned(), tunnel.address.to_string())].into();
+        if self.config.nodes.share_compiled {
+            compiled::start(self.env, &engine, &tunnel.tunnel).register(metrics);
+            annotations.insert(names::COMPILED_MODULES.to_owned(), compiled::key(&engine));
+        }
         let agent = Agent {
             name: self.config.name.clone(),
             client: client.clone(),
@@ -161,7 +168,7 @@ impl Parts<'_> {
             shutdown,
             external_provider: false,
             taints: taints(cluster),
-            annotations: [(names::TUNNEL_ADDRESS.to_owned(), tunnel.address.to_string())].into(),
+            annotations,
             is_autonomous: true,
         };
         let informer = Informer::new(client.clone(), self.env.clone(), &self.stop);

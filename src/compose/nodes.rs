@@ -1,5 +1,6 @@
 //! The node agents' role in the process of the API server: their engine and images, identities and clients.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use anyhow::Context as _;
@@ -17,6 +18,7 @@ use super::identities::ComponentIdentity;
 use super::node_host::{Agent, NodeHost};
 use super::role::Component;
 use super::tunnel::{self, BoundTunnel, TunnelParts};
+use crate::compiled;
 use crate::config::{GuestsConfig, NodesConfig};
 use crate::data_dir::DataDir;
 use crate::output::print_stderr;
@@ -80,7 +82,7 @@ pub(super) fn build(ground: &Ground) -> anyhow::Result<Vec<Component>> {
     let (Some(engine), Some(images)) = (&ground.engine, &ground.images) else { return Ok(Vec::new()) };
     let client = |identity: ComponentIdentity| identity.client(&ground.env, &ground.service);
     let tunnel = tunnel(ground)?;
-    let annotation = tunnel.as_ref().map(|tunnel| (names::TUNNEL_ADDRESS.to_owned(), tunnel.address.to_string()));
+    let annotations = annotations(ground, engine, tunnel.as_ref());
     let names = node_names(ground.config.nodes.count).zip(&ground.shutdowns);
     let agents = names.map(|(name, shutdown)| {
         Ok(Agent {
@@ -91,7 +93,7 @@ pub(super) fn build(ground: &Ground) -> anyhow::Result<Vec<Component>> {
             external_provider: ground.config.controllers.inventory.is_some(),
             kubelet_port: 0,
             taints: Vec::new(),
-            annotations: annotation.iter().cloned().collect(),
+            annotations: annotations.clone(),
             is_autonomous: false,
             name,
         })
@@ -115,6 +117,19 @@ pub(super) fn build(ground: &Ground) -> anyhow::Result<Vec<Component>> {
     let mut components = host.components()?;
     components.extend(tunnel.into_iter().flat_map(|tunnel| tunnel.components));
     Ok(components)
+}
+
+/// The Nodes' annotations. Starts the exchange of compiled modules, where it is wanted.
+fn annotations(ground: &Ground, engine: &Engine, tunnel: Option<&BoundTunnel>) -> BTreeMap<String, String> {
+    let mut annotations = BTreeMap::new();
+    let Some(tunnel) = tunnel else { return annotations };
+    annotations.insert(names::TUNNEL_ADDRESS.to_owned(), tunnel.address.to_string());
+    if ground.config.nodes.share_compiled {
+        let metrics = compiled::start(&ground.env, engine, &tunnel.tunnel);
+        ground.with_metrics(|registry| metrics.register(registry));
+        annotations.insert(names::COMPILED_MODULES.to_owned(), compiled::key(engine));
+    }
+    annotations
 }
 
 /// The tunnel to nodes of other machines, where they reach this one.

@@ -7,17 +7,16 @@ use anyhow::Context as _;
 use apiserver_auth::pki::Pki;
 use kube::Client;
 use machinery_env::Env;
-use machinery_rules::address_pool::AddressPool;
 use machinery_serve::net::PodNetwork;
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
 use super::ground::Ground;
 use super::identities::ComponentIdentity;
-use super::node_configuration::{self, NodeConfiguration};
+use super::node_configuration::{self, GivenAddresses, NodeConfiguration};
 use super::nodes::node_names;
 use super::role::Component;
-use crate::config::{ClusterConfig, NetworkConfig};
+use crate::config::ClusterConfig;
 use crate::network::Network;
 
 /// The data plane's configuration.
@@ -27,6 +26,7 @@ pub(super) fn config(config: &ClusterConfig, network: &Network, pki: &Pki, api_s
         cluster_ip_listeners: network.services.network().is_loopback(),
         cluster_cidrs: vec![network.services.into(), network.pods.into()],
         load_balancer_pool: config.controllers.balancer_pool.clone(),
+        is_pool_shared: false,
         cluster_dns: network.dns().map(Into::into),
         cluster_ca_pem: Some(pki.ca_pem().to_owned()),
         api_server: Some(api_server),
@@ -49,7 +49,8 @@ pub(super) fn config_of(cluster: &NodeConfiguration, node: String, bind: IpAddr)
         bind,
         cluster_ip_listeners: cluster.dns.is_some_and(is_bindable),
         cluster_cidrs: vec![cluster.services.into(), cluster.pods.into()],
-        load_balancer_pool: AddressPool::default(),
+        load_balancer_pool: cluster.balancer_pool.clone(),
+        is_pool_shared: true,
         cluster_dns: cluster.dns.map(Into::into),
         cluster_ca_pem: None,
         api_server: None,
@@ -66,7 +67,7 @@ pub(super) fn config_of(cluster: &NodeConfiguration, node: String, bind: IpAddr)
 pub(crate) async fn lone_plane(
     env: &Env,
     client: &Client,
-    given: &NetworkConfig,
+    given: &GivenAddresses,
     (node, bind): (String, IpAddr),
 ) -> anyhow::Result<DataPlane> {
     let cluster = node_configuration::resolve(client, given).await?;

@@ -28,6 +28,8 @@ pub const ANNOTATIONS_DOMAIN: &str = ".coracle.dev";
 pub const HOST_OS: &str = "coracle.dev/host-os";
 /// Node annotation: the address of the node's tunnel, `IP:PORT`.
 pub const TUNNEL_ADDRESS: &str = "coracle.dev/tunnel";
+/// Node annotation: the node exchanges compiled modules with others of the same value, its version and CPU features.
+pub const COMPILED_MODULES: &str = "coracle.dev/compiled-modules";
 /// Node label: the node's runtime.
 pub const RUNTIME: &str = "node.coracle.dev/runtime";
 /// Response header with the reason of a response that the node, not the guest, made.

@@ -215,6 +215,7 @@ impl Bench {
             bind: Ipv4Addr::LOCALHOST.into(),
             cluster_ip_listeners: true,
             load_balancer_pool: "127.59.0.0/24".parse().unwrap(),
+            is_pool_shared: false,
             cluster_cidrs: vec!["127.64.0.0/14".parse().unwrap()],
             cluster_dns: None,
             cluster_ca_pem: None,

@@ -83,6 +83,7 @@ pub(crate) fn plane() -> PlaneWithTable {
         bind: "127.0.0.1".parse().unwrap(),
         cluster_ip_listeners: true,
         load_balancer_pool: "127.59.0.0/24".parse().unwrap(),
+        is_pool_shared: false,
         cluster_cidrs: vec!["127.64.0.0/14".parse().unwrap()],
         cluster_ca_pem: None,
         cluster_dns: Some("127.64.0.10".parse().unwrap()),

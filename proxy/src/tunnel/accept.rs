@@ -257,6 +257,9 @@ async fn serve_call(
 ) {
     tunnel.metrics.call(Direction::In);
     let (mut parts, received) = request.into_parts();
+    if head::is_to_node(&parts) {
+        return serve_node(&tunnel, &peer, Request::from_parts(parts, ()), respond).await;
+    }
     let admitted = match head::decode(&mut parts) {
         Ok(head) => tunnel.admit(&peer, &head).map(|(origin, serve)| (head.kind, origin, serve)),
         Err(error) => {
@@ -300,6 +303,20 @@ fn refuse(mut respond: SendResponse<Bytes>, refusal: &Refusal) {
     let _ = respond.send_response(refusal.response(), true);
 }
 
+/// Serves a call to the node itself. Only other nodes may call.
+async fn serve_node(tunnel: &Tunnel, peer: &ConnectedPeer, request: Request<()>, mut respond: SendResponse<Bytes>) {
+    let node = match &peer.user {
+        PeerUser::Node(node) if tunnel.peers.load().table.knows(node) => node,
+        _ => return refuse(respond, &Refusal::Denied(POLICY.into())),
+    };
+    let Some(service) = tunnel.node_service.get() else { return refuse(respond, &Refusal::Gone) };
+    let response = tokio::select! {
+        response = service.call(node, request) => response,
+        _ = std::future::poll_fn(|context| respond.poll_reset(context)) => return,
+    };
+    answer(response, respond).await;
+}
+
 /// Serves a request. A caller that gives up drops the callee's work, as within a process.
 async fn serve_http(
     serve: &dyn Serve,
@@ -313,16 +330,20 @@ async fn serve_http(
         served = serve.http(origin, Request::from_parts(parts, body)) => served,
         _ = std::future::poll_fn(|context| respond.poll_reset(context)) => return,
     };
-    let (mut head, body) = match served {
-        Ok(response) => response.into_parts(),
+    match served {
+        Ok(response) => answer(response, respond).await,
         Err(rejected) => {
             let refusal = Refusal::from(&rejected);
             // Sent before the unread request is dropped, which resets the rest of it.
             refuse(respond, &refusal);
             drop::<CallRejected<_>>(rejected);
-            return;
         }
-    };
+    }
+}
+
+/// Sends a response to its end.
+async fn answer(response: Response<Body>, mut respond: SendResponse<Bytes>) {
+    let (mut head, body) = response.into_parts();
     head::clean_response(&mut head.headers);
     let ended = body.is_end_stream();
     let mut response = Response::new(());

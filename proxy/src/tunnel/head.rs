@@ -3,7 +3,7 @@
 //! | field | content |
 //! |---|---|
 //! | `:method` | the request's; CONNECT for a stream or datagrams |
-//! | `:authority` | the called address of the pod |
+//! | `:authority` | the called address of the pod; `node` for the node itself, without the fields below |
 //! | `coracle-tunnel-from` | `pod NAMESPACE NAME IP`, `host IP:PORT`, or `node` |
 //! | `coracle-tunnel-via` | `NAMESPACE/SERVICE:PORT`, if a Service was called |
 //! | `coracle-tunnel-kind` | `datagrams` at a CONNECT for datagrams |
@@ -30,6 +30,8 @@ const HOST_FIELD: HeaderName = HeaderName::from_static("coracle-tunnel-host");
 const AUTHORITY: HeaderName = HeaderName::from_static("coracle-tunnel-authority");
 const REFUSED: HeaderName = HeaderName::from_static("coracle-tunnel-refused");
 const DATAGRAMS: HeaderValue = HeaderValue::from_static("datagrams");
+/// The authority of calls to the node itself. No pod has it: theirs are addresses with ports.
+const NODE_AUTHORITY: &str = "node";
 /// Maximum length of a name of an object (RFC 1123 subdomain).
 const NAME_BYTES_MAX: usize = 253;
 
@@ -157,6 +159,27 @@ pub(super) fn encode_http(origin: &Origin, parts: &request::Parts) -> Result<Req
     *request.version_mut() = Version::HTTP_2;
     *request.headers_mut() = headers;
     Ok(request)
+}
+
+/// Rewrites the head of a call to the node itself.
+///
+/// # Errors
+/// If it can't be expressed.
+pub(super) fn encode_node(parts: &request::Parts) -> Result<Request<()>, BadHead> {
+    let mut request = Request::new(());
+    let target = parts.uri.path_and_query().map_or("/", PathAndQuery::as_str);
+    *request.method_mut() = parts.method.clone();
+    *request.version_mut() = Version::HTTP_2;
+    *request.uri_mut() = format!("http://{NODE_AUTHORITY}{target}").parse().map_err(|_| BadHead("target"))?;
+    *request.headers_mut() = parts.headers.clone();
+    strip_own(request.headers_mut());
+    Ok(request)
+}
+
+/// Whether a call is to the node itself.
+pub(super) fn is_to_node(parts: &request::Parts) -> bool {
+    parts.method != Method::CONNECT
+        && parts.uri.authority().is_some_and(|authority| authority.as_str() == NODE_AUTHORITY)
 }
 
 /// The head of a stream or of datagrams.

@@ -130,7 +130,7 @@ impl ResolvesClientCert for Newest {
 }
 
 /// The process's clock for rustls.
-struct Clock(Env);
+pub(super) struct Clock(Env);
 
 impl std::fmt::Debug for Clock {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -196,13 +196,18 @@ impl ServerCertVerifier for NodeVerifier {
 /// TLS settings of one node's tunnel: TLS 1.3, no resumption (a resumed session would skip the certificates).
 #[derive(Debug)]
 pub(super) struct TunnelTls {
-    clients: Arc<dyn ClientCertVerifier>,
+    pub(super) clients: Arc<dyn ClientCertVerifier>,
     newest: Arc<Newest>,
-    clock: Arc<Clock>,
+    pub(super) clock: Arc<Clock>,
     pub(super) server: Arc<ServerConfig>,
 }
 
 impl TunnelTls {
+    /// This node's certificate and key.
+    pub(super) fn newest(&self) -> Arc<CertifiedKey> {
+        self.newest.get()
+    }
+
     pub(super) fn new(env: &Env, ca_pem: &str, certificate: CertificateReceiver) -> Result<Self, IdentityError> {
         let (ca_error, tls_error) = (IdentityError::of("CA"), IdentityError::of("TLS configuration"));
         let mut roots = RootCertStore::empty();

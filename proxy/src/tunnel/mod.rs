@@ -15,6 +15,7 @@ mod io;
 mod lazy;
 mod link;
 mod metrics;
+mod node_calls;
 mod peer;
 pub mod peers;
 mod pieces;
@@ -22,6 +23,7 @@ mod receive;
 mod record;
 mod remote;
 mod send;
+mod signed;
 mod stored_peers;
 #[cfg(test)]
 mod tests;
@@ -29,7 +31,7 @@ mod transmit;
 mod watch;
 
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -41,6 +43,8 @@ use tokio_util::sync::CancellationToken;
 
 pub use identity::{CertificateReceiver, IdentityError, NodeCertificate};
 pub use metrics::TunnelMetrics;
+pub use node_calls::NodeService;
+pub use signed::{NodeSignature, SignatureError};
 pub use watch::run as watch;
 
 use accept::PeerConnections;
@@ -98,6 +102,7 @@ pub struct Tunnel {
     /// One change of the peers at a time.
     changing: Mutex<()>,
     connections: Arc<PeerConnections>,
+    node_service: OnceLock<Arc<dyn NodeService>>,
     metrics: TunnelMetrics,
 }
 
@@ -123,6 +128,7 @@ impl Tunnel {
             peers: ArcSwap::default(),
             changing: Mutex::default(),
             connections: Arc::default(),
+            node_service: OnceLock::new(),
             metrics: TunnelMetrics::default(),
         }))
     }

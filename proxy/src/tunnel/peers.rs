@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1::Node;
-use machinery_api::names::TUNNEL_ADDRESS;
+use machinery_api::names::{COMPILED_MODULES, TUNNEL_ADDRESS};
 
 /// What a Node says about its tunnel.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,6 +23,8 @@ pub struct PeerConfig {
     pub pod_cidrs: Vec<IpNet>,
     /// The address of its tunnel, if it has one.
     pub address: Option<SocketAddr>,
+    /// The key of the compiled modules that it exchanges with other nodes.
+    pub compiled: Option<Arc<str>>,
 }
 
 /// What a Node says about its tunnel; `None` while it has no name or no valid range for pods.
@@ -38,11 +40,12 @@ pub fn peer_config(node: &Node) -> Option<PeerConfig> {
     if pod_cidrs.is_empty() {
         return None;
     }
-    let annotation = node.metadata.annotations.as_ref().and_then(|all| all.get(TUNNEL_ADDRESS));
-    let address = annotation.and_then(|text| text.parse::<SocketAddr>().ok());
+    let annotation = |key| node.metadata.annotations.as_ref().and_then(|all| all.get(key));
+    let address = annotation(TUNNEL_ADDRESS).and_then(|text| text.parse::<SocketAddr>().ok());
     let address = address.filter(|address| address.port() != 0 && !address.ip().is_unspecified());
     let created_at = node.metadata.creation_timestamp.as_ref().map_or(i64::MAX, |time| time.0.as_second());
-    Some(PeerConfig { name: name.into(), created_at, pod_cidrs, address })
+    let compiled = annotation(COMPILED_MODULES).map(|key| key.as_str().into());
+    Some(PeerConfig { name: name.into(), created_at, pod_cidrs, address, compiled })
 }
 
 /// Disjoint ranges of pods' addresses with their nodes.
@@ -119,7 +122,7 @@ mod tests {
 
     fn node(name: &str, created_at: i64, cidrs: &[&str]) -> PeerConfig {
         let pod_cidrs = cidrs.iter().map(|cidr| cidr.parse().unwrap()).collect();
-        PeerConfig { name: name.into(), created_at, pod_cidrs, address: None }
+        PeerConfig { name: name.into(), created_at, pod_cidrs, address: None, compiled: None }
     }
 
     #[test]
@@ -164,10 +167,11 @@ mod tests {
         let of = |json| peer_config(&serde_json::from_value(json).unwrap());
         let full = of(json!({
             "metadata": {"name": "a", "creationTimestamp": "1970-01-01T00:00:07Z",
-                "annotations": {"coracle.dev/tunnel": "192.0.2.1:7443"}},
+                "annotations": {"coracle.dev/tunnel": "192.0.2.1:7443", "coracle.dev/compiled-modules": "1/ff"}},
             "spec": {"podCIDRs": ["10.244.1.7/24", "nonsense"]},
         }));
         let mut expected = node("a", 7, &["10.244.1.0/24"]);
+        expected.compiled = Some("1/ff".into());
         expected.address = Some("192.0.2.1:7443".parse().unwrap());
         assert_eq!(full, Some(expected));
         let one = of(json!({"metadata": {"name": "a"}, "spec": {"podCIDR": "10.244.1.0/24"}})).unwrap();

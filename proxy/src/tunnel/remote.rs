@@ -9,7 +9,6 @@ use bytes::Bytes;
 use h2::{Reason, SendStream};
 use http::{Method, Request, Response, StatusCode};
 use http_body::Body as _;
-use http_body_util::{BodyExt as _, Empty};
 use machinery_env::Env;
 use machinery_serve::net::http::plain;
 use machinery_serve::net::{Body, CallRejected, DatagramPipe, Origin, Serve, Stream};
@@ -19,6 +18,7 @@ use super::datagrams;
 use super::head::{self, CallKind, Refusal};
 use super::io::TunnelIo;
 use super::metrics::{Direction, TunnelMetrics};
+use super::node_calls::empty;
 use super::peer::{LINKS_MAX, Lease, LinkKind, Peer, Unavailable};
 use super::receive::{HeldByBody, Receiver};
 use super::record::Recorder;
@@ -67,10 +67,6 @@ fn unavailable(why: Unavailable) -> Refusal {
         Unavailable::Down => Refusal::Gone,
         Unavailable::Full => Refusal::Busy,
     }
-}
-
-fn empty() -> Body {
-    Empty::new().map_err(|never| match never {}).boxed_unsync()
 }
 
 /// Whether the peer has not processed a call that failed so (RFC 9113 §8.7).
@@ -179,6 +175,21 @@ impl RemotePod {
             }
         }
         Err(CallRejected::gone(()))
+    }
+}
+
+impl RemotePod {
+    /// Calls the peer itself; `None` without an answer.
+    pub(super) async fn call_node(&self, head: &Request<()>) -> Option<Response<Body>> {
+        self.metrics.call(Direction::Out);
+        for _ in 0..ATTEMPTS_MAX {
+            match self.offer(head, empty()).await {
+                Offered::Answered(response) => return Some(response),
+                Offered::NotSent(_) => {}
+                Offered::Refused(..) | Offered::Lost(_) => return None,
+            }
+        }
+        None
     }
 }
 

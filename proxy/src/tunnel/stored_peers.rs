@@ -77,6 +77,8 @@ fn decode(body: &[u8]) -> Result<Vec<PeerConfig>, CheckpointError> {
                 Value::Null => None,
                 address => Some(address.as_str()?.parse::<SocketAddr>().ok()?),
             },
+            // Nodes are asked for modules that the API's Nodes offer.
+            compiled: None,
         })
     };
     lines.map(|line| peer(line).ok_or_else(|| CheckpointError::damaged("a line is no peer"))).collect()
@@ -92,6 +94,7 @@ mod tests {
             created_at: 7,
             pod_cidrs: vec![cidr.parse().unwrap()],
             address: address.map(|address| address.parse().unwrap()),
+            compiled: None,
         };
         vec![peer("a", "10.244.1.0/24", Some("10.0.0.1:10265")), peer("b", "10.244.2.0/24", None)]
     }

@@ -69,6 +69,7 @@ impl RunningPlane {
             bind: [127, 0, 0, 1].into(),
             cluster_ip_listeners: false,
             load_balancer_pool: Default::default(),
+            is_pool_shared: false,
             cluster_cidrs: vec!["127.64.0.0/14".parse().unwrap()],
             cluster_ca_pem: None,
             cluster_dns: None,

@@ -137,14 +137,8 @@ pub(in crate::cmd) struct ControllerFlags {
     terminated_pod_gc_threshold: u32,
     /// Addresses for Services of type LoadBalancer: blocks, ranges and addresses, as in
     /// 10.0.0.0/28,10.0.1.5-10.0.1.9 (docs/operations.md, "LoadBalancer Services")
-    #[arg(
-        long,
-        env = "CORACLE_LOAD_BALANCER_POOL",
-        default_value = "",
-        hide_default_value = true,
-        value_name = "POOL"
-    )]
-    load_balancer_pool: AddressPool,
+    #[arg(long, env = "CORACLE_LOAD_BALANCER_POOL", value_name = "POOL")]
+    load_balancer_pool: Option<AddressPool>,
     /// Inventory of the machines behind nodes: addresses, zones, types, ids; reloaded on changes
     /// (docs/operations.md, "Node inventory")
     #[arg(long, env = "CORACLE_NODE_INVENTORY", value_name = "FILE")]
@@ -191,7 +185,7 @@ impl ControllerFlags {
             disabled,
             workers: self.syncs.0.clone(),
             autoscaler: self.autoscaler.settings(),
-            balancer_pool: self.load_balancer_pool.clone(),
+            balancer_pool: self.load_balancer_pool.clone().unwrap_or_default(),
             inventory,
         })
     }

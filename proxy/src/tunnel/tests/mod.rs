@@ -3,6 +3,7 @@
 mod calls;
 mod faults;
 mod hostile;
+mod nodes;
 mod streams;
 
 use std::net::{IpAddr, SocketAddr};
@@ -98,7 +99,13 @@ impl TestNode {
         let (serving, stops) = (tunnel.clone(), stop.clone());
         tokio::spawn(async move { serving.serve(listener, &stops).await });
         let pod_cidrs = vec![format!("127.66.{number}.0/24").parse().unwrap()];
-        let config = PeerConfig { name: name.into(), created_at: number.into(), pod_cidrs, address: Some(address) };
+        let config = PeerConfig {
+            name: name.into(),
+            created_at: number.into(),
+            pod_cidrs,
+            address: Some(address),
+            compiled: None,
+        };
         Self { network, tunnel, config, certificate, _stopped: stop.clone().drop_guard(), stop }
     }
 

@@ -12,6 +12,7 @@ use wasmtime::Module;
 use wasmtime::component::Component;
 
 use super::compile::Compiled;
+use super::exchange::CompiledModule;
 use super::load::{Code, CodeKind};
 use crate::plugin::types::Description;
 
@@ -93,6 +94,16 @@ impl Cache {
         self.adopt(digest, fingerprint, file)
     }
 
+    /// Opens an artifact with what belongs to it; `None` if a part is missing.
+    pub(crate) fn open_module(&self, digest: &str, fingerprint: &str) -> std::io::Result<Option<CompiledModule>> {
+        let path = self.path(digest, fingerprint);
+        let Some(sum) = if_found(std::fs::read_to_string(sum_path(&path)))? else { return Ok(None) };
+        let description = if_found(std::fs::read(description_path(&path)))?;
+        let Some(file) = if_found(std::fs::File::open(&path))? else { return Ok(None) };
+        let bytes = file.metadata()?.len();
+        Ok(Some(CompiledModule { file, bytes, sum, description }))
+    }
+
     /// Maps an artifact; `None` if there is none. Removes a damaged one and returns its error.
     pub(crate) fn load(
         &self,
@@ -149,6 +160,14 @@ impl Cache {
             }
         }
         Ok(freed)
+    }
+}
+
+/// `None` for a file that is missing.
+fn if_found<T>(result: std::io::Result<T>) -> std::io::Result<Option<T>> {
+    match result {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        result => result.map(Some),
     }
 }
 

@@ -14,6 +14,7 @@ mod command;
 mod compile;
 mod container;
 mod describe;
+mod exchange;
 mod failure;
 mod gate;
 mod inspect;
@@ -42,6 +43,9 @@ use tokio::runtime::Handle;
 pub use compile::{COMPILE_WORKER_ARGUMENT, CompileBounds, CompileProcess, compile_worker};
 pub use container::Container;
 pub use describe::{Description, describe};
+pub use exchange::{
+    COMPILED_BYTES_MAX, CompiledModule, CompiledName, CompiledSource, DESCRIPTION_BYTES_MAX, FetchedModule,
+};
 pub use inspect::{imports, inspect};
 pub use load::PreparedModule;
 pub use plugin::PluginServer;
@@ -54,6 +58,7 @@ use crate::bounds::growth::Growth;
 pub use crate::bounds::guest::{GuestBounds, HANDLES, STACK_BYTES};
 use crate::bounds::shares::CpuScheduler;
 use crate::bounds::slots::Slots;
+use runtime_api::flights::SingleFlight;
 use runtime_api::ledger::{Ledger, Resource};
 use runtime_api::{Grants, LoadError, Metering};
 
@@ -146,6 +151,9 @@ struct EngineInner {
     keyvalue: Arc<Stores>,
     compiler: compile::Compiler,
     cache: aot::Cache,
+    compiled_source: OnceLock<Arc<dyn CompiledSource>>,
+    /// Locked while other nodes are asked for a module.
+    fetching: SingleFlight<compile::Key>,
     loaded: Mutex<HashMap<load::ModuleKey, Weak<PreparedModule>>>,
 }
 
@@ -181,6 +189,8 @@ impl Engine {
             node_sessions: Slots::new(settings::sessions(live)),
             ledger,
             cache,
+            compiled_source: OnceLock::new(),
+            fetching: SingleFlight::default(),
             loaded: Mutex::default(),
         };
         Ok(Self { inner: Arc::new(inner) })

@@ -12,7 +12,7 @@ const REMEMBERED_FOR: Duration = Duration::from_secs(300);
 const REMEMBERED_MAX: usize = 1000;
 
 /// A module's digest and the fingerprint of the engine that it is compiled for.
-pub(super) type Key = (String, String);
+pub(in crate::engine) type Key = (String, String);
 
 /// Result of a module's last unsuccessful compilation.
 #[derive(Debug)]

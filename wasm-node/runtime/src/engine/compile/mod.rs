@@ -24,7 +24,8 @@ use super::aot::CompanionFiles;
 use super::load::CodeKind;
 use super::{Engine, Metering, settings};
 use crate::bounds::priority;
-use failures::{FailureCache, Key};
+use failures::FailureCache;
+pub(super) use failures::Key;
 use lane::{Lane, Seat};
 use runtime_api::LoadError;
 use runtime_api::MODULE_BYTES_MAX;
@@ -130,6 +131,10 @@ impl Engine {
         let key: Key = (digest.to_owned(), fingerprint);
         let (compiler, env) = (&self.inner.compiler, self.env());
         let known = || compiler.failures().failure(&key, env.elapsed()).map_or(Ok(()), Err);
+        known()?;
+        if self.fetch_compiled(&key, kind).await {
+            return Ok(());
+        }
         loop {
             known()?;
             let slow = compiler.failures().is_slow(&key, env.elapsed());

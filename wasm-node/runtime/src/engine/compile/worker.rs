@@ -11,6 +11,8 @@ use machinery_env::Env;
 use tokio::io::{AsyncRead, AsyncReadExt};
 
 use super::super::aot;
+#[cfg(unix)]
+use super::super::exchange::COMPILED_BYTES_MAX;
 use super::super::inspect::inspect_valid;
 use super::super::load::CodeKind;
 use super::super::{GuestBounds, Metering, settings};
@@ -21,9 +23,6 @@ use runtime_api::{Kind, LoadError};
 
 /// The first argument of a compiler process: the program calls [`compile_worker`] for it.
 pub const COMPILE_WORKER_ARGUMENT: &str = "coracle-compile-worker";
-/// The largest artifact: some eight times the largest module.
-#[cfg(unix)]
-const ARTIFACT_BYTES_MAX: u64 = 1 << 30;
 /// Prefix of a compiler error that is the disk's and not the module's.
 const DISK_ERROR: &str = "writing the artifact: ";
 /// The compiler yields to everything else on the machine.
@@ -244,7 +243,7 @@ fn confine(memory_bytes: u64, cpu_seconds: u64) {
         (libc::RLIMIT_CORE, 0, 0),
         // The soft limit has a signal of its own; the kill at the hard limit looks like one for lack of memory.
         (libc::RLIMIT_CPU, cpu_seconds, cpu_seconds.saturating_add(1)),
-        (libc::RLIMIT_FSIZE, ARTIFACT_BYTES_MAX, ARTIFACT_BYTES_MAX),
+        (libc::RLIMIT_FSIZE, COMPILED_BYTES_MAX, COMPILED_BYTES_MAX),
     ];
     for (resource, soft, hard) in limits {
         let limit = libc::rlimit { rlim_cur: soft as _, rlim_max: hard as _ };

@@ -3,6 +3,7 @@
 mod bounds;
 mod commands;
 mod compiler;
+mod exchange;
 mod files;
 mod files_p2;
 mod guest;
