@@ -10,6 +10,8 @@ use apiserver_auth::signing::{CertificateSigner, CertificateTemplate};
 use clap::Args;
 use controllers::Settings;
 use ipnet::IpNet;
+use kube::config::AuthInfo;
+use machinery_api::ObjectKey;
 use machinery_env::Env;
 
 use super::Failure;
@@ -49,6 +51,10 @@ pub(crate) struct ControllerManager {
     /// Key that signs tokens in Secrets: the API server's, ECDSA P-256 in PKCS #8 [default: Secrets get no tokens]
     #[arg(long, env = "CORACLE_SERVICE_ACCOUNT_PRIVATE_KEY_FILE", value_name = "FILE")]
     service_account_private_key_file: Option<PathBuf>,
+    /// Each controller acts as its own service account in kube-system, with tokens that the kubeconfig's user requests;
+    /// otherwise all act as that user
+    #[arg(long, env = "CORACLE_USE_SERVICE_ACCOUNT_CREDENTIALS", num_args = 0..=1, require_equals = true, default_value_t = false, default_missing_value = "true", action = clap::ArgAction::Set, value_name = "BOOL")]
+    use_service_account_credentials: bool,
     #[command(flatten)]
     signing: SigningFlags,
     #[command(flatten)]
@@ -130,10 +136,6 @@ impl Table for UnsupportedUpstreamFlags {
         ("resource-quota-sync-period", CLOCK),
         ("route-reconciliation-period", CLOUD),
         ("service-cluster-ip-range", "Services' addresses are the API server's to give; leave it out"),
-        (
-            "use-service-account-credentials",
-            "all controllers act as whom the kubeconfig names (system:kube-controller-manager with the rights of all, or an administrator); leave it out",
-        ),
     ];
 }
 
@@ -146,11 +148,12 @@ pub(crate) fn run(flags: &ControllerManager) -> Result<(), Failure> {
     let env = Env::real();
     let (config, inventory) = flags.config(&env)?;
     let (metrics, gates) = (config.metrics.clone(), config.settings.features);
-    standalone::run(&flags.standalone, UPSTREAM, env, async move |ComponentDeps { client, env, stop }, registry| {
+    let by_account = flags.use_service_account_credentials;
+    standalone::run(&flags.standalone, UPSTREAM, env, async move |deps, registry| {
         metrics.register(registry);
         features::register(registry, &gates);
-        let same = client.clone();
-        let clients: controllers::Clients = Arc::new(move |_| same.clone());
+        let clients = if by_account { clients_by_account(&deps)? } else { same_client(&deps) };
+        let ComponentDeps { client, env, stop, .. } = deps;
         let timers = env.clone();
         let stopped = stop.clone();
         let follows = async move {
@@ -167,6 +170,24 @@ pub(crate) fn run(flags: &ControllerManager) -> Result<(), Failure> {
             Ok(ended?)
         })
     })
+}
+
+/// All controllers act as the kubeconfig's user.
+fn same_client(deps: &ComponentDeps) -> controllers::Clients {
+    let client = deps.client.clone();
+    Arc::new(move |_| client.clone())
+}
+
+/// Each controller acts as its service account.
+fn clients_by_account(deps: &ComponentDeps) -> anyhow::Result<controllers::Clients> {
+    let mut anonymous = deps.config.clone();
+    anonymous.auth_info = AuthInfo::default();
+    let plain = machinery_client::from_config(&deps.env, anonymous)?;
+    let (env, issuer) = (deps.env.clone(), deps.client.clone());
+    Ok(Arc::new(move |account| {
+        let account = ObjectKey::new("kube-system", account);
+        machinery_client::as_service_account(&env, issuer.clone(), plain.clone(), account)
+    }))
 }
 
 impl ControllerManager {

@@ -56,7 +56,7 @@ pub(crate) fn run(flags: &Scheduler) -> Result<(), Failure> {
     let plugins = Plugins::of(&scheduler.profiles, flags.plugins.config(), &env)?;
     let config = ::scheduler::Config { election, ..scheduler.config(plugins) };
     let (metrics, gates) = (config.metrics.clone(), flags.features.features());
-    standalone::run(&flags.standalone, UPSTREAM, env, async move |ComponentDeps { client, env, stop }, registry| {
+    standalone::run(&flags.standalone, UPSTREAM, env, async move |ComponentDeps { client, env, stop, .. }, registry| {
         metrics.register(registry);
         features::register(registry, &gates);
         Ok(async move { Ok(::scheduler::run(client, env, config, stop).await?) })

@@ -11,8 +11,10 @@ use axum::Router;
 use axum::http::header::CONTENT_TYPE;
 use axum::routing::get;
 use clap::Args;
+use http::HeaderValue;
+use http::header::USER_AGENT;
 use hyper_util::service::TowerToHyperService;
-use kube::Client;
+use kube::{Client, Config};
 use machinery_env::Env;
 use machinery_serve::plain;
 use prometheus_client::registry::Registry;
@@ -48,6 +50,8 @@ pub(super) struct MetricsFlags {
 
 /// Dependencies of a component.
 pub(super) struct ComponentDeps {
+    /// What the kubeconfig says, with the component's user agent.
+    pub(super) config: Config,
     pub(super) client: Client,
     pub(super) env: Env,
     pub(super) stop: CancellationToken,
@@ -70,10 +74,10 @@ where
     let runtime = compose::runtime()?;
     let done: anyhow::Result<()> = runtime.block_on(async {
         let signal = compose::stop_signal();
-        let client = connect(&env, &flags.kubeconfig, agent).await?;
+        let (config, client) = connect(&env, &flags.kubeconfig, agent).await?;
         let stop = CancellationToken::new();
         let mut registry = Registry::default();
-        let deps = ComponentDeps { client, env: env.clone(), stop: stop.clone() };
+        let deps = ComponentDeps { config, client, env: env.clone(), stop: stop.clone() };
         let component = prepare(deps, &mut registry).await?;
         let metrics = flags.metrics.serve(registry, &env, &stop).await?;
         result(format_args!("ready kubeconfig={}{metrics}\n", flags.kubeconfig.display()))?;
@@ -95,9 +99,12 @@ where
     Ok(done?)
 }
 
-async fn connect(env: &Env, kubeconfig: &Path, agent: &'static str) -> anyhow::Result<Client> {
-    let client = machinery_client::from_kubeconfig_as(env, kubeconfig, agent).await;
-    client.with_context(|| format!("--kubeconfig {}", kubeconfig.display()))
+async fn connect(env: &Env, kubeconfig: &Path, agent: &'static str) -> anyhow::Result<(Config, Client)> {
+    let context = || format!("--kubeconfig {}", kubeconfig.display());
+    let mut config = machinery_client::read_kubeconfig(kubeconfig).await.with_context(context)?;
+    config.headers.push((USER_AGENT, HeaderValue::from_static(agent)));
+    let client = machinery_client::from_config(env, config.clone()).with_context(context)?;
+    Ok((config, client))
 }
 
 impl MetricsFlags {

@@ -32,11 +32,14 @@ process() {
 }
 figures() { curl -fsS "$(sed -n 's/^ready .*metrics=//p' "$WORK/$1.ready")"; }
 holder() { kubectl -n kube-system get lease kube-controller-manager -o jsonpath='{.spec.holderIdentity}'; }
-manager=(controllers --controllers='*,-job')
-process one "${manager[@]}"; one=${others[-1]}
+manager=(controllers --controllers='*,-job' --use-service-account-credentials)
+# The user of the controllers has few rights of its own, as upstream: it may issue the tokens of each controller's account.
+sed 's/^  user:$/&\n    as: system:kube-controller-manager/' "$WORK/data/kubeconfig" > "$WORK/manager"
+expect no "$(kubectl --kubeconfig "$WORK/manager" auth can-i create pods || true)" "the right of the controllers' user to create pods"
+KUBECONFIG=$WORK/manager process one "${manager[@]}"; one=${others[-1]}
 eventually 60 has . holder
 leader=$(holder)
-process two "${manager[@]}"
+KUBECONFIG=$WORK/manager process two "${manager[@]}"
 process scheduler scheduler
 kubectl create -f - >/dev/null <<'YAML'
 apiVersion: v1

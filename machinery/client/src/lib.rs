@@ -37,6 +37,7 @@ pub mod reflector;
 pub mod request;
 mod rotating;
 pub mod selector;
+mod service_account;
 pub mod simulate;
 #[cfg(test)]
 mod tests;
@@ -57,4 +58,5 @@ pub use pod::{Condition, Pod};
 pub use queue::BackOff;
 pub use reflector::{Reflector, ReflectorEvent, ReflectorEvents};
 pub use rotating::{TlsIdentity, rotating};
+pub use service_account::as_service_account;
 pub use wire::{ReadWire, Wire};
