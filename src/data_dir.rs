@@ -42,6 +42,11 @@ impl DataDir {
         &self.0
     }
 
+    /// The socket at which the next process asks for those of the running one.
+    pub(crate) fn control(&self) -> PathBuf {
+        self.0.join("control")
+    }
+
     pub(crate) fn kubeconfig(&self) -> PathBuf {
         self.0.join("kubeconfig")
     }

@@ -17,6 +17,7 @@ mod panics;
 mod progress;
 mod rollout;
 mod scheduler_plugins;
+mod takeover;
 
 use std::process::ExitCode;
 

@@ -1,14 +1,17 @@
 //! The cluster's addresses: on Linux the first free block `127.(64+4k).0.0/14`, elsewhere upstream's usual ones
 //! (contract.md §3).
 
-use std::net::{Ipv4Addr, SocketAddrV4, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener};
 use std::path::Path;
+use std::sync::Arc;
 
 use anyhow::Context as _;
 use apiserver::bootstrap::cidr_migration::CidrMigration;
 use apiserver_resources::allocate::ServiceNetwork;
 use ipnet::Ipv4Net;
 use machinery_rules::address_pool::AddressPool;
+use machinery_serve::net::Protocol;
+use machinery_serve::sockets::{SocketKey, SocketTable};
 
 use crate::config::NetworkConfig;
 use crate::data_dir::write_atomically;
@@ -35,7 +38,7 @@ pub(crate) struct Network {
     pub(crate) pods: Ipv4Net,
     pub(crate) node_mask: u8,
     /// The socket that claims the block for this process.
-    claim: Option<TcpListener>,
+    claim: Option<Arc<TcpListener>>,
 }
 
 impl Network {
@@ -86,7 +89,7 @@ impl Network {
     }
 
     /// The flags, else the parts of a block.
-    fn within(config: &NetworkConfig, block: Ipv4Net, claim: Option<TcpListener>) -> Self {
+    fn within(config: &NetworkConfig, block: Ipv4Net, claim: Option<Arc<TcpListener>>) -> Self {
         Self {
             services: config.service_cidr.unwrap_or_else(|| services_of(block)),
             pods: config.cluster_cidr.unwrap_or_else(|| pods_of(block)),
@@ -176,15 +179,23 @@ fn pods_of(block: Ipv4Net) -> Ipv4Net {
     Ipv4Net::new_assert(Ipv4Addr::new(a, b + 2, 0, 0), 15)
 }
 
+/// Binds the address that stands for a block. It passes to the next process as all sockets do.
+fn claim_address(address: SocketAddr) -> std::io::Result<Arc<TcpListener>> {
+    let table = SocketTable::process();
+    let claim = Arc::new(table.bind_tcp("", address)?);
+    table.register(SocketKey { protocol: Protocol::Tcp, address, name: String::new() }, &claim);
+    Ok(claim)
+}
+
 /// Claims the block used before, else the first free one.
-fn claim_block(before: Option<Ipv4Net>) -> anyhow::Result<(Ipv4Net, TcpListener)> {
+fn claim_block(before: Option<Ipv4Net>) -> anyhow::Result<(Ipv4Net, Arc<TcpListener>)> {
     (0..BLOCKS)
         .map(block)
         .filter(|candidate| Some(*candidate) == before)
         .chain((0..BLOCKS).map(block))
         .find_map(|candidate| {
             let last = SocketAddrV4::new(candidate.broadcast(), CLAIM_PORT);
-            TcpListener::bind(last).ok().map(|claim| (candidate, claim))
+            claim_address(last.into()).ok().map(|claim| (candidate, claim))
         })
         .context("all 47 blocks 127.(64+4k).0.0/14 are in use by other clusters: stop one, or give --service-cidr and --cluster-cidr")
 }

@@ -2,7 +2,7 @@
 //! of the Service reports them (`docs/decisions/0083-scale-to-zero.md`). Bounded in number, by Service, and in time.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -53,6 +53,8 @@ struct Queues {
 pub(crate) struct ActivationQueues {
     /// The Services whose workload may be scaled to zero.
     scalable: ArcSwap<HashSet<ObjectKey>>,
+    /// The pods of this machine start again after a takeover: any Service may have no endpoint for a while.
+    resuming: AtomicBool,
     queues: Mutex<Queues>,
     queued: AtomicUsize,
     /// Notified on enqueue and dequeue.
@@ -109,22 +111,33 @@ impl ActivationQueues {
     /// Replaces the set of Services whose requests may be queued; wakes requests of removed ones.
     pub(crate) fn set_scalable_services(&self, services: HashSet<ObjectKey>) {
         self.scalable.store(Arc::new(services));
+        self.wake_rejected();
+    }
+
+    /// Begins or ends the time in which the requests of all Services may be queued.
+    pub(crate) fn set_resuming(&self, resuming: bool) {
+        self.resuming.store(resuming, Ordering::Release);
+        self.wake_rejected();
+    }
+
+    /// Wakes the requests that may not be queued any more.
+    fn wake_rejected(&self) {
         if self.queued.load(Ordering::Relaxed) > 0 {
             let queues = self.lock();
-            let ended = queues.by_service.iter().filter(|(service, _)| !self.is_scalable(service));
+            let ended = queues.by_service.iter().filter(|(service, _)| !self.may_wait(service));
             ended.for_each(|(_, queue)| queue.changed.notify_waiters());
         }
     }
 
     /// Whether a Service's requests may be queued.
-    pub(crate) fn is_scalable(&self, service: &ObjectKey) -> bool {
-        self.scalable.load().contains(service)
+    pub(crate) fn may_wait(&self, service: &ObjectKey) -> bool {
+        self.resuming.load(Ordering::Acquire) || self.scalable.load().contains(service)
     }
 
     /// Enqueues a request to a Service. A namespace gets at most as many slots as it leaves free: with any demand, the next
     /// namespace gets half of what it got.
     pub(crate) fn enqueue(&self, service: &ObjectKey) -> Result<Slot<'_>, EnqueueError> {
-        if !self.is_scalable(service) {
+        if !self.may_wait(service) {
             return Err(EnqueueError::NotScalable);
         }
         let mut queues = self.lock();
@@ -159,11 +172,13 @@ impl ActivationQueues {
         self.queued.load(Ordering::Relaxed)
     }
 
+    /// The queued requests of Services whose workload may be scaled to zero: their autoscalers need the numbers.
     fn counts(&self) -> HashMap<ObjectKey, usize> {
-        let queues = self.lock();
+        let (queues, scalable) = (self.lock(), self.scalable.load());
         queues
             .by_service
             .iter()
+            .filter(|(service, _)| scalable.contains(*service))
             .map(|(service, queue)| (service.clone(), queue.count.load(Ordering::Relaxed)))
             .collect()
     }

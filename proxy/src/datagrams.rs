@@ -9,6 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use machinery_serve::descriptors::{Class, DescriptorPermit, Descriptors};
 use machinery_serve::net::{DatagramPipe, Origin, Peer, Protocol};
+use machinery_serve::sockets::{SocketKey, SocketTable};
 use tokio::net::UdpSocket;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -30,6 +31,14 @@ enum FromEndpoint {
     Pod(mpsc::Receiver<Bytes>),
 }
 
+/// A bound socket of the process's table, which the next process may take over.
+pub(crate) fn registered(socket: std::net::UdpSocket) -> io::Result<Arc<UdpSocket>> {
+    let key = SocketKey { protocol: Protocol::Udp, address: socket.local_addr()?, name: String::new() };
+    let socket = Arc::new(UdpSocket::from_std(socket)?);
+    SocketTable::process().register(key, &socket);
+    Ok(socket)
+}
+
 /// A listener's socket, with the clients that it serves.
 pub(crate) struct DatagramListener {
     pub(crate) state: Arc<ProxyState>,
@@ -43,19 +52,22 @@ pub(crate) struct DatagramListener {
 
 impl DatagramListener {
     /// Binds a listener's socket.
-    pub(crate) fn bind(address: SocketAddr) -> io::Result<(UdpSocket, DescriptorPermit)> {
+    pub(crate) fn bind(address: SocketAddr) -> io::Result<(Arc<UdpSocket>, DescriptorPermit)> {
         let held = Descriptors::process().take(Class::Listeners)?;
-        let socket = std::net::UdpSocket::bind(address)?;
-        socket.set_nonblocking(true)?;
-        Ok((UdpSocket::from_std(socket)?, held))
+        Ok((registered(SocketTable::process().bind_udp("", address)?)?, held))
     }
 
     /// Serves datagrams until `stop`, which ends the flows, too.
     pub(crate) async fn serve(self, _held: DescriptorPermit) {
-        let this = Arc::new(self);
+        let (this, table) = (Arc::new(self), SocketTable::process());
+        if this.stop.run_until_cancelled(table.admitted()).await.is_none() {
+            return;
+        }
         loop {
             let ready = tokio::select! {
                 () = this.stop.cancelled() => return,
+                // The next process receives; answers to what this one has received are still sent.
+                () = table.retired() => return this.stop.cancelled().await,
                 ready = this.socket.readable() => ready,
             };
             let batch = ready.and_then(|()| this.receive_batch());

@@ -186,7 +186,6 @@ impl Listeners {
             let (socket, held) = DatagramListener::bind(address)?;
             let (sender, route) = watch::channel(route.clone());
             let sources_only = matches!(entrance, Entrance::Balancer(..));
-            let socket = Arc::new(socket);
             let listener = DatagramListener { state, socket, address, route, sources_only, stop: stop.clone() };
             tokio::spawn(listener.serve(held));
             return Ok(OpenListener { route: ListenerRoute::Datagrams(sender), stop });
@@ -223,20 +222,23 @@ async fn run(
     stop: CancellationToken,
 ) {
     let limit = Limit::Permits(state.connections.clone(), Class::Clients);
-    let each = |stream, peer: SocketAddr, permit| {
+    let each = |stream, peer: SocketAddr, permit, ending| {
         let (state, route, stop) = (state.clone(), route.clone(), stop.clone());
         async move {
             if clients == ListenerClients::Balancers {
-                return health::serve(route, stream, peer, ConnectionLifetime { stop, _permit: permit }).await;
+                return health::serve(route, stream, peer, ConnectionLifetime { stop, _permit: permit }, ending).await;
             }
             let now = route.load_full();
             if clients == ListenerClients::Sources && !now.admits(Some(peer.ip())) {
                 return;
             }
             if state.is_http(&now) {
-                server::serve(state, route, stream, peer, ConnectionLifetime { stop, _permit: permit }).await;
+                server::serve(state, route, stream, peer, ConnectionLifetime { stop, _permit: permit }, ending).await;
             } else {
-                l4::serve(&state, &now, stream, peer, stop).await;
+                tokio::select! {
+                    () = l4::serve(&state, &now, stream, peer, stop) => {}
+                    () = accept::end_of_stream(&state.env, &ending) => {}
+                }
             }
         }
     };

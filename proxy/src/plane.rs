@@ -39,6 +39,16 @@ impl DataPlane {
         Ok(Self { state: Arc::new(ProxyState::new(env, config, network)?) })
     }
 
+    /// Queues requests without an endpoint until [`DataPlane::release_requests`], as the pods of this machine start again.
+    pub fn hold_requests(&self) {
+        self.state.activation.set_resuming(true);
+    }
+
+    /// Ends [`DataPlane::hold_requests`]: requests without an endpoint fail, unless their workload scales from zero.
+    pub fn release_requests(&self) {
+        self.state.activation.set_resuming(false);
+    }
+
     /// Counters of this data plane.
     #[must_use]
     pub fn metrics(&self) -> &Metrics {

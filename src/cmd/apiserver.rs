@@ -16,11 +16,13 @@ use machinery_env::Env;
 use super::Failure;
 use super::flags::features::FeatureFlags;
 use super::flags::store::StoreFlags;
+use super::flags::takeover::{TakeoverFlags, report};
 use crate::compose::{self, Part};
 use crate::config::{ApiServerConfig, ClusterConfig, Common, NetworkConfig};
 use crate::data_dir::DataDir;
 use crate::output::result;
 use crate::progress::Progress;
+use crate::takeover;
 
 /// Grace period of tasks that still run when the runtimes end; a stop takes 5 s at most (contract.md §2).
 const LAST_MOMENT: Duration = Duration::from_millis(500);
@@ -53,6 +55,8 @@ pub(crate) struct ServerFlags {
     /// AdmissionConfiguration file (YAML or JSON) of the admission plugins
     #[arg(long, env = "CORACLE_ADMISSION_CONTROL_CONFIG_FILE", value_name = "FILE")]
     pub(crate) admission_control_config_file: Option<PathBuf>,
+    #[command(flatten)]
+    pub(super) takeover: TakeoverFlags,
     #[command(flatten)]
     features: FeatureFlags,
 }
@@ -110,14 +114,20 @@ pub(crate) struct ApiServer {
 pub(crate) fn run(flags: &ApiServer, common: &Common) -> Result<(), Failure> {
     let (api, network) = (flags.server.config(USUAL_TOLERATION)?, flags.server.network());
     let config = ClusterConfig::for_servers(api, network, flags.server.features());
-    until_stopped(config, Part::Servers, common, "")
+    until_stopped(config, Part::Servers, common, &flags.server.takeover, "")
 }
 
 /// Runs a cluster up to a part until SIGINT or SIGTERM; `also` is appended to the `ready` line.
 ///
 /// # Errors
 /// If the start fails, or a component ended by itself.
-pub(super) fn until_stopped(config: ClusterConfig, up_to: Part, common: &Common, also: &str) -> Result<(), Failure> {
+pub(super) fn until_stopped(
+    config: ClusterConfig,
+    up_to: Part,
+    common: &Common,
+    takeover: &TakeoverFlags,
+    also: &str,
+) -> Result<(), Failure> {
     let env = Env::real();
     let data = DataDir::of(common)?;
     let progress = Progress::new();
@@ -126,16 +136,27 @@ pub(super) fn until_stopped(config: ClusterConfig, up_to: Part, common: &Common,
         // Installed before the start, so that a signal during it is not lost.
         let stop = compose::stop_signal();
         tokio::pin!(stop);
-        let cluster = tokio::select! {
-            cluster = compose::start(&env, config, up_to, &data, progress) => cluster?,
+        let started = async {
+            let taken = takeover.take(&env, &data, progress).await?;
+            Ok::<_, anyhow::Error>((compose::start(&env, config, up_to, &data, progress).await?, taken))
+        };
+        let (cluster, taken) = tokio::select! {
+            started = started => started?,
             () = &mut stop => return Ok(()),
         };
+        let mut handovers = takeover::listen(&env, &data);
         let line = format!("ready server={} kubeconfig={}{also}\n", cluster.server, data.kubeconfig().display());
         progress.done();
+        report(taken, &env);
         result(format_args!("{line}"))?;
         compose::memory::release_after_start(&env);
         tokio::select! {
             () = &mut stop => {}
+            given = handovers.committed() => {
+                given.keep_until_exit();
+                cluster.hand_over().await;
+                return Ok(());
+            }
             error = cluster.failed() => {
                 cluster.stop().await;
                 return Err(error);

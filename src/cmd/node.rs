@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use super::Failure;
 use super::flags::features::FeatureFlags;
 use super::flags::nodes::NodeFlags;
+use super::flags::takeover::{TakeoverFlags, report};
 use super::proxy::NetworkFlags;
 use super::standalone::MetricsFlags;
 use crate::compose;
@@ -27,6 +28,7 @@ use crate::joining::node::{NodeSource, TokenSource, check_name};
 use crate::joining::token::BootstrapToken;
 use crate::output::result;
 use crate::progress::Progress;
+use crate::takeover;
 
 /// The port of the kubelet API (upstream's).
 const KUBELET_PORT: u16 = 10_250;
@@ -72,6 +74,8 @@ pub(crate) struct Node {
     /// Renews a short Lease, so that a control plane with --fast-failover detects a dead node early
     #[arg(long, env = "CORACLE_FAST_FAILOVER")]
     fast_failover: bool,
+    #[command(flatten)]
+    takeover: TakeoverFlags,
     #[command(flatten)]
     network: NetworkFlags,
     #[command(flatten)]
@@ -159,14 +163,20 @@ pub(crate) fn run(flags: &Node, common: &Common) -> Result<(), Failure> {
         let config = flags.config(&source, agent, name).await?;
         let mut registry = Registry::default();
         features::register(&mut registry, &flags.features.features());
-        let started = NodeProcess::start(&env, &config, source, &data, &mut registry, progress);
-        let mut node = tokio::select! {
-            node = started => node?,
+        let started = async {
+            let taken = flags.takeover.take(&env, &data, progress).await?;
+            let node = NodeProcess::start(&env, &config, source, &data, &mut registry, progress).await?;
+            Ok::<_, anyhow::Error>((node, taken))
+        };
+        let (mut node, taken) = tokio::select! {
+            started = started => started?,
             () = &mut signal => return Ok(()),
         };
+        let mut handovers = takeover::listen(&env, &data);
         let serving = CancellationToken::new();
         let metrics = flags.metrics.serve(registry, &env, &serving).await?;
         progress.done();
+        report(taken, &env);
         result(format_args!(
             "ready node={} server={} address={}{metrics}\n",
             config.name, node.server, config.address
@@ -174,6 +184,11 @@ pub(crate) fn run(flags: &Node, common: &Common) -> Result<(), Failure> {
         compose::memory::release_after_start(&env);
         let ended = tokio::select! {
             () = &mut signal => Ok(()),
+            given = handovers.committed() => {
+                given.keep_until_exit();
+                node.hand_over().await;
+                return Ok(());
+            }
             error = node.failed() => Err(error),
         };
         node.stop().await;

@@ -80,5 +80,5 @@ impl Server {
 /// # Errors
 /// If the flags contradict each other, or a part can't start.
 pub(crate) fn run(flags: &Server, common: &Common) -> Result<(), Failure> {
-    until_stopped(flags.config()?, Part::Control, common, "")
+    until_stopped(flags.config()?, Part::Control, common, &flags.server.takeover, "")
 }

@@ -16,9 +16,9 @@ use http::header::USER_AGENT;
 use hyper_util::service::TowerToHyperService;
 use kube::{Client, Config};
 use machinery_env::Env;
+use machinery_serve::accept::Listener;
 use machinery_serve::plain;
 use prometheus_client::registry::Registry;
-use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use super::Failure;
@@ -119,8 +119,8 @@ impl MetricsFlags {
         stop: &CancellationToken,
     ) -> anyhow::Result<String> {
         let Some(bind) = self.metrics_bind else { return Ok(String::new()) };
-        let listener =
-            TcpListener::bind(bind).await.with_context(|| format!("--metrics-bind {bind}: cannot listen there"))?;
+        let listener = Listener::bind_own("metrics", bind)
+            .with_context(|| format!("--metrics-bind {bind}: cannot listen there"))?;
         let address = listener.local_addr()?;
         let registry = Arc::new(Mutex::new(registry));
         let page = move || {

@@ -58,7 +58,7 @@ impl Up {
 /// # Errors
 /// If the flags contradict each other, or the cluster can't start.
 pub(crate) fn run(flags: &Up, common: &Common) -> Result<(), Failure> {
-    until_stopped(flags.config()?, Part::Nodes, common, &format!(" nodes={}", flags.nodes))
+    until_stopped(flags.config()?, Part::Nodes, common, &flags.server.takeover, &format!(" nodes={}", flags.nodes))
 }
 
 #[cfg(test)]

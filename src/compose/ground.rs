@@ -19,10 +19,10 @@ use images::{Images, RegistryAccess};
 use kubelet::node::Shutdown;
 use machinery_client::Informer;
 use machinery_env::Env;
+use machinery_serve::accept::Listener;
 use machinery_serve::net::PodNetwork;
 use oci_registry::BlobStore;
 use prometheus_client::registry::Registry;
-use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use wasm_runtime::engine::Engine;
 
@@ -88,8 +88,8 @@ pub(super) struct Ground {
 /// Bound sockets, until their servers take them.
 #[derive(Default)]
 struct Listeners {
-    api: Option<TcpListener>,
-    registry: Option<TcpListener>,
+    api: Option<Listener>,
+    registry: Option<Listener>,
 }
 
 /// What a start holds before its API server opens.
@@ -97,7 +97,7 @@ struct Claims {
     store: Arc<dyn Store>,
     embedded_store: Option<Arc<EmbeddedStore>>,
     network: Network,
-    api_listener: TcpListener,
+    api_listener: Listener,
     pki: Arc<Pki>,
     candidate: Option<String>,
 }
@@ -113,7 +113,7 @@ impl Claims {
             _ => shared_store::network(&*store, &config.network, data, up_to).await?,
         };
         let network = network.check(&config.controllers.balancer_pool)?;
-        let api_listener = listen(config.api.bind, config.api.port).await?;
+        let api_listener = listen(config.api.bind, config.api.port)?;
         let service_ip = network.services.hosts().next().context("--service-cidr has no address")?;
         let pki = Arc::new(Pki::open_or_create(&data.pki(), env, &names(reachable(config.api.bind), service_ip))?);
         let mut candidate = None;
@@ -128,7 +128,7 @@ impl Claims {
 
 /// The built-in registry and, with nodes, the engine and its images.
 struct Modules {
-    registry_listener: TcpListener,
+    registry_listener: Listener,
     registry_password: String,
     engine: Option<Engine>,
     blobs: Arc<BlobStore>,
@@ -138,7 +138,7 @@ struct Modules {
 
 impl Modules {
     async fn open(env: &Env, config: &ClusterConfig, data: &DataDir, pki: &Pki) -> anyhow::Result<Self> {
-        let (registry_listener, registry_address) = registry::bind(data, config.api.bind).await?;
+        let (registry_listener, registry_address) = registry::bind(data, config.api.bind)?;
         let registry_password = registry::password(data, env)?;
         let engine = (config.nodes.count > 0).then(|| nodes::engine(env, data, config.nodes.guests)).transpose()?;
         let (blobs, registry) = (nodes::blob_store(data)?, registry::access(registry_address, &registry_password, pki));
@@ -255,13 +255,13 @@ impl Ground {
     }
 
     /// Takes the API server's socket, once.
-    pub(super) fn take_api_listener(&self) -> anyhow::Result<TcpListener> {
+    pub(super) fn take_api_listener(&self) -> anyhow::Result<Listener> {
         let mut listeners = self.listeners.lock().unwrap_or_else(PoisonError::into_inner);
         listeners.api.take().context("the API server's address is taken by its server already")
     }
 
     /// Takes the registry's socket, once.
-    pub(super) fn take_registry_listener(&self) -> anyhow::Result<TcpListener> {
+    pub(super) fn take_registry_listener(&self) -> anyhow::Result<Listener> {
         let mut listeners = self.listeners.lock().unwrap_or_else(PoisonError::into_inner);
         listeners.registry.take().context("the registry's address is taken by its server already")
     }
@@ -330,8 +330,8 @@ pub(super) fn reachable(bind: IpAddr) -> IpAddr {
     ours.map_or(Ipv4Addr::LOCALHOST.into(), |address| address.ip())
 }
 
-async fn listen(bind: IpAddr, port: u16) -> anyhow::Result<TcpListener> {
-    TcpListener::bind((bind, port)).await.map_err(|error| match error.kind() {
+fn listen(bind: IpAddr, port: u16) -> anyhow::Result<Listener> {
+    Listener::bind_own("API server", SocketAddr::new(bind, port)).map_err(|error| match error.kind() {
         std::io::ErrorKind::AddrInUse => anyhow::anyhow!("port {port} of {bind} is taken: stop what listens there, or choose another with --port (0 picks a free one)"),
         _ => anyhow::anyhow!("cannot listen on {bind}:{port}: {error}; choose another address with --bind or --port"),
     })

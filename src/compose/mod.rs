@@ -33,6 +33,7 @@ use anyhow::Context as _;
 use kube::Client;
 use kubelet::node::Shutdown;
 use machinery_env::Env;
+use machinery_serve::sockets::SocketTable;
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -43,6 +44,8 @@ use self::role::{Role, RunningComponents};
 use crate::config::ClusterConfig;
 use crate::data_dir::DataDir;
 use crate::progress::Progress;
+use crate::takeover::REQUESTS_MAX;
+use crate::takeover::resumption::{self, Resumption};
 
 pub(crate) use node_configuration::GivenAddresses;
 pub(crate) use proxy::lone_plane;
@@ -148,6 +151,9 @@ pub(crate) async fn start(
         let components = (role.build)(&ground).with_context(|| format!("the {} cannot be built", role.name))?;
         built.extend(components.into_iter().map(|component| (role, component)));
     }
+    let nodes = if up_to >= Part::Nodes { ground.config.nodes.count } else { 0 };
+    let admin = ComponentIdentity::Admin.client(&ground.env, &ground.service);
+    let resumption = Resumption::begin(env, &admin, nodes::node_names(nodes), &ground.data_plane).await;
     let (failed, failures) = mpsc::channel(1);
     let mut servers = RunningComponents::new(ground.stop.servers.clone(), failed.clone());
     let mut components = RunningComponents::new(ground.stop.components.clone(), failed);
@@ -161,12 +167,16 @@ pub(crate) async fn start(
         progress.doing(wait.what);
         wait.ready.await?;
     }
-    let admin = ComponentIdentity::Admin.client(&ground.env, &ground.service);
     if up_to >= Part::Control {
         progress.doing("waiting for the controllers");
         let disabled = &ground.config.controllers.disabled;
         ready::default_namespace(&admin, &ground.env, disabled).await?;
         ready::nodes_take_pods(&admin, &ground.env, ground.config.nodes.count, disabled).await?;
+    }
+    if let Some(resumption) = resumption {
+        progress.doing("waiting for the pods");
+        resumption.finish(env).await;
+        resumption::close_unclaimed_later(env);
     }
     ground.ready.cancel();
     let server = ground.server_url();
@@ -198,7 +208,7 @@ impl Cluster {
     }
 
     /// Drains and stops everything, the store last.
-    pub(crate) async fn stop(mut self) {
+    pub(crate) async fn stop(self) {
         // First: pods terminate while the API can record their status.
         let env = self.ground.env.clone();
         let ends = self.ground.shutdowns.iter().map(|end: &Shutdown| {
@@ -206,6 +216,20 @@ impl Cluster {
             async move { end.run(&env).await }
         });
         ends.collect::<JoinSet<()>>().join_all().await;
+        self.end().await;
+    }
+
+    /// Ends for a process that has this one's listening sockets: completes requests first. Pods are not terminated, but
+    /// interrupted: the other process starts them again.
+    pub(crate) async fn hand_over(self) {
+        let env = self.ground.env.clone();
+        retire_listeners(&env).await;
+        self.end().await;
+    }
+
+    /// Stops the components, then the servers, the store last.
+    async fn end(mut self) {
+        let env = self.ground.env.clone();
         if !self.components.drain(&env, DRAIN).await {
             tracing::warn!("components did not end in time and are aborted");
         }
@@ -217,6 +241,15 @@ impl Cluster {
         if env.timeout(LAST_CHECKPOINT, closed).await.is_err() {
             tracing::warn!("the store's checkpoint is behind its log; the next start reads more of the log");
         }
+    }
+}
+
+/// Leaves new connections to the process that takes over, and completes the requests of those that this one has accepted.
+pub(super) async fn retire_listeners(env: &Env) {
+    let table = SocketTable::process();
+    table.retire();
+    if env.timeout(REQUESTS_MAX, table.drained()).await.is_err() {
+        tracing::warn!("requests that have lasted for more than {} s are cut", REQUESTS_MAX.as_secs());
     }
 }
 

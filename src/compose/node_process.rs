@@ -23,13 +23,14 @@ use super::node_configuration::{self, GivenAddresses, NodeConfiguration};
 use super::node_host::{Agent, NodeHost};
 use super::role::{Component, RunningComponents};
 use super::tunnel::{self, BoundTunnel, TunnelParts};
-use super::{DRAIN, dns, nodes, proxy as plane, serves_tls};
+use super::{DRAIN, dns, nodes, proxy as plane, retire_listeners, serves_tls};
 use crate::compiled;
 use crate::config::NodesConfig;
 use crate::data_dir::{DataDir, Lock};
 use crate::joining::node::{JoinedNode, NodeSource, join};
 use crate::joining::serving::serving;
 use crate::progress::Progress;
+use crate::takeover::resumption::{self, Resumption};
 
 /// Interval of reading the cluster's registries: an API server that was added is pulled from after it.
 const REGISTRIES_INTERVAL: Duration = Duration::from_secs(60);
@@ -95,7 +96,8 @@ impl NodeProcess {
         let cluster = node_configuration::known(env, &node, &config.given, &data.node_configuration()).await?;
         let parts = Parts { env, config, data, node: &node, serving, stop: stop.clone() };
         let (shutdown, ready) = (Shutdown::new(config.nodes.shutdown_grace), CancellationToken::new());
-        let mut components = parts.components(&cluster, shutdown.clone(), ready.clone(), metrics)?;
+        let (mut components, plane) = parts.components(&cluster, shutdown.clone(), ready.clone(), metrics)?;
+        let resumption = Resumption::begin(env, &node.client, [config.name.clone()], &plane).await;
         components.push(Component::until(&stop, "client certificate", renewal));
         if cluster.is_coracle {
             let (node, timers) = (node.clone(), env.clone());
@@ -111,6 +113,11 @@ impl NodeProcess {
             progress.doing(wait.what);
             wait.ready.await?;
         }
+        if let Some(resumption) = resumption {
+            progress.doing("waiting for the pods");
+            resumption.finish(env).await;
+            resumption::close_unclaimed_later(env);
+        }
         ready.cancel();
         let server = node.server.clone();
         Ok(Self { server, env: env.clone(), failures, components: running, shutdown, _lock: lock })
@@ -125,8 +132,19 @@ impl NodeProcess {
     }
 
     /// Drains and stops everything: pods terminate first, within their grace period.
-    pub(crate) async fn stop(mut self) {
+    pub(crate) async fn stop(self) {
         self.shutdown.run(&self.env).await;
+        self.end().await;
+    }
+
+    /// Ends for a process that has this one's listening sockets: completes requests first. Pods are not terminated, but
+    /// interrupted: the other process starts them again.
+    pub(crate) async fn hand_over(self) {
+        retire_listeners(&self.env).await;
+        self.end().await;
+    }
+
+    async fn end(mut self) {
         if !self.components.drain(&self.env, DRAIN).await {
             tracing::warn!("components did not end in time and are aborted");
         }
@@ -142,7 +160,7 @@ impl Parts<'_> {
         shutdown: Shutdown,
         ready: CancellationToken,
         metrics: &mut Registry,
-    ) -> anyhow::Result<Vec<Component>> {
+    ) -> anyhow::Result<(Vec<Component>, DataPlane)> {
         let pods = PodNetwork::default();
         let data_plane = DataPlane::new(self.env.clone(), self.plane(cluster), pods.clone())?;
         let engine = nodes::engine(self.env, self.data, self.config.nodes.guests)?;
@@ -193,7 +211,7 @@ impl Parts<'_> {
         components.push(dns::component(self.data, cluster.dns, data_plane.clone(), stop, threads)?);
         components.extend(tunnel.components);
         components.extend(host.components()?);
-        Ok(components)
+        Ok((components, data_plane))
     }
 
     fn tunnel(

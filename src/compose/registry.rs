@@ -15,9 +15,9 @@ use kube::Client;
 use machinery_client::Api;
 use machinery_client::request::{PatchType, status_code};
 use machinery_env::Env;
+use machinery_serve::accept::Listener;
 use oci_registry::{Credentials, distribution as registry};
 use serde_json::{Value, json};
-use tokio::net::TcpListener;
 use tower::ServiceExt as _;
 
 use super::ground::{Ground, reachable};
@@ -35,20 +35,14 @@ const PASSWORD_BYTES: usize = 24;
 
 /// Binds the registry's socket, for other machines where the API server has them: the port of the last run if it is free,
 /// else any. Returns the address for clients, too.
-pub(super) async fn bind(data: &DataDir, server: IpAddr) -> anyhow::Result<(TcpListener, SocketAddr)> {
+pub(super) fn bind(data: &DataDir, server: IpAddr) -> anyhow::Result<(Listener, SocketAddr)> {
     let bind = if server.is_loopback() { Ipv4Addr::LOCALHOST.into() } else { server };
     let before =
         std::fs::read_to_string(data.registry_address()).ok().and_then(|text| text.trim().parse::<SocketAddr>().ok());
-    let before = match before {
-        Some(address) => TcpListener::bind((bind, address.port())).await.ok(),
-        None => None,
-    };
-    let listener = match before {
+    let listen = |port| Listener::bind_own("registry", SocketAddr::new(bind, port));
+    let listener = match before.and_then(|address| listen(address.port()).ok()) {
         Some(listener) => listener,
-        None => {
-            let any = TcpListener::bind((bind, 0)).await;
-            any.with_context(|| format!("the registry cannot listen on {bind}"))?
-        }
+        None => listen(0).with_context(|| format!("the registry cannot listen on {bind}"))?,
     };
     let address = SocketAddr::new(reachable(bind), listener.local_addr()?.port());
     write_atomically(&data.registry_address(), format!("{address}\n").as_bytes())?;

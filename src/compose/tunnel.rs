@@ -9,9 +9,9 @@ use ipnet::IpNet;
 use kube::Client;
 use machinery_client::TlsIdentity;
 use machinery_env::Env;
+use machinery_serve::accept::Listener;
 use machinery_serve::net::PodNetwork;
 use proxy::tunnel::{self, NodeCertificate, Tunnel};
-use tokio::net::TcpListener;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -51,7 +51,7 @@ pub(super) struct BoundTunnel {
 /// If the port is taken, or the certificate can't be used.
 pub(super) fn bind(address: IpAddr, port: u16, parts: TunnelParts) -> anyhow::Result<BoundTunnel> {
     let TunnelParts { env, node, certificate, ca_pem, pod_cidrs, pods, peers, client, stop, threads } = parts;
-    let listener = listen(address, port).with_context(|| {
+    let listener = Listener::bind_own("tunnel", SocketAddr::new(address, port)).with_context(|| {
         format!("the tunnel cannot listen on {address}:{port}: choose another port with --tunnel-port")
     })?;
     let address = listener.local_addr()?;
@@ -75,12 +75,6 @@ pub(super) fn bind(address: IpAddr, port: u16, parts: TunnelParts) -> anyhow::Re
     };
     let certificates = Component::until(&stop, "certificate of the tunnel", followed);
     Ok(BoundTunnel { tunnel, address, components: vec![serving.on(threads), following, certificates] })
-}
-
-fn listen(address: IpAddr, port: u16) -> std::io::Result<TcpListener> {
-    let listener = std::net::TcpListener::bind((address, port))?;
-    listener.set_nonblocking(true)?;
-    TcpListener::from_std(listener)
 }
 
 /// The newest certificate in the tunnel's form. One that can't be used is logged, and the last one stays.

@@ -69,6 +69,6 @@ async fn main() -> Result<(), Box<dyn Error>> {
     write_private(&dir.join("kubeconfig"), &text)?;
     let listener = TcpListener::bind(&address).await?;
     let acceptor = Acceptor::new(&env, Arc::new(Certificates::new(pki.serving())?), pki.ca_pem())?;
-    server.serve(listener, acceptor, CancellationToken::new()).await;
+    server.serve(listener.into(), acceptor, CancellationToken::new()).await;
     Ok(())
 }

@@ -16,9 +16,10 @@ use http::{Request, Response};
 use machinery_api::GroupVersionResource;
 use machinery_api::features::Features;
 use machinery_env::Env;
+use machinery_serve::accept::Listener;
+use machinery_serve::sockets::SocketTable;
 use machinery_serve::unread::{UnreadBody, UnreadBounds};
 use prometheus_client::registry::Registry as MetricsRegistry;
-use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tower::Service;
 
@@ -266,15 +267,20 @@ impl Apiserver {
     }
 
     /// Serves over TLS until `stop`; then watches end at once, and other requests get a grace period.
-    pub fn serve(&self, listener: TcpListener, acceptor: Acceptor, stop: CancellationToken) -> BoxFuture<'_, ()> {
+    pub fn serve(&self, listener: Listener, acceptor: Acceptor, stop: CancellationToken) -> BoxFuture<'_, ()> {
         Box::pin(self.serve_tls(listener, acceptor, stop))
     }
 
-    async fn serve_tls(&self, listener: TcpListener, acceptor: Acceptor, stop: CancellationToken) {
+    async fn serve_tls(&self, listener: Listener, acceptor: Acceptor, stop: CancellationToken) {
         let handler = self.handler.clone();
         let ending = {
             let (handler, stop) = (self.handler.clone(), stop.clone());
             async move {
+                tokio::select! {
+                    () = stop.cancelled() => {}
+                    // Other processes get their answers from the next process; this one's components go on.
+                    () = SocketTable::process().retired() => handler.connections_stop.cancel(),
+                }
                 stop.cancelled().await;
                 handler.stop.cancel();
             }

@@ -14,9 +14,9 @@ use bytes::Bytes;
 use http::{Extensions, HeaderMap, HeaderValue, Request, Response};
 use hyper::body::Incoming;
 use machinery_env::Env;
-use machinery_serve::accept::{self, ConnectionPermit, Limit, Seats};
+use machinery_serve::accept::{self, ConnectionPermit, Limit, Listener, Seats};
 use machinery_serve::descriptors::Descriptors;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
@@ -80,10 +80,10 @@ impl Acceptor {
 
 /// Serves until `stop`, then drains running requests for a limited time and returns.
 ///
-/// Each request has its [`Peer`] in its extensions. `handle` is cloned per connection. Watches should end on `stop`;
+/// Where the listener's table is retired instead, they complete. Each request has its [`Peer`] in its extensions. `handle` is cloned per connection. Watches should end on `stop`;
 /// requests still running after the drain are aborted. Connections above the process's limit wait in the system's
 /// backlog; unauthenticated ones are closed in their favour.
-pub async fn serve<H, F, B>(listener: TcpListener, acceptor: Acceptor, handle: H, stop: CancellationToken)
+pub async fn serve<H, F, B>(listener: impl Into<Listener>, acceptor: Acceptor, handle: H, stop: CancellationToken)
 where
     H: Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = Response<B>> + Send + 'static,
@@ -91,9 +91,17 @@ where
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
     let limit = Limit::Seats(acceptor.seats.clone());
-    let each =
-        |socket, address, permit| connection(socket, address, permit, acceptor.clone(), handle.clone(), stop.clone());
+    let each = |socket, address, permit, ending| {
+        let stops = Stops { stop: stop.clone(), ending };
+        connection(socket, address, permit, acceptor.clone(), handle.clone(), stops)
+    };
     accept::serve(listener.into(), limit, Some(DRAIN), &acceptor.env, &stop, each).await;
+}
+
+/// The stop of a server, and the end of a connection, which then completes its requests.
+struct Stops {
+    stop: CancellationToken,
+    ending: CancellationToken,
 }
 
 async fn connection<H, F, B>(
@@ -102,7 +110,7 @@ async fn connection<H, F, B>(
     permit: Arc<ConnectionPermit>,
     acceptor: Acceptor,
     handle: H,
-    stop: CancellationToken,
+    stops: Stops,
 ) where
     H: Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = Response<B>> + Send + 'static,
@@ -111,7 +119,7 @@ async fn connection<H, F, B>(
 {
     let handshake = acceptor.env.timeout(HANDSHAKE_TIMEOUT, acceptor.tls.accept(socket));
     let stream = tokio::select! {
-        () = stop.cancelled() => return,
+        () = stops.stop.cancelled() => return,
         done = handshake => match done {
             Ok(Ok(stream)) => stream,
             Ok(Err(error)) => return tracing::debug!(%address, %error, "TLS handshake failed"),
@@ -130,7 +138,7 @@ async fn connection<H, F, B>(
         let response = handle(request);
         async move { Ok::<_, Infallible>(response.await) }
     });
-    let served = machinery_serve::connection::serve(stream, &acceptor.env, service, &stop);
+    let served = machinery_serve::connection::serve(stream, &acceptor.env, service, &stops.ending);
     let Some(revocation) = revocation.filter(|_| verified) else { return log_end(address, served.await) };
     tokio::select! {
         done = served => log_end(address, done),
@@ -158,6 +166,7 @@ mod tests {
     use rustls_pki_types::CertificateDer;
     use rustls_pki_types::pem::PemObject;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpListener;
     use tokio_rustls::client::TlsStream;
 
     async fn start(

@@ -14,7 +14,9 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::descriptors::{Class, DescriptorPermit, Descriptors};
+use crate::net::Protocol;
 pub use crate::seats::{Seat, Seats};
+use crate::sockets::{SocketKey, SocketTable};
 
 /// Pause after a failed `accept` (the process has no descriptors left), in order not to spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -23,6 +25,15 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 /// … and number of unanswered probes after which the connection is dead (upstream's values, which are Go's).
 const KEEP_ALIVE_TRIES: u32 = 9;
+
+/// Time of a stream of bytes after the end of its listener: it may carry a request, or be open for days.
+const STREAM_END: Duration = Duration::from_secs(2);
+
+/// Resolves when a stream of bytes, whose requests are unknown, is to be closed: a while after `ending`.
+pub async fn end_of_stream(env: &Env, ending: &CancellationToken) {
+    ending.cancelled().await;
+    env.sleep(STREAM_END).await;
+}
 
 /// Enables TCP keep-alive: a peer that lost its power or its network closes no connection and would occupy its permit
 /// for ever. Slow readers still answer the probes.
@@ -91,8 +102,10 @@ impl ConnectionPermit {
 /// A listening socket with its descriptors.
 #[derive(Debug)]
 pub struct Listener {
-    socket: TcpListener,
-    _held: Option<[DescriptorPermit; 2]>,
+    socket: Arc<TcpListener>,
+    table: Arc<SocketTable>,
+    /// Of a Service or a pod, whose descriptors are limited, and which may have to wait for its pods.
+    held: Option<[DescriptorPermit; 2]>,
 }
 
 impl Listener {
@@ -101,23 +114,73 @@ impl Listener {
     /// # Errors
     /// If the address is taken or not allowed, or there are too many listeners.
     pub fn bind(address: SocketAddr) -> io::Result<Self> {
+        Self::bind_in(SocketTable::process(), address)
+    }
+
+    /// As [`Listener::bind`], in another table than the process's.
+    ///
+    /// # Errors
+    /// As [`Listener::bind`].
+    pub fn bind_in(table: &Arc<SocketTable>, address: SocketAddr) -> io::Result<Self> {
         let descriptors = Descriptors::process();
         let held = [descriptors.take(Class::Listeners)?, descriptors.take(Class::Listeners)?];
-        let socket = std::net::TcpListener::bind(address)?;
-        socket.set_nonblocking(true)?;
-        Ok(Self { socket: TcpListener::from_std(socket)?, _held: Some(held) })
+        let listener = Self::register(table, "", table.bind_tcp("", address)?)?;
+        Ok(Self { held: Some(held), ..listener })
+    }
+
+    /// Listens for the process itself: these are few and not limited. `name`: the use of the socket, by which the next
+    /// process finds it where the port is 0.
+    ///
+    /// # Errors
+    /// If the address is taken or not allowed.
+    pub fn bind_own(name: &str, address: SocketAddr) -> io::Result<Self> {
+        let table = SocketTable::process();
+        Self::register(table, name, table.bind_tcp(name, address)?)
+    }
+
+    /// A listener of the process itself, from a non-blocking socket of the process's table.
+    ///
+    /// # Errors
+    /// On errors of the system.
+    pub fn from_bound(name: &str, socket: std::net::TcpListener) -> io::Result<Self> {
+        Self::register(SocketTable::process(), name, socket)
+    }
+
+    fn register(table: &Arc<SocketTable>, name: &str, socket: std::net::TcpListener) -> io::Result<Self> {
+        let key = SocketKey { protocol: Protocol::Tcp, address: socket.local_addr()?, name: name.to_owned() };
+        let socket = Arc::new(TcpListener::from_std(socket)?);
+        table.register(key, &socket);
+        Ok(Self { socket, table: table.clone(), held: None })
+    }
+
+    /// The bound address.
+    ///
+    /// # Errors
+    /// On errors of the system.
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.socket.local_addr()
+    }
+
+    /// Resolves when the listener may accept.
+    async fn admitted(&self) {
+        if self.held.is_some() {
+            self.table.admitted().await;
+        }
     }
 }
 
-/// A listener of the process itself: these are few and not limited.
+/// A listener that another process doesn't take over.
 impl From<TcpListener> for Listener {
     fn from(socket: TcpListener) -> Self {
-        Self { socket, _held: None }
+        Self { socket: Arc::new(socket), table: SocketTable::process().clone(), held: None }
     }
 }
 
 /// Accepts connections until `stop`, then drains the open ones for `drain` (without limit if `None`) and aborts the
-/// rest. `serve` makes the future of each connection, which is closed when that ends.
+/// rest. `serve` makes the future of each connection, which is closed when that ends; its token is cancelled when the
+/// connection is to complete its requests and to end.
+///
+/// When the listener's table is retired, the loop ends as well: the connections complete without a limit until `stop`.
 ///
 /// An idle listener holds no permit: an accepted connection takes one, and one waits at each listener at most. Dropping
 /// the future aborts all connections.
@@ -127,29 +190,33 @@ pub async fn serve<F>(
     drain: Option<Duration>,
     env: &Env,
     stop: &CancellationToken,
-    serve: impl Fn(TcpStream, SocketAddr, Arc<ConnectionPermit>) -> F,
+    serve: impl Fn(TcpStream, SocketAddr, Arc<ConnectionPermit>, CancellationToken) -> F,
 ) where
     F: Future<Output = ()> + Send + 'static,
 {
     let connections = TaskTracker::new();
-    let cut = CancellationToken::new();
+    let (cut, ending) = (CancellationToken::new(), stop.child_token());
     let _cut_when_dropped = cut.clone().drop_guard();
+    let table = listener.table.clone();
+    let serving = table.keep_serving();
     loop {
-        let next = async {
-            let (stream, peer) = accept(&listener.socket, env).await;
-            limit.permit().await.map(|permit| (stream, peer, Arc::new(permit)))
-        };
-        let (stream, peer, permit) = tokio::select! {
+        let (stream, peer) = tokio::select! {
             () = stop.cancelled() => break,
-            next = next => match next {
-                Some(next) => next,
+            () = table.retired() => break,
+            next = async { listener.admitted().await; accept(&listener.socket, env).await } => next,
+        };
+        // A retired table doesn't interrupt this: the connection is not the next process's any more.
+        let permit = tokio::select! {
+            () = stop.cancelled() => break,
+            permit = limit.permit() => match permit {
+                Some(permit) => Arc::new(permit),
                 None => continue,
             },
         };
         // Send small responses at once; a socket that refuses is only slower.
         let _ = stream.set_nodelay(true);
         keep_alive(&stream);
-        let (connection, cut) = (serve(stream, peer, permit.clone()), cut.clone());
+        let (connection, cut) = (serve(stream, peer, permit.clone(), ending.clone()), cut.clone());
         connections.spawn(async move {
             tokio::select! {
                 () = cut.cancelled() => {}
@@ -159,7 +226,13 @@ pub async fn serve<F>(
         });
     }
     drop(listener);
+    ending.cancel();
     connections.close();
+    tokio::select! {
+        () = stop.cancelled() => {}
+        () = connections.wait() => {}
+    }
+    drop(serving);
     match drain {
         None => connections.wait().await,
         Some(drain) => {
@@ -200,9 +273,9 @@ mod tests {
         stop: &CancellationToken,
     ) -> (SocketAddr, tokio::task::JoinHandle<()>) {
         let listener = Listener::bind("127.0.0.1:0".parse().unwrap()).unwrap();
-        let (address, stop) = (listener.socket.local_addr().unwrap(), stop.clone());
+        let (address, stop) = (listener.local_addr().unwrap(), stop.clone());
         let running = tokio::spawn(async move {
-            serve(listener, limit, drain, &Env::real(), &stop, |mut stream, _, permit| async move {
+            serve(listener, limit, drain, &Env::real(), &stop, |mut stream, _, permit, _| async move {
                 let _permit = permit;
                 let (mut reads, mut writes) = stream.split();
                 let _ = tokio::io::copy(&mut reads, &mut writes).await;
@@ -223,9 +296,9 @@ mod tests {
         let (sender, mut receiver) = tokio::sync::mpsc::channel(1);
         let stop = CancellationToken::new();
         let listener = Listener::bind("127.0.0.1:0".parse().unwrap()).unwrap();
-        let address = listener.socket.local_addr().unwrap();
+        let address = listener.local_addr().unwrap();
         let env = Env::real();
-        let serving = serve(listener, Limit::Seats(Seats::new(1)), None, &env, &stop, |stream, _, _| {
+        let serving = serve(listener, Limit::Seats(Seats::new(1)), None, &env, &stop, |stream, _, _, _| {
             let sender = sender.clone();
             async move {
                 let socket = SockRef::from(&stream);

@@ -25,6 +25,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_util::sync::CancellationToken;
 
 use crate::batched::{Batched, HTTP2_BEGINNING, InTurns, Turns};
+use crate::first_request::FirstRequest;
 use crate::hooked::{Hook, Hooked};
 use crate::net::BoxError;
 
@@ -91,7 +92,7 @@ where
     loop {
         tokio::select! {
             ended = InTurns { connection: serving.as_mut(), turns: &turns } => return ended,
-            () = stop.cancelled() => {}
+            () = async { stop.cancelled().await; activity.first.wait(env).await } => {}
             () = env.sleep(IDLE_CHECK) => {
                 if !activity.is_idle() {
                     continue;
@@ -155,6 +156,7 @@ struct Activity {
     env: Env,
     /// Number of requests begun.
     begun: AtomicUsize,
+    first: FirstRequest,
     running: AtomicUsize,
     /// When the last request ended, in seconds of the environment's monotonic clock.
     ended_at: AtomicU64,
@@ -168,6 +170,7 @@ impl Activity {
         Self {
             env: env.clone(),
             begun: AtomicUsize::new(0),
+            first: FirstRequest::default(),
             running: AtomicUsize::new(0),
             ended_at,
             upgraded: AtomicBool::new(false),
@@ -187,6 +190,7 @@ impl RunningRequest {
     fn begin(activity: &Arc<Activity>) -> Self {
         activity.running.fetch_add(1, Ordering::AcqRel);
         activity.begun.fetch_add(1, Ordering::AcqRel);
+        activity.first.mark();
         Self(activity.clone())
     }
 }

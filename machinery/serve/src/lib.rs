@@ -4,8 +4,11 @@
 //! - [`accept`]: the accept loop: limits, eviction of unauthenticated connections, drain.
 //! - [`connection`]: HTTP on a connection of a server for untrusted clients.
 //! - [`descriptors`]: quotas of the process's file descriptors by class.
+//! - [`first_request`]: connections aren't closed before their first request.
 //! - [`net`]: `Dial` and `Serve`, the interface between guests' calls, the data plane and pods.
 //! - [`plain`]: a plain HTTP server of the process itself.
+//! - [`sockets`]: the listening sockets of the process, which the next process may take over.
+//! - [`handover`]: the exchange of the two processes.
 //! - [`unread`]: drains the unread rest of a request's body.
 //!
 //! Excluded by design: the Kubernetes client (`machinery-client`), which no server needs.
@@ -15,8 +18,12 @@ pub mod accept;
 mod batched;
 pub mod connection;
 pub mod descriptors;
+pub mod first_request;
+#[cfg(unix)]
+pub mod handover;
 mod hooked;
 pub mod net;
 pub mod plain;
 mod seats;
+pub mod sockets;
 pub mod unread;

@@ -10,10 +10,9 @@ use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::service::Service;
 use machinery_env::Env;
-use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use crate::accept::{self, ConnectionPermit, Limit};
+use crate::accept::{self, ConnectionPermit, Limit, Listener};
 use crate::connection;
 use crate::descriptors::Descriptors;
 use crate::net::BoxError;
@@ -21,7 +20,7 @@ use crate::net::BoxError;
 /// Serves until `stop`, then drains requests for `drain` (without limit if `None`). `service` makes the service of one
 /// connection, which owns the permit.
 pub async fn serve<V, B>(
-    listener: TcpListener,
+    listener: impl Into<Listener>,
     drain: Option<Duration>,
     env: &Env,
     stop: &CancellationToken,
@@ -33,10 +32,10 @@ pub async fn serve<V, B>(
     B::Error: Into<BoxError>,
 {
     let limit = Limit::Seats(Descriptors::process().node_seats().clone());
-    let each = |stream, _, permit| {
-        let (service, env, stop) = (service(permit), env.clone(), stop.clone());
+    let each = |stream, _, permit, ending| {
+        let (service, env) = (service(permit), env.clone());
         async move {
-            if let Err(error) = connection::serve(stream, &env, service, &stop).await {
+            if let Err(error) = connection::serve(stream, &env, service, &ending).await {
                 tracing::debug!(error, "a connection ended");
             }
         }

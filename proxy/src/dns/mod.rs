@@ -19,8 +19,11 @@ mod tests;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 
+use machinery_serve::accept::Listener;
+use machinery_serve::sockets::SocketTable;
 use tokio_util::sync::CancellationToken;
 
+use crate::datagrams;
 use crate::dns::server::DnsServer;
 use crate::names::DNS_PORT;
 use crate::plane::DataPlane;
@@ -49,16 +52,13 @@ impl DnsSockets {
     /// # Errors
     /// If the address is taken or not allowed.
     pub fn bind(address: SocketAddr) -> io::Result<Self> {
+        let table = SocketTable::process();
         let mut attempts = if address.port() == 0 { PORT_ATTEMPTS_MAX } else { 1 };
         loop {
             attempts -= 1;
-            let tcp = TcpListener::bind(address)?;
-            match UdpSocket::bind(tcp.local_addr()?) {
-                Ok(udp) => {
-                    udp.set_nonblocking(true)?;
-                    tcp.set_nonblocking(true)?;
-                    return Ok(Self { udp, tcp });
-                }
+            let tcp = table.bind_tcp("", address)?;
+            match table.bind_udp("", tcp.local_addr()?) {
+                Ok(udp) => return Ok(Self { udp, tcp }),
                 Err(error) if attempts == 0 => return Err(error),
                 Err(_) => {}
             }
@@ -94,8 +94,8 @@ pub async fn serve(plane: &DataPlane, sockets: Vec<DnsSockets>, stop: &Cancellat
     let server = DnsServer::new(plane.state.clone());
     let mut serving = Vec::with_capacity(sockets.len());
     for DnsSockets { udp, tcp } in sockets {
-        let udp = server.clone().serve_udp(tokio::net::UdpSocket::from_std(udp)?, stop.clone());
-        let tcp = server.clone().serve_tcp(tokio::net::TcpListener::from_std(tcp)?, stop.clone());
+        let udp = server.clone().serve_udp(datagrams::registered(udp)?, stop.clone());
+        let tcp = server.clone().serve_tcp(Listener::from_bound("", tcp)?, stop.clone());
         serving.push(async move { tokio::join!(udp, tcp) });
     }
     futures::future::join_all(serving).await;

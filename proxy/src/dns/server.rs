@@ -10,8 +10,9 @@ use futures::{StreamExt as _, stream};
 use hickory_resolver::proto::op::{Message, Query, ResponseCode};
 use hickory_resolver::proto::rr::{Record, RecordType};
 use machinery_serve::accept::{self, Limit, Listener, Seats};
+use machinery_serve::sockets::SocketTable;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, BufReader};
-use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use tokio::net::{TcpStream, UdpSocket};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -212,13 +213,14 @@ impl DnsServer {
     }
 
     /// Serves a UDP socket until `stop`.
-    pub(crate) async fn serve_udp(self: Arc<Self>, socket: UdpSocket, stop: CancellationToken) {
-        let socket = Arc::new(socket);
+    pub(crate) async fn serve_udp(self: Arc<Self>, socket: Arc<UdpSocket>, stop: CancellationToken) {
+        let table = SocketTable::process();
         let forwards = TaskTracker::new();
         let mut buffer = [0_u8; REQUEST_BYTES_MAX];
         loop {
             let received = tokio::select! {
                 () = stop.cancelled() => break,
+                () = table.retired() => break,
                 received = socket.recv_from(&mut buffer) => received,
             };
             let (length, client) = match received {
@@ -260,16 +262,25 @@ impl DnsServer {
     }
 
     /// Serves a TCP listener until `stop`.
-    pub(crate) async fn serve_tcp(self: Arc<Self>, listener: TcpListener, stop: CancellationToken) {
+    pub(crate) async fn serve_tcp(self: Arc<Self>, listener: Listener, stop: CancellationToken) {
         let limit = Limit::Seats(Seats::new(CONNECTIONS_MAX));
-        let each = |stream, peer: SocketAddr, permit| {
+        let each = |stream, peer: SocketAddr, permit, ending| {
             let (this, stop) = (self.clone(), stop.clone());
             async move {
                 let _permit = permit;
-                stop.run_until_cancelled(this.serve_connection(stream, peer.ip())).await;
+                let end = async {
+                    tokio::select! {
+                        () = stop.cancelled() => {}
+                        () = accept::end_of_stream(&this.state.env, &ending) => {}
+                    }
+                };
+                tokio::select! {
+                    () = this.clone().serve_connection(stream, peer.ip()) => {}
+                    () = end => {}
+                }
             }
         };
-        accept::serve(Listener::from(listener), limit, Some(DRAIN), &self.state.env, &stop, each).await;
+        accept::serve(listener, limit, Some(DRAIN), &self.state.env, &stop, each).await;
     }
 
     async fn serve_connection(self: Arc<Self>, stream: TcpStream, client: IpAddr) {

@@ -91,7 +91,7 @@ async fn wait_for_endpoint(
         };
         let (mut wake_at, mut busy) = (until, false);
         if route.usable().is_empty() {
-            if !state.activation.is_scalable(&via.service) {
+            if !state.activation.may_wait(&via.service) {
                 return Err(no_endpoint_error(via, ": no autoscaler starts a pod for it any more"));
             }
         } else {
@@ -169,6 +169,22 @@ mod tests {
             assert_eq!(text(one.await.unwrap().unwrap()).await, "three boats");
         }
         assert_eq!((plane.state.activation.queued(), plane.metrics().no_endpoint.get()), (0, 0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn requests_wait_for_the_pods_of_a_takeover() {
+        let plane = scaled_to_zero();
+        plane.state.activation.set_scalable_services([].into());
+        plane.hold_requests();
+        let request = enqueue_request(&plane).await;
+        add_endpoints(&plane, "web", &["127.66.0.2"]);
+        let pod = attach(&plane, "127.66.0.2", "again");
+        assert_eq!(text(request.await.unwrap().unwrap()).await, "again");
+        drop(pod);
+        let request = enqueue_request(&plane).await;
+        plane.release_requests();
+        add_endpoints(&plane, "web", &[]);
+        assert!(why(request).await.ends_with("no autoscaler starts a pod for it any more"));
     }
 
     #[tokio::test(start_paused = true)]

@@ -10,6 +10,7 @@ use http::{HeaderValue, Response, StatusCode};
 use http_body_util::{BodyExt as _, Full};
 use machinery_serve::net::{Body, Stream};
 use tokio::net::TcpStream;
+use tokio_util::sync::CancellationToken;
 
 use crate::lifetime::ConnectionLifetime;
 use crate::table::PortRoute;
@@ -22,12 +23,14 @@ pub(crate) async fn serve(
     stream: TcpStream,
     peer: SocketAddr,
     lifetime: ConnectionLifetime,
+    ending: CancellationToken,
 ) {
     // `local_addr` fails on a closed connection.
     let local = stream.local_addr().unwrap_or(SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0));
     let answer = move |_| std::future::ready(answer(&route.load()));
-    let stop = lifetime.stop.clone();
-    if let Err(error) = machinery_serve::net::http::serve(Stream::Tcp(stream), local, stop.cancelled(), answer).await {
+    let _lifetime = lifetime;
+    let stop = ending.cancelled();
+    if let Err(error) = machinery_serve::net::http::serve(Stream::Tcp(stream), local, stop, answer).await {
         tracing::debug!(%peer, error, "connection ended");
     }
 }

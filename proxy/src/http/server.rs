@@ -5,9 +5,11 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use http::{Request, Response, StatusCode};
+use machinery_serve::first_request::FirstRequest;
 use machinery_serve::net::framing::WantsUpgrade;
 use machinery_serve::net::{Body, DialError, Peer, Stream};
 use tokio::net::TcpStream;
+use tokio_util::sync::CancellationToken;
 
 use super::activator;
 use super::forward::Exchange;
@@ -15,18 +17,25 @@ use crate::lifetime::ConnectionLifetime;
 use crate::state::ProxyState;
 use crate::table::PortRoute;
 
-/// Serves `stream` until its end; drains its open requests once its lifetime is over.
+/// Serves `stream` until its end; from `ending` on it completes its requests, also one that is on its way.
 pub(crate) async fn serve(
     state: Arc<ProxyState>,
     route: Arc<ArcSwap<PortRoute>>,
     stream: TcpStream,
     peer: SocketAddr,
     lifetime: ConnectionLifetime,
+    ending: CancellationToken,
 ) {
     // `local_addr` fails on a closed connection.
     let local = stream.local_addr().unwrap_or(SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0));
-    let (stop, lifetime) = (lifetime.stop.clone(), Arc::new(lifetime));
+    let (lifetime, first, env) = (Arc::new(lifetime), Arc::new(FirstRequest::default()), state.env.clone());
+    let begun = first.clone();
+    let stop = async move {
+        ending.cancelled().await;
+        first.wait(&env).await;
+    };
     let answer = move |mut request: Request<Body>| {
+        begun.mark();
         let (state, route) = (state.clone(), route.load_full());
         if request.extensions().get::<WantsUpgrade>().is_some() {
             request.extensions_mut().insert(ConnectionLifetime::clone(&lifetime));
@@ -40,7 +49,7 @@ pub(crate) async fn serve(
             activator::send(&state, &route, &exchange, request).await.unwrap_or_else(|error| refusal(&error))
         }
     };
-    if let Err(error) = machinery_serve::net::http::serve(Stream::Tcp(stream), local, stop.cancelled(), answer).await {
+    if let Err(error) = machinery_serve::net::http::serve(Stream::Tcp(stream), local, stop, answer).await {
         tracing::debug!(%peer, error, "connection ended");
     }
 }

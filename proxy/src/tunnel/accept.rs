@@ -12,10 +12,10 @@ use h2::server::{Connection, SendResponse};
 use h2::{Reason, RecvStream};
 use http::{Request, Response};
 use http_body::Body as _;
-use machinery_serve::accept::{self, ConnectionPermit, Limit};
+use machinery_serve::accept::{self, ConnectionPermit, Limit, Listener};
 use machinery_serve::descriptors::Descriptors;
 use machinery_serve::net::{Body, CallRejected, Caller, Origin, Peer, Serve, Stream};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
@@ -96,14 +96,14 @@ struct ConnectedPeer {
 }
 
 /// Serves the tunnel's port until `stop`, then drains its calls.
-pub(super) async fn serve(tunnel: Arc<Tunnel>, listener: TcpListener, stop: &CancellationToken) {
+pub(super) async fn serve(tunnel: Arc<Tunnel>, listener: Listener, stop: &CancellationToken) {
     let limit = Limit::Seats(Descriptors::process().node_seats().clone());
     let env = tunnel.env.clone();
-    let each = |stream, address, permit: Arc<ConnectionPermit>| {
-        let (tunnel, stop) = (tunnel.clone(), stop.clone());
-        async move { serve_connection(tunnel, stream, address, &permit, &stop).await }
+    let each = |stream, address, permit: Arc<ConnectionPermit>, ending| {
+        let tunnel = tunnel.clone();
+        async move { serve_connection(tunnel, stream, address, &permit, &ending).await }
     };
-    accept::serve(listener.into(), limit, Some(DRAIN_MAX), &env, stop, each).await;
+    accept::serve(listener, limit, Some(DRAIN_MAX), &env, stop, each).await;
 }
 
 async fn serve_connection(

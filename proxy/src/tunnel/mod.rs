@@ -37,8 +37,8 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use ipnet::IpNet;
 use machinery_env::Env;
+use machinery_serve::accept::Listener;
 use machinery_serve::net::{PodNetwork, Protocol, RemotePods, Serve};
-use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 pub use identity::{CertificateReceiver, IdentityError, NodeCertificate};
@@ -140,8 +140,8 @@ impl Tunnel {
     }
 
     /// Serves the tunnel's port until `stop`, then drains running calls for at most 30 s.
-    pub async fn serve(self: Arc<Self>, listener: TcpListener, stop: &CancellationToken) {
-        accept::serve(self, listener, stop).await;
+    pub async fn serve(self: Arc<Self>, listener: impl Into<Listener>, stop: &CancellationToken) {
+        accept::serve(self, listener.into(), stop).await;
     }
 
     /// Replaces all nodes. Connections to a peer with the same name and address stay; those of others are cut.

@@ -10,3 +10,4 @@ pub(super) mod nodes;
 pub(super) mod rejected;
 pub(super) mod scheduler;
 pub(super) mod store;
+pub(super) mod takeover;

@@ -364,7 +364,9 @@ impl RequestHandler {
             Ok(start) => {
                 let watch_form = watch::watch_form(call.row, form, tables, ctx.head.managed);
                 let lasts = Duration::from_secs(seconds);
-                let (stop, env) = (self.stop.clone(), self.deps.env.clone());
+                let is_external = ctx.connection.session.peer.is_some();
+                let stop = if is_external { self.connections_stop.clone() } else { self.stop.clone() };
+                let env = self.deps.env.clone();
                 let versions = self.deps.registry.versions.clone();
                 Ok(watch::stream(watch_form, start, options.bookmarks, lasts, stop, env, versions))
             }

@@ -56,6 +56,8 @@ pub struct RequestHandler {
     pub deps: HandlerDeps,
     /// Ends long-running requests when cancelled.
     pub stop: CancellationToken,
+    /// Ends the watches of clients outside this process, before [`Self::stop`].
+    pub(crate) connections_stop: CancellationToken,
     /// Whether the default objects have been created.
     pub bootstrapped: AtomicBool,
     /// The revision up to which the CustomResourceDefinitions are served.
@@ -85,10 +87,12 @@ pub(super) struct RequestContext<'a> {
 impl RequestHandler {
     #[must_use]
     pub fn new(deps: HandlerDeps) -> Self {
+        let stop = CancellationToken::new();
         Self {
+            connections_stop: stop.child_token(),
             fair_queue: Arc::new(FairQueue::new(deps.env.clone())),
             deps,
-            stop: CancellationToken::new(),
+            stop,
             bootstrapped: AtomicBool::new(false),
             definitions_served: watch::Sender::new(0),
             impersonator: impersonate::Impersonator::default(),

@@ -239,7 +239,7 @@ async fn serve(
     stop: &CancellationToken,
 ) -> Result<(SocketAddr, JoinHandle<()>), NodeError> {
     let at_server = |source| NodeError::Server { name: config.name.clone(), source };
-    let listener = server::bind(SocketAddr::new(config.bind, config.kubelet_port)).await.map_err(at_server)?;
+    let listener = server::bind(&config.name, SocketAddr::new(config.bind, config.kubelet_port)).map_err(at_server)?;
     let address = listener.local_addr().map_err(|source| NodeError::Io {
         name: config.name.clone(),
         what: "asking for the kubelet API's address",

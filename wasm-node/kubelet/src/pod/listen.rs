@@ -44,14 +44,16 @@ pub(super) async fn serve(
 ) {
     let limit = Limit::Permits(connections, Class::Clients);
     let never = CancellationToken::new();
-    let each = |stream, peer, permit| {
-        let serve = answers();
+    let each = |stream, peer, permit, ending| {
+        let (serve, env) = (answers(), env.clone());
         async move {
             let _permit = permit;
             let origin = Origin { peer: Peer::Host(peer), local: address, via: None };
             // A refused connection is closed.
-            if let Some(serve) = serve {
-                let _ = serve.stream(origin, Stream::Tcp(stream)).await;
+            let Some(serve) = serve else { return };
+            tokio::select! {
+                _ = serve.stream(origin, Stream::Tcp(stream)) => {}
+                () = accept::end_of_stream(&env, &ending) => {}
             }
         }
     };

@@ -7,8 +7,10 @@ use axum::body::Body;
 use axum::extract::{Path, RawQuery, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
+use futures::StreamExt as _;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::ContainerStatus;
+use machinery_serve::sockets::SocketTable;
 use percent_encoding::percent_decode_str;
 use tokio::sync::mpsc;
 
@@ -144,6 +146,8 @@ pub(super) async fn get(
         let piece = pieces.recv().await?;
         Some((Ok::<_, std::convert::Infallible>(piece), pieces))
     });
+    // A followed log would hold up the process that takes over.
+    let pieces = pieces.take_until(SocketTable::process().retirement().cancelled_owned());
     ([(header::CONTENT_TYPE, "text/plain")], Body::from_stream(pieces)).into_response()
 }
 

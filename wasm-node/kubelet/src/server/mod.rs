@@ -28,12 +28,12 @@ use hyper_util::service::TowerToHyperService;
 use images::Images;
 use kube::Client;
 use machinery_env::Env;
-use machinery_serve::accept::{self, ConnectionPermit, Limit};
+use machinery_serve::accept::{self, ConnectionPermit, Limit, Listener};
 use machinery_serve::descriptors::Descriptors;
 use machinery_serve::net::PodNetwork;
 use machinery_streaming::websocket::upgrade_of;
 use serde_json::{Value, json};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
@@ -98,13 +98,14 @@ impl Kubelet {
     }
 }
 
-pub(crate) async fn bind(address: SocketAddr) -> Result<TcpListener, ServerError> {
-    TcpListener::bind(address).await.map_err(|source| ServerError::Bind { address, source })
+/// Binds the kubelet API of a node.
+pub(crate) fn bind(node: &str, address: SocketAddr) -> Result<Listener, ServerError> {
+    Listener::bind_own(&format!("kubelet/{node}"), address).map_err(|source| ServerError::Bind { address, source })
 }
 
 /// Serves until `stop`.
 pub(crate) fn serve(
-    listener: TcpListener,
+    listener: Listener,
     with: &ServingTls,
     kubelet: Kubelet,
     stop: CancellationToken,
@@ -131,9 +132,10 @@ pub(crate) fn serve(
     Ok(async move {
         let sampled = metrics::sample(&measured, &stop);
         let limit = Limit::Seats(Descriptors::process().node_seats().clone());
-        let each =
-            |stream, _, permit| connection(stream, permit, acceptor.clone(), router.clone(), env.clone(), stop.clone());
-        tokio::join!(accept::serve(listener.into(), limit, Some(DRAIN), &env, &stop, each), sampled);
+        let each = |stream, _, permit, ending| {
+            connection(stream, permit, acceptor.clone(), router.clone(), env.clone(), ending)
+        };
+        tokio::join!(accept::serve(listener, limit, Some(DRAIN), &env, &stop, each), sampled);
     })
 }
 
@@ -143,7 +145,7 @@ async fn connection(
     acceptor: TlsAcceptor,
     router: Router,
     env: Env,
-    stop: CancellationToken,
+    ending: CancellationToken,
 ) {
     let Ok(Ok(stream)) = env.timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await else {
         return;
@@ -151,7 +153,8 @@ async fn connection(
     let peer = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
     let identity = peer.and_then(|certificate| Identity::of_certificate(certificate));
     let router = router.layer(axum::Extension(identity)).layer(axum::Extension(permit));
-    if let Err(error) = machinery_serve::connection::serve(stream, &env, TowerToHyperService::new(router), &stop).await
+    if let Err(error) =
+        machinery_serve::connection::serve(stream, &env, TowerToHyperService::new(router), &ending).await
     {
         tracing::debug!(error, "a connection to the kubelet ended");
     }

@@ -13,8 +13,9 @@ use axum::extract::{Path, Request, State};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use hyper_util::rt::TokioIo;
-use machinery_serve::accept::ConnectionPermit;
+use machinery_serve::accept::{ConnectionPermit, end_of_stream};
 use machinery_serve::net::{Origin, Peer, Protocol, Stream};
+use machinery_serve::sockets::SocketTable;
 use machinery_streaming::websocket::upgrade_of;
 
 use super::Kubelet;
@@ -44,7 +45,9 @@ pub(super) async fn upgrade(
     };
     let upgraded = hyper::upgrade::on(&mut request);
     tokio::spawn(async move {
-        let _held = (permit, counted);
+        // It may carry a request, which the end of the listener doesn't cut.
+        let table = SocketTable::process();
+        let (_held, ending) = ((permit, counted, table.keep_serving()), table.retirement());
         let origin = Origin { peer: Peer::Node, local: SocketAddr::new(ip, port), via: None };
         let stream = async {
             let io = TokioIo::new(upgraded.await.map_err(io::Error::other)?);
@@ -61,6 +64,7 @@ pub(super) async fn upgrade(
                 }
             }
             () = kubelet.stop.cancelled() => {}
+            () = end_of_stream(&kubelet.env, &ending) => {}
         }
     });
     let mut response = (StatusCode::SWITCHING_PROTOCOLS, Body::empty()).into_response();

@@ -3,13 +3,13 @@
 use axum::{Extension, Router};
 use hyper_util::service::TowerToHyperService;
 use machinery_env::Env;
+use machinery_serve::accept::Listener;
 use machinery_serve::plain;
-use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 /// Serves `router` until `stop`, then drains requests. Requests carry their connection's
 /// [`machinery_serve::accept::ConnectionPermit`].
-pub async fn serve(listener: TcpListener, router: Router, env: Env, stop: CancellationToken) {
+pub async fn serve(listener: impl Into<Listener>, router: Router, env: Env, stop: CancellationToken) {
     let service = |permit| TowerToHyperService::new(router.clone().layer(Extension(permit)));
     plain::serve(listener, None, &env, &stop, service).await;
 }

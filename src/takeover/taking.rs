@@ -1,0 +1,109 @@
+//! The start of a process with `--takeover`.
+
+use std::time::Duration;
+
+use machinery_env::Env;
+
+use crate::data_dir::DataDir;
+
+/// What a process has taken over.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct TakenOver {
+    pid: u32,
+    sockets: usize,
+    /// When the other process began to leave connections to this one, on the scale of [`Env::elapsed`].
+    since: Duration,
+}
+
+impl TakenOver {
+    /// A line for people, once this process answers.
+    pub(crate) fn summary(self, env: &Env) -> String {
+        let Self { pid, sockets, since } = self;
+        let gap = env.elapsed().saturating_sub(since).as_millis();
+        format!("took over {sockets} sockets from process {pid}; {gap} ms without answers")
+    }
+}
+
+#[cfg(not(unix))]
+pub(crate) async fn take(_: &Env, _: &DataDir) -> anyhow::Result<Option<TakenOver>> {
+    anyhow::bail!(
+        "--takeover needs Unix sockets, which this system lacks: stop the running process, and start without it"
+    )
+}
+
+/// Takes over the sockets of the process that uses the data folder, and waits for its end. `None` if there is none.
+///
+/// # Errors
+/// If the process refuses or doesn't answer in time; it goes on then. If it doesn't end after it has given its sockets away.
+#[cfg(unix)]
+pub(crate) async fn take(env: &Env, data: &DataDir) -> anyhow::Result<Option<TakenOver>> {
+    use std::io::ErrorKind;
+
+    use anyhow::Context as _;
+    use machinery_serve::handover;
+    use machinery_serve::sockets::SocketTable;
+    use tokio::net::UnixStream;
+
+    use super::control::{ControlPath, introduction};
+
+    let folder = data.path().display();
+    let path = ControlPath::of(data);
+    let connected = match &path {
+        Ok(path) => UnixStream::connect(&path.path).await,
+        Err(error) => Err(std::io::Error::new(error.kind(), error.to_string())),
+    };
+    let stream = match connected {
+        Ok(stream) => stream,
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused) => {
+            drop(data.lock().with_context(|| {
+                "--takeover: the running process gives no sockets away: it starts or stops, or its version can't; try again"
+            })?);
+            return Ok(None);
+        }
+        Err(error) => {
+            let path = data.control();
+            return Err(error).with_context(|| format!("--takeover: {}", path.display()));
+        }
+    };
+    handover::check_user(&stream).with_context(|| format!("--takeover: the process of {folder}"))?;
+    let offer = handover::take(env, stream, introduction()).await.with_context(|| format!("--takeover: {folder}"))?;
+    let (pid, sockets) = (offer.from.pid, offer.sockets.len());
+    tracing::info!(pid, program = offer.from.program, sockets, "the running process offers its sockets");
+    let since = env.elapsed();
+    let (taken, inherited) = offer.commit(env).await.with_context(|| format!("--takeover: {folder}"))?;
+    SocketTable::process().inherit(inherited);
+    taken.ended(env, super::END_MAX).await.with_context(|| format!("--takeover: process {pid}, {folder}"))?;
+    wait_for_lock(env, data).await?;
+    Ok(Some(TakenOver { pid, sockets, since }))
+}
+
+/// Waits until the process that has ended has released the folder.
+#[cfg(unix)]
+async fn wait_for_lock(env: &Env, data: &DataDir) -> anyhow::Result<()> {
+    /// The system releases a lock at the end of its process, within milliseconds after that of its connections.
+    const LOCK_MAX: Duration = Duration::from_secs(5);
+    const RETRY_AFTER: Duration = Duration::from_millis(5);
+    let deadline = env.deadline(LOCK_MAX);
+    loop {
+        match data.lock() {
+            Ok(_) => return Ok(()),
+            Err(error) if deadline.passed(env) => return Err(error),
+            Err(_) => env.sleep(RETRY_AFTER).await,
+        }
+    }
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn without_a_running_process_it_is_a_normal_start() {
+        let temp = tempfile::tempdir().unwrap();
+        let data = DataDir::at(temp.path().join("data"));
+        assert!(take(&Env::real(), &data).await.unwrap().is_none());
+        let _held = data.lock().unwrap();
+        let refused = format!("{:#}", take(&Env::real(), &data).await.unwrap_err());
+        assert!(refused.contains("gives no sockets away") && refused.contains("in use by another"), "{refused}");
+    }
+}
