@@ -178,7 +178,6 @@ impl SocketTable {
     }
 
     /// Keeps [`SocketTable::drained`] waiting until it is dropped.
-    #[must_use]
     pub fn keep_serving(&self) -> TaskTrackerToken {
         self.serving.token()
     }
