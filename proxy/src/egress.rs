@@ -25,11 +25,12 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_util::sync::CancellationToken;
 
+use crate::http1::Http1;
 use crate::join::join;
 use crate::lifetime::ConnectionLifetime;
 use crate::names::ExternalResolver;
 use crate::pod_limit::{PodLimit, PodPermit};
-use crate::pool::{Http1, Http2, Pool};
+use crate::pool::{Http2, Pool};
 use crate::special::is_special;
 use crate::table::AppProtocol;
 
@@ -355,19 +356,9 @@ impl Egress {
             builder.max_buf_size(BUFFER_BYTES_MAX);
             Ok::<_, BoxError>(builder.handshake::<_, Body>(TokioIo::new(io)).await?)
         };
-        let (sender, connection) = self
-            .env
-            .timeout(CONNECT_TIMEOUT, shake)
-            .await
-            .map_err(|_| DialError::Timeout(to.address.to_string()))?
-            .map_err(|error| to.failed(error))?;
-        let address = to.address;
-        tokio::spawn(async move {
-            if let Err(error) = connection.with_upgrades().await {
-                tracing::debug!(%address, %error, "connection to an endpoint ended");
-            }
-        });
-        Ok(sender)
+        let connection = self.env.timeout(CONNECT_TIMEOUT, shake).await;
+        let connection = connection.map_err(|_| DialError::Timeout(to.address.to_string()))?;
+        connection.map(Http1::new).map_err(|error| to.failed(error))
     }
 
     async fn http2(&self, to: &EgressTarget<'_>) -> Result<Http2, DialError> {
@@ -390,7 +381,7 @@ impl Egress {
     async fn send_http1(
         &self,
         to: &EgressTarget<'_>,
-        mut sender: Http1,
+        connection: Http1,
         keep: bool,
         mut request: Request<Body>,
         permit: Permit,
@@ -401,18 +392,10 @@ impl Egress {
         if let Err(error) = to_http1(&mut request, upgrade) {
             return Err(SendError::Lost(to.failed(error.into())));
         }
-        let mut response = match sender.try_send_request(request).await {
-            Ok(response) => response,
+        let (connection, mut response) = match connection.send(request, client.is_some(), to.address).await {
+            Ok(answered) => answered,
             Err(error) => return Err(to.classify_send_error(error)),
         };
-        let (held, pool, address) = (permit.clone(), self.pool.clone(), to.address);
-        tokio::spawn(async move {
-            // Ready once the response body has been read to its end; an error if the connection ended with it.
-            if sender.ready().await.is_ok() && keep {
-                pool.put_http1(address, sender);
-            }
-            drop(held);
-        });
         let switched = response.status() == StatusCode::SWITCHING_PROTOCOLS;
         let server = (switched && client.is_some()).then(|| hyper::upgrade::on(&mut response));
         let protocol = response.headers().get(UPGRADE).cloned();
@@ -422,9 +405,11 @@ impl Egress {
         if let (Some(client), Some(server)) = (client, server) {
             head.headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
             head.headers.extend(protocol.map(|protocol| (UPGRADE, protocol)));
-            tokio::spawn(splice(client, server, lifetime, permit, to.address));
+            tokio::spawn(splice(client, server, lifetime, permit.clone(), to.address));
         }
-        Ok(Response::from_parts(head, body.map_err(Into::into).boxed_unsync()))
+        let (pool, address) = (self.pool.clone(), to.address);
+        let body = connection.body(body, keep.then_some(move |back| pool.put_http1(address, back)), permit);
+        Ok(Response::from_parts(head, body))
     }
 }
 

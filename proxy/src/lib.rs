@@ -23,6 +23,7 @@ mod events;
 mod flow_target;
 mod flows;
 pub mod http;
+mod http1;
 pub mod in_flight;
 mod join;
 mod l4;

@@ -10,21 +10,22 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use hyper::client::conn::{http1, http2};
+use hyper::client::conn::http2;
 use machinery_env::Env;
 use machinery_serve::descriptors::{Class, Descriptors};
 use machinery_serve::net::Body;
 
+use crate::http1::Http1;
+
 /// Maximum time that an unused connection stays in the pool.
 const IDLE_MAX: Duration = Duration::from_secs(90);
-/// Maximum idle connections per endpoint: a burst's connections need not all stay.
-const IDLE_PER_ENDPOINT_MAX: usize = 8;
+/// Maximum idle connections per endpoint: below the number of its clients, each further request would open one.
+const IDLE_PER_ENDPOINT_MAX: usize = 64;
 /// Maximum pooled connections, HTTP/1.1 and HTTP/2 together; at most half of the descriptors of class `Backends`.
-const POOLED_MAX: usize = 128;
+const POOLED_MAX: usize = 512;
 /// Interval between two sweeps for expired connections.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(15);
 
-pub(crate) type Http1 = http1::SendRequest<Body>;
 pub(crate) type Http2 = http2::SendRequest<Body>;
 
 #[derive(Clone)]
@@ -53,7 +54,7 @@ impl PooledConnections {
     fn sweep(&mut self, now: Duration) {
         let fresh = |since: Duration| now.saturating_sub(since) < IDLE_MAX;
         self.http1.retain(|_, idle| {
-            idle.retain(|(sender, since)| !sender.is_closed() && fresh(*since));
+            idle.retain_mut(|(connection, since)| fresh(*since) && connection.is_ready());
             !idle.is_empty()
         });
         self.http2.retain(|_, (sender, since)| !sender.is_closed() && fresh(*since));
@@ -75,15 +76,14 @@ impl Pool {
     /// Takes an idle connection to an endpoint out of the pool.
     pub(crate) fn take_http1(&self, to: SocketAddr) -> Option<Http1> {
         let now = self.inner.env.elapsed();
-        let mut pooled = self.inner.pooled.lock().unwrap_or_else(PoisonError::into_inner);
-        let idle = pooled.http1.get_mut(&to)?;
         // The most recently used connection is the least likely to be closed by its peer.
-        while let Some((sender, since)) = idle.pop() {
-            if sender.is_ready() && now.saturating_sub(since) < IDLE_MAX {
-                return Some(sender);
+        let pop = || self.inner.pooled.lock().unwrap_or_else(PoisonError::into_inner).http1.get_mut(&to)?.pop();
+        loop {
+            let (mut connection, since) = pop()?;
+            if now.saturating_sub(since) < IDLE_MAX && connection.is_ready() {
+                return Some(connection);
             }
         }
-        None
     }
 
     /// Returns the shared HTTP/2 connection to an endpoint.
@@ -100,11 +100,11 @@ impl Pool {
     }
 
     /// Returns a connection to the pool after its request has ended.
-    pub(crate) fn put_http1(&self, to: SocketAddr, sender: Http1) {
+    pub(crate) fn put_http1(&self, to: SocketAddr, connection: Http1) {
         self.put(|pooled, now| {
             let idle = pooled.http1.entry(to).or_default();
             if idle.len() < IDLE_PER_ENDPOINT_MAX {
-                idle.push((sender, now));
+                idle.push((connection, now));
             }
         });
     }
