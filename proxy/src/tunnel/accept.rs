@@ -174,6 +174,10 @@ async fn run(
     let mut drained_by = None;
     let mut idle_at = env.deadline(IDLE_MAX);
     loop {
+        // Not awaited: the end of each call would wake this task.
+        while calls.try_join_next().is_some() {
+            idle_at = env.deadline(IDLE_MAX);
+        }
         let ends = tokio::select! {
             call = connection.accept() => match call {
                 Some(Ok((request, respond))) => {
@@ -184,10 +188,6 @@ async fn run(
                 Some(Err(error)) => return tracing::debug!(peer = %peer.address, %error, "a peer's connection ended"),
                 None => return,
             },
-            Some(_) = calls.join_next() => {
-                idle_at = env.deadline(IDLE_MAX);
-                false
-            }
             () = stop.cancelled(), if drained_by.is_none() => true,
             _ = ticks.tick() => {
                 (calls.is_empty() && idle_at.passed(env)) || env.now().as_second() >= expires_at
