@@ -29,7 +29,7 @@ use super::lazy::LazyIo;
 use super::link::tune;
 use super::metrics::Direction;
 use super::receive::Receiver;
-use super::transmit::transmit;
+use super::transmit::{begin, transmit};
 use super::{
     ALPN, CONNECTION_WINDOW_BYTES, DRAIN_MAX, FRAME_OVERHEAD_MAX, HEAD_BYTES_MAX, STREAM_WINDOW_BYTES, STREAMS_MAX,
     Tunnel, datagrams,
@@ -345,6 +345,7 @@ async fn serve_http(
 async fn answer(response: Response<Body>, mut respond: SendResponse<Bytes>) {
     let (mut head, body) = response.into_parts();
     head::clean_response(&mut head.headers);
+    let body = begin(body).await;
     let ended = body.is_end_stream();
     let mut response = Response::new(());
     *response.status_mut() = head.status;

@@ -2,11 +2,12 @@
 
 use std::future::poll_fn;
 use std::pin::Pin;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 
 use bytes::{Bytes, BytesMut};
 use h2::{Reason, SendStream};
 use http_body::{Body as _, Frame};
+use http_body_util::BodyExt as _;
 use machinery_serve::net::{Body, BoxError};
 
 /// Frames below this size are joined while more of them are ready …
@@ -66,6 +67,50 @@ fn finish(sent: Result<(), h2::Error>) -> Transmitted {
     if sent.is_ok() { Transmitted::Complete } else { Transmitted::Stopped }
 }
 
+/// A body with its first frame, if that comes at once: the frame leaves in one write with the head, and the receiver gets both
+/// together.
+pub(super) async fn begin(mut body: Body) -> Body {
+    for last in [false, true] {
+        if body.is_end_stream() {
+            break;
+        }
+        let polled = Pin::new(&mut body).poll_frame(&mut Context::from_waker(Waker::noop()));
+        if let Poll::Ready(first) = polled {
+            return BegunBody { first: Some(first), body }.boxed_unsync();
+        }
+        if !last {
+            // The callee writes its body just after its head.
+            tokio::task::yield_now().await;
+        }
+    }
+    body
+}
+
+/// A body whose first frame was taken.
+struct BegunBody {
+    first: Option<NextFrame>,
+    body: Body,
+}
+
+impl http_body::Body for BegunBody {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<NextFrame> {
+        match self.first.take() {
+            Some(first) => Poll::Ready(first),
+            None => Pin::new(&mut self.body).poll_frame(context),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.first {
+            Some(first) => first.is_none(),
+            None => self.body.is_end_stream(),
+        }
+    }
+}
+
 type NextFrame = Option<Result<Frame<Bytes>, BoxError>>;
 
 struct Sending {
@@ -122,4 +167,34 @@ impl Sending {
 fn small_data(frame: &NextFrame) -> Option<&Bytes> {
     let data = frame.as_ref()?.as_ref().ok()?.data_ref()?;
     (data.len() < SMALL_BYTES).then_some(data)
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::StreamExt as _;
+    use http_body_util::StreamBody;
+
+    use super::*;
+
+    fn body(frames: Vec<&'static str>, late: bool) -> Body {
+        let waits = async move {
+            for _ in 0..if late { 5 } else { 0 } {
+                tokio::task::yield_now().await;
+            }
+            futures::stream::iter(frames).map(|text| Ok::<_, BoxError>(Frame::data(Bytes::from(text))))
+        };
+        StreamBody::new(futures::stream::once(waits).flatten()).boxed_unsync()
+    }
+
+    #[tokio::test]
+    async fn a_begun_body_has_all_its_frames() {
+        for late in [false, true] {
+            for frames in [vec![], vec!["oars"], vec!["oars", " and ", "boats"]] {
+                let begun = begin(body(frames.clone(), late)).await;
+                // Only a body that has begun knows that it is empty.
+                assert_eq!(begun.is_end_stream(), frames.is_empty() && !late, "{frames:?}, {late}");
+                assert_eq!(begun.collect().await.unwrap().to_bytes(), frames.concat());
+            }
+        }
+    }
 }
