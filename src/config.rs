@@ -21,7 +21,7 @@ use scheduler::extender::ExtenderConfig;
 use scheduler::plugins::{Profile, ScoringStrategy};
 use scheduler::queue::BackOff;
 use scheduler::wasm::PluginHost;
-use wasm_runtime::engine::{CompileBounds, GuestBounds};
+use wasm_runtime::engine::{CompileBounds, GuestBounds, SharedStoreConfig};
 
 use crate::inventory::NodeInventory;
 use crate::joining::accept::JoinConfig;
@@ -212,6 +212,8 @@ pub(crate) struct NodesConfig {
     pub(crate) share_compiled: bool,
     /// Limits of all guests of the process, scheduler plugins included.
     pub(crate) guests: GuestsConfig,
+    /// The store of `wasi:keyvalue` that nodes share; `None`: files of this node.
+    pub(crate) keyvalue: Option<SharedStoreConfig>,
 }
 
 impl ClusterConfig {
@@ -261,6 +263,7 @@ impl ClusterConfig {
                 parallel_pulls: PARALLEL_PULLS_DEFAULT,
                 share_compiled: false,
                 guests: GuestsConfig::default(),
+                keyvalue: None,
             },
         }
     }

@@ -80,6 +80,7 @@ impl Plugins {
             compile_bounds: guests.compile,
             guest_bounds: guests.instance,
             keyvalue_dir: folder.path().join("keyvalue"),
+            keyvalue_shared: None,
         };
         let cores = std::thread::available_parallelism().map_or(2, usize::from);
         let threads = GuestThreads::start(cores, env).context("cannot start the plugins' threads")?;

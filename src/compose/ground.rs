@@ -140,7 +140,7 @@ impl Modules {
     async fn open(env: &Env, config: &ClusterConfig, data: &DataDir, pki: &Pki) -> anyhow::Result<Self> {
         let (registry_listener, registry_address) = registry::bind(data, config.api.bind)?;
         let registry_password = registry::password(data, env)?;
-        let engine = (config.nodes.count > 0).then(|| nodes::engine(env, data, config.nodes.guests)).transpose()?;
+        let engine = (config.nodes.count > 0).then(|| nodes::engine(env, data, &config.nodes)).transpose()?;
         let (blobs, registry) = (nodes::blob_store(data)?, registry::access(registry_address, &registry_password, pki));
         let own = vec![registry.clone()];
         let images = engine.as_ref().map(|engine| nodes::images(env, &config.nodes, engine, (&blobs, own)));

@@ -163,7 +163,7 @@ impl Parts<'_> {
     ) -> anyhow::Result<(Vec<Component>, DataPlane)> {
         let pods = PodNetwork::default();
         let data_plane = DataPlane::new(self.env.clone(), self.plane(cluster), pods.clone())?;
-        let engine = nodes::engine(self.env, self.data, self.config.nodes.guests)?;
+        let engine = nodes::engine(self.env, self.data, &self.config.nodes)?;
         let blobs = nodes::blob_store(self.data)?;
         let images =
             nodes::images(self.env, &self.config.nodes, &engine, (&blobs, access(&cluster.registries, self.node)))?;

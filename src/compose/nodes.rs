@@ -19,7 +19,7 @@ use super::node_host::{Agent, NodeHost};
 use super::role::Component;
 use super::tunnel::{self, BoundTunnel, TunnelParts};
 use crate::compiled;
-use crate::config::{GuestsConfig, NodesConfig};
+use crate::config::NodesConfig;
 use crate::data_dir::DataDir;
 use crate::output::print_stderr;
 
@@ -40,7 +40,8 @@ pub(super) fn guest_memory_bytes() -> anyhow::Result<u64> {
 }
 
 /// This process's engine and its guest threads.
-pub(super) fn engine(env: &Env, data: &DataDir, guests: GuestsConfig) -> anyhow::Result<Engine> {
+pub(super) fn engine(env: &Env, data: &DataDir, nodes: &NodesConfig) -> anyhow::Result<Engine> {
+    let guests = nodes.guests;
     let config = EngineConfig {
         cache_dir: data.path().join("compiled"),
         memory_max_bytes: guest_memory_bytes()?,
@@ -48,6 +49,7 @@ pub(super) fn engine(env: &Env, data: &DataDir, guests: GuestsConfig) -> anyhow:
         compile_bounds: guests.compile,
         guest_bounds: guests.instance,
         keyvalue_dir: data.path().join("keyvalue"),
+        keyvalue_shared: nodes.keyvalue.clone(),
     };
     let cores = std::thread::available_parallelism().map_or(2, usize::from);
     let threads = GuestThreads::start(cores, env).context("cannot start the guests' threads")?;
@@ -98,6 +100,8 @@ pub(super) fn build(ground: &Ground) -> anyhow::Result<Vec<Component>> {
             name,
         })
     });
+    let agents = agents.collect::<anyhow::Result<Vec<_>>>()?;
+    let Some(first) = agents.first() else { return Ok(Vec::new()) };
     let host = NodeHost {
         env: ground.env.clone(),
         data: ground.data.clone(),
@@ -106,9 +110,9 @@ pub(super) fn build(ground: &Ground) -> anyhow::Result<Vec<Component>> {
         images: images.clone(),
         pods: ground.pods.clone(),
         data_plane: ground.data_plane.clone(),
-        agents: agents.collect::<anyhow::Result<_>>()?,
         // Every node may read namespaces.
-        namespaces: client(ComponentIdentity::Node("coracle-1".into())),
+        namespaces: first.client.clone(),
+        agents,
         // As the binder: nodes may change no volumes.
         volumes: (ground.informer.clone(), client(ComponentIdentity::Controller("persistent-volume-binder")).into()),
         stop: ground.stop.components.clone(),

@@ -6,6 +6,7 @@ pub(super) mod duration;
 pub(super) mod election;
 pub(super) mod features;
 pub(super) mod guests;
+mod keyvalue;
 pub(super) mod nodes;
 pub(super) mod rejected;
 pub(super) mod scheduler;

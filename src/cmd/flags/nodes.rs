@@ -11,6 +11,7 @@ use kubelet::node::{EvictionThresholds, MAX_PODS_DEFAULT, ShutdownGrace};
 use kubelet::server::STREAMING_IDLE_DEFAULT;
 
 use super::guests::GuestFlags;
+use super::keyvalue::KeyvalueFlags;
 use crate::cmd::{Failure, pull};
 use crate::config::NodesConfig;
 use crate::output::print_stderr;
@@ -94,6 +95,8 @@ pub(in crate::cmd) struct NodeFlags {
     share_compiled_modules: bool,
     #[command(flatten)]
     guests: GuestFlags,
+    #[command(flatten)]
+    keyvalue: KeyvalueFlags,
 }
 
 impl NodeFlags {
@@ -131,6 +134,7 @@ impl NodeFlags {
             parallel_pulls: self.max_parallel_image_pulls as usize,
             share_compiled: self.share_compiled_modules,
             guests: self.guests.config(),
+            keyvalue: self.keyvalue.config()?,
         })
     }
 

@@ -42,6 +42,9 @@ pub struct KeyvalueOwner {
     pub namespace: String,
     /// Its `metadata.uid`.
     pub uid: String,
+    /// Identity of its cluster, the uid of the namespace `kube-system`, for a store that several clusters may share;
+    /// `None`: the store of this node.
+    pub cluster: Option<String>,
 }
 
 /// Specification of a container.

@@ -99,11 +99,15 @@ pub trait Runtime: Send + Sync {
     /// The ledger of all containers, the parent of pods' ledgers.
     fn ledger(&self) -> &Arc<Ledger>;
 
-    /// Owners of `wasi:keyvalue` stores.
-    fn keyvalue_owners(&self) -> std::io::Result<Vec<KeyvalueOwner>>;
+    /// Whether `wasi:keyvalue` is a store that several nodes share.
+    fn is_keyvalue_shared(&self) -> bool;
 
-    /// Removes an owner's store.
-    fn remove_keyvalue(&self, owner: &KeyvalueOwner) -> std::io::Result<()>;
+    /// Owners of the `wasi:keyvalue` stores of this node, or of a cluster's in the shared store: there a part at each
+    /// call, and none while another node looks.
+    async fn keyvalue_owners(&self, cluster: Option<&str>) -> std::io::Result<Vec<KeyvalueOwner>>;
+
+    /// Removes an owner's store, if there is one.
+    async fn remove_keyvalue(&self, owner: &KeyvalueOwner) -> std::io::Result<()>;
 }
 
 /// A loaded module.

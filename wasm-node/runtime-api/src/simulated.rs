@@ -168,11 +168,16 @@ impl Runtime for SimulatedRuntime {
         &self.ledger
     }
 
-    fn keyvalue_owners(&self) -> std::io::Result<Vec<KeyvalueOwner>> {
-        Ok(self.keyvalue.lock().unwrap_or_else(PoisonError::into_inner).clone())
+    fn is_keyvalue_shared(&self) -> bool {
+        false
     }
 
-    fn remove_keyvalue(&self, owner: &KeyvalueOwner) -> std::io::Result<()> {
+    async fn keyvalue_owners(&self, cluster: Option<&str>) -> std::io::Result<Vec<KeyvalueOwner>> {
+        let known = self.keyvalue.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(known.iter().filter(|owner| owner.cluster.as_deref() == cluster).cloned().collect())
+    }
+
+    async fn remove_keyvalue(&self, owner: &KeyvalueOwner) -> std::io::Result<()> {
         self.keyvalue.lock().unwrap_or_else(PoisonError::into_inner).retain(|known| known != owner);
         Ok(())
     }

@@ -61,6 +61,9 @@ pub(crate) struct PodRecord {
     /// The uid of its namespace, which owns its keyvalue store.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) namespace_uid: Option<String>,
+    /// The identity of its cluster, where the keyvalue store is shared.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) cluster_uid: Option<String>,
 }
 
 impl PodRecord {

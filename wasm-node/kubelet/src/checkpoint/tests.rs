@@ -25,6 +25,7 @@ fn pod(uid: &str, origin: &str) -> PodRecord {
         pod: serde_json::from_value(pod).unwrap(),
         claims: BTreeMap::new(),
         namespace_uid: None,
+        cluster_uid: None,
     }
 }
 

@@ -236,7 +236,8 @@ impl PodContext {
         grants: &Grants,
         namespace: &str,
     ) -> Result<Option<KeyvalueOwner>, StartError> {
-        keyvalue::granted(grants, &node.client, namespace, &self.keyvalue).await.map_err(config_error)
+        let is_shared = node.parts.runtime.is_keyvalue_shared();
+        keyvalue::granted(grants, &node.client, namespace, &self.keyvalue, is_shared).await.map_err(config_error)
     }
 }
 

@@ -147,11 +147,14 @@ impl PodWorker {
         let rules = rules(&pod);
         let ledger = Ledger::pod(node.parts.runtime.ledger());
         ledger.set_limit(Resource::Memory, requests::memory_bound(&pod).unwrap_or(u64::MAX));
-        let EarlierRun { ip, status: own_status, claims, namespace_uid } = earlier;
+        let EarlierRun { ip, status: own_status, claims, namespace_uid, cluster_uid: cluster } = earlier;
         let last_status = own_status.as_deref().or(pod.status.as_ref());
         let first_conditions = last_status.and_then(|status| status.conditions.clone());
-        let keyvalue = namespace_uid
-            .map(|uid| KeyvalueOwner { namespace: pod.metadata.namespace.clone().unwrap_or_default(), uid });
+        let keyvalue = namespace_uid.map(|uid| KeyvalueOwner {
+            namespace: pod.metadata.namespace.clone().unwrap_or_default(),
+            uid,
+            cluster,
+        });
         Self {
             state: status::recall(last_status, &rules, now),
             kept: KeptState::new(&pod, own_status, claims, node.checkpoint.is_enabled()),

@@ -78,12 +78,26 @@ impl Runtime for Engine {
         Self::ledger(self)
     }
 
-    fn keyvalue_owners(&self) -> std::io::Result<Vec<KeyvalueOwner>> {
-        self.keyvalue().owners()
+    fn is_keyvalue_shared(&self) -> bool {
+        self.shared_keyvalue().is_some()
     }
 
-    fn remove_keyvalue(&self, owner: &KeyvalueOwner) -> std::io::Result<()> {
-        self.keyvalue().remove(owner)
+    async fn keyvalue_owners(&self, cluster: Option<&str>) -> std::io::Result<Vec<KeyvalueOwner>> {
+        if let Some(cluster) = cluster {
+            let Some(shared) = self.shared_keyvalue() else { return Ok(Vec::new()) };
+            return shared.owners(cluster).await.map_err(std::io::Error::other);
+        }
+        let stores = self.keyvalue().clone();
+        tokio::task::spawn_blocking(move || stores.owners()).await?
+    }
+
+    async fn remove_keyvalue(&self, owner: &KeyvalueOwner) -> std::io::Result<()> {
+        if owner.cluster.is_some() {
+            let Some(shared) = self.shared_keyvalue() else { return Ok(()) };
+            return shared.remove(owner).await.map_err(std::io::Error::other);
+        }
+        let (stores, owner) = (self.keyvalue().clone(), owner.clone());
+        tokio::task::spawn_blocking(move || stores.remove(&owner)).await?
     }
 }
 

@@ -13,7 +13,8 @@ use crate::bounds::limits::OUTGOING_REQUESTS_MAX;
 use crate::bounds::slots::Share;
 use crate::host::disk::Disk;
 use crate::host::guest::Guest;
-use crate::keyvalue::Namespace;
+use crate::host::keyvalue::LocalBackend;
+use crate::keyvalue::Backend;
 use machinery_api::imports::ImportRules;
 use runtime_api::ledger::{Ledger, Resource};
 use runtime_api::{
@@ -108,18 +109,17 @@ impl Engine {
         let ledger = Ledger::container(&spec.pod);
         ledger.set_limit(Resource::Memory, spec.limits.memory_bytes.unwrap_or(u64::MAX));
         ledger.set_limit(Resource::Connections, OUTGOING_REQUESTS_MAX);
+        let disk = Disk::new(self.disk(), &ledger, &namespace, spec.preopens);
+        let disk = Arc::new(disk.with_accounts(spec.memory_files, spec.quotas));
         let guest = Guest {
             argv: spec.argv.into(),
             env: env.into(),
             cwd: spec.cwd,
-            disk: Arc::new(
-                Disk::new(self.disk(), &ledger, &namespace, spec.preopens)
-                    .with_accounts(spec.memory_files, spec.quotas),
-            ),
+            keyvalue: self.open_keyvalue(spec.keyvalue.as_ref(), &disk)?,
+            disk,
             cwd_dir,
             log: spec.log.clone(),
             config: spec.config,
-            keyvalue: self.open_keyvalue(spec.keyvalue.as_ref())?,
             stdin: spec.stdin,
             terminal: spec.terminal,
             outputs: None,
@@ -161,9 +161,20 @@ impl Engine {
         Arc::new(CpuMeter::new(env, namespace.clone(), limits.cpu_millis, limits.cpu_shares, pod))
     }
 
-    fn open_keyvalue(&self, owner: Option<&KeyvalueOwner>) -> Result<Option<Arc<Namespace>>, LoadError> {
-        let kept = owner.map(|owner| self.keyvalue().of(owner)).transpose();
-        kept.map_err(LoadError::io("looking for the namespace's keyvalue store"))
+    /// The shared store where one is configured, else the one in a file of this node.
+    fn open_keyvalue(
+        &self,
+        owner: Option<&KeyvalueOwner>,
+        disk: &Arc<Disk>,
+    ) -> Result<Option<Arc<dyn Backend>>, LoadError> {
+        let Some(owner) = owner else { return Ok(None) };
+        let opened: std::io::Result<Arc<dyn Backend>> = match self.shared_keyvalue() {
+            Some(shared) => shared.of(owner).map(|backend| Arc::new(backend) as _),
+            None => {
+                self.keyvalue().of(owner).map(|namespace| Arc::new(LocalBackend { namespace, disk: disk.clone() }) as _)
+            }
+        };
+        opened.map(Some).map_err(LoadError::io("looking for the namespace's keyvalue store"))
     }
 }
 

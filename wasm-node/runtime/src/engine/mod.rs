@@ -64,6 +64,8 @@ use runtime_api::{Grants, LoadError, Metering};
 
 use crate::host::disk::NodeDisk;
 use crate::host::state::{ComponentState, CoreState};
+use crate::keyvalue::shared::SharedStores;
+pub use crate::keyvalue::shared::{SharedStoreConfig, SharedStoreFiles};
 use crate::keyvalue::{self, Stores};
 
 /// The linked wasmtime version (a test compares it with Cargo.lock).
@@ -85,6 +87,8 @@ pub struct EngineConfig {
     pub guest_bounds: GuestBounds,
     /// Folder of `wasi:keyvalue` stores; created with mode 0700 at the first use.
     pub keyvalue_dir: PathBuf,
+    /// Store of `wasi:keyvalue` that several nodes share, in place of the folder.
+    pub keyvalue_shared: Option<SharedStoreConfig>,
 }
 
 /// Error of creating an engine.
@@ -149,6 +153,7 @@ struct EngineInner {
     guest_bounds: GuestBounds,
     disk: Arc<NodeDisk>,
     keyvalue: Arc<Stores>,
+    shared_keyvalue: Option<Arc<SharedStores>>,
     compiler: compile::Compiler,
     cache: aot::Cache,
     compiled_source: OnceLock<Arc<dyn CompiledSource>>,
@@ -174,7 +179,10 @@ impl Engine {
         let ledger = Ledger::node();
         ledger.set_limit(Resource::Memory, config.memory_max_bytes);
         ledger.set_limit(Resource::Descriptors, Descriptors::process().max(Class::Guests) as u64);
+        let handle = threads.runtime.handle();
+        let shared = config.keyvalue_shared.map(|shared| SharedStores::new(shared, keyvalue::QUOTA, &env, handle));
         let inner = EngineInner {
+            shared_keyvalue: shared,
             keyvalue: Stores::new(config.keyvalue_dir, keyvalue::QUOTA, &ledger),
             disk: NodeDisk::new(&env, &ledger, Some(threads.ticker.polled())),
             guest_bounds: config.guest_bounds,
@@ -262,6 +270,10 @@ impl Engine {
 
     pub(crate) fn keyvalue(&self) -> &Arc<Stores> {
         &self.inner.keyvalue
+    }
+
+    pub(crate) fn shared_keyvalue(&self) -> Option<&Arc<SharedStores>> {
+        self.inner.shared_keyvalue.as_ref()
     }
 
     pub(crate) fn metered(&self, metering: Metering) -> Result<&Arc<MeteredEngines>, LoadError> {

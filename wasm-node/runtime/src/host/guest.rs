@@ -12,7 +12,7 @@ use runtime_api::{ConfigValues, LogSink, Preopen};
 use super::disk::Disk;
 use crate::bounds::growth::{Growth, StoreLimiter};
 use crate::bounds::guest::GuestBounds;
-use crate::keyvalue::Namespace;
+use crate::keyvalue::Backend;
 
 /// Stdout and stderr of a session; `None`: discarded.
 #[derive(Clone)]
@@ -32,7 +32,7 @@ pub(crate) struct Guest {
     /// Values of `wasi:config/store`.
     pub(crate) config: Option<Arc<dyn ConfigValues>>,
     /// Store of `wasi:keyvalue`.
-    pub(crate) keyvalue: Option<Arc<Namespace>>,
+    pub(crate) keyvalue: Option<Arc<dyn Backend>>,
     /// Its stdin; `None`: an empty input.
     pub(crate) stdin: Option<PipeReader>,
     /// Whether its standard streams report a terminal.

@@ -1,6 +1,9 @@
 //! `wasi:keyvalue`, where the pod's annotation grants `keyvalue`: a store shared by a namespace's pods on this node
-//! (`docs/decisions/0057-keyvalue.md`). Reads and writes run as file work, within the shares of container and
-//! namespace; a write returns when it is on the disk.
+//! (`docs/decisions/0057-keyvalue.md`) or on several (`docs/decisions/0114-shared-keyvalue.md`).
+
+#[cfg(test)]
+mod contract;
+mod local;
 
 use std::any::Any;
 use std::sync::Arc;
@@ -9,10 +12,11 @@ use runtime_api::ledger::Resource as LedgerResource;
 use wasmtime::StoreContextMut;
 use wasmtime::component::{ComponentType, Lift, Linker, LinkerInstance, Lower, Resource, ResourceType, WasmList};
 
-use super::disk::Disk;
 use super::guest::Guest;
 use super::state::ComponentState;
-use crate::keyvalue::{Namespace, StoreError, VALUE_BYTES_MAX, Value, Write, Written, bucket};
+use crate::keyvalue::{Backend, StoreError, VALUE_BYTES_MAX, Value, Write, Written, bucket};
+
+pub(crate) use local::LocalBackend;
 
 pub(super) const VERSION: &str = "0.2.0-draft2";
 
@@ -73,9 +77,9 @@ pub(super) fn held_bytes(entry: &(dyn Any + Send)) -> Option<u64> {
     Some((cas.bucket.len() + cas.key.len() + value) as u64)
 }
 
-/// A guest's namespace and its disk share.
+/// A guest's namespace.
 struct GuestStore {
-    namespace: Arc<Namespace>,
+    backend: Arc<dyn Backend>,
     guest: Arc<Guest>,
 }
 
@@ -88,31 +92,15 @@ impl GuestStore {
     fn of(store: &mut Guests<'_>) -> Result<Self, Error> {
         store.data_mut().account();
         let guest = store.data().guest.clone();
-        let namespace = guest.keyvalue.clone().ok_or(Error::AccessDenied)?;
-        Ok(Self { namespace, guest })
+        let backend = guest.keyvalue.clone().ok_or(Error::AccessDenied)?;
+        Ok(Self { backend, guest })
     }
 
-    fn disk(&self) -> &Disk {
-        &self.guest.disk
-    }
-
-    async fn read<T>(&self, read: impl FnOnce(&Arc<Namespace>) -> Result<T, StoreError>) -> Result<T, Error> {
-        let read = self.disk().work(async { read(&self.namespace) }).await;
-        Ok(read.unwrap_or(Err(StoreError::DiskBusy))?)
-    }
-
-    /// Waits until the write is on the disk, by this call's commit or an earlier one of the namespace.
+    /// The write is the container's memory while it waits.
     async fn write(&self, write: Write) -> Result<Written, Error> {
         let held = self.guest.ledger.hold(LedgerResource::Memory, write.bytes() as u64);
         let _held = held.map_err(|_| StoreError::Memory)?;
-        let mut answer = self.namespace.submit(write)?;
-        loop {
-            tokio::select! {
-                biased;
-                answer = &mut answer => return Ok(answer.unwrap_or(Err(StoreError::Removed))?),
-                turn = self.disk().sync(async { self.namespace.commit() }) => turn.map_err(|_| StoreError::DiskBusy)?,
-            }
-        }
+        Ok(self.backend.write(write).await?)
     }
 }
 
@@ -155,7 +143,7 @@ fn link_store(store: &mut LinkerInstance<'_, ComponentState>) -> wasmtime::Resul
         |mut store: Guests<'_>, (of, key): (Resource<Bucket>, String)| {
             Box::new(async move {
                 let bucket = named(&store, &of)?;
-                let read = async { GuestStore::of(&mut store)?.read(|kept| kept.exists(&bucket, &key)).await };
+                let read = async { Ok::<_, Error>(GuestStore::of(&mut store)?.backend.exists(&bucket, &key).await?) };
                 Ok((read.await,))
             })
         },
@@ -187,9 +175,11 @@ fn link_store(store: &mut LinkerInstance<'_, ComponentState>) -> wasmtime::Resul
         |mut store: Guests<'_>, (of, cursor): (Resource<Bucket>, Option<String>)| {
             Box::new(async move {
                 let bucket = named(&store, &of)?;
-                let read =
-                    async { GuestStore::of(&mut store)?.read(|kept| kept.list(&bucket, cursor.as_deref())).await };
-                Ok((read.await.map(|page| KeyResponse { keys: page.keys, cursor: page.cursor }),))
+                let read = async {
+                    Ok::<_, Error>(GuestStore::of(&mut store)?.backend.list(&bucket, cursor.as_deref()).await?)
+                };
+                let read = read.await;
+                Ok((read.map(|page| KeyResponse { keys: page.keys, cursor: page.cursor }),))
             })
         },
     )
@@ -197,8 +187,9 @@ fn link_store(store: &mut LinkerInstance<'_, ComponentState>) -> wasmtime::Resul
 
 async fn get(store: &mut Guests<'_>, of: &Resource<Bucket>, key: &str) -> CallResult<Option<Vec<u8>>> {
     let bucket = named(store, of)?;
-    let read = async { GuestStore::of(store)?.read(|kept| kept.get(&bucket, key)).await };
-    Ok((read.await.map(|found| found.map(|value| value.bytes)),))
+    let read = async { Ok::<_, Error>(GuestStore::of(store)?.backend.get(&bucket, key).await?) };
+    let read = read.await;
+    Ok((read.map(|found| found.map(|value| value.bytes)),))
 }
 
 /// A write without a result value.
@@ -215,7 +206,7 @@ fn link_atomics(atomics: &mut LinkerInstance<'_, ComponentState>) -> wasmtime::R
     atomics.func_wrap_async("[static]cas.new", |mut store: Guests<'_>, (of, key): (Resource<Bucket>, String)| {
         Box::new(async move {
             let bucket = named(&store, &of)?;
-            let read = async { GuestStore::of(&mut store)?.read(|kept| kept.get(&bucket, &key)).await };
+            let read = async { Ok::<_, Error>(GuestStore::of(&mut store)?.backend.get(&bucket, &key).await?) };
             Ok((match read.await {
                 Ok(seen) => Ok(push_cas(&mut store, Cas { bucket, key, seen })?),
                 Err(error) => Err(error),
@@ -280,7 +271,7 @@ fn link_batch(batch: &mut LinkerInstance<'_, ComponentState>) -> wasmtime::Resul
     batch.func_wrap_async("get-many", |mut store: Guests<'_>, (of, keys): (Resource<Bucket>, Vec<String>)| {
         Box::new(async move {
             let bucket = named(&store, &of)?;
-            let read = async { GuestStore::of(&mut store)?.read(|kept| kept.get_many(&bucket, &keys)).await };
+            let read = async { Ok::<_, Error>(GuestStore::of(&mut store)?.backend.get_many(&bucket, &keys).await?) };
             let found = read.await;
             let pairs = |found: Vec<Option<Vec<u8>>>| {
                 let pairs = keys.into_iter().zip(found);

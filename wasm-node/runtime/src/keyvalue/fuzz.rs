@@ -81,7 +81,7 @@ fn a_store_is_a_map_whatever_is_done_to_it() {
     let ledger = Ledger::node();
     ledger.set_limit(Resource::Descriptors, 10);
     let stores = Stores::new(dir.path().join("keyvalue"), Quota { bytes: 1 << 20, keys: 100 }, &ledger);
-    let owner = KeyvalueOwner { namespace: "a".into(), uid: "1".into() };
+    let owner = KeyvalueOwner { namespace: "a".into(), uid: "1".into(), cluster: None };
     check!().with_type::<Vec<StoreOperation>>().for_each(|steps| {
         stores.remove(&owner).unwrap();
         let store = stores.of(&owner).unwrap();

@@ -1,12 +1,14 @@
 //! Stores of `wasi:keyvalue`: one file per namespace, shared by all of its pods on this node
-//! (`docs/decisions/0057-keyvalue.md`).
+//! (`docs/decisions/0057-keyvalue.md`), or a server that several nodes share ([`shared`]).
 //!
-//! A namespace is identified by its uid, so that a recreated one finds no data of its predecessor. Functions here block
-//! on the disk: [`host::keyvalue`](crate::host) calls them on threads for guests' file work.
+//! A namespace is identified by its uid, so that a recreated one finds no data of its predecessor. Functions of
+//! [`Stores`] and [`Namespace`] block on the disk: `host::keyvalue` calls them on threads for guests' file work.
 
+mod backend;
 #[cfg(test)]
 mod fuzz;
 mod namespace;
+pub(crate) mod shared;
 #[cfg(test)]
 mod tests;
 mod write;
@@ -19,7 +21,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use runtime_api::KeyvalueOwner;
 use runtime_api::ledger::Ledger;
 
-pub(crate) use namespace::{Namespace, Value};
+pub(crate) use backend::Backend;
+pub(crate) use namespace::{Namespace, Page, Value};
 pub(crate) use write::{Write, Written};
 
 /// Maximum bytes of a key: many times what etcd's and Redis' users need.
@@ -86,6 +89,21 @@ pub(crate) enum StoreError {
     Memory,
     #[error("the node has no descriptor left")]
     Descriptors,
+    #[error(
+        "the shared key-value store does not answer; a write may have been done. Check that the Redis of the node's \
+         --keyvalue runs and that the node reaches it"
+    )]
+    NotAnswering,
+    #[error("too many calls of the container or the node wait for the shared key-value store")]
+    SharedBusy,
+    #[error("the shared key-value store has no memory left (Redis' maxmemory)")]
+    SharedFull,
+    #[error("the shared key-value store refused the call ({0}): the node's log has its reason")]
+    SharedRefused(String),
+    #[error("the shared key-value store has data in this place that no node wrote")]
+    Foreign,
+    #[error("the cluster's identity is unknown: the uid of the namespace kube-system")]
+    NoCluster,
     #[error("{0}")]
     Io(String),
 }
@@ -101,7 +119,8 @@ pub(crate) struct Stores {
     dir: PathBuf,
     quota: Quota,
     ledger: Arc<Ledger>,
-    known: Mutex<HashMap<KeyvalueOwner, Arc<Namespace>>>,
+    /// By file name.
+    known: Mutex<HashMap<String, Arc<Namespace>>>,
     /// Namespaces with an open file, the last opened one at the end.
     open: Mutex<VecDeque<Arc<Namespace>>>,
 }
@@ -123,7 +142,8 @@ impl Stores {
     pub(crate) fn of(self: &Arc<Self>, owner: &KeyvalueOwner) -> io::Result<Arc<Namespace>> {
         let name = file_name(owner).ok_or_else(|| io::Error::other(format!("{owner:?} names no namespace")))?;
         let mut known = lock(&self.known);
-        let namespace = known.entry(owner.clone()).or_insert_with(|| Namespace::new(self, self.dir.join(name)));
+        let path = self.dir.join(&name);
+        let namespace = known.entry(name).or_insert_with(|| Namespace::new(self, path));
         Ok(namespace.clone())
     }
 
@@ -149,7 +169,7 @@ impl Stores {
     /// The file cannot be removed.
     pub(crate) fn remove(&self, owner: &KeyvalueOwner) -> io::Result<()> {
         let Some(name) = file_name(owner) else { return Ok(()) };
-        if let Some(namespace) = lock(&self.known).remove(owner) {
+        if let Some(namespace) = lock(&self.known).remove(&name) {
             namespace.mark_removed();
             lock(&self.open).retain(|open| !Arc::ptr_eq(open, &namespace));
         }
@@ -192,7 +212,7 @@ fn file_name(owner: &KeyvalueOwner) -> Option<String> {
 
 fn owner(file_name: &str) -> Option<KeyvalueOwner> {
     let (namespace, uid) = file_name.strip_suffix(".redb")?.split_once('.')?;
-    let owner = KeyvalueOwner { namespace: namespace.into(), uid: uid.into() };
+    let owner = KeyvalueOwner { namespace: namespace.into(), uid: uid.into(), cluster: None };
     self::file_name(&owner).map(|_| owner)
 }
 

@@ -167,7 +167,7 @@ impl Namespace {
             let mut found = Vec::with_capacity(keys.len());
             for key in keys {
                 let kept = pairs.get((bucket, key.as_str()))?;
-                bytes += kept.as_ref().map_or(0, |kept| kept.value().len());
+                bytes += kept.as_ref().map_or(0, |kept| kept.value().len().saturating_sub(size_of::<u64>()));
                 if bytes > BATCH_BYTES_MAX {
                     return Ok(None);
                 }

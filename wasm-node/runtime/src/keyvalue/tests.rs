@@ -21,7 +21,7 @@ impl Bench {
 }
 
 fn owned(namespace: &str, uid: &str) -> KeyvalueOwner {
-    KeyvalueOwner { namespace: namespace.into(), uid: uid.into() }
+    KeyvalueOwner { namespace: namespace.into(), uid: uid.into(), cluster: None }
 }
 
 fn write(namespace: &Arc<Namespace>, write: Write) -> Result<Written, StoreError> {

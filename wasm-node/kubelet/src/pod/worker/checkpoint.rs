@@ -25,13 +25,16 @@ pub(crate) struct EarlierRun {
     pub(crate) claims: BTreeMap<String, BoundVolume>,
     /// The uid of the pod's namespace.
     pub(crate) namespace_uid: Option<String>,
+    /// The identity of its cluster.
+    pub(crate) cluster_uid: Option<String>,
 }
 
 impl EarlierRun {
     /// The run that a checkpoint has recorded.
     pub(crate) fn of_checkpoint(record: PodRecord, ip: Option<IpAddr>) -> Self {
         let status = Some(Box::new(record.status()));
-        Self { ip, status, claims: record.claims, namespace_uid: record.namespace_uid }
+        let PodRecord { claims, namespace_uid, cluster_uid, .. } = record;
+        Self { ip, status, claims, namespace_uid, cluster_uid }
     }
 }
 
@@ -103,6 +106,7 @@ impl PodWorker {
                 pod: with_status(&pod.get(), &status.get()),
                 claims: claims.as_ref().map(|claims| claims.all()).unwrap_or_default(),
                 namespace_uid: keyvalue.get().map(|owner| owner.uid.clone()),
+                cluster_uid: keyvalue.get().and_then(|owner| owner.cluster.clone()),
             };
             pod.settle();
             status.settle();

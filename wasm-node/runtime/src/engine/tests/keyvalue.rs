@@ -8,7 +8,7 @@ use super::*;
 
 fn granted(spec: &mut ContainerSpec, namespace: &str) {
     spec.grants = Grants::parse("keyvalue", &crate::host::optional()).unwrap();
-    spec.keyvalue = Some(KeyvalueOwner { namespace: namespace.into(), uid: "1".into() });
+    spec.keyvalue = Some(KeyvalueOwner { namespace: namespace.into(), uid: "1".into(), cluster: None });
     spec.caller.namespace = namespace.into();
 }
 
@@ -40,7 +40,7 @@ async fn only_pods_of_a_namespace_share_its_data() {
     assert_eq!(ask(&two, "read", json!({"names": ["best", "n", "none"]})).await, json!({"ok": ["40", "40", null]}));
     assert_eq!(ask(&theirs, "names", json!({"bucket": ""})).await, json!({"ok": []}));
     // A removed namespace's data is gone, also for its running pods.
-    let owner = KeyvalueOwner { namespace: "a".into(), uid: "1".into() };
+    let owner = KeyvalueOwner { namespace: "a".into(), uid: "1".into(), cluster: None };
     bench.engine.keyvalue().remove(&owner).unwrap();
     let gone = ask(&one, "add", json!({"name": "n", "by": 1})).await;
     assert_eq!(gone, json!({"err": "the namespace was deleted"}));

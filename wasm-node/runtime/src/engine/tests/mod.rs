@@ -101,6 +101,7 @@ impl Bench {
             compile_bounds: CompileBounds::default(),
             guest_bounds: GuestBounds::default(),
             keyvalue_dir: dir.path().join("keyvalue"),
+            keyvalue_shared: None,
         };
         change(&mut config);
         let threads = GuestThreads::start(2, &Env::real()).unwrap();
