@@ -208,11 +208,17 @@ pub(crate) struct NodesConfig {
     pub(crate) credential_providers: CredentialProviders,
     /// Maximum parallel image pulls.
     pub(crate) parallel_pulls: usize,
-    /// Exchanges compiled modules with other nodes.
-    pub(crate) share_compiled: bool,
     /// Limits of all guests of the process, scheduler plugins included.
     pub(crate) guests: GuestsConfig,
-    /// The store of `wasi:keyvalue` that nodes share; `None`: files of this node.
+    pub(crate) sharing: SharingConfig,
+}
+
+/// What nodes share with each other.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct SharingConfig {
+    /// Exchanges compiled modules with other nodes.
+    pub(crate) compiled: bool,
+    /// The store of `wasi:keyvalue`; `None`: files of this node.
     pub(crate) keyvalue: Option<SharedStoreConfig>,
 }
 
@@ -261,9 +267,8 @@ impl ClusterConfig {
                 signature_policy_file: None,
                 credential_providers: CredentialProviders::default(),
                 parallel_pulls: PARALLEL_PULLS_DEFAULT,
-                share_compiled: false,
                 guests: GuestsConfig::default(),
-                keyvalue: None,
+                sharing: SharingConfig::default(),
             },
         }
     }

@@ -36,7 +36,7 @@ impl Up {
     /// On errors that clap can't detect: contradicting flags, and values that aren't built yet.
     fn config(&self) -> Result<ClusterConfig, Failure> {
         let nodes = self.agents.config(self.nodes, self.server.bind, self.controllers.fast_failover)?;
-        if nodes.share_compiled && (nodes.count != 1 || nodes.bind.is_loopback()) {
+        if nodes.sharing.compiled && (nodes.count != 1 || nodes.bind.is_loopback()) {
             return Err(Failure::Usage(
                 "--share-compiled-modules needs other machines: --nodes 1, and --bind with an address that they reach"
                     .into(),

@@ -173,7 +173,7 @@ impl Parts<'_> {
         tunnel.tunnel.metrics().register(metrics);
         data_plane.metrics().register(metrics);
         let mut annotations: BTreeMap<_, _> = [(names::TUNNEL_ADDRESS.to_owned(), tunnel.address.to_string())].into();
-        if self.config.nodes.share_compiled {
+        if self.config.nodes.sharing.compiled {
             compiled::start(self.env, &engine, &tunnel.tunnel).register(metrics);
             annotations.insert(names::COMPILED_MODULES.to_owned(), compiled::key(&engine));
         }

@@ -49,7 +49,7 @@ pub(super) fn engine(env: &Env, data: &DataDir, nodes: &NodesConfig) -> anyhow::
         compile_bounds: guests.compile,
         guest_bounds: guests.instance,
         keyvalue_dir: data.path().join("keyvalue"),
-        keyvalue_shared: nodes.keyvalue.clone(),
+        keyvalue_shared: nodes.sharing.keyvalue.clone(),
     };
     let cores = std::thread::available_parallelism().map_or(2, usize::from);
     let threads = GuestThreads::start(cores, env).context("cannot start the guests' threads")?;
@@ -128,7 +128,7 @@ fn annotations(ground: &Ground, engine: &Engine, tunnel: Option<&BoundTunnel>) -
     let mut annotations = BTreeMap::new();
     let Some(tunnel) = tunnel else { return annotations };
     annotations.insert(names::TUNNEL_ADDRESS.to_owned(), tunnel.address.to_string());
-    if ground.config.nodes.share_compiled {
+    if ground.config.nodes.sharing.compiled {
         let metrics = compiled::start(&ground.env, engine, &tunnel.tunnel);
         ground.with_metrics(|registry| metrics.register(registry));
         annotations.insert(names::COMPILED_MODULES.to_owned(), compiled::key(engine));

@@ -10,5 +10,6 @@ mod keyvalue;
 pub(super) mod nodes;
 pub(super) mod rejected;
 pub(super) mod scheduler;
+pub(super) mod sharing;
 pub(super) mod store;
 pub(super) mod takeover;

@@ -11,7 +11,7 @@ use kubelet::node::{EvictionThresholds, MAX_PODS_DEFAULT, ShutdownGrace};
 use kubelet::server::STREAMING_IDLE_DEFAULT;
 
 use super::guests::GuestFlags;
-use super::keyvalue::KeyvalueFlags;
+use super::sharing::SharingFlags;
 use crate::cmd::{Failure, pull};
 use crate::config::NodesConfig;
 use crate::output::print_stderr;
@@ -88,15 +88,10 @@ pub(in crate::cmd) struct NodeFlags {
     /// Maximum parallel image pulls; one namespace may use all but one
     #[arg(long, env = "CORACLE_MAX_PARALLEL_IMAGE_PULLS", default_value_t = PARALLEL_PULLS_DEFAULT as u32, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
     max_parallel_image_pulls: u32,
-    /// Exchanges compiled modules with other nodes of the same version and CPU features that have this flag, instead of
-    /// compiling each module once per node. Compiled code is trusted: each of these nodes can run code of its own on all
-    /// of them
-    #[arg(long, env = "CORACLE_SHARE_COMPILED_MODULES")]
-    share_compiled_modules: bool,
     #[command(flatten)]
     guests: GuestFlags,
     #[command(flatten)]
-    keyvalue: KeyvalueFlags,
+    sharing: SharingFlags,
 }
 
 impl NodeFlags {
@@ -132,9 +127,8 @@ impl NodeFlags {
             signature_policy_file: self.signature_policy.clone(),
             credential_providers: self.credential_providers()?,
             parallel_pulls: self.max_parallel_image_pulls as usize,
-            share_compiled: self.share_compiled_modules,
             guests: self.guests.config(),
-            keyvalue: self.keyvalue.config()?,
+            sharing: self.sharing.config()?,
         })
     }
 

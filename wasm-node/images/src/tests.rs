@@ -64,6 +64,7 @@ impl Bench {
             compile_bounds: CompileBounds::default(),
             guest_bounds: GuestBounds::default(),
             keyvalue_dir: dir.path().join("keyvalue"),
+            keyvalue_shared: None,
         };
         let engine = engine(config, env.clone());
         let files = dir.path().join("files");
@@ -153,6 +154,7 @@ async fn what_is_pushed_can_be_pulled() {
         compile_bounds: CompileBounds::default(),
         guest_bounds: GuestBounds::default(),
         keyvalue_dir: bench.dir.path().join("keyvalue"),
+        keyvalue_shared: None,
     };
     let again =
         Images::open(Arc::new(engine(config, Env::real())), Env::real(), blobs, ImagesConfig::default()).unwrap();
