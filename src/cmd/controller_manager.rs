@@ -1,17 +1,19 @@
 //! `coracle controllers`: the controllers as a process of their own, against any Kubernetes API server.
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use anyhow::Context as _;
 use apiserver_auth::jwt::SigningKey;
 use apiserver_auth::signing::{CertificateSigner, CertificateTemplate};
+use apiserver_resources::checking::{Warning, type_check};
 use clap::Args;
 use controllers::Settings;
 use ipnet::IpNet;
 use kube::config::AuthInfo;
 use machinery_api::ObjectKey;
+use machinery_api::features::Features;
 use machinery_env::Env;
 
 use super::Failure;
@@ -172,6 +174,16 @@ pub(crate) fn run(flags: &ControllerManager) -> Result<(), Failure> {
     })
 }
 
+/// Type-checks policies against the built-in kinds. Custom kinds are the API server's: their expressions aren't checked.
+fn policy_check(features: Features) -> controllers::CheckPolicy {
+    let built_in = OnceLock::new();
+    Arc::new(move |policy| {
+        let kinds = built_in.get_or_init(|| apiserver_resources::served(apiserver_resources::RESOURCES, &features));
+        let found = type_check(policy, kinds).into_iter();
+        found.map(|Warning { field_ref, warning }| controllers::ExpressionWarning { field_ref, warning }).collect()
+    })
+}
+
 /// All controllers act as the kubeconfig's user.
 fn same_client(deps: &ComponentDeps) -> controllers::Clients {
     let client = deps.client.clone();
@@ -205,6 +217,7 @@ impl ControllerManager {
             settings.cluster_cidrs = vec![(cidr, mask)];
         }
         self.signing.apply(env, &mut settings)?;
+        settings.check_policy = Some(policy_check(features));
         if let Some(file) = &self.service_account_private_key_file {
             const FLAG: &str = "service-account-private-key-file";
             let pem = read(file, FLAG)?;
@@ -220,6 +233,7 @@ impl ControllerManager {
 #[cfg(test)]
 mod tests {
     use clap::Parser as _;
+    use serde_json::json;
 
     use super::*;
     use crate::cmd::{Cli, Verb};
@@ -273,6 +287,20 @@ mod tests {
         assert_eq!(config(&asked).unwrap().settings.cluster_cidrs[0].1, 24);
         let wrong = [asked[0], asked[1], "--node-cidr-mask-size=12"];
         assert!(matches!(config(&wrong), Err(Failure::Usage(_))));
+    }
+
+    #[test]
+    fn policies_are_checked_against_the_built_in_kinds() {
+        let check = config(&[]).unwrap().settings.check_policy.unwrap();
+        let policy = |group: &str, resource: &str| {
+            let rule =
+                json!({"apiGroups": [group], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": [resource]});
+            json!({"spec": {"matchConstraints": {"resourceRules": [rule]},
+                "validations": [{"expression": "object.spec.replica > 1"}]}})
+        };
+        let found = check(&policy("apps", "deployments"));
+        assert!(found[0].warning.contains("undefined field 'replica'"), "{found:?}");
+        assert_eq!(check(&policy("example.com", "boats")), []);
     }
 
     #[test]

@@ -8,6 +8,7 @@ mod controller_manager;
 mod demo;
 mod explain_scheduling;
 mod flags;
+mod generate;
 mod image;
 mod inspect;
 mod node;
@@ -33,6 +34,7 @@ use call::Call;
 use controller_manager::ControllerManager;
 use demo::Demo;
 use explain_scheduling::ExplainScheduling;
+use generate::{Completion, Man};
 use image::Images;
 use inspect::Inspect;
 use node::Node;
@@ -137,6 +139,12 @@ pub(crate) enum Verb {
     /// Makes a new store of a backup
     #[command(after_help = "Example: coracle restore shop.backup --data-dir /var/lib/coracle-2")]
     Restore(Backup),
+    /// Prints a completion script for a shell
+    #[command(after_help = "Example: source <(coracle completion bash)")]
+    Completion(Completion),
+    /// Writes manual pages into a folder
+    #[command(after_help = "Example: coracle man /usr/local/share/man/man1")]
+    Man(Man),
     /// Prints version, commit, Kubernetes version and wasmtime version
     #[command(after_help = "Example: coracle version")]
     Version,
@@ -205,6 +213,8 @@ pub(crate) fn run(cli: Cli) -> Result<(), Failure> {
         Verb::Backup(flags) => backup::save(&flags, &cli.common),
         Verb::Restore(flags) => backup::load(&flags, &cli.common),
         Verb::Token(flags) => token::run(&flags, &cli.common),
+        Verb::Completion(flags) => generate::completion(&flags),
+        Verb::Man(flags) => generate::man(&flags),
         Verb::Version => version::run(),
     }
 }

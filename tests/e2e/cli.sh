@@ -3,13 +3,21 @@
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 exits 0 "$CORACLE" --help
-for verb in demo up server apiserver controllers scheduler explain-scheduling run push pull inspect image call backup restore version; do
+for verb in demo up server apiserver controllers scheduler explain-scheduling run push pull inspect image call backup restore completion man version; do
   has "\\b$verb\\b" "$CORACLE" --help || fail "--help does not name $verb"
   exits 0 "$CORACLE" "$verb" --help
   grep -q 'Example' "$WORK/out" || fail "$verb --help shows no example"
 done
 exits 0 "$CORACLE" version
 for key in coracle commit kubernetes wasmtime; do grep -q "^$key: ." "$WORK/out" || fail "version says nothing of $key"; done
+# Completion and manual pages.
+for shell in bash zsh fish; do has coracle "$CORACLE" completion $shell || fail "no completion for $shell"; done
+exits 2 "$CORACLE" completion csh
+expect "completion" "$(bash -c 'source <("$1" completion bash); COMP_WORDS=(coracle comp) COMP_CWORD=1; _coracle coracle comp coracle; echo "${COMPREPLY[@]}"' - "$CORACLE")" "the completion of comp"
+expect "--nodes" "$(bash -c 'source <("$1" completion bash); COMP_WORDS=(coracle up --nod) COMP_CWORD=2; _coracle coracle --nod up; echo "${COMPREPLY[@]}"' - "$CORACLE" | tr ' ' '\n' | grep -x -- --nodes)" "the completion of a flag"
+exits 0 "$CORACLE" man "$WORK/man"
+for page in coracle coracle-up coracle-token-create; do has "^$WORK/man/$page.1\$" cat "$WORK/out" && has '^\.TH' cat "$WORK/man/$page.1" || fail "no page $page"; done
+exits 1 "$CORACLE" man /dev/null/none
 # A reader that closes early ends a verb quietly.
 # closed 1|2 COMMAND…: its exit code, and its output on the other of the two, with this one closed
 closed() { python3 - "$@" <<'PY'

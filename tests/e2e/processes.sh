@@ -60,6 +60,18 @@ has '^workqueue_adds_total\{name="deployment"\} [1-9]' figures one || fail "the 
 has '^workqueue_depth\{' figures two && fail "the one that waits works"
 has '^scheduler_schedule_attempts_total\{.*scheduled' figures scheduler || fail "the scheduler has no figures"
 
+# Expressions of policies are checked against the built-in kinds.
+kubectl create -f - >/dev/null <<'YAML'
+apiVersion: admissionregistration.k8s.io/v1
+kind: ValidatingAdmissionPolicy
+metadata: {name: wrong}
+spec:
+  matchConstraints: {resourceRules: [{apiGroups: [apps], apiVersions: [v1], operations: [CREATE], resources: [deployments]}]}
+  validations: [{expression: object.spec.replica > 1}]
+YAML
+checked() { has "undefined field 'replica'" kubectl get validatingadmissionpolicy wrong -o 'jsonpath={.status.typeChecking.expressionWarnings[0].warning}'; }
+eventually 30 checked
+
 # The data plane alone: a Service of an endpoint outside the cluster. The API server publishes the cluster's addresses.
 exits 0 kubectl -n kube-public get configmap coracle-node
 echo "kubeconfig: $KUBECONFIG
