@@ -12,13 +12,13 @@ use futures::stream::FuturesUnordered;
 use http::header::{CONNECTION, CONTENT_LENGTH, HOST, TE, TRANSFER_ENCODING, UPGRADE};
 use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
 use http_body::Body as _;
-use http_body_util::{BodyExt as _, Empty};
+use http_body_util::BodyExt as _;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use ipnet::IpNet;
 use machinery_env::Env;
 use machinery_serve::descriptors::{Class, DescriptorPermit, Descriptors};
 use machinery_serve::net::framing::{self, WantsUpgrade};
-use machinery_serve::net::{Body, BoxError, Caller, DialError, Io, Stream};
+use machinery_serve::net::{Body, BoxError, Caller, DialError, Io, Stream, empty_body};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, ServerName};
 use tokio::net::TcpStream;
@@ -472,7 +472,7 @@ fn replay(request: &Request<Body>) -> Option<Request<Body>> {
     if !request.method().is_idempotent() || !request.body().is_end_stream() {
         return None;
     }
-    let body = Empty::new().map_err(|never| match never {}).boxed_unsync();
+    let body = empty_body();
     let mut again = Request::new(body);
     *again.method_mut() = request.method().clone();
     *again.uri_mut() = request.uri().clone();

@@ -9,12 +9,12 @@ use std::task::{Context, Poll, Waker};
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body::{Body as _, Frame, SizeHint};
-use http_body_util::{BodyExt as _, Empty};
+use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use hyper::client::conn::TrySendError;
 use hyper::client::conn::http1::{Connection, SendRequest};
 use hyper_util::rt::TokioIo;
-use machinery_serve::net::{Body, BoxError, Io};
+use machinery_serve::net::{Body, BoxError, Io, empty_body};
 use tokio::runtime::Handle;
 
 use crate::pod_limit::PodPermit;
@@ -89,7 +89,7 @@ impl Http1 {
         let ended = body.is_end_stream();
         // Its drop ends an exchange without a body.
         let exchange = Http1Body { body: Some(body), rest: Some(Rest { connection: self, keep, _held: held }) };
-        if ended { Empty::new().map_err(|never| match never {}).boxed_unsync() } else { exchange.boxed_unsync() }
+        if ended { empty_body() } else { exchange.boxed_unsync() }
     }
 }
 

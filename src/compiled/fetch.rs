@@ -17,7 +17,7 @@ use wasm_runtime::engine::{COMPILED_BYTES_MAX, CompiledName, CompiledSource, Fet
 use super::Exchange;
 use super::message::{Offer, path, signed_bytes};
 
-/// Nodes that are asked for one module.
+/// Maximum nodes that are queried for one module.
 const ASKED_MAX: usize = 16;
 /// Nodes that are asked at once.
 const ASKED_AT_ONCE: usize = 4;
@@ -26,7 +26,7 @@ const ANSWER_MAX: Duration = Duration::from_secs(2);
 /// Time for everything: most modules are compiled within it, too.
 const FETCH_MAX: Duration = Duration::from_secs(30);
 
-/// The nodes to ask, in an order of this module's own: so each node is asked for a part of all modules.
+/// The nodes to query, in an order that depends on the module, which spreads the queries over all nodes.
 fn order(mut nodes: Vec<Arc<str>>, name: &CompiledName) -> Vec<Arc<str>> {
     nodes.sort_by_cached_key(|node| blobs::digest(format!("{} {node}", name.digest()).as_bytes()));
     nodes.truncate(ASKED_MAX);

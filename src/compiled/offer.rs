@@ -7,9 +7,9 @@ use bytes::{Bytes, BytesMut};
 use futures::stream;
 use http::{Method, Request, Response, StatusCode};
 use http_body::Frame;
-use http_body_util::{BodyExt as _, Empty, StreamBody};
+use http_body_util::{BodyExt as _, StreamBody};
 use machinery_env::{Deadline, Env};
-use machinery_serve::net::{Body, BoxError};
+use machinery_serve::net::{Body, BoxError, empty_body};
 use proxy::tunnel::NodeService;
 use tokio::io::AsyncReadExt as _;
 use tokio::sync::OwnedSemaphorePermit;
@@ -25,7 +25,7 @@ const PIECE_BYTES: usize = 64 << 10;
 
 /// Why a module isn't sent.
 fn refused(status: StatusCode) -> Response<Body> {
-    let mut response = Response::new(Empty::new().map_err(|never| match never {}).boxed_unsync());
+    let mut response = Response::new(empty_body());
     *response.status_mut() = status;
     response
 }

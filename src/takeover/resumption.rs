@@ -158,7 +158,7 @@ async fn pods_of(env: &Env, client: &Client, node: String) -> NodePods {
         }
     };
     if env.timeout(LIST_MAX, listed).await.is_err() {
-        tracing::warn!(node, "the API server does not tell the node's pods; requests don't wait for them");
+        tracing::warn!(node, "the API server does not list the node's pods; requests don't wait for them");
     }
     NodePods { waiting, events }
 }

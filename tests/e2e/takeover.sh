@@ -27,7 +27,7 @@ writes() {
     n=$((n + 1))
   done
 }
-# finish: ends clients and writers, and looks at what they have seen.
+# finish: ends clients and writers, and checks their results.
 finish() {
   sleep 1 # of requests after the last takeover
   touch "$WORK/enough"

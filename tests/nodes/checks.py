@@ -309,7 +309,7 @@ def hostile_names(machines):
     for name, true in [*TRUE.items(), *TRUE.items()]:
         expect([true], [line for line in dig("+short", name, "A").split() if line.startswith("192.")], f"the addresses of {name}")
     if not set(TRUE) <= machines.resolver.queries:
-        raise AssertionError(f"only {machines.resolver.queries} were asked for")
+        raise AssertionError(f"only {machines.resolver.queries} were queried")
     # Another machine gets no answer: the address is this machine's.
     forwarded = machines.run("dig", "+time=1", "+tries=1", f"@{node.port.address}", "-p", port, "kubernetes.default.svc.cluster.local", check=False)
     if "status: NOERROR" in forwarded:

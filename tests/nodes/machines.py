@@ -76,7 +76,7 @@ class Machines(EtcdCluster):
             self.ports.append(port)
             node = Process(f"node-{n + 1}", self.folder, f"{port.address}:10250", port)
             node.data = os.path.join(self.folder, node.name)
-            # Names outside the cluster are asked for at the host.
+            # The host's name server resolves names outside the cluster.
             node.command = ["unshare", "--mount", "sh", "-c", 'mount --bind "$0" /etc/resolv.conf && exec "$@"', resolv_conf, self.program, "node", *join, "--node-name", node.name, "--data-dir", node.data, "--fast-failover",
                             "--share-compiled-modules", "--metrics-bind", f"{port.address}:{METRICS_PORT}"]
             node.start()

@@ -29,7 +29,7 @@ def answer(number, question, answers, more=(), code=0):
 
 
 class LyingResolver:
-    """Serves UDP port 53 of an address until `close`. `queries` are the names that were asked for."""
+    """Serves UDP port 53 of an address until `close`. `queries` are the queried names."""
 
     def __init__(self, address):
         self.socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)

@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use http::{Request, Response};
-use http_body_util::{BodyExt as _, Empty};
 use machinery_serve::net::Body;
 
 use super::remote::RemotePod;
@@ -59,9 +58,4 @@ impl Tunnel {
         let peers = self.peers.load();
         peers.remotes.iter().flatten().find(|remote| &*remote.peer.name == node).cloned()
     }
-}
-
-/// A body without content.
-pub(super) fn empty() -> Body {
-    Empty::new().map_err(|never| match never {}).boxed_unsync()
 }

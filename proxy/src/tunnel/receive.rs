@@ -15,8 +15,8 @@ use h2::RecvStream;
 use http::HeaderMap;
 use http::header::CONTENT_LENGTH;
 use http_body::{Frame, SizeHint};
-use http_body_util::{BodyExt as _, Empty};
-use machinery_serve::net::{Body, BoxError};
+use http_body_util::BodyExt as _;
+use machinery_serve::net::{Body, BoxError, empty_body};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::pieces::Pieces;
@@ -110,7 +110,7 @@ impl Receiver {
         };
         if ended {
             held.complete();
-            return Empty::new().map_err(|never| match never {}).boxed_unsync();
+            return empty_body();
         }
         let length = headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
         ReceivedBody { receiver: self, left: length, held }.boxed_unsync()

@@ -11,14 +11,13 @@ use http::{Method, Request, Response, StatusCode};
 use http_body::Body as _;
 use machinery_env::Env;
 use machinery_serve::net::http::plain;
-use machinery_serve::net::{Body, CallRejected, DatagramPipe, Origin, Serve, Stream};
+use machinery_serve::net::{Body, CallRejected, DatagramPipe, Origin, Serve, Stream, empty_body};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::datagrams;
 use super::head::{self, CallKind, Refusal};
 use super::io::TunnelIo;
 use super::metrics::{Direction, TunnelMetrics};
-use super::node_calls::empty;
 use super::peer::{LINKS_MAX, Lease, LinkKind, Peer, Unavailable};
 use super::receive::{HeldByBody, Receiver};
 use super::record::Recorder;
@@ -109,7 +108,7 @@ impl RemotePod {
                 (Some(recorder), sending)
             }
         };
-        let take_back = |recorder: Option<Recorder>| recorder.map_or_else(|| Some(empty()), |it| it.take_back());
+        let take_back = |recorder: Option<Recorder>| recorder.map_or_else(|| Some(empty_body()), |it| it.take_back());
         match response.await {
             Ok(response) => match Refusal::of(response.headers()) {
                 Some(refusal) => {
@@ -183,7 +182,7 @@ impl RemotePod {
     pub(super) async fn call_node(&self, head: &Request<()>) -> Option<Response<Body>> {
         self.metrics.call(Direction::Out);
         for _ in 0..ATTEMPTS_MAX {
-            match self.offer(head, empty()).await {
+            match self.offer(head, empty_body()).await {
                 Offered::Answered(response) => return Some(response),
                 Offered::NotSent(_) => {}
                 Offered::Refused(..) | Offered::Lost(_) => return None,

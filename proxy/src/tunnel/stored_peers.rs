@@ -77,7 +77,7 @@ fn decode(body: &[u8]) -> Result<Vec<PeerConfig>, CheckpointError> {
                 Value::Null => None,
                 address => Some(address.as_str()?.parse::<SocketAddr>().ok()?),
             },
-            // Nodes are asked for modules that the API's Nodes offer.
+            // Only the API's Nodes say which modules a node offers.
             compiled: None,
         })
     };

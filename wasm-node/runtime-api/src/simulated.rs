@@ -14,9 +14,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures::future::BoxFuture;
 use http::{Request, Response, StatusCode};
-use http_body_util::{BodyExt as _, Empty};
 use machinery_env::Env;
-use machinery_serve::net::{Body, CallRejected, Origin, Serve};
+use machinery_serve::net::{Body, CallRejected, Origin, Serve, empty_body};
 use tokio::sync::Notify;
 
 use super::ledger::Ledger;
@@ -351,7 +350,7 @@ impl Serve for SimulatedContainer {
         }
         self.0.requests.fetch_add(1, Ordering::Relaxed);
         let _live = LiveInstance::begin(&self.0);
-        let mut response = Response::new(Empty::new().map_err(|never| match never {}).boxed_unsync());
+        let mut response = Response::new(empty_body());
         *response.status_mut() = tokio::select! {
             () = self.0.env.sleep(self.0.script.takes) => self.0.script.status,
             () = shut => StatusCode::SERVICE_UNAVAILABLE,
@@ -456,7 +455,7 @@ mod tests {
         let server = one.serve().unwrap();
         let origin = Origin { peer: Peer::Node, local: SocketAddr::from(([127, 0, 0, 1], 80)), via: None };
         let request = || {
-            let body: Body = Empty::new().map_err(|never| match never {}).boxed_unsync();
+            let body: Body = empty_body();
             Request::get("http://p/").body(body).unwrap()
         };
         let ask = || async { server.http(&origin, request()).await.map(|response| response.status().as_u16()) };

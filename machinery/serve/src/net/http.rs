@@ -8,14 +8,14 @@ use std::time::Duration;
 
 use ::http::header::{CONNECTION, CONTENT_TYPE};
 use ::http::{HeaderValue, Request, Response, StatusCode, Version};
-use http_body_util::{BodyExt as _, Empty, Full};
+use http_body_util::{BodyExt as _, Full};
 use hyper::body::{Body as _, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 
 use super::reset::ResetOnBrokenBody;
-use super::{Body, CallRejected, Origin, Serve, Stream, framing};
+use super::{Body, CallRejected, Origin, Serve, Stream, empty_body, framing};
 use machinery_api::names::REASON_HEADER;
 
 /// Timeout of a request's head: slow clients must not occupy connections.
@@ -97,7 +97,7 @@ where
 /// Boxes a body; an empty one needs no allocation.
 fn boxed(body: Incoming) -> Body {
     if body.is_end_stream() {
-        return Empty::new().map_err(|never| match never {}).boxed_unsync();
+        return empty_body();
     }
     body.map_err(Into::into).boxed_unsync()
 }

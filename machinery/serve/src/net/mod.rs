@@ -22,6 +22,7 @@ use std::sync::Arc;
 use ::http::{Request, Response};
 use bytes::Bytes;
 use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt as _, Empty};
 
 use machinery_api::ObjectKey;
 pub use names::{NamePolicy, PodNames};
@@ -33,6 +34,12 @@ pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// A streamed request or response body.
 pub type Body = UnsyncBoxBody<Bytes, BoxError>;
+
+/// A body without content. It needs no allocation.
+#[must_use]
+pub fn empty_body() -> Body {
+    Empty::new().map_err(|never| match never {}).boxed_unsync()
+}
 
 /// The caller's identity: determines policy, names without a namespace, and node-local choices.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]

@@ -82,7 +82,7 @@ pub trait CompiledSource: Send + Sync {
 }
 
 impl Engine {
-    /// Sets the source that is asked before each compilation. The first one stays.
+    /// Sets the source that is queried before each compilation. The first one stays.
     pub fn set_compiled_source(&self, source: Arc<dyn CompiledSource>) {
         let _ = self.inner.compiled_source.set(source);
     }
@@ -101,7 +101,7 @@ impl Engine {
         self.inner.cache.open_module(&name.digest, &name.fingerprint)
     }
 
-    /// Whether the module is cached after another node was asked for it. A second caller waits for the first one's result.
+    /// Whether the module is cached after a query of other nodes. A second caller waits for the first one's result.
     pub(super) async fn fetch_compiled(&self, key: &Key, kind: CodeKind) -> bool {
         let (Some(source), Some(name)) = (self.inner.compiled_source.get(), CompiledName::new(&key.0, &key.1)) else {
             return false;

@@ -157,7 +157,7 @@ struct EngineInner {
     compiler: compile::Compiler,
     cache: aot::Cache,
     compiled_source: OnceLock<Arc<dyn CompiledSource>>,
-    /// Locked while other nodes are asked for a module.
+    /// Locked while other nodes are queried for a module.
     fetching: SingleFlight<compile::Key>,
     loaded: Mutex<HashMap<load::ModuleKey, Weak<PreparedModule>>>,
 }

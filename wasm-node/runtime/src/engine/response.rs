@@ -7,9 +7,9 @@ use std::task::{Context, Poll, Waker};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, Response, header};
 use http_body::Body as _;
-use http_body_util::{BodyExt, Empty};
-use machinery_serve::net::Body;
+use http_body_util::BodyExt;
 use machinery_serve::net::framing::strip_framing;
+use machinery_serve::net::{Body, empty_body};
 use wasmtime_wasi_http::p2::body::HyperOutgoingBody;
 
 use super::body::GuestBody;
@@ -56,7 +56,7 @@ pub(crate) fn respond(
         if !body.is_end_stream() {
             return Response::from_parts(parts, GuestBody::new(body, exchange, None).boxed_unsync());
         }
-        return Response::from_parts(parts, Empty::new().map_err(|never| match never {}).boxed_unsync());
+        return Response::from_parts(parts, empty_body());
     }
     if matches!(end, Some(Ok(()))) {
         // The guest has ended: its output is in the channel, and its length is known.

@@ -6,8 +6,8 @@ use std::time::Duration;
 use bytes::BytesMut;
 use http::header::{HOST, LOCATION};
 use http::{Request, Response};
-use http_body_util::{BodyExt as _, Empty};
-use machinery_serve::net::{Body, CallRejected, Origin, Peer, Protocol, Target};
+use http_body_util::BodyExt as _;
+use machinery_serve::net::{Body, CallRejected, Origin, Peer, Protocol, Target, empty_body};
 use reqwest::Url;
 use runtime_api::NodeCall;
 
@@ -200,7 +200,7 @@ fn request(hop: &Hop, get: &HttpGet, agent: &str, own: &NodeCall) -> Result<Requ
             request = request.header(name, value);
         }
     }
-    request.body(Empty::new().map_err(|never| match never {}).boxed_unsync())
+    request.body(empty_body())
 }
 
 async fn read(response: Response<Body>) -> Result<String, String> {

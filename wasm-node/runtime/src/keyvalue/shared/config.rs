@@ -217,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn passwords_come_from_one_place_and_are_read_anew() {
+    fn passwords_come_from_one_place_and_are_read_again() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("password");
         let files = || SharedStoreFiles { password: Some(file.clone()), ..SharedStoreFiles::default() };

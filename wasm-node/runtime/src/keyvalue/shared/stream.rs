@@ -46,7 +46,7 @@ impl AsyncRead for BoundedStream {
         ready!(Pin::new(&mut self.io).poll_read(context, buffer))?;
         let bytes = buffer.filled().len() - before;
         if self.received.fetch_add(bytes, Ordering::Relaxed) + bytes > RECEIVED_BYTES_MAX {
-            return Poll::Ready(Err(io::Error::other("the server sends more than was asked for")));
+            return Poll::Ready(Err(io::Error::other("the server sends more than the requests allow")));
         }
         Poll::Ready(Ok(()))
     }

@@ -49,7 +49,7 @@ async fn calls_fail_soon_without_a_server_and_work_when_it_returns() {
     }
     assert!(env.elapsed() - began < connection::CONNECT_TIMEOUT * 2, "{:?}", env.elapsed() - began);
     server.restart(&[]);
-    assert_eq!(eventually(&store).await, Written::Number(1), "an empty server has begun anew");
+    assert_eq!(eventually(&store).await, Written::Number(1), "an empty server has started again");
     // A call at once after a restart finds the connection lost or works: it does not stay broken.
     server.restart(&[]);
     eventually(&store).await;
