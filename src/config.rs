@@ -92,6 +92,8 @@ pub(crate) struct ApiServerConfig {
     pub(crate) default_toleration_seconds: u32,
     /// Configuration of admission plugins.
     pub(crate) admission: Arc<AdmissionConfiguration>,
+    /// Serves the dashboard.
+    pub(crate) dashboard: bool,
 }
 
 /// The cluster's addresses; missing ones are chosen at the start.
@@ -236,6 +238,7 @@ impl ClusterConfig {
                 join: None,
                 default_toleration_seconds: 300,
                 admission: Arc::default(),
+                dashboard: true,
             },
             network: NetworkConfig::default(),
             controllers: ControllersConfig {
@@ -294,12 +297,44 @@ pub(crate) fn variable_path(name: &str) -> Option<PathBuf> {
     variable(name).filter(|value| !value.is_empty()).map(PathBuf::from)
 }
 
+/// The paths in a variable such as PATH; empty if it isn't set.
+pub(crate) fn paths_of(name: &str) -> Vec<PathBuf> {
+    let paths = variable(name).map(|value| std::env::split_paths(&value).collect::<Vec<_>>()).unwrap_or_default();
+    paths.into_iter().filter(|path| !path.as_os_str().is_empty()).collect()
+}
+
 /// The folder of `docker login` and similar tools, if it isn't the default one.
 pub(crate) fn docker_config() -> Option<PathBuf> {
     variable_path("DOCKER_CONFIG")
 }
 
+/// The variables that name a cluster or an account in it: a build command gets none of them.
+pub(crate) fn cluster_variables() -> Vec<std::ffi::OsString> {
+    let names = std::env::vars_os().map(|(name, _)| name);
+    names.filter(|name| is_cluster_variable(&name.to_string_lossy())).collect()
+}
+
+fn is_cluster_variable(name: &str) -> bool {
+    name == "KUBECONFIG" || name.starts_with("CORACLE_")
+}
+
+/// A variable of OpenTelemetry (`OTEL_…`), for `crate::telemetry`. Its SDK also reads some by itself.
+pub(crate) fn otel_variable(name: &str) -> Option<String> {
+    variable(name)
+}
+
 #[expect(clippy::disallowed_methods, reason = "the one reader of other programs' variables; clap reads ours")]
 fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn variables_of_the_cluster() {
+        let found = ["KUBECONFIG", "CORACLE_DATA_DIR", "PATH", "MY_CORACLE_X"].map(is_cluster_variable);
+        assert_eq!(found, [true, true, false, false]);
+    }
 }

@@ -7,6 +7,8 @@ use anyhow::Context as _;
 use machinery_env::Env;
 
 use crate::config::Common;
+#[cfg(unix)]
+use crate::packaged;
 
 /// Permission bits by which others than the owner have access.
 #[cfg(unix)]
@@ -45,6 +47,11 @@ impl DataDir {
     /// The socket at which the next process asks for those of the running one.
     pub(crate) fn control(&self) -> PathBuf {
         self.0.join("control")
+    }
+
+    /// The file whose lock belongs to the running process.
+    pub(crate) fn lock_file(&self) -> PathBuf {
+        self.0.join("lock")
     }
 
     pub(crate) fn kubeconfig(&self) -> PathBuf {
@@ -140,7 +147,7 @@ impl DataDir {
     pub(crate) fn lock(&self) -> anyhow::Result<Lock> {
         create_private_dir(&self.0)?;
         self.close()?;
-        let path = self.0.join("lock");
+        let path = self.lock_file();
         let file = std::fs::OpenOptions::new()
             .create(true)
             .truncate(false)
@@ -164,9 +171,13 @@ impl DataDir {
     /// Removes other users' access: the folder holds keys and Secrets.
     #[cfg(unix)]
     fn close(&self) -> anyhow::Result<()> {
-        use std::os::unix::fs::PermissionsExt as _;
+        use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
         let path = self.0.display();
-        let mode = std::fs::metadata(&self.0).with_context(|| format!("cannot look at {path}"))?.permissions().mode();
+        let metadata = std::fs::metadata(&self.0).with_context(|| format!("cannot look at {path}"))?;
+        if let Some(why) = self.foreign_owner(rustix::process::geteuid().as_raw(), metadata.uid()) {
+            anyhow::bail!(why);
+        }
+        let mode = metadata.permissions().mode();
         if mode & OTHERS == 0 {
             return Ok(());
         }
@@ -184,6 +195,22 @@ impl DataDir {
         std::fs::set_permissions(&self.0, closed).with_context(|| refuse("and it can't be closed"))?;
         tracing::warn!(folder = %path, "other users could read the data folder; it was closed to them (mode 700)");
         Ok(())
+    }
+
+    /// Why root may not run in a folder of another user: its files would keep that user's cluster from starting.
+    #[cfg(unix)]
+    fn foreign_owner(&self, user: u32, owner: u32) -> Option<String> {
+        if user != 0 || owner == 0 {
+            return None;
+        }
+        let next = match packaged::unit_of(&self.0) {
+            Some(unit) => format!("sudo systemctl start {unit}"),
+            None => format!("sudo -u '#{owner}' coracle …"),
+        };
+        Some(format!(
+            "the data folder {} belongs to user {owner}, who could not use root's files in it: run `{next}`, or `chown` it",
+            self.0.display()
+        ))
     }
 
     #[cfg(not(unix))]
@@ -260,6 +287,19 @@ mod tests {
         assert!(error.contains("in use by another"), "{error}");
         drop(held);
         data.lock().unwrap();
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn root_keeps_out_of_folders_of_other_users() {
+        let data = DataDir::at("/var/lib/coracle/up".into());
+        for (user, owner) in [(0, 0), (1000, 1000), (1000, 0)] {
+            assert_eq!(data.foreign_owner(user, owner), None);
+        }
+        let why = data.foreign_owner(0, 995).unwrap();
+        assert!(why.contains("user 995") && why.contains("`sudo systemctl start coracle`"), "{why}");
+        let other = DataDir::at("/srv/shop".into()).foreign_owner(0, 995).unwrap();
+        assert!(other.contains("sudo -u '#995' coracle"), "{other}");
     }
 
     #[cfg(unix)]

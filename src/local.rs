@@ -1,7 +1,10 @@
 //! Address and credentials of the cluster in `--data-dir`, for verbs that talk to it. Fails if no cluster has run
 //! there.
 
-use anyhow::Context as _;
+use std::io::ErrorKind;
+use std::path::PathBuf;
+
+use anyhow::{Context as _, anyhow};
 use images::RegistryAccess;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
@@ -9,14 +12,18 @@ use oci_registry::Credentials;
 
 use crate::compose;
 use crate::data_dir::DataDir;
+use crate::packaged;
 
 /// Address and credentials of the cluster's registry.
 ///
 /// # Errors
 /// If no cluster has run there.
 pub(crate) fn registry(data: &DataDir) -> anyhow::Result<RegistryAccess> {
-    let address = std::fs::read_to_string(data.registry_address()).with_context(|| no_cluster(data))?;
-    let password = std::fs::read_to_string(data.registry_password()).with_context(|| no_cluster(data))?;
+    let read = |path: PathBuf| match std::fs::read_to_string(&path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => Err(anyhow!(no_cluster(data))),
+        read => read.with_context(|| format!("cannot read {}", path.display())),
+    };
+    let (address, password) = (read(data.registry_address())?, read(data.registry_password())?);
     let credentials = Credentials { user: compose::REGISTRY_USER.to_owned(), password: password.trim().to_owned() };
     let address = address.trim().to_owned();
     let ca_pem = compose::serves_tls(&address).then(|| std::fs::read(data.authority())).transpose();
@@ -40,6 +47,5 @@ pub(crate) async fn client(data: &DataDir) -> anyhow::Result<(Client, String)> {
 }
 
 fn no_cluster(data: &DataDir) -> String {
-    let path = data.path().display();
-    format!("no cluster has run in {path}: start one with `coracle up`, or name its folder with --data-dir")
+    packaged::no_cluster(data.path())
 }

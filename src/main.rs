@@ -4,24 +4,33 @@ mod cmd;
 mod compiled;
 mod compose;
 mod config;
+mod dashboard;
 mod data_dir;
+mod doctor;
 mod features;
+mod inspection;
 mod inventory;
 mod joining;
 mod local;
 mod logging;
 mod module_file;
 mod network;
+mod notify;
 mod output;
+mod packaged;
 mod panics;
 mod progress;
+mod project;
 mod rollout;
 mod scheduler_plugins;
+mod status;
 mod takeover;
+mod telemetry;
 
 use std::process::ExitCode;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
+use telemetry::Telemetry;
 
 // One allocator made for many threads: docs/decisions/0072-allocator.md.
 #[cfg(not(target_env = "msvc"))]
@@ -44,14 +53,19 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => return report_parse_error(&error),
     };
-    if let Err(error) = logging::start(&cli.common) {
-        output::print_stderr!("coracle: {error:#}");
-        return ExitCode::from(2);
-    }
+    let telemetry = match start_telemetry(&cli) {
+        Ok(telemetry) => telemetry,
+        Err(error) => {
+            output::print_stderr!("coracle: {error:#}");
+            return ExitCode::from(2);
+        }
+    };
     // Before any file is opened: the usual soft limit of 1,024 is for programs that use select(2).
     machinery_serve::descriptors::raise_limit();
     panics::count();
-    match cmd::run(cli) {
+    let done = cmd::run(cli);
+    telemetry.stop();
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(cmd::Failure::Usage(message)) => {
             output::print_stderr!("coracle: {message}");
@@ -64,6 +78,16 @@ fn main() -> ExitCode {
             ExitCode::from(1)
         }
     }
+}
+
+/// Starts the export of traces and logs for a component, and log lines for each verb.
+fn start_telemetry(cli: &cmd::Cli) -> anyhow::Result<Telemetry> {
+    let telemetry = match cli.verb.component() {
+        Some(component) => Telemetry::start(component)?,
+        None => Telemetry::default(),
+    };
+    logging::start(&cli.common, telemetry.logs.as_ref())?;
+    Ok(telemetry)
 }
 
 /// Prints help and version as clap does, and wrong usage in one line with a hint.

@@ -24,7 +24,7 @@ const BLOCK_PREFIX: u8 = 14;
 
 /// The port of the claiming socket at a block's last address: any fixed port works, as long as all clusters use the
 /// same.
-const CLAIM_PORT: u16 = 6442;
+pub(crate) const CLAIM_PORT: u16 = 6442;
 
 /// Index of cluster DNS in the Services' range.
 const DNS_HOST: usize = 10;
@@ -163,6 +163,12 @@ impl Network {
         );
         Ok(self)
     }
+}
+
+/// The address of each block's claim.
+#[cfg(target_os = "linux")]
+pub(crate) fn claim_addresses() -> impl Iterator<Item = Ipv4Addr> {
+    (0..BLOCKS).map(|k| block(k).broadcast())
 }
 
 /// The first address of block `k`.

@@ -147,9 +147,12 @@ const TOP: &[&str] = &[
     "clients",
     "clippy.toml",
     "controllers",
+    "dashboard",
     "deny.toml",
     "docs",
     "machinery",
+    "observability",
+    "packaging",
     "proxy",
     "rustfmt.toml",
     "sample-workloads",
@@ -448,7 +451,7 @@ fn docs_name_files_that_exist() {
         for quoted in text.split('`').skip(1).step_by(2) {
             let below = ROOMS
                 .iter()
-                .chain(&["src", "tests", "docs", "sample-workloads"])
+                .chain(&["src", "tests", "docs", "packaging", "sample-workloads"])
                 .any(|room| quoted.starts_with(&format!("{room}/")));
             let plain = quoted.chars().all(|c| c.is_ascii_alphanumeric() || "/._-".contains(c));
             if below && plain && !root().join(quoted).exists() {

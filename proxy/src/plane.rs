@@ -10,10 +10,12 @@ use machinery_serve::net::{
     Body, CallRejected, Caller, DatagramPipe, Dial, DialError, Peer, PodNetwork, Protocol, ResolvedName, Serve,
     ServicePort, Stream, framing,
 };
+use machinery_serve::trace::{self, Span};
 
 use crate::destination::Resolved;
 use crate::http::activator;
 use crate::http::forward::{Exchange, hand_over, refused};
+use crate::http::spans;
 use crate::metrics::Metrics;
 use crate::resolve::{self, NameQuery, Target};
 pub use crate::state::Config;
@@ -150,35 +152,13 @@ impl Dial for DataPlane {
         state.metrics.guest_requests.inc();
         // A guest has no connection of its own: its hop-by-hop headers are dropped.
         framing::strip_hop_by_hop(request.headers_mut());
-        let https = request.uri().scheme_str() == Some("https");
-        let Some(host) = request.uri().host().map(str::to_owned) else {
-            return Err(DialError::NameNotFound(String::new()));
-        };
-        let port = request.uri().port_u16().unwrap_or(if https { 443 } else { 80 });
-        match state.resolve(caller, &host, (Protocol::Tcp, port)).await? {
-            Resolved::Unknown => Err(DialError::NameNotFound(host)),
-            Resolved::Refused => Err(refused(format!("{host}:{port}"))),
-            Resolved::Own => match state.own_listener(caller, (Protocol::Tcp, port)) {
-                Some((serve, at)) => state.send_to_pod(&serve, caller, at, request).await,
-                None => Err(refused(format!("{host}:{port}"))),
-            },
-            Resolved::Address(ip) => match state.network.find(ip, Protocol::Tcp, port) {
-                Some(serve) => state.send_to_pod(&serve, caller, SocketAddr::new(ip, port), request).await,
-                None if state.is_cluster(ip) => Err(refused(SocketAddr::new(ip, port))),
-                None => {
-                    state.metrics.socket_hops.inc();
-                    state.egress.http_to(caller, SocketAddr::new(ip, port), &host, https, request).await
-                }
-            },
-            Resolved::Outside(name) => {
-                state.metrics.socket_hops.inc();
-                state.egress.http(caller, (&name, &plain_name(&host)), port, https, request).await
-            }
-            Resolved::Route(route) => {
-                let exchange = Exchange { from: Peer::Pod(caller.clone()), name: &host, https };
-                activator::send(state, &route, &exchange, request).await
-            }
+        if !trace::is_enabled() {
+            return state.send_for_guest(caller, request, &Span::NONE).await;
         }
+        let span = spans::of_guest(caller, &mut request);
+        let answer = span.within(Box::pin(state.send_for_guest(caller, request, &span))).await;
+        let answer = answer.inspect_err(|error| span.fail(error.to_string()))?;
+        Ok(spans::answered(span, answer, 400))
     }
 
     async fn stream(&self, caller: &Caller, to: &machinery_serve::net::Target) -> Result<Stream, DialError> {
@@ -232,6 +212,47 @@ pub(crate) fn plain_name(host: &str) -> String {
 }
 
 impl ProxyState {
+    /// Leads a guest's request to its destination.
+    async fn send_for_guest(
+        &self,
+        caller: &Caller,
+        request: Request<Body>,
+        span: &Span,
+    ) -> Result<Response<Body>, DialError> {
+        let https = request.uri().scheme_str() == Some("https");
+        let Some(host) = request.uri().host().map(str::to_owned) else {
+            return Err(DialError::NameNotFound(String::new()));
+        };
+        let port = request.uri().port_u16().unwrap_or(if https { 443 } else { 80 });
+        match self.resolve(caller, &host, (Protocol::Tcp, port)).await? {
+            Resolved::Unknown => Err(DialError::NameNotFound(host)),
+            Resolved::Refused => Err(refused(format!("{host}:{port}"))),
+            Resolved::Own => match self.own_listener(caller, (Protocol::Tcp, port)) {
+                Some((serve, at)) => self.send_to_pod(&serve, caller, at, request).await,
+                None => Err(refused(format!("{host}:{port}"))),
+            },
+            Resolved::Address(ip) => match self.network.find(ip, Protocol::Tcp, port) {
+                Some(serve) => self.send_to_pod(&serve, caller, SocketAddr::new(ip, port), request).await,
+                None if self.is_cluster(ip) => Err(refused(SocketAddr::new(ip, port))),
+                None => {
+                    self.metrics.socket_hops.inc();
+                    self.egress.http_to(caller, SocketAddr::new(ip, port), &host, https, request).await
+                }
+            },
+            Resolved::Outside(name) => {
+                self.metrics.socket_hops.inc();
+                self.egress.http(caller, (&name, &plain_name(&host)), port, https, request).await
+            }
+            Resolved::Route(route) => {
+                let exchange = Exchange { from: Peer::Pod(caller.clone()), name: &host, https, span };
+                if let Some(via) = &route.via {
+                    span.set_text("coracle.service", || via.service.to_string());
+                }
+                activator::send(self, &route, &exchange, request).await
+            }
+        }
+    }
+
     /// Sends a request to a pod by its address: no other endpoint can take it.
     async fn send_to_pod(
         &self,

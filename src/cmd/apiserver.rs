@@ -20,7 +20,7 @@ use super::flags::takeover::{TakeoverFlags, report};
 use crate::compose::{self, Part};
 use crate::config::{ApiServerConfig, ClusterConfig, Common, NetworkConfig};
 use crate::data_dir::DataDir;
-use crate::output::result;
+use crate::notify;
 use crate::progress::Progress;
 use crate::takeover;
 
@@ -55,6 +55,16 @@ pub(crate) struct ServerFlags {
     /// AdmissionConfiguration file (YAML or JSON) of the admission plugins
     #[arg(long, env = "CORACLE_ADMISSION_CONTROL_CONFIG_FILE", value_name = "FILE")]
     pub(crate) admission_control_config_file: Option<PathBuf>,
+    /// Serves the dashboard at /dashboard/, to authenticated users [default: true in up, else false]
+    #[arg(
+        long,
+        env = "CORACLE_DASHBOARD",
+        value_name = "BOOL",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true"
+    )]
+    pub(super) dashboard: Option<bool>,
     #[command(flatten)]
     pub(super) takeover: TakeoverFlags,
     #[command(flatten)]
@@ -74,6 +84,7 @@ impl ServerFlags {
             join: None,
             default_toleration_seconds: self.default_toleration_seconds.unwrap_or(toleration),
             admission: self.admission()?,
+            dashboard: self.dashboard.unwrap_or(false),
         })
     }
 
@@ -145,10 +156,10 @@ pub(super) fn until_stopped(
             () = &mut stop => return Ok(()),
         };
         let mut handovers = takeover::listen(&env, &data);
-        let line = format!("ready server={} kubeconfig={}{also}\n", cluster.server, data.kubeconfig().display());
         progress.done();
         report(taken, &env);
-        result(format_args!("{line}"))?;
+        let kubeconfig = data.kubeconfig();
+        notify::ready(format_args!("ready server={} kubeconfig={}{also}", cluster.server, kubeconfig.display()))?;
         compose::memory::release_after_start(&env);
         tokio::select! {
             () = &mut stop => {}

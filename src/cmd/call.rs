@@ -1,6 +1,8 @@
 //! `coracle call`: calls a plugin's function with WAVE arguments, through the API server's proxy of pods and Services.
 //! It needs a kubeconfig and the right to `pods/proxy` or `services/proxy`.
 
+use std::path::PathBuf;
+
 use anyhow::{Context as _, anyhow, bail};
 use clap::Args;
 use http::{Method, Request, Response, StatusCode, header};
@@ -15,6 +17,7 @@ use machinery_env::Env;
 use super::Failure;
 use crate::config::Common;
 use crate::data_dir::DataDir;
+use crate::inspection::api::{ApiProbe, KubeconfigSource};
 use crate::output::{print_stderr, print_stdout};
 
 /// Maximum size of a response: a plugin's largest result, and more.
@@ -31,6 +34,9 @@ pub(crate) struct Call {
     /// The namespace
     #[arg(short, long, env = "CORACLE_NAMESPACE", default_value = "default", value_name = "NS")]
     pub(crate) namespace: String,
+    /// Kubeconfig of the cluster [default: the one of --data-dir, else kubectl's]
+    #[arg(long, env = "CORACLE_KUBECONFIG", value_name = "FILE")]
+    pub(crate) kubeconfig: Option<PathBuf>,
     /// Session of the call: that of a resource, or a name of your own
     #[arg(long, env = "CORACLE_SESSION", value_name = "NAME")]
     pub(crate) session: Option<String>,
@@ -54,7 +60,7 @@ pub(crate) enum Target {
     Service(String),
 }
 
-fn parse_target(text: &str) -> Result<Target, String> {
+pub(super) fn parse_target(text: &str) -> Result<Target, String> {
     let wanted = || "wanted pod/NAME, deployment/NAME or service/NAME".to_owned();
     let (kind, name) = text.split_once('/').ok_or_else(wanted)?;
     let plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '.';
@@ -74,19 +80,35 @@ fn parse_target(text: &str) -> Result<Target, String> {
 /// # Errors
 /// If there is no such resource or function, an argument has the wrong type, or the call failed.
 pub(crate) fn run(flags: &Call, common: &Common) -> Result<(), Failure> {
-    let data = DataDir::of(common)?;
+    let source = KubeconfigSource::choose(flags.kubeconfig.as_deref(), &DataDir::of(common)?)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start")?;
-    runtime.block_on(call(flags, &data))?;
+    runtime.block_on(call(flags, source))?;
     Ok(())
 }
 
-async fn call(flags: &Call, data: &DataDir) -> anyhow::Result<()> {
-    let client = machinery_client::from_kubeconfig(&Env::real(), data.kubeconfig()).await.with_context(|| {
-        format!(
-            "no cluster has run in {}: start one with `coracle up`, or name its folder with --data-dir",
-            data.path().display()
-        )
-    })?;
+/// The WIT of a plugin.
+///
+/// # Errors
+/// If there is no such resource, or it is no plugin.
+pub(super) fn wit(resource: Target, namespace: &str, source: KubeconfigSource) -> anyhow::Result<String> {
+    let (kubeconfig, session, function, arguments) = (None, None, String::new(), Vec::new());
+    let flags = Call { namespace: namespace.to_owned(), kubeconfig, session, resource, function, arguments };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start")?;
+    runtime.block_on(async {
+        let client = client(source).await?;
+        let path = format!("{}wit", base(&client, &flags).await?);
+        let answer = send(&client, Request::get(path).body(Body::empty())?).await;
+        let answer = answer.with_context(|| format!("{} has no WIT: it is no plugin", target_label(&flags)))?;
+        String::from_utf8(answer.into_body()).context("the plugin's WIT is no text")
+    })
+}
+
+async fn client(source: KubeconfigSource) -> anyhow::Result<Client> {
+    Ok(ApiProbe::of(&Env::real(), source).await?.client().clone())
+}
+
+async fn call(flags: &Call, source: KubeconfigSource) -> anyhow::Result<()> {
+    let client = client(source).await?;
     let base = base(&client, flags).await?;
     let listed = send(&client, Request::get(&base).body(Body::empty())?).await?;
     let listed = serde_json::from_slice::<serde_json::Value>(&listed.into_body()).ok();

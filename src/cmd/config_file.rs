@@ -26,7 +26,7 @@ pub(super) fn expand(command: &Command, line: Vec<OsString>) -> Result<Vec<OsStr
     let entries = read(&path).map_err(fail)?;
     let mut flags = Vec::new();
     for (key, value) in &entries {
-        let known = verb.get_arguments().find(|arg| arg.get_long() == Some(key) && key != FLAG);
+        let known = verb.get_arguments().find(|arg| self::key(arg) == Some(key));
         let arg = known.ok_or_else(|| fail(format!("{} has no flag --{key}", verb.get_name())))?;
         if !is_given(arg, key, &line) {
             flags.extend(flag(arg, key, value).map_err(fail)?);
@@ -35,6 +35,13 @@ pub(super) fn expand(command: &Command, line: Vec<OsString>) -> Result<Vec<OsStr
     let mut line = line;
     line.splice(at + 1..=at, flags);
     Ok(line)
+}
+
+/// The key of a flag in the file; `None` if the file can't set it.
+pub(super) fn key(arg: &Arg) -> Option<&str> {
+    let prints =
+        matches!(arg.get_action(), ArgAction::Help | ArgAction::HelpShort | ArgAction::HelpLong | ArgAction::Version);
+    arg.get_long().filter(|long| *long != FLAG && !prints)
 }
 
 /// The file of the last `--config` on the line, else of `CORACLE_CONFIG`.
@@ -52,9 +59,15 @@ fn named_file(line: &[OsString]) -> Option<PathBuf> {
     file
 }
 
-/// The first word that is a verb, with its index. A global flag before it has a value that is no verb.
+/// The last verb on the line, as `create` of `token create`, with its index. A global flag before it has a value that is
+/// no verb.
 fn verb<'a>(command: &'a Command, line: &[OsString]) -> Option<(usize, &'a Command)> {
-    line.iter().enumerate().skip(1).find_map(|(at, word)| Some((at, command.find_subcommand(word)?)))
+    let mut found = None;
+    for (at, word) in line.iter().enumerate().skip(1).take_while(|(_, word)| *word != "--") {
+        let above = found.map_or(command, |(_, verb)| verb);
+        found = above.find_subcommand(word).map(|verb| (at, verb)).or(found);
+    }
+    found
 }
 
 fn read(path: &Path) -> Result<Map<String, Value>, String> {
@@ -131,6 +144,8 @@ mod tests {
         let given = expanded("nodes: 3\nport: 1\n", &["up", "--nodes", "2"]).unwrap();
         assert!(given.contains(&"--port=1".to_owned()) && !given.contains(&"--nodes=3".to_owned()), "{given:?}");
         assert_eq!(expanded("", &["up"]).unwrap().len(), 3);
+        let nested = expanded("ttl: 1h", &["token", "create"]).unwrap();
+        assert_eq!(nested[..3], ["token", "create", "--ttl=1h"]);
     }
 
     #[test]
@@ -138,6 +153,7 @@ mod tests {
         for (text, why) in [
             ("nods: 3", "up has no flag --nods"),
             ("config: x", "up has no flag --config"),
+            ("help: true", "up has no flag --help"),
             ("kubeconfig: x", "up has no flag --kubeconfig"),
             ("fast-failover: 1", "fast-failover: true or false"),
             ("nodes: [1]", "nodes: has one value"),

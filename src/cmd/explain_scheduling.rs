@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context as _, anyhow};
-use clap::{Args, ValueEnum};
+use clap::Args;
 use kube::Client;
 use machinery_client::{Api, ListOptions, Pod, Typed};
 use machinery_env::Env;
@@ -17,6 +17,7 @@ use serde_json::Value;
 
 use super::Failure;
 use super::flags::guests::GuestFlags;
+use super::flags::output::Format;
 use super::pull::write_file;
 use crate::config::{Common, GuestsConfig};
 use crate::data_dir::DataDir;
@@ -67,15 +68,6 @@ struct Subject {
     /// A recording of --record, used without a cluster
     #[arg(long, env = "CORACLE_REPLAY", value_name = "FILE")]
     replay: Option<PathBuf>,
-}
-
-/// Output format.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Format {
-    /// For a person.
-    Table,
-    /// One JSON object.
-    Json,
 }
 
 /// Prints the explanation.

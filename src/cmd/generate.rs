@@ -53,7 +53,7 @@ fn write(file: &Path, page: &[u8]) -> anyhow::Result<()> {
 }
 
 /// The command with the global flags in each verb.
-fn command() -> Command {
+pub(super) fn command() -> Command {
     let mut command = Cli::command();
     command.build();
     command

@@ -3,12 +3,13 @@
 use std::path::PathBuf;
 
 use anyhow::Context as _;
-use clap::{Args, Subcommand, ValueEnum};
+use clap::{Args, Subcommand};
 use images::{ImageClient, ImageKind, ListedImage};
 use jiff::Timestamp;
 use machinery_env::Env;
 
 use super::Failure;
+use super::flags::output::Format;
 use super::pull::write_file;
 use crate::config::Common;
 use crate::data_dir::DataDir;
@@ -75,15 +76,6 @@ pub(crate) enum Verb {
         #[arg(short, long, env = "CORACLE_OUTPUT", value_name = "FILE")]
         output: PathBuf,
     },
-}
-
-/// How a list is printed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Format {
-    /// For a person.
-    Table,
-    /// One JSON array.
-    Json,
 }
 
 /// Performs the verb and prints its result.

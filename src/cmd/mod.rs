@@ -2,23 +2,30 @@
 
 mod apiserver;
 mod backup;
+mod bind;
 mod call;
 mod config_file;
+mod config_schema;
 mod controller_manager;
+mod dashboard;
 mod demo;
+mod doctor;
 mod explain_scheduling;
 mod flags;
 mod generate;
 mod image;
 mod inspect;
+mod new;
 mod node;
 mod proxy;
 mod pull;
 mod push;
 mod run;
+mod rust_keywords;
 mod scheduler;
 mod server;
 mod standalone;
+mod status;
 mod token;
 mod up;
 mod version;
@@ -30,13 +37,18 @@ use clap::{Command, CommandFactory as _, FromArgMatches as _, Parser, Subcommand
 use crate::config::Common;
 use apiserver::ApiServer;
 use backup::Backup;
+use bind::Bind;
 use call::Call;
+use config_schema::ConfigSchema;
 use controller_manager::ControllerManager;
+use dashboard::Dashboard;
 use demo::Demo;
+use doctor::Doctor;
 use explain_scheduling::ExplainScheduling;
 use generate::{Completion, Man};
 use image::Images;
 use inspect::Inspect;
+use new::New;
 use node::Node;
 use proxy::Proxy;
 use pull::Pull;
@@ -44,6 +56,7 @@ use push::Push;
 use run::Run;
 use scheduler::Scheduler;
 use server::Server;
+use status::Status;
 use token::Token;
 use up::Up;
 
@@ -118,6 +131,9 @@ pub(crate) enum Verb {
     /// ready
     #[command(after_help = "Example: coracle run hello.wasm --port 8080 --dev")]
     Run(Run),
+    /// Makes a project from a template: an HTTP service, a command, a plugin or a scheduler plugin
+    #[command(after_help = "Example: coracle new http-js my-app\n         coracle new --list")]
+    New(New),
     /// Pushes a .wasm file as an OCI artifact
     #[command(after_help = "Example: coracle push hello.wasm registry.local/hello:v1")]
     Push(Push),
@@ -133,18 +149,39 @@ pub(crate) enum Verb {
     /// Calls a function of a plugin with WAVE arguments and prints its result
     #[command(after_help = "Example: coracle call deployment/greeter greet '\"ada\"'")]
     Call(Call),
+    /// Writes a typed client of a plugin from its WIT
+    #[command(
+        after_help = "Example: coracle bind wit/plugin.wit --lang python\n         coracle bind deployment/greeter --lang js --out src"
+    )]
+    Bind(Bind),
     /// Writes the cluster's objects at one moment to a file, also while the cluster runs
     #[command(after_help = "Example: coracle backup shop.backup --data-dir /var/lib/coracle")]
     Backup(Backup),
     /// Makes a new store of a backup
     #[command(after_help = "Example: coracle restore shop.backup --data-dir /var/lib/coracle-2")]
     Restore(Backup),
+    /// Shows what runs in a cluster, and what is not healthy
+    #[command(
+        after_help = "Example: coracle status\n         coracle status --output json --data-dir /var/lib/coracle"
+    )]
+    Status(Status),
+    /// Checks this machine for what keeps a cluster from working well
+    #[command(after_help = "Example: coracle doctor\n         coracle doctor --output json --bind 10.0.0.1")]
+    Doctor(Doctor),
+    /// Opens the dashboard in a browser, with the credentials of a kubeconfig, until ^C
+    #[command(
+        after_help = "Example: coracle dashboard\n         coracle dashboard --print --kubeconfig prod.kubeconfig"
+    )]
+    Dashboard(Dashboard),
     /// Prints a completion script for a shell
     #[command(after_help = "Example: source <(coracle completion bash)")]
     Completion(Completion),
     /// Writes manual pages into a folder
     #[command(after_help = "Example: coracle man /usr/local/share/man/man1")]
     Man(Man),
+    /// Prints the JSON Schema of a verb's configuration file (`--config`), for editors and checks
+    #[command(after_help = "Example: coracle config-schema up > up.schema.json")]
+    ConfigSchema(ConfigSchema),
     /// Prints version, commit, Kubernetes version and wasmtime version
     #[command(after_help = "Example: coracle version")]
     Version,
@@ -161,6 +198,22 @@ impl Cli {
         command.build();
         let line = config_file::expand(&command, line.collect())?;
         Self::from_arg_matches(&command.try_get_matches_from(line)?)
+    }
+}
+
+impl Verb {
+    /// The service name of a verb that runs a component; `None` for one that ends by itself. The demo ignores the environment.
+    pub(crate) fn component(&self) -> Option<&'static str> {
+        match self {
+            Self::Up(_) => Some("coracle"),
+            Self::Server(_) => Some("coracle-server"),
+            Self::ApiServer(_) => Some("coracle-apiserver"),
+            Self::ControllerManager(_) => Some("coracle-controllers"),
+            Self::Scheduler(_) => Some("coracle-scheduler"),
+            Self::Node(_) => Some("coracle-node"),
+            Self::Proxy(_) => Some("coracle-proxy"),
+            _ => None,
+        }
     }
 }
 
@@ -205,16 +258,22 @@ pub(crate) fn run(cli: Cli) -> Result<(), Failure> {
         Verb::Proxy(flags) => proxy::run(&flags),
         Verb::ExplainScheduling(flags) => explain_scheduling::run(&flags, &cli.common),
         Verb::Run(flags) => run::run(&flags, &cli.common),
+        Verb::New(flags) => new::run(&flags),
         Verb::Push(flags) => push::run(&flags, &cli.common),
         Verb::Pull(flags) => pull::run(&flags, &cli.common),
         Verb::Inspect(flags) => inspect::run(&flags, &cli.common),
         Verb::Image(flags) => image::run(&flags, &cli.common),
         Verb::Call(flags) => call::run(&flags, &cli.common),
+        Verb::Bind(flags) => bind::run(&flags, &cli.common),
         Verb::Backup(flags) => backup::save(&flags, &cli.common),
         Verb::Restore(flags) => backup::load(&flags, &cli.common),
         Verb::Token(flags) => token::run(&flags, &cli.common),
+        Verb::Status(flags) => status::run(&flags, &cli.common),
+        Verb::Doctor(flags) => doctor::run(&flags, &cli.common),
+        Verb::Dashboard(flags) => dashboard::run(&flags, &cli.common),
         Verb::Completion(flags) => generate::completion(&flags),
         Verb::Man(flags) => generate::man(&flags),
+        Verb::ConfigSchema(flags) => config_schema::run(&flags),
         Verb::Version => version::run(),
     }
 }

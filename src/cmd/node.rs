@@ -26,7 +26,7 @@ use crate::features;
 use crate::joining::authority;
 use crate::joining::node::{NodeSource, TokenSource, check_name};
 use crate::joining::token::BootstrapToken;
-use crate::output::result;
+use crate::notify;
 use crate::progress::Progress;
 use crate::takeover;
 
@@ -177,8 +177,8 @@ pub(crate) fn run(flags: &Node, common: &Common) -> Result<(), Failure> {
         let metrics = flags.metrics.serve(registry, &env, &serving).await?;
         progress.done();
         report(taken, &env);
-        result(format_args!(
-            "ready node={} server={} address={}{metrics}\n",
+        notify::ready(format_args!(
+            "ready node={} server={} address={}{metrics}",
             config.name, node.server, config.address
         ))?;
         compose::memory::release_after_start(&env);

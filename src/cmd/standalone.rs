@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context as _;
-use apiserver::http::metrics::OPEN_METRICS;
+use apiserver::http::prometheus_text;
 use axum::Router;
 use axum::http::header::CONTENT_TYPE;
 use axum::routing::get;
@@ -23,7 +23,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::Failure;
 use crate::compose;
-use crate::output::result;
+use crate::notify;
+use crate::telemetry;
 
 /// Grace period of tasks that still run when the runtime ends.
 const LAST_MOMENT: Duration = Duration::from_millis(500);
@@ -80,7 +81,7 @@ where
         let deps = ComponentDeps { config, client, env: env.clone(), stop: stop.clone() };
         let component = prepare(deps, &mut registry).await?;
         let metrics = flags.metrics.serve(registry, &env, &stop).await?;
-        result(format_args!("ready kubeconfig={}{metrics}\n", flags.kubeconfig.display()))?;
+        notify::ready(format_args!("ready kubeconfig={}{metrics}", flags.kubeconfig.display()))?;
         compose::memory::release_after_start(&env);
         tokio::pin!(signal, component);
         tokio::select! {
@@ -114,7 +115,7 @@ impl MetricsFlags {
     /// If the address is taken.
     pub(super) async fn serve(
         &self,
-        registry: Registry,
+        mut registry: Registry,
         env: &Env,
         stop: &CancellationToken,
     ) -> anyhow::Result<String> {
@@ -122,15 +123,11 @@ impl MetricsFlags {
         let listener = Listener::bind_own("metrics", bind)
             .with_context(|| format!("--metrics-bind {bind}: cannot listen there"))?;
         let address = listener.local_addr()?;
+        telemetry::register(&mut registry);
         let registry = Arc::new(Mutex::new(registry));
         let page = move || {
-            let mut text = String::new();
-            // Writing into a String cannot fail.
-            let _ = prometheus_client::encoding::text::encode(
-                &mut text,
-                &registry.lock().unwrap_or_else(PoisonError::into_inner),
-            );
-            async move { ([(CONTENT_TYPE, OPEN_METRICS)], text) }
+            let text = prometheus_text::encode(&registry.lock().unwrap_or_else(PoisonError::into_inner));
+            async move { ([(CONTENT_TYPE, prometheus_text::MEDIA_TYPE)], text) }
         };
         let router = Router::new().route("/metrics", get(page)).route("/healthz", get(|| async { "ok" }));
         let (env, stop) = (env.clone(), stop.clone());

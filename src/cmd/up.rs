@@ -8,7 +8,7 @@ use super::flags::controllers::ControllerFlags;
 use super::flags::nodes::NodeFlags;
 use super::flags::scheduler::SchedulerFlags;
 use crate::compose::Part;
-use crate::config::{ClusterConfig, Common, NODES_MAX, NetworkConfig};
+use crate::config::{ApiServerConfig, ClusterConfig, Common, NODES_MAX, NetworkConfig};
 
 /// Flags of `coracle up`.
 #[derive(Debug, Clone, Args)]
@@ -42,9 +42,11 @@ impl Up {
                     .into(),
             ));
         }
+        let toleration = if self.controllers.fast_failover { FAST_TOLERATION } else { USUAL_TOLERATION };
+        let api = self.server.config(toleration)?;
         Ok(ClusterConfig {
             features: self.server.features(),
-            api: self.server.config(if self.controllers.fast_failover { FAST_TOLERATION } else { USUAL_TOLERATION })?,
+            api: ApiServerConfig { dashboard: self.server.dashboard.unwrap_or(true), ..api },
             network: NetworkConfig { node_cidr_mask_size: self.node_cidr_mask_size, ..self.server.network() },
             controllers: self.controllers.config()?,
             scheduler: self.scheduler.config()?,
@@ -80,6 +82,17 @@ mod tests {
     fn the_demo_runs_what_up_runs_without_flags() {
         let without = config(&["--port", "0", "--nodes", "2"]).unwrap();
         assert_eq!(format!("{without:?}"), format!("{:?}", ClusterConfig::for_demo()));
+    }
+
+    #[test]
+    fn the_dashboard_is_on_unless_a_flag_says_otherwise() {
+        let of = |flags: &[&str]| config(flags).unwrap().api.dashboard;
+        assert_eq!(
+            [of(&[]), of(&["--dashboard"]), of(&["--dashboard=true"]), of(&["--dashboard=false"])],
+            [true, true, true, false]
+        );
+        let apart = super::super::Cli::try_parse_from(["coracle", "up", "--dashboard", "false"]);
+        assert!(apart.is_err(), "the value follows an equals sign");
     }
 
     #[test]

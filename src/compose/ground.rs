@@ -36,6 +36,7 @@ use crate::data_dir::{DataDir, Lock, write_atomically};
 use crate::features;
 use crate::joining::accept::fetch_missing;
 use crate::network::Network;
+use crate::telemetry;
 
 /// Stop tokens, one a stage.
 pub(super) struct Stops {
@@ -159,7 +160,9 @@ impl Ground {
         let Claims { store, embedded_store, network, api_listener, pki, candidate } = claims;
         let api_address = SocketAddr::new(reachable(config.api.bind), api_listener.local_addr()?.port());
         let service_ip = network.services.hosts().next().context("--service-cidr has no address")?;
-        let metrics = Arc::new(Mutex::new(features::registry(&config.features)));
+        let mut metrics = features::registry(&config.features);
+        telemetry::register(&mut metrics);
+        let metrics = Arc::new(Mutex::new(metrics));
         let certificates = Arc::new(Certificates::new(&pki.with_authority(pki.serving()))?);
         let stop = Stops { servers: CancellationToken::new(), components: CancellationToken::new() };
         let modules = Modules::open(env, &config, data, &pki).await?;
@@ -176,7 +179,7 @@ impl Ground {
                 kubelets: api::kubelets(env, &pki)?,
                 registry: metrics.clone(),
             },
-            chain_extensions(env, &config.nodes, &config.api.admission, images.as_ref(), (&blobs, &registry)),
+            chain_extensions(env, &config.nodes, &config.api, images.as_ref(), (&blobs, &registry)),
         )
         .await?;
         let service = apiserver.service();

@@ -5,14 +5,16 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use apiserver::server::ChainExtensions;
-use apiserver_admission::{AdmissionConfiguration, ImageImports, ImageMetadata};
+use apiserver_admission::{ImageImports, ImageMetadata};
 use images::{Images, ImportInspector, ModuleInspector, RegistryAccess};
 use machinery_env::Env;
 use oci_registry::BlobStore;
 use serde_json::Value;
 use wasm_runtime::engine;
 
-use crate::config::{NodesConfig, proxies};
+use crate::config::{ApiServerConfig, NodesConfig, proxies};
+use crate::dashboard;
+use crate::dashboard::access::DashboardReaders;
 
 /// Functions that inspect modules.
 pub(crate) const MODULE_INSPECTOR: ModuleInspector =
@@ -30,11 +32,12 @@ impl ImageMetadata for RegistryImageMetadata {
     }
 }
 
-/// The metadata sources of the API server: the nodes' registries, if there are nodes.
+/// Additions to the API server: the metadata sources of images, which are the nodes' registries if there are nodes, and the
+/// dashboard.
 pub(super) fn chain_extensions(
     env: &Env,
     config: &NodesConfig,
-    admission: &Arc<AdmissionConfiguration>,
+    api: &ApiServerConfig,
     images: Option<&Arc<Images>>,
     (blobs, registry): (&Arc<BlobStore>, &RegistryAccess),
 ) -> ChainExtensions {
@@ -47,7 +50,9 @@ pub(super) fn chain_extensions(
     };
     ChainExtensions {
         images: Some(Arc::new(RegistryImageMetadata(inspector))),
-        admission: admission.clone(),
+        admission: api.admission.clone(),
+        files: api.dashboard.then(dashboard::files::files),
+        authorizers: if api.dashboard { vec![Arc::new(DashboardReaders)] } else { Vec::new() },
         ..ChainExtensions::default()
     }
 }

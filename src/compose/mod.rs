@@ -43,6 +43,7 @@ use self::identities::ComponentIdentity;
 use self::role::{Role, RunningComponents};
 use crate::config::ClusterConfig;
 use crate::data_dir::DataDir;
+use crate::notify;
 use crate::progress::Progress;
 use crate::takeover::REQUESTS_MAX;
 use crate::takeover::resumption::{self, Resumption};
@@ -96,22 +97,44 @@ pub(crate) fn runtime() -> anyhow::Result<Runtime> {
         .context("cannot start threads")
 }
 
-/// Waits for SIGINT or SIGTERM. The call itself installs the handlers.
+/// Waits for SIGINT or SIGTERM, and notifies the supervisor of the stop. The call itself installs the handlers.
 pub(crate) fn stop_signal() -> impl Future<Output = ()> {
+    let mut signals = StopSignals::new();
+    async move { signals.next().await }
+}
+
+/// SIGINT and SIGTERM, one after the other.
+pub(crate) struct StopSignals {
     #[cfg(unix)]
-    let terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate());
-    #[cfg(unix)]
-    let interrupt = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::interrupt());
-    async move {
+    handlers: Option<[tokio::signal::unix::Signal; 2]>,
+}
+
+impl StopSignals {
+    /// Installs the handlers; needs the runtime.
+    pub(crate) fn new() -> Self {
         #[cfg(unix)]
-        if let (Ok(mut terminate), Ok(mut interrupt)) = (terminate, interrupt) {
+        {
+            use tokio::signal::unix::{SignalKind, signal};
+            let handlers = signal(SignalKind::terminate()).ok().zip(signal(SignalKind::interrupt()).ok());
+            Self { handlers: handlers.map(|(terminate, interrupt)| [terminate, interrupt]) }
+        }
+        #[cfg(not(unix))]
+        Self {}
+    }
+
+    /// Waits for the next one.
+    pub(crate) async fn next(&mut self) {
+        #[cfg(unix)]
+        if let Some([terminate, interrupt]) = &mut self.handlers {
             tokio::select! {
                 _ = terminate.recv() => {}
                 _ = interrupt.recv() => {}
             }
+            notify::stopping();
             return;
         }
         let _ = tokio::signal::ctrl_c().await;
+        notify::stopping();
     }
 }
 

@@ -18,6 +18,7 @@ pub(crate) use taking::{TakenOver, take};
 pub(crate) const REQUESTS_MAX: Duration = Duration::from_secs(10);
 /// Time within which the process that gives its sockets away ends: its requests, its components' and its store's stop (5 s,
 /// contract.md §2), and a margin.
+#[cfg(unix)]
 const END_MAX: Duration = Duration::from_secs(30);
 
 #[cfg(unix)]

@@ -65,7 +65,10 @@ done
 eventually 30 has 'ScaledToZero +False' kubectl describe hpa hello
 echo "· to zero and back, no request lost"
 
-expect "pods/fuel_per_second pods/http_requests_per_second services/fuel_per_second services/http_requests_per_second" \
+pod_metrics="fuel_per_second http_errors_per_second http_request_duration_p50_seconds http_request_duration_p99_seconds http_requests_per_second"
+call_metrics="http_call_duration_p50_seconds http_call_errors_per_second http_calls_per_second"
+# shellcheck disable=SC2086
+expect "$({ printf 'pods/%s\n' $pod_metrics; printf 'services/%s\n' $pod_metrics $call_metrics; } | LC_ALL=C sort | xargs)" \
   "$(kubectl get --raw /apis/custom.metrics.k8s.io/v1beta2 | python3 -c 'import json,sys; print(*sorted(r["name"] for r in json.load(sys.stdin)["resources"] if "/" in r["name"]))')" "metrics"
 exits 1 kubectl get --raw /apis/custom.metrics.k8s.io/v1beta2/namespaces/default/pods/%2A/nope
 has 'the server could not find the metric nope for pods' cat "$WORK/err" || fail "an unknown metric: $(cat "$WORK/err")"

@@ -3,7 +3,7 @@
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 exits 0 "$CORACLE" --help
-for verb in demo up server apiserver controllers scheduler explain-scheduling run push pull inspect image call backup restore completion man version; do
+for verb in demo up server apiserver controllers scheduler explain-scheduling run push pull inspect image call backup restore completion man config-schema version status new bind doctor dashboard; do
   has "\\b$verb\\b" "$CORACLE" --help || fail "--help does not name $verb"
   exits 0 "$CORACLE" "$verb" --help
   grep -q 'Example' "$WORK/out" || fail "$verb --help shows no example"
@@ -18,6 +18,25 @@ expect "--nodes" "$(bash -c 'source <("$1" completion bash); COMP_WORDS=(coracle
 exits 0 "$CORACLE" man "$WORK/man"
 for page in coracle coracle-up coracle-token-create; do has "^$WORK/man/$page.1\$" cat "$WORK/out" && has '^\.TH' cat "$WORK/man/$page.1" || fail "no page $page"; done
 exits 1 "$CORACLE" man /dev/null/none
+# Configuration files: their schema, of verbs below verbs too.
+expect boolean "$("$CORACLE" config-schema up | python3 -c 'import json, sys; print(json.load(sys.stdin)["properties"]["fast-failover"]["type"])')" "the type of a flag"
+expect True "$("$CORACLE" config-schema token create | python3 -c 'import json, sys; print("ttl" in json.load(sys.stdin)["properties"])')" "a flag of token create"
+exits 2 "$CORACLE" config-schema token destroy
+printf 'ttl: never\n' > "$WORK/token.yaml"
+exits 2 "$CORACLE" token create --config "$WORK/token.yaml"
+# Projects of templates; tests/templates/run builds them.
+exits 0 "$CORACLE" new --list
+for template in http-rust plugin-js command-python; do grep -q "^$template  " "$WORK/out" || fail "no template $template"; done
+exits 0 "$CORACLE" new http-js my-app --dir "$WORK/new/my-app"
+expect "cd $WORK/new/my-app;npm test;coracle run --dev" "$(paste -sd';' "$WORK/out")" "the next steps"
+grep -q '"name": "my-app"' "$WORK/new/my-app/package.json" || fail "the project has another name"
+exits 1 "$CORACLE" new http-js my-app --dir "$WORK/new/my-app"
+has 'not empty.*--dir' cat "$WORK/err" || fail "a folder with files: $(cat "$WORK/err")"
+expect "my-app" "$(ls -A "$WORK/new")" "what a refused project leaves behind"
+exits 2 "$CORACLE" new http-js ../x
+exits 2 "$CORACLE" new http-cobol x
+has 'there are http-rust' cat "$WORK/err" || fail "an unknown template: $(cat "$WORK/err")"
+exits 2 "$CORACLE" new
 # A reader that closes early ends a verb quietly.
 # closed 1|2 COMMAND…: its exit code, and its output on the other of the two, with this one closed
 closed() { python3 - "$@" <<'PY'

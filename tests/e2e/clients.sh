@@ -47,6 +47,47 @@ under_load JavaScript node clients/javascript/greet.mjs
 other() { [ "$(images | wc -l)" = 1 ] && [ "$(images)" != "$before" ]; }
 eventually 20 other
 
+# Typed clients that `coracle bind` writes: records, results, a resource with its session, and errors.
+kubectl patch service greeter -p '{"spec": {"sessionAffinity": "ClientIP"}}' >/dev/null
+expect "$WORK/bound/greeter_client.py" "$("$CORACLE" bind deployment/greeter --lang python --out "$WORK/bound")" "the client's file"
+"$CORACLE" bind sample-workloads/greeter/wit/world.wit --lang js --out "$WORK/bound" >/dev/null
+cat > "$WORK/bound/bound.py" << 'PYTHON'
+import sys
+from greeter_client import Card, Err, GreeterClient, Language, Ok, Person, PluginError
+
+greeter = GreeterClient(sys.argv[1])
+assert greeter.greet("ada") == "hello ada"
+card = greeter.introduce(Person(name="ada", language=Language.GERMAN, title="Dr."))
+assert card == Card(text="hallo Dr. ada", language=Language.GERMAN, letters=10), card
+book = greeter.guest_book("ours")
+assert (book.sign("ada"), book.sign(""), book.names()) == (Ok(1), Err("ours wants a name"), ["ada"])
+try:
+    GreeterClient(sys.argv[1] + "/nowhere").greet("ada")
+    sys.exit("a call of nowhere succeeds")
+except PluginError as error:
+    assert error.status == 404, error
+PYTHON
+cat > "$WORK/bound/bound.mjs" << 'JS'
+import assert from 'node:assert/strict';
+import { GreeterClient, PluginError } from './greeter_client.mjs';
+
+const greeter = new GreeterClient(process.argv[2]);
+assert.equal(await greeter.greet('ada'), 'hello ada');
+const card = await greeter.introduce({ name: 'ada', language: 'german', title: 'Dr.' });
+assert.deepEqual(card, { text: 'hallo Dr. ada', language: 'german', letters: 10 });
+const book = await greeter.guestBook('ours');
+assert.deepEqual([await book.sign('ada'), await book.sign(''), await book.names()], [{ ok: 1 }, { err: 'ours wants a name' }, ['ada']]);
+await assert.rejects(new GreeterClient(`${process.argv[2]}/nowhere`).greet('ada'), (error) => error instanceof PluginError && error.status === 404);
+JS
+for client in "python3 $WORK/bound/bound.py" "node $WORK/bound/bound.mjs"; do
+  # shellcheck disable=SC2086
+  exits 0 $client "$url"
+done
+echo 'package a:b; world w { export f: func(' > "$WORK/broken.wit"
+exits 1 "$CORACLE" bind "$WORK/broken.wit" --lang js --out "$WORK/bound"
+has 'expected' cat "$WORK/err" || fail "broken WIT: $(cat "$WORK/err")"
+exits 1 "$CORACLE" bind deployment/none --lang js
+
 # Errors reach the application as errors of its language.
 for client in "$GREET_RS" "python3 clients/python/greet.py" "node clients/javascript/greet.mjs"; do
   # shellcheck disable=SC2086

@@ -1,5 +1,5 @@
 """WebSocket clients of pods/exec: v4 and v5, and clients that are slow, flood or disconnect."""
-import json, os, subprocess, sys, time
+import base64, json, os, subprocess, sys, time
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 from websocket import WITHIN_S, WebSocket, expect
@@ -85,6 +85,8 @@ print("· what is refused")
 for protocol in ("binary.k8s.io", ""):
     client = WebSocket("/api/v1/namespaces/default/pods/talker/log?container=box", protocol)
     expect((101, [b"", b"said at once\n"]), (client.code, list(client.messages())), f"a log by {protocol!r}")
+client = WebSocket("/api/v1/namespaces/default/pods/talker/log", "base64.binary.k8s.io")
+expect((101, [b"", base64.b64encode(b"said at once\n")]), (client.code, list(client.messages())), "a log in base64")
 client = WebSocket("/api/v1/namespaces/default/pods/talker/log?follow=true", "binary.k8s.io")
 messages = client.messages()
 expect([b"", b"said at once\n"], [next(messages), next(messages)], "a log that is followed")
@@ -93,6 +95,23 @@ expect([], list(messages), "the end that the client wants")
 expect(400, WebSocket("/api/v1/namespaces/default/pods/talker/log", "v4.channel.k8s.io").code, "a log by another subprotocol")
 expect(404, WebSocket("/api/v1/namespaces/default/pods/nobody/log", "binary.k8s.io").code, "a log of no pod")
 print("· logs over WebSockets")
+
+# A watch over a WebSocket, as browsers and Headlamp's server have it: each event is a text message. Messages of the client are ignored.
+watched = "/api/v1/namespaces/default/pods?watch=true&fieldSelector=metadata.name%3Dtalker"
+for protocol in ("base64.binary.k8s.io", ""):
+    client = WebSocket(f"{watched}&timeoutSeconds=2", protocol)
+    expect((101, protocol != ""), (client.code, "sec-websocket-protocol: base64.binary.k8s.io" in client.head.lower()), "the handshake of a watch")
+    client.send(b"more", op=1)
+    events = [json.loads(message) for message in client.messages()]
+    expect(("ADDED", "talker", 1), (events[0]["type"], events[0]["object"]["metadata"]["name"], client.opcode), "the first event")
+client = WebSocket(watched, None)
+messages = client.messages()
+expect("ADDED", json.loads(next(messages))["type"], "an endless watch")
+client.send(b"", op=8)
+expect([], list(messages), "the end of a watch that the client wants")
+expect(404, WebSocket("/api/v1/namespaces/default/nothings?watch=true", None).code, "a watch of no kind")
+expect(400, WebSocket(watched, "v4.channel.k8s.io").code, "a watch by another subprotocol")
+print("· watches over WebSockets")
 
 # A terminal: echo, erase, CRLF, ^D; ^C is the shell's while it reads, and ends the command otherwise.
 client = exec_("sh", stdin=True, tty=True, stderr=False)
@@ -116,6 +135,22 @@ client.send(b"\0\x03")
 client.send(b"\0\x03")
 expect("130", said(client)[1]["details"]["causes"][0]["message"], "^C of what does not read")
 print("· terminals")
+
+# A browser's token is one of the subprotocols.
+def kubectl(*words):
+    return subprocess.run(["kubectl", *words], check=True, capture_output=True, text=True, timeout=60).stdout.strip()
+
+
+kubectl("create", "serviceaccount", "browser")
+kubectl("create", "clusterrolebinding", "browser", "--clusterrole=edit", "--serviceaccount=default:browser")
+token = kubectl("create", "token", "browser")
+path = f"/api/v1/namespaces/default/pods/{POD}/exec?{query('echo', 'hello')}"
+client = WebSocket(path, "v5.channel.k8s.io", token=token)
+expect((101, False), (client.code, "bearer" in client.head), "a session by token, whose subprotocol isn't chosen")
+expect(b"hello\n", said(client)[0][1], "its output")
+for protocol, wrong, why in [("v5.channel.k8s.io", token[:-8], "another token"), ("", token, "a token without another subprotocol")]:
+    expect(401, WebSocket(path, protocol, token=wrong).code, why)
+print("· a token as subprotocol")
 
 # A client that pauses its reads: the guest waits, and no output is lost.
 client = exec_("seq", "300000")

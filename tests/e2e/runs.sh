@@ -9,12 +9,12 @@ exits 1 run "$WORK/My_App.wasm"
 has 'start one with' cat "$WORK/err" || fail "no cluster: $(cat "$WORK/err")"
 up
 exits 0 run "$WORK/My_App.wasm" --replicas 2
-address=$(cat "$WORK/out")
-[[ $address =~ ^http://127\..*:8080/$ ]] || fail "the address: $address"
+address=$(head -n 1 "$WORK/out")
+[[ $address =~ ^http://127\.0\.0\.1:[0-9]+/$ ]] || fail "the address: $address"
 has '^hello from my-app-' curl -sS -m 10 "$address" || fail "no answer at $address"
 expect "2 2" "$(kubectl get deployment my-app -o 'jsonpath={.status.readyReplicas} {.spec.replicas}')" "replicas"
 exits 0 run "$WORK/My_App.wasm" --port 9090 --name my-app
-has ':9090/$' cat "$WORK/out" || fail "another port: $(cat "$WORK/out")"
+has ':9090/ ' cat "$WORK/out" || fail "another port: $(cat "$WORK/out")"
 echo text > "$WORK/text.wasm"
 exits 1 run "$WORK/text.wasm"
 has 'asm' cat "$WORK/err" || fail "no module: $(cat "$WORK/err")"
@@ -31,7 +31,7 @@ exits 1 run "$WORK/My_App.wasm" --name mine
 has 'give another name' cat "$WORK/err" || fail "somebody's Deployment: $(cat "$WORK/err")"
 echo "· run"
 
-"$CORACLE" run --data-dir "$WORK/data" "$WORK/My_App.wasm" --name dev --port 7070 --dev > "$WORK/dev" 2> "$WORK/dev-err" & DEV_PID=$!
+"$CORACLE" run --data-dir "$WORK/data" "$WORK/My_App.wasm" --name dev --port 7070 --dev --keep > "$WORK/dev" 2> "$WORK/dev-err" & DEV_PID=$!
 trap 'kill "$DEV_PID" 2>/dev/null || true; cleanup' EXIT
 eventually 60 grep -q '^http://' "$WORK/dev"
 address=$(sed -n 's/^\(http:.*\)$/\1/p' "$WORK/dev" | head -n 1)

@@ -15,6 +15,19 @@ expect 3 "$(kubectl top node | wc -l)" "lines of kubectl top node"
 kubectl top node | awk 'NR > 1 { exit !($2 ~ /^[0-9]+m$/ && $3 ~ /^[0-9]+%$/ && $4 ~ /^[0-9]+Mi$/) }' || fail "kubectl top node: $(kubectl top node)"
 echo "· nodes"
 
+# Metrics of `pods` in custom.metrics.k8s.io are no second resource of that name: k9s would show it in place of the pods.
+expect "" "$(kubectl api-resources --api-group=custom.metrics.k8s.io -o name)" "resources beside the metrics"
+python3 - "$(kubectl get --raw /apis/custom.metrics.k8s.io/v1beta2)" "$(curl -fsS --cacert "$WORK/data/pki/ca.crt" -H "Authorization: Bearer $(kubectl create token default -n kube-system)" \
+  -H 'Accept: application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList' "$(kubectl config view -o jsonpath='{.clusters[0].cluster.server}')/apis")" <<'PY' || fail "discovery of metrics"
+import json, sys
+names = [each["name"] for each in json.loads(sys.argv[1])["resources"]]
+assert names and all("/" in name for name in names), names
+[group] = [each for each in json.loads(sys.argv[2])["items"] if each["metadata"]["name"] == "custom.metrics.k8s.io"]
+for each in group["versions"][0]["resources"]:
+    assert each["responseKind"] == {"group": "", "version": "", "kind": ""} and each["subresources"], each
+PY
+echo "· discovery"
+
 three() { [ "$(kubectl top pod --no-headers 2>/dev/null | wc -l)" = 3 ]; }
 eventually 30 three
 expect 2 "$(kubectl top pod -l app=hello --no-headers | wc -l)" "pods of a label"

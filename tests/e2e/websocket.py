@@ -7,8 +7,10 @@ HOST, PORT = CONFIG["clusters"][0]["cluster"]["server"].split("//")[1].rsplit(":
 WITHIN_S = 20
 
 
-def context():
+def context(certificate=True):
     made = ssl._create_unverified_context()
+    if not certificate:
+        return made
     with tempfile.NamedTemporaryFile() as pem:
         pem.write(base64.b64decode(USER["client-certificate-data"]) + base64.b64decode(USER["client-key-data"]))
         pem.flush()
@@ -17,10 +19,14 @@ def context():
 
 
 class WebSocket:
-    """A client's end. `head` is the server's response."""
+    """A client's end. `head` is the server's response, `opcode` that of the last message: 1 is text, 2 binary. With a token it sends that as
+    a browser does, and no certificate."""
 
-    def __init__(self, target, protocol="v4.channel.k8s.io", key=None):
-        self.socket = context().wrap_socket(socket.create_connection((HOST, int(PORT)), timeout=WITHIN_S))
+    def __init__(self, target, protocol="v4.channel.k8s.io", key=None, token=None):
+        if token is not None:
+            encoded = base64.urlsafe_b64encode(token.encode()).decode().rstrip("=")
+            protocol = f"base64url.bearer.authorization.k8s.io.{encoded}" + (f", {protocol}" if protocol else "")
+        self.socket = context(token is None).wrap_socket(socket.create_connection((HOST, int(PORT)), timeout=WITHIN_S))
         key = key if key is not None else base64.b64encode(os.urandom(16)).decode()
         named = f"Sec-WebSocket-Protocol: {protocol}\r\n" if protocol else ""
         self.socket.sendall(
@@ -63,6 +69,7 @@ class WebSocket:
                 return
             # Pings and pongs are no messages.
             if head[0] & 15 < 8:
+                self.opcode = head[0] & 15
                 yield data
 
 

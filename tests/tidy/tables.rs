@@ -129,7 +129,8 @@ fn metrics(text: &str) -> impl Iterator<Item = &str> {
 }
 
 /// Files that register metrics under other names.
-const METRICS_BESIDE: &[&str] = &["src/features.rs", "wasm-node/kubelet/src/server/requests.rs"];
+const METRICS_BESIDE: &[&str] =
+    &["src/features.rs", "src/telemetry/mod.rs", "wasm-node/kubelet/src/server/requests.rs"];
 
 #[test]
 fn metrics_are_listed() {
@@ -148,4 +149,37 @@ fn metrics_are_listed() {
     }
     assert!(found > 40, "metrics are found: {found}");
     check(&problems);
+}
+
+/// The page about systems other than Linux.
+const PORTABILITY: &str = "docs/portability.md";
+
+/// Conditions on the system, in attributes and in `cfg!`.
+fn distinguishes_systems(text: &str) -> bool {
+    let conditions = text.split("cfg(").skip(1).chain(text.split("cfg!(").skip(1));
+    let systems = ["unix", "windows", "target_os"];
+    conditions.filter_map(|rest| rest.lines().next()).any(|line| {
+        let mut words = line.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+        words
+            .by_ref()
+            .find(|word| !["not", "any", "all", ""].contains(word))
+            .is_some_and(|word| systems.contains(&word))
+    })
+}
+
+#[test]
+fn conditions_on_the_system_are_listed() {
+    let page = read(PORTABILITY);
+    let paths = page.split('`').skip(1).step_by(2).filter(|word| word.ends_with(".rs"));
+    let listed: BTreeSet<&str> = paths.collect();
+    let all = all_rust_files();
+    let is_shipped =
+        |path: &str| !path.starts_with("sample-") && !path.ends_with("tests.rs") && !path.contains("/tests/");
+    let found = all.iter().filter(|(path, text)| is_shipped(path) && distinguishes_systems(&shipped(text)));
+    let found: BTreeSet<&str> = found.map(|(path, _)| path.as_str()).collect();
+    assert!(found.len() > 40, "conditions are found: {found:?}");
+    let missing =
+        found.difference(&listed).map(|path| format!("{PORTABILITY}: add {path}, with what other systems lack"));
+    let gone = listed.difference(&found).map(|path| format!("{PORTABILITY}: {path} distinguishes no systems"));
+    check(&missing.chain(gone).collect::<Vec<_>>());
 }

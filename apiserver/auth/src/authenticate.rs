@@ -12,6 +12,7 @@ use super::tls::PeerCertificate;
 use super::token_cache::TokenCache;
 use super::{ANONYMOUS, AUTHENTICATED, UNAUTHENTICATED, UserInfo, bootstrap_tokens, tokens};
 use crate::maybe_ready::MaybeReady;
+use crate::websocket_token::WebSocketToken;
 use apiserver_resources::objects::ObjectReader;
 
 /// The credentials of a request.
@@ -23,6 +24,8 @@ pub struct Credentials<'a> {
     pub certificate: Option<&'a PeerCertificate>,
     /// The `Authorization` header.
     pub authorization: Option<&'a [u8]>,
+    /// The token among the subprotocols of a WebSocket request, used if `authorization` has none.
+    pub websocket: Option<&'a WebSocketToken>,
 }
 
 impl<'a> Credentials<'a> {
@@ -80,7 +83,12 @@ impl Authenticator {
             }
             _ => {}
         }
-        if let Some(token) = credentials.token() {
+        let offered = match credentials.websocket {
+            Some(WebSocketToken::Valid(token)) => Some(token.as_str()),
+            Some(WebSocketToken::Malformed) if credentials.token().is_none() => return Err(ApiError::Unauthorized),
+            _ => None,
+        };
+        if let Some(token) = credentials.token().or(offered) {
             let audience = [machinery_api::names::TOKEN_ISSUER.to_owned()];
             return match self.authenticate_token(objects, now, token, &audience).await {
                 Ok(authenticated) => Ok(with_group(authenticated.user)),
@@ -182,6 +190,11 @@ mod tests {
         assert_eq!(ask(basic), Ok(ANONYMOUS.into()));
         let bearer = Credentials { authorization: Some(b"Bearer nonsense"), ..Credentials::default() };
         assert_eq!(ask(bearer), Err(ApiError::Unauthorized));
+        let (unknown, malformed) = (WebSocketToken::Valid("nonsense".into()), WebSocketToken::Malformed);
+        for token in [&unknown, &malformed] {
+            let offered = Credentials { websocket: Some(token), ..Credentials::default() };
+            assert_eq!(ask(offered), Err(ApiError::Unauthorized));
+        }
         let user = UserInfo { name: "jo".into(), ..UserInfo::default() };
         let until = env.now().saturating_add(std::time::Duration::from_secs(60)).unwrap();
         let certificate = PeerCertificate::Verified(Arc::new(user.clone()), until);
@@ -215,6 +228,10 @@ mod tests {
             authenticator.authenticate(&map, &bearer).now_or_never().expect("no link waits").map(|user| user.name)
         };
         assert_eq!(ask(), Ok("system:serviceaccount:ns:robot".into()));
+        let offered = WebSocketToken::Valid(issued["status"]["token"].as_str().unwrap().to_owned());
+        let by_websocket = Credentials { websocket: Some(&offered), ..Credentials::default() };
+        let user = authenticator.authenticate(&map, &by_websocket).now_or_never().expect("no link waits");
+        assert_eq!(user.map(|user| user.name), Ok("system:serviceaccount:ns:robot".into()));
         pod["metadata"]["deletionTimestamp"] = "2025-12-31T23:58:00Z".into();
         map.put("", "pods", pod.clone());
         assert_eq!(ask(), Err(ApiError::Unauthorized), "the pod is being deleted");

@@ -102,6 +102,27 @@ impl HeldCertificate {
     }
 }
 
+/// The period in which a certificate is valid.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Validity {
+    /// Its start.
+    pub not_before: Timestamp,
+    /// Its end.
+    pub not_after: Timestamp,
+}
+
+/// The validity of the first certificate in a PEM text; `None` if it has none that can be read.
+#[must_use]
+pub fn validity(pem: &str) -> Option<Validity> {
+    let der = CertificateDer::from_pem_slice(pem.as_bytes()).ok()?;
+    let (_, certificate) = X509Certificate::from_der(&der).ok()?;
+    let (start, end) = (certificate.validity().not_before, certificate.validity().not_after);
+    Some(Validity {
+        not_before: Timestamp::from_second(start.timestamp()).ok()?,
+        not_after: Timestamp::from_second(end.timestamp()).ok()?,
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use machinery_rules::certificate_request::CertificateRequest;
@@ -131,7 +152,10 @@ mod tests {
         let held = HeldCertificate::read(&Identity { cert_pem: cert_pem.clone(), key_pem: order.key_pem }).unwrap();
         assert_eq!((held.user.as_str(), held.names.as_slice()), ("system:node:n1", names.as_slice()));
         assert_eq!((held.not_before, held.not_after), (env.now(), not_after));
+        let read = validity(&cert_pem);
+        assert_eq!(read, Some(Validity { not_before: env.now(), not_after }));
         let other = pki.issue_client("x", "").unwrap();
+        assert_eq!(validity(&other.key_pem), None);
         for (cert_pem, key_pem) in
             [(cert_pem, other.key_pem.clone()), (String::new(), other.key_pem), (other.cert_pem, String::new())]
         {

@@ -38,6 +38,7 @@ pub mod signing;
 pub mod tls;
 mod token_cache;
 pub mod tokens;
+pub mod websocket_token;
 
 use std::collections::BTreeMap;
 

@@ -65,6 +65,12 @@ fn verbs_of(row: &ResourceInfo) -> Value {
     json!(CUSTOM.iter().filter(|name| row.verbs.iter().any(|verb| verb.as_str() == **name)).collect::<Vec<_>>())
 }
 
+/// Whether only subresources are served, such as metrics of `pods`. A client that took the name for a resource would prefer it to
+/// the `pods` of another group.
+fn is_parent_alone(row: &ResourceInfo) -> bool {
+    row.verbs.is_empty()
+}
+
 fn group_version(group: &str, version: &str) -> String {
     GroupVersion { group, version }.to_string()
 }
@@ -204,7 +210,9 @@ impl Discovery {
             if row.prefix.is_some() {
                 entry["storageVersionHash"] = json!(storage_hash(row));
             }
-            resources.push(entry);
+            if !is_parent_alone(row) {
+                resources.push(entry);
+            }
             for subresource in subresources(row) {
                 let mut entry = json!({
                     "name": format!("{}/{}", row.plural, subresource.name),
@@ -288,6 +296,12 @@ fn aggregated_resource(row: &ResourceInfo) -> Value {
         "singularResource": &*row.singular,
         "verbs": verbs_of(row),
     });
+    if is_parent_alone(row) {
+        // Upstream's placeholder, with an empty list for its null of verbs, which kube-rs rejects: clients skip a resource without a
+        // kind.
+        entry["responseKind"] = json!({"group": "", "version": "", "kind": ""});
+        entry["singularResource"] = json!("");
+    }
     if !row.short_names.is_empty() {
         entry["shortNames"] = texts(&row.short_names);
     }

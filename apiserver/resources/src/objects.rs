@@ -84,6 +84,15 @@ pub trait ObjectReader: Send + Sync {
     }
 }
 
+/// Label selectors of a request for a metric.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct MetricSelectors<'a> {
+    /// `labelSelector`: of the objects.
+    pub objects: &'a str,
+    /// `metricLabelSelector`: of the metric's own labels.
+    pub metric: &'a str,
+}
+
 /// Objects that are computed on request and never stored: each with kind, apiVersion and metadata.
 pub trait ObjectSource: Send + Sync + std::fmt::Debug {
     /// The object with a name; `namespace` is empty for cluster-wide resources.
@@ -97,14 +106,14 @@ pub trait ObjectSource: Send + Sync + std::fmt::Debug {
         None
     }
 
-    /// A metric of the object with a namespace and name, or of all that match a label selector (`*`).
+    /// A metric of the object with a namespace and name, or of all that a selector chooses (`*`).
     fn metric<'a>(
         &'a self,
         of: (&'a str, &'a str),
         metric: &'a str,
-        labels: &'a str,
+        selectors: MetricSelectors<'a>,
     ) -> BoxFuture<'a, ApiResult<Value>> {
-        let _ = (of, metric, labels);
+        let _ = (of, metric, selectors);
         Box::pin(async { Err(ApiError::NoSuchResource) })
     }
 }

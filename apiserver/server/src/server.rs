@@ -31,6 +31,8 @@ use crate::http::handle::{HandlerDeps, RequestHandler};
 use crate::http::kubelets::Kubelets;
 use crate::http::metrics::Metrics;
 use crate::http::services::Services;
+use crate::http::static_files::StaticFiles;
+use crate::http::store_metrics::StoreCollector;
 use crate::node_metrics::{self, NodeMetrics};
 use crate::registry::versions::CustomVersions;
 use crate::registry::{Registry, facts_of_fields};
@@ -107,6 +109,8 @@ pub struct ChainExtensions {
     pub admission: Arc<AdmissionConfiguration>,
     /// Reads the metadata of images.
     pub images: Option<Arc<dyn ImageMetadata>>,
+    /// Files beside the API, for those whom an authorizer allows to read them.
+    pub files: Option<Arc<StaticFiles>>,
 }
 
 /// The API server.
@@ -184,14 +188,18 @@ impl Apiserver {
         let extensions = Arc::new(Extensions::default());
         extensions.load(&registry).await;
         registry.repair_claims().await.map_err(|error| StoreError::Unavailable(error.to_string()))?;
+        let metrics = Metrics::new(config.registry);
+        let (served, cache) = (registry.served.clone(), Arc::downgrade(&registry.cache));
+        metrics.collect(Box::new(StoreCollector { served, cache }));
         let handler = RequestHandler::new(HandlerDeps {
             env: env.clone(),
             registry,
             authenticator,
             authorizer,
-            metrics: Metrics::new(config.registry),
+            metrics,
             kubelets: config.kubelets,
             address: config.address,
+            files: additions.files,
         });
         let handler = Arc::new(handler);
         tokio::spawn(extensions.run(Arc::downgrade(&handler), env.clone()));

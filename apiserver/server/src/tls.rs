@@ -9,6 +9,7 @@ use std::time::Duration;
 use apiserver_auth::certificates::Certificates;
 use apiserver_auth::pki::PkiError;
 use apiserver_auth::tls::{PeerCertificate, PeerVerifier, revocation_entries};
+use apiserver_auth::websocket_token::WebSocketToken;
 use apiserver_auth::{Credentials, UserInfo};
 use bytes::Bytes;
 use http::{Extensions, HeaderMap, HeaderValue, Request, Response};
@@ -16,6 +17,7 @@ use hyper::body::Incoming;
 use machinery_env::Env;
 use machinery_serve::accept::{self, ConnectionPermit, Limit, Listener, Seats};
 use machinery_serve::descriptors::Descriptors;
+use machinery_streaming::websocket::upgrade_of;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
@@ -41,12 +43,24 @@ impl Peer {
     }
 }
 
-/// Reads the credentials from a request's extensions ([`UserInfo`], [`Peer`]) and headers.
-pub(crate) fn credentials<'a>(headers: &'a HeaderMap, extensions: &'a Extensions) -> Credentials<'a> {
+/// The bearer token that a WebSocket request offers as a subprotocol.
+pub(crate) fn websocket_token(headers: &HeaderMap) -> Option<WebSocketToken> {
+    upgrade_of(headers).filter(|to| to.eq_ignore_ascii_case("websocket"))?;
+    let offered = headers.get_all(http::header::SEC_WEBSOCKET_PROTOCOL).iter();
+    WebSocketToken::read(offered.filter_map(|value| value.to_str().ok()))
+}
+
+/// Reads the credentials from a request's extensions ([`UserInfo`], [`Peer`]), headers, and [`websocket_token`].
+pub(crate) fn credentials<'a>(
+    headers: &'a HeaderMap,
+    extensions: &'a Extensions,
+    websocket: Option<&'a WebSocketToken>,
+) -> Credentials<'a> {
     Credentials {
         in_process: extensions.get::<UserInfo>(),
         certificate: extensions.get::<Peer>().map(|peer| &peer.certificate),
         authorization: headers.get(http::header::AUTHORIZATION).map(HeaderValue::as_bytes),
+        websocket,
     }
 }
 

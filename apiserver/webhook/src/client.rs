@@ -14,6 +14,7 @@ use hyper::client::conn::http1::SendRequest;
 use hyper_util::rt::TokioIo;
 use machinery_env::{Env, task_deadline};
 use machinery_serve::accept::keep_alive;
+use machinery_serve::trace::{self, Parent, Span, SpanKind};
 use rustls::client::danger::ServerCertVerifier;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, ServerName};
@@ -166,9 +167,12 @@ impl Client {
             false => String::new(),
         };
         let post = |why: String| CallError { why: format!("Post \"{}{query}\": {why}", self.url), code: 503 };
-        let sent =
-            caller.env.timeout_at(until, self.send(caller, request.body, &query, request.response_bytes_max)).await;
-        let (status, response) = sent.map_err(|_| post("context deadline exceeded".into()))?.map_err(post)?;
+        let span = self.span();
+        let sent = span.within(self.send(caller, request.body, &query, request.response_bytes_max));
+        let sent = caller.env.timeout_at(until, sent).await;
+        let sent = sent.unwrap_or_else(|_| Err("context deadline exceeded".into()));
+        let (status, response) = sent.inspect_err(|why| span.fail(why.clone())).map_err(post)?;
+        span.set("http.response.status_code", i64::from(status.as_u16()));
         let why = match status.as_u16() {
             200..=299 => return Ok(response),
             300..=399 => return Err(post(format!("the webhook redirects ({status}), which is not followed"))),
@@ -182,6 +186,17 @@ impl Client {
             _ => format!("the server rejected our request for an unknown reason ({status})"),
         };
         Err(CallError { why, code: status.as_u16() })
+    }
+
+    /// The span of a call, below that of the API request; its context is sent to the webhook.
+    fn span(&self) -> Span {
+        if !trace::in_scope() {
+            return Span::NONE;
+        }
+        let span = Span::start(SpanKind::Client, Parent::Scope, || format!("POST {}", self.authority).into());
+        span.set("http.request.method", "POST");
+        span.set_text("url.full", || self.url.clone());
+        span
     }
 
     async fn send(
@@ -201,6 +216,7 @@ impl Client {
         if let Some(account) = &self.account {
             request.headers_mut().extend(account.headers(&caller.env).await?);
         }
+        trace::inject_scope(request.headers_mut());
         while let Some(mut connection) = self.take_idle(&caller.env) {
             match connection.try_send_request(request).await {
                 Ok(response) => return self.read_response(caller, connection, response, response_bytes_max).await,

@@ -9,6 +9,7 @@
 
 pub mod api;
 pub mod cache;
+pub mod causes;
 mod change;
 pub mod checkpoint;
 mod claim_cache;

@@ -13,4 +13,5 @@ pub mod cron;
 pub mod placement;
 pub mod quota;
 pub mod requests;
+pub mod response_times;
 pub mod unsupported;

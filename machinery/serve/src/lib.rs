@@ -9,6 +9,7 @@
 //! - [`plain`]: a plain HTTP server of the process itself.
 //! - [`sockets`]: the listening sockets of the process, which the next process may take over.
 //! - [`handover`]: the exchange of the two processes.
+//! - [`trace`]: spans of requests, and their context in headers.
 //! - [`unread`]: drains the unread rest of a request's body.
 //!
 //! Excluded by design: the Kubernetes client (`machinery-client`), which no server needs.
@@ -26,4 +27,5 @@ pub mod net;
 pub mod plain;
 mod seats;
 pub mod sockets;
+pub mod trace;
 pub mod unread;

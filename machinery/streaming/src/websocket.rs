@@ -43,6 +43,24 @@ pub enum HandshakeError {
     Protocol(String, String),
 }
 
+/// A message to the client.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum OutgoingMessage {
+    /// A text message.
+    Text(String),
+    /// A binary message.
+    Binary(Bytes),
+}
+
+impl From<OutgoingMessage> for Message {
+    fn from(message: OutgoingMessage) -> Self {
+        match message {
+            OutgoingMessage::Text(text) => Self::Text(text.into()),
+            OutgoingMessage::Binary(bytes) => Self::Binary(bytes),
+        }
+    }
+}
+
 /// The server's answer to a handshake.
 #[derive(Debug, Clone)]
 pub struct Handshake {
@@ -158,30 +176,32 @@ where
         }
     };
     let sent = stream::poll_fn(move |context| sending.poll_recv(context))
-        .map(|(channel, bytes)| Ok(Bytes::from([&[channel], &bytes[..]].concat())));
-    (Channels { incoming, outgoing }, transport(io, (env, Some(idle)), take, sent))
+        .map(|(channel, bytes)| Ok(OutgoingMessage::Binary([&[channel], &bytes[..]].concat().into())));
+    (Channels { incoming, outgoing }, transport(io, (env, Some(idle)), (message_bytes, take), sent))
 }
 
-/// Sends `body` to the client in messages over a connection after the handshake (`binary.k8s.io`): first an empty one,
-/// upstream's signal that the connection is established. Incoming messages are dropped; it ends with the body or with
-/// the client.
+/// Sends messages to the client over a connection after the handshake. Incoming messages of either kind are dropped; it
+/// ends with the messages or with the client.
 ///
 /// # Errors
-/// If the connection or the body breaks.
-pub async fn send<S>(io: S, env: &Env, body: impl Stream<Item = io::Result<Bytes>>) -> io::Result<()>
+/// If the connection or the source of the messages breaks.
+pub async fn send<S>(io: S, env: &Env, messages: impl Stream<Item = io::Result<OutgoingMessage>>) -> io::Result<()>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send,
 {
-    let first = stream::once(future::ready(Ok(Bytes::new())));
-    transport(io, (env.clone(), None), |_| future::ready(()), first.chain(body)).await
+    let dropped = |message| match message {
+        Ok(Message::Text(_)) => None,
+        other => message_bytes(other),
+    };
+    transport(io, (env.clone(), None), (dropped, |_| future::ready(())), messages).await
 }
 
 /// Transports messages in both directions until one of them ends, or there was none for `idle`.
 async fn transport<S, F>(
     io: S,
     (env, idle): (Env, Option<Duration>),
-    mut take: impl FnMut(Bytes) -> F,
-    outgoing: impl Stream<Item = io::Result<Bytes>>,
+    (mut read, mut take): (impl FnMut(Result<Message, Error>) -> Option<io::Result<Bytes>>, impl FnMut(Bytes) -> F),
+    outgoing: impl Stream<Item = io::Result<OutgoingMessage>>,
 ) -> io::Result<()>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send,
@@ -191,7 +211,7 @@ where
     let moved = AtomicU64::new(0);
     let reads = async {
         while let Some(message) = stream.next().await {
-            if let Some(piece) = message_bytes(message) {
+            if let Some(piece) = read(message) {
                 take(piece?).await;
                 moved.fetch_add(1, Ordering::Relaxed);
             }
@@ -215,7 +235,7 @@ where
                 let close = CloseFrame { code: CloseCode::Normal, reason: "".into() };
                 return sink.send(Message::Close(Some(close))).await.map_err(io_error);
             };
-            sink.send(Message::Binary(message?)).await.map_err(io_error)?;
+            sink.send(message?.into()).await.map_err(io_error)?;
             moved.fetch_add(1, Ordering::Relaxed);
         }
     };
@@ -367,14 +387,16 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_body_is_sent_to_its_end_despite_client_messages() {
+    async fn messages_are_sent_to_their_end_despite_those_of_the_client() {
         let (own, other) = tokio::io::duplex(1 << 16);
         let mut client = client(own).await;
-        let body = stream::iter([Ok(Bytes::from_static(b"one")), Ok(Bytes::from_static(b"two"))]);
-        let run = tokio::spawn(async move { send(other, &Env::real(), body).await });
+        let sent = [OutgoingMessage::Binary(Bytes::from_static(b"one")), OutgoingMessage::Text("two".to_owned())];
+        let messages = stream::iter(sent.map(Ok));
+        let run = tokio::spawn(async move { send(other, &Env::real(), messages).await });
         client.send(Message::Binary(Bytes::from_static(b"ignored"))).await.unwrap();
-        for wanted in [&b""[..], b"one", b"two"] {
-            assert_eq!(client.next().await.unwrap().unwrap(), Message::Binary(Bytes::copy_from_slice(wanted)));
+        client.send(Message::Text("ignored".into())).await.unwrap();
+        for wanted in [Message::Binary(Bytes::from_static(b"one")), Message::Text("two".into())] {
+            assert_eq!(client.next().await.unwrap().unwrap(), wanted);
         }
         assert!(matches!(client.next().await.unwrap().unwrap(), Message::Close(Some(_))));
         while client.next().await.is_some() {}
@@ -382,13 +404,12 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_broken_or_unread_body_ends_the_connection() {
+    async fn a_broken_or_unread_source_ends_the_connection() {
         let (own, other) = tokio::io::duplex(1 << 16);
         let mut reader = client(own).await;
         let run = tokio::spawn(async move {
             send(other, &Env::real(), stream::iter([Err(io::ErrorKind::UnexpectedEof.into())])).await
         });
-        assert!(reader.next().await.unwrap().is_ok(), "the first, empty one");
         assert!(run.await.unwrap().is_err());
         assert!(!matches!(reader.next().await, Some(Ok(Message::Close(_)))), "no clean end");
 

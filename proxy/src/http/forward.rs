@@ -7,8 +7,10 @@ use http::{Request, Response, StatusCode};
 use machinery_serve::net::framing::{self, WantsUpgrade};
 use machinery_serve::net::http::plain;
 use machinery_serve::net::{Body, CallRejected, Caller, DialError, Origin, Peer, Protocol, Serve};
+use machinery_serve::trace::Span;
 
-use super::counted::counted;
+use super::held::holding;
+use super::spans;
 use crate::balance;
 use crate::egress::SendError;
 use crate::state::ProxyState;
@@ -25,6 +27,8 @@ pub(crate) struct Exchange<'a> {
     pub(crate) name: &'a str,
     /// Whether the caller used HTTPS.
     pub(crate) https: bool,
+    /// The request's span.
+    pub(crate) span: &'a Span,
 }
 
 impl Exchange<'_> {
@@ -109,7 +113,8 @@ pub(super) async fn attempt(
         let at = endpoint.address();
         match offer(state, route, at, exchange, request).await {
             OfferOutcome::Answered(response) => {
-                return AttemptOutcome::Answered(response.map(|body| counted(body, open)));
+                spans::describe_endpoint(exchange.span, &endpoint, tried.len());
+                return AttemptOutcome::Answered(response.map(|body| holding(body, open)));
             }
             OfferOutcome::Failed(error) => return AttemptOutcome::Failed(error),
             OfferOutcome::NotTaken(back, why) => {

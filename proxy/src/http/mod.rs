@@ -3,7 +3,8 @@
 pub(crate) mod activator;
 #[cfg(test)]
 mod corpus;
-mod counted;
 pub(crate) mod forward;
 pub(crate) mod health;
+mod held;
 pub(crate) mod server;
+pub(crate) mod spans;

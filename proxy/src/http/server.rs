@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::activator;
 use super::forward::Exchange;
+use super::spans;
 use crate::lifetime::ConnectionLifetime;
 use crate::state::ProxyState;
 use crate::table::PortRoute;
@@ -45,8 +46,10 @@ pub(crate) async fn serve(
             state.metrics.socket_hops.inc();
             let host = request.headers().get(http::header::HOST).cloned();
             let name = host.as_ref().and_then(|host| host.to_str().ok()).unwrap_or_default();
-            let exchange = Exchange { from: Peer::Host(peer), name, https: false };
-            activator::send(&state, &route, &exchange, request).await.unwrap_or_else(|error| refusal(&error))
+            let span = spans::of_host(&route, (name, peer), &mut request);
+            let exchange = Exchange { from: Peer::Host(peer), name, https: false, span: &span };
+            let answer = span.within(activator::send(&state, &route, &exchange, request)).await;
+            spans::answered(span, answer.unwrap_or_else(|error| refusal(&error)), 500)
         }
     };
     if let Err(error) = machinery_serve::net::http::serve(Stream::Tcp(stream), local, stop, answer).await {

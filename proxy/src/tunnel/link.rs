@@ -13,7 +13,6 @@ use machinery_env::Env;
 use machinery_serve::descriptors::{Class, DescriptorPermit, Descriptors};
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
-use socket2::SockRef;
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 use tokio_rustls::TlsConnector;
@@ -30,6 +29,7 @@ use super::{
 /// Timeout of a connection with its handshakes, below the time that a call waits for it.
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(2_500);
 /// Unsent bytes in the socket's buffer: more would delay pings behind bulk data.
+#[cfg(target_os = "linux")]
 const UNSENT_BYTES_MAX: u32 = 256 << 10;
 
 /// Why no connection was made: a label of the metrics.
@@ -177,7 +177,7 @@ pub(super) async fn connect(
 pub(super) fn tune(stream: &TcpStream) {
     let _ = stream.set_nodelay(true);
     #[cfg(target_os = "linux")]
-    let _ = SockRef::from(stream).set_tcp_notsent_lowat(UNSENT_BYTES_MAX);
+    let _ = socket2::SockRef::from(stream).set_tcp_notsent_lowat(UNSENT_BYTES_MAX);
 }
 
 fn builder() -> h2::client::Builder {

@@ -9,6 +9,7 @@ use http::{Method, Request, StatusCode, header};
 use http_body_util::{BodyExt as _, Limited};
 use k8s_openapi::api::core::v1::Node;
 use kube::config::{KubeConfigOptions, Kubeconfig};
+use machinery_client::causes::with_causes;
 use machinery_env::Env;
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -149,30 +150,16 @@ impl Extender {
         let failed = |why: &str| format!("Post {url:?}: {why}");
         let exchange = async {
             let (head, body) =
-                self.client.send(request).await.map_err(|error| failed(&error_chain(&error)))?.into_parts();
+                self.client.send(request).await.map_err(|error| failed(&with_causes(&error)))?.into_parts();
             if head.status != StatusCode::OK {
                 return Err(format!("failed {verb} with extender at URL {url}, code {}", head.status.as_u16()));
             }
             let body = Limited::new(body, ANSWER_BYTES_MAX).collect().await;
-            Ok(body.map_err(|error| failed(&error_chain(&*error)))?.to_bytes().to_vec())
+            Ok(body.map_err(|error| failed(&with_causes(&*error)))?.to_bytes().to_vec())
         };
         let answered = self.env.timeout(self.config.timeout, exchange).await;
         answered.unwrap_or_else(|_| Err(failed(&format!("no answer within {:?}", self.config.timeout))))
     }
-}
-
-/// An error with its causes, each once: only the last cause explains a failed connection.
-fn error_chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text = format!("{text}: {cause_text}");
-        }
-        source = cause.source();
-    }
-    text
 }
 
 /// The victims in the form of the request.

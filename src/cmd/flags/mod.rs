@@ -8,6 +8,7 @@ pub(super) mod features;
 pub(super) mod guests;
 mod keyvalue;
 pub(super) mod nodes;
+pub(super) mod output;
 pub(super) mod rejected;
 pub(super) mod scheduler;
 pub(super) mod sharing;

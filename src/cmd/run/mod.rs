@@ -1,293 +1,217 @@
-//! `coracle run`: deploys a file and prints its address; with `--dev`, again on every change of the file.
+//! `coracle run`: deploys a module or the manifests of an application, and prints their addresses; with `--dev`, again on
+//! every change.
 
+mod build;
+mod cluster;
+mod dev;
+mod logs;
+mod manifests;
+mod module;
 mod objects;
+mod readiness;
+mod settings;
+mod stack;
+mod tree;
 mod watch;
 
-use std::net::SocketAddr;
-use std::path::PathBuf;
-use std::time::Duration;
+use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use clap::Args;
-use images::{RegistryAccess, delete_pushed, push};
-use k8s_openapi::api::apps::v1::Deployment;
-use k8s_openapi::api::core::v1::{Event, Pod, Service};
-use kube::Client;
-use machinery_client::request::PatchType;
-use machinery_client::{Api, ListOptions};
-use machinery_env::Env;
 
-use self::objects::{App, MANAGER};
-use self::watch::WatchedFile;
+use self::build::Build;
+use self::cluster::Cluster;
+use self::dev::Builder;
+use self::module::ModuleApp;
+use self::objects::AppFlags;
+use self::settings::PodFlags;
+use self::stack::Stack;
+use self::tree::SourceTree;
 use super::Failure;
 use crate::compose;
-use crate::compose::image_metadata::MODULE_INSPECTOR;
 use crate::config::Common;
 use crate::data_dir::DataDir;
-use crate::local;
-use crate::module_file;
-use crate::output::{print_stderr, print_stdout};
-use crate::progress::Progress;
-use crate::rollout::is_rolled_out;
-
-/// Timeout of compilation and pod readiness: the largest JavaScript modules take half a minute on a busy machine.
-const READY_TIME_MAX: Duration = Duration::from_secs(180);
-/// Poll interval meanwhile.
-const POLL_INTERVAL: Duration = Duration::from_millis(50);
-/// Interval of reports on a long wait.
-const REPORT_INTERVAL: Duration = Duration::from_secs(5);
-/// Timeout of a Service's address, after which another one is used.
-const ADDRESS_TIME_MAX: Duration = Duration::from_secs(3);
+use crate::project::Project;
 
 /// Arguments of `coracle run`.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct Run {
-    /// The module or component
+    /// The module or component [default: that of ./coracle.yaml, after its build]
     #[arg(value_name = "FILE.wasm")]
-    pub(crate) file: PathBuf,
+    pub(crate) file: Option<PathBuf>,
+    /// Manifests of Kubernetes objects instead of a module. An image that begins with ./ or ../ is a .wasm file
+    #[arg(short = 'f', long, env = "CORACLE_FILENAME", value_name = "FILE", conflicts_with_all = ["file", "name", "env", "secret", "memory", "cpu", "volume", "grant", "annotation", "arguments"])]
+    pub(crate) filename: Option<PathBuf>,
     /// Name of the Deployment, the Service and the image [default: the file's]
     #[arg(long, env = "CORACLE_NAME", value_name = "NAME")]
     pub(crate) name: Option<String>,
+    /// The namespace, which must exist
+    #[arg(short, long, env = "CORACLE_NAMESPACE", default_value = "default", value_name = "NS")]
+    pub(crate) namespace: String,
     /// Port of the Service, if the module serves HTTP
     #[arg(long, env = "CORACLE_SERVICE_PORT", default_value_t = 8080, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) port: u16,
     /// Number of pods
     #[arg(long, env = "CORACLE_REPLICAS", default_value_t = 1, value_name = "N")]
     pub(crate) replicas: u16,
-    /// Watches the file and deploys each change, until it is stopped
+    #[command(flatten)]
+    pub(crate) pod: PodFlags,
+    /// Command that makes the .wasm files from the sources in this folder [default: that of ./coracle.yaml, without a file]
+    #[arg(long, env = "CORACLE_BUILD", value_name = "COMMAND")]
+    pub(crate) build: Option<String>,
+    /// Shows the output of builds that succeed, too
+    #[arg(short, long, env = "CORACLE_VERBOSE")]
+    pub(crate) verbose: bool,
+    /// Watches the sources or files, builds and deploys each change and shows the logs, until it is stopped; then removes
+    /// what it has made
     #[arg(long, env = "CORACLE_DEV")]
     pub(crate) dev: bool,
+    /// With --dev: leaves everything in the cluster at the end
+    #[arg(long, env = "CORACLE_KEEP", requires = "dev")]
+    pub(crate) keep: bool,
+    /// Arguments of the module, after --
+    #[arg(last = true, value_name = "ARG")]
+    pub(crate) arguments: Vec<String>,
 }
 
-/// Runs the file.
+impl Run {
+    /// What to deploy, and how it is built.
+    fn target(&self) -> Result<(Target, Option<Builder>), Failure> {
+        if let Some(file) = &self.filename {
+            let stack = Target::Stack(Stack::new(file.clone(), self.dev));
+            return Ok((stack, self.builder(PathBuf::from("."), vec![".".into()], &[])));
+        }
+        let (file, builder, pod) = match &self.file {
+            Some(file) => {
+                (file.clone(), self.builder(".".into(), vec![".".into()], std::slice::from_ref(file)), self.pod.clone())
+            }
+            None => {
+                let project = Project::find(Path::new("."))?.ok_or_else(|| {
+                    let why = "nothing to run: give a FILE.wasm, manifests with -f, or a coracle.yaml in this folder";
+                    Failure::Usage(why.to_owned())
+                })?;
+                let Project { build, module, watch, grant, folder } = project;
+                let command = self.build.clone().unwrap_or(build);
+                let builder = self.build_of(command, folder, watch, std::slice::from_ref(&module));
+                (module, Some(builder), self.pod.clone().with_grants(&grant))
+            }
+        };
+        let name = match &self.name {
+            Some(name) if objects::is_label(name) => name.clone(),
+            Some(name) => return Err(Failure::Usage(format!("--name {name}: lower-case letters, digits and dashes"))),
+            None => objects::name_of(&file)
+                .ok_or_else(|| Failure::Usage(format!("{}: no name can be made of it, give --name", file.display())))?,
+        };
+        pod.check().map_err(Failure::Usage)?;
+        let Self { port, replicas, dev, .. } = *self;
+        let flags = AppFlags { port, replicas, dev, arguments: self.arguments.clone(), pod };
+        Ok((Target::Module(Box::new(ModuleApp::new(file, name, flags))), builder))
+    }
+
+    /// The build of `--build`.
+    fn builder(&self, folder: PathBuf, roots: Vec<PathBuf>, modules: &[PathBuf]) -> Option<Builder> {
+        Some(self.build_of(self.build.clone()?, folder, roots, modules))
+    }
+
+    fn build_of(&self, command: String, folder: PathBuf, roots: Vec<PathBuf>, modules: &[PathBuf]) -> Builder {
+        // Scans name files by their roots, as `./a.wasm` and `a.wasm`.
+        let modules: Vec<PathBuf> =
+            modules.iter().flat_map(|module| [module.clone(), Path::new(".").join(module)]).collect();
+        let build = Build { command, folder, verbose: self.verbose };
+        Builder { build, sources: SourceTree::new(roots, &modules) }
+    }
+}
+
+/// Deploys the module or the manifests.
 ///
 /// # Errors
-/// If the file can't be read or is no module, there is no running cluster, or the pods don't become ready.
+/// If a file can't be read or is no module, there is no running cluster, or the pods don't become ready.
 pub(crate) fn run(flags: &Run, common: &Common) -> Result<(), Failure> {
     let data = DataDir::of(common)?;
-    let name = match &flags.name {
-        Some(name) if objects::is_label(name) => name.clone(),
-        Some(name) => return Err(Failure::Usage(format!("--name {name}: lower-case letters, digits and dashes"))),
-        None => objects::name_of(&flags.file).ok_or_else(|| {
-            Failure::Usage(format!("{}: no name can be made of it, give --name", flags.file.display()))
-        })?,
-    };
+    let (mut target, builder) = flags.target()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start")?;
-    let stop = {
-        let _entered = runtime.enter();
-        compose::stop_signal()
-    };
-    let done = runtime.block_on(async {
-        let runner = Runner::new(flags, name, &data).await?;
-        tokio::select! {
-            done = runner.run(flags.dev) => done,
-            () = stop => Ok(()),
+    let done: anyhow::Result<()> = runtime.block_on(async {
+        let mut stops = compose::StopSignals::new();
+        let cluster = Cluster::connect(&data, &flags.namespace).await?;
+        let session = async {
+            if !flags.dev {
+                return dev::once(&mut target, builder, &cluster).await;
+            }
+            tokio::select! {
+                ended = dev::watch(&mut target, builder, &cluster) => ended,
+                () = logs::follow(&cluster) => Ok(()),
+            }
+        };
+        let done: anyhow::Result<()> = tokio::select! {
+            done = session => done,
+            () = stops.next() => Ok(()),
+        };
+        if flags.dev && !flags.keep {
+            // A second signal ends at once.
+            tokio::select! {
+                () = dev::clean_up(&target, &cluster) => {}
+                () = stops.next() => {}
+            }
         }
+        done
     });
     // A pending file read must not delay the exit.
     runtime.shutdown_background();
     Ok(done?)
 }
 
-/// A deployment of a module.
+/// Result of a deployment.
+#[derive(Debug)]
 struct Deployed {
-    app: App,
+    /// What runs now.
+    summary: String,
     /// Whether it differs from the last one.
     changed: bool,
+    /// Whether the addresses are new.
+    addresses: bool,
 }
 
-/// Deploys one file.
-struct Runner<'a> {
-    flags: &'a Run,
-    name: String,
-    registry: RegistryAccess,
-    client: Client,
-    /// The host of NodePorts.
-    host: String,
-    env: Env,
+/// What is deployed.
+enum Target {
+    Module(Box<ModuleApp>),
+    Stack(Stack),
 }
 
-impl<'a> Runner<'a> {
-    async fn new(flags: &'a Run, name: String, data: &DataDir) -> anyhow::Result<Self> {
-        let registry = local::registry(data)?;
-        let (client, host) = local::client(data).await?;
-        Ok(Self { flags, name, registry, client, host, env: Env::real() })
-    }
-
-    async fn run(&self, dev: bool) -> anyhow::Result<()> {
-        let file = &self.flags.file;
-        let mut watched = WatchedFile::default();
-        let cannot = || format!("cannot read {}; give the path of a .wasm file", file.display());
-        let module = if dev {
-            watched.read(file).await
-        } else {
-            let file = file.clone();
-            tokio::task::spawn_blocking(move || module_file::read(&file)).await?
-        };
-        let Deployed { mut app, .. } = self.deploy(module.with_context(cannot)?).await?;
-        self.print_address(&app).await?;
-        if !dev {
-            return Ok(());
-        }
-        loop {
-            let still = format!("{} runs on", app.image);
-            let module = watched
-                .changed(&self.env, file, &|why| {
-                    print_stderr!("coracle: cannot read {}: {why}; {still}", file.display())
-                })
-                .await;
-            let seen = self.env.elapsed();
-            // A build may still be writing the file, and a partial file is no module: the next change has the rest.
-            match self.deploy(module).await {
-                Ok(Deployed { app: next, changed: true }) => {
-                    let took = self.env.elapsed().saturating_sub(seen);
-                    let does = if next.serves { "serves" } else { "runs" };
-                    print_stdout!("{} {does} {} after {} ms", next.name, next.image, took.as_millis())?;
-                    if next.serves != app.serves
-                        && let Err(error) = self.print_address(&next).await
-                    {
-                        print_stderr!("coracle: {error:#}");
-                    }
-                    let before = std::mem::replace(&mut app, next);
-                    // Delete old images: a day's changes would fill the disk.
-                    let _ = delete_pushed(&self.env, &before.name, before.digest(), &self.registry).await;
-                }
-                Ok(_) => {}
-                Err(error) => print_stderr!("coracle: {error:#}; {still}"),
-            }
+impl Target {
+    async fn deploy(&mut self, cluster: &Cluster) -> anyhow::Result<Deployed> {
+        match self {
+            Self::Module(app) => app.deploy(cluster).await,
+            Self::Stack(stack) => stack.deploy(cluster).await,
         }
     }
 
-    /// Pushes a module and deploys it.
-    async fn deploy(&self, module: Vec<u8>) -> anyhow::Result<Deployed> {
-        let progress = Progress::new();
-        progress.doing(&format!("pushing {} ({} bytes)", self.flags.file.display(), module.len()));
-        let name = format!("registry.local/{}:run", self.name);
-        let pushed = push(&self.env, module, MODULE_INSPECTOR, &name, &self.registry).await?;
-        let app =
-            App::new(&self.name, (&pushed.digest, &pushed.inspection.exports), self.flags.port, self.flags.replicas);
-        progress.doing(&format!("waiting for {}", self.name));
-        let changed = self.apply(&app).await?;
-        self.ready(&app, progress).await?;
-        if !app.serves {
-            // Only now: the old server responds until the new one runs.
-            self.delete_service().await?;
-        }
-        progress.done();
-        Ok(Deployed { app, changed })
-    }
-
-    /// Creates the objects, or updates those of an earlier `coracle run`.
-    async fn apply(&self, app: &App) -> anyhow::Result<bool> {
-        let deployments: Api<Deployment> = Api::namespaced(self.client.clone(), self.client.default_namespace());
-        let services: Api<Service> = Api::namespaced(self.client.clone(), self.client.default_namespace());
-        // Checked before any object is created.
-        let service = services.get_opt(&app.name).await?;
-        let ours = service.as_ref().is_none_or(|there| objects::is_ours(&there.metadata));
-        if app.serves && !ours {
-            bail!("there is a Service {:?} that `coracle run` has not made: give another name with --name", app.name)
-        }
-        let wanted = app.deployment();
-        let (deployments, services) = (deployments.managed_by(MANAGER), services.managed_by(MANAGER));
-        let changed = match deployments.get_opt(&app.name).await? {
-            None => {
-                deployments.create(&wanted).await?;
-                true
-            }
-            Some(there) if !objects::is_ours(&there.metadata) => {
-                bail!(
-                    "there is a Deployment {:?} that `coracle run` has not made: give another name with --name",
-                    app.name
-                )
-            }
-            Some(there) => {
-                let before = there.metadata.generation;
-                let now = deployments.patch(&app.name, PatchType::Merge, &wanted).await?;
-                now.metadata.generation != before
-            }
-        };
-        match service {
-            _ if !app.serves => {}
-            Some(_) => drop(services.patch(&app.name, PatchType::Merge, &app.service()).await?),
-            None => {
-                services.create(&app.service()).await?;
-            }
-        }
-        Ok(changed)
-    }
-
-    /// Deletes a server's Service of an earlier `coracle run`.
-    async fn delete_service(&self) -> anyhow::Result<()> {
-        let services: Api<Service> = Api::namespaced(self.client.clone(), self.client.default_namespace());
-        let there = services.get_opt(&self.name).await?;
-        if there.is_some_and(|there| objects::is_ours(&there.metadata)) {
-            services.delete(&self.name).await?;
-        }
-        Ok(())
-    }
-
-    /// Waits until all pods have this image and are available.
-    async fn ready(&self, app: &App, progress: Progress) -> anyhow::Result<()> {
-        let deployments: Api<Deployment> = Api::namespaced(self.client.clone(), self.client.default_namespace());
-        let pods: Api<Pod> = Api::namespaced(self.client.clone(), self.client.default_namespace());
-        let began = self.env.elapsed();
-        let mut report_at = began + REPORT_INTERVAL;
-        loop {
-            if deployments.get(&app.name).await.is_ok_and(|deployment| is_rolled_out(&deployment)) {
-                return Ok(());
-            }
-            let all = pods.list(&ListOptions { labels: format!("app={}", app.name), ..ListOptions::default() }).await?;
-            if let Some(why) = all.items.iter().find_map(|pod| app.permanent_failure(pod)) {
-                bail!("{} does not run: {why}", app.name);
-            }
-            if self.env.elapsed() >= report_at {
-                let waited = report_at.saturating_sub(began).as_secs();
-                let reason = self.wait_reason(&all.items).await.map(|reason| format!(": {reason}"));
-                progress.still(&format!("{} is not ready after {waited} s{}", app.name, reason.unwrap_or_default()));
-                report_at += REPORT_INTERVAL;
-            }
-            if self.env.elapsed().saturating_sub(began) > READY_TIME_MAX {
-                let seconds = READY_TIME_MAX.as_secs();
-                bail!("{} is not ready after {seconds} s: see `kubectl describe pods -l app={}`", app.name, app.name);
-            }
-            self.env.sleep(POLL_INTERVAL).await;
+    async fn print_addresses(&self, cluster: &Cluster) -> anyhow::Result<()> {
+        match self {
+            Self::Module(app) => app.print_addresses(cluster).await,
+            Self::Stack(stack) => stack.print_addresses(cluster).await,
         }
     }
 
-    /// The node's last event about a compilation for these pods, if any.
-    async fn wait_reason(&self, pods: &[Pod]) -> Option<String> {
-        let fields = "reason=Compiling,involvedObject.kind=Pod".to_owned();
-        let events = Api::<Event>::namespaced(self.client.clone(), self.client.default_namespace());
-        let events = events.list(&ListOptions { fields, ..ListOptions::default() }).await.ok()?.items;
-        objects::newest_message(&events, pods)
+    async fn clean_up(&self, cluster: &Cluster) -> anyhow::Result<Vec<String>> {
+        match self {
+            Self::Module(app) => app.clean_up(cluster).await,
+            Self::Stack(stack) => stack.clean_up(cluster).await,
+        }
     }
 
-    /// Prints the server's address.
-    async fn print_address(&self, app: &App) -> anyhow::Result<()> {
-        if !app.serves {
-            print_stdout!("deployment/{} runs; its output: kubectl logs deployment/{}", app.name, app.name)?;
-            return Ok(());
+    /// The files whose change is deployed.
+    fn files(&self) -> Vec<PathBuf> {
+        match self {
+            Self::Module(app) => vec![app.file.clone()],
+            Self::Stack(stack) => stack.files(),
         }
-        let service =
-            Api::<Service>::namespaced(self.client.clone(), self.client.default_namespace()).get(&app.name).await?;
-        let spec = service.spec.context("the Service has no spec")?;
-        let address = spec.cluster_ip.and_then(|ip| ip.parse().ok()).map(|ip| SocketAddr::new(ip, self.flags.port));
-        let node_port = spec.ports.and_then(|ports| ports.first()?.node_port);
-        match (address, node_port) {
-            (Some(address), _) if accepts_connections(&self.env, address).await => print_stdout!("http://{address}/")?,
-            (_, Some(port)) => print_stdout!("http://{}:{port}/", self.host)?,
-            _ => bail!("the Service has no address: see `kubectl describe service {}`", app.name),
-        }
-        Ok(())
     }
-}
 
-/// Whether the address accepts connections. The data plane may open it a moment later.
-async fn accepts_connections(env: &Env, address: SocketAddr) -> bool {
-    let connects = async {
-        while tokio::net::TcpStream::connect(address).await.is_err() {
-            env.sleep(POLL_INTERVAL).await;
+    /// What keeps running when a change is not deployed.
+    fn running(&self) -> String {
+        match self {
+            Self::Module(app) => app.running().unwrap_or(&app.name).to_owned(),
+            Self::Stack(_) => "the last version".to_owned(),
         }
-    };
-    env.timeout(ADDRESS_TIME_MAX, connects).await.is_ok()
+    }
 }

@@ -1,47 +1,57 @@
-//! Builds the Deployment and Service of `coracle run`, and derives failures from the statuses of its pods. Pure.
+//! Builds the Deployment and Service of `coracle run`. Pure.
 
+use std::ops::RangeInclusive;
 use std::path::Path;
 
-use k8s_openapi::api::core::v1::{Event, Pod};
+use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde_json::{Value, json};
+
+use super::settings::PodFlags;
 
 /// The field manager.
 pub(super) const MANAGER: &str = "coracle-run";
 const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
+/// Annotation of objects that end with the session that has made them.
+pub(super) const SESSION: &str = "coracle.dev/run";
+const DEV: &str = "dev";
+/// Prefix of annotations such as that of `kubectl rollout restart`.
+const KUBECTL: &str = "kubectl.kubernetes.io/";
+/// The default range of NodePorts.
+const NODE_PORTS: RangeInclusive<u16> = 30_000..=32_767;
 /// Maximum length of a DNS label, the name of a Service.
 const LABEL_CHARS_MAX: usize = 63;
-/// Waiting reasons of a container that don't resolve by themselves.
-const PERMANENT_WAITING_REASONS: [&str; 8] = [
-    "ErrImagePull",
-    "ImagePullBackOff",
-    "RegistryUnavailable",
-    "InvalidImageName",
-    "CreateContainerConfigError",
-    "CreateContainerError",
-    "RunContainerError",
-    "CrashLoopBackOff",
-];
+/// Flags of the Deployment and the Service.
+#[derive(Debug, Clone)]
+pub(super) struct AppFlags {
+    pub(super) port: u16,
+    pub(super) replicas: u16,
+    /// Whether the objects are those of a `--dev` session.
+    pub(super) dev: bool,
+    /// Arguments of the module.
+    pub(super) arguments: Vec<String>,
+    pub(super) pod: PodFlags,
+}
 
 /// The deployed application.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub(super) struct App {
     pub(super) name: String,
+    pub(super) namespace: String,
     /// By digest, so that each change is a new image.
     pub(super) image: String,
-    port: u16,
-    replicas: u16,
+    flags: AppFlags,
     /// Whether it serves HTTP.
     pub(super) serves: bool,
 }
 
 impl App {
-    pub(super) fn new(name: &str, (digest, exports): (&str, &[String]), port: u16, replicas: u16) -> Self {
+    pub(super) fn new(name: &str, namespace: &str, (digest, exports): (&str, &[String]), flags: &AppFlags) -> Self {
         let image = format!("registry.local/{name}@{digest}");
         let exports = |wanted: &str| exports.iter().any(|export| export.starts_with(wanted));
         // A plugin is served over HTTP too; a core module is a command.
         let serves = exports("wasi:http/incoming-handler@") || !exports("wasi:cli/run@") && !exports("_start");
-        Self { name: name.to_owned(), image, port, replicas, serves }
+        Self { name: name.to_owned(), namespace: namespace.to_owned(), image, flags: flags.clone(), serves }
     }
 
     pub(super) fn digest(&self) -> &str {
@@ -49,65 +59,100 @@ impl App {
     }
 
     pub(super) fn deployment(&self) -> Value {
+        let AppFlags { port, replicas, arguments, pod, .. } = &self.flags;
         let mut container = json!({"name": self.name, "image": self.image});
         if self.serves {
-            container["ports"] = json!([{"containerPort": self.port, "name": "http"}]);
+            container["ports"] = json!([{"containerPort": port, "name": "http"}]);
         }
+        pod.add_to(&mut container, arguments);
         json!({
             "apiVersion": "apps/v1",
             "kind": "Deployment",
             "metadata": self.metadata(),
             "spec": {
-                "replicas": self.replicas,
+                "replicas": replicas,
                 "selector": {"matchLabels": {"app": self.name}},
-                "template": {"metadata": {"labels": {"app": self.name}}, "spec": {"containers": [container]}},
+                "template": {
+                    "metadata": {"labels": {"app": self.name}, "annotations": pod.annotations(&self.name)},
+                    "spec": {"containers": [container], "volumes": pod.volumes()},
+                },
             },
         })
     }
 
-    pub(super) fn service(&self) -> Value {
+    /// The Service; `node_port` for a new one.
+    pub(super) fn service(&self, node_port: Option<u16>) -> Value {
+        let mut port = json!({"name": "http", "port": self.flags.port, "targetPort": "http"});
+        if let Some(node_port) = node_port {
+            port["nodePort"] = node_port.into();
+        }
         json!({
             "apiVersion": "v1",
             "kind": "Service",
             "metadata": self.metadata(),
-            "spec": {
-                "type": "NodePort",
-                "selector": {"app": self.name},
-                "ports": [{"name": "http", "port": self.port, "targetPort": "http"}],
-            },
+            "spec": {"type": "NodePort", "selector": {"app": self.name}, "ports": [port]},
         })
     }
 
+    /// A run without `--dev` keeps what a session before it has made.
     fn metadata(&self) -> Value {
-        json!({"name": self.name, "labels": {"app": self.name, (MANAGED_BY): MANAGER}})
-    }
-
-    /// Why a pod of this image can't run, if so.
-    pub(super) fn permanent_failure(&self, pod: &Pod) -> Option<String> {
-        let image = pod.spec.as_ref()?.containers.first()?.image.as_deref();
-        let status = pod.status.as_ref()?.container_statuses.as_ref()?.first()?;
-        let waiting = status.state.as_ref()?.waiting.as_ref()?;
-        let reason = waiting.reason.as_deref().filter(|reason| PERMANENT_WAITING_REASONS.contains(reason))?;
-        let last = status.last_state.as_ref().and_then(|state| state.terminated.as_ref());
-        let more = match (waiting.message.as_deref(), last) {
-            (_, Some(ended)) if reason == "CrashLoopBackOff" => {
-                let of = ended.message.as_deref().unwrap_or(&self.name);
-                format!(": it ended with code {} ({of}); see `kubectl logs deployment/{}`", ended.exit_code, self.name)
-            }
-            (Some(message), _) => format!(": {message}"),
-            (None, _) => String::new(),
-        };
-        (image == Some(self.image.as_str())).then(|| format!("{reason}{more}"))
+        let session = if self.flags.dev { json!(DEV) } else { Value::Null };
+        json!({
+            "name": self.name,
+            "labels": {"app": self.name, (MANAGED_BY): MANAGER},
+            "annotations": {(SESSION): session},
+        })
     }
 }
 
-/// The message of the newest event about one of these pods.
-pub(super) fn newest_message(events: &[Event], pods: &[Pod]) -> Option<String> {
-    let names: Vec<&str> = pods.iter().filter_map(|pod| pod.metadata.name.as_deref()).collect();
-    let about = |event: &&Event| event.involved_object.name.as_deref().is_some_and(|name| names.contains(&name));
-    // Nodes count repetitions in one event; its last time counts.
-    let newest = events.iter().filter(about).max_by_key(|event| event.last_timestamp.as_ref().map(|at| at.0))?;
-    newest.message.clone()
+/// The patch of a Deployment that exists. Its pods lose the annotations of earlier runs, and keep those of kubectl.
+pub(super) fn patch_of_deployment(mut wanted: Value, there: &Deployment) -> Value {
+    let template = there.spec.as_ref().and_then(|spec| spec.template.metadata.as_ref());
+    let earlier = template.and_then(|metadata| metadata.annotations.as_ref());
+    if let Some(annotations) = wanted["spec"]["template"]["metadata"]["annotations"].as_object_mut() {
+        for key in earlier.into_iter().flatten().map(|(key, _)| key).filter(|key| !key.starts_with(KUBECTL)) {
+            annotations.entry(key.clone()).or_insert(Value::Null);
+        }
+    }
+    patch_of(wanted)
+}
+
+/// A new object: null is a value in a map of one.
+pub(super) fn new_of(mut object: Value) -> Value {
+    if let Some(metadata) = object["metadata"].as_object_mut()
+        && metadata["annotations"][SESSION].is_null()
+    {
+        metadata.remove("annotations");
+    }
+    object
+}
+
+/// The patch of an object that exists: a session of `--dev` removes only what it has made itself.
+pub(super) fn patch_of(mut object: Value) -> Value {
+    if let Some(metadata) = object["metadata"].as_object_mut()
+        && metadata["annotations"][SESSION].is_string()
+    {
+        metadata.remove("annotations");
+    }
+    object
+}
+
+/// The NodePort that a new Service asks for: the same in each cluster, so that its address can be bookmarked.
+pub(super) fn node_port(namespace: &str, name: &str) -> u16 {
+    // FNV-1a.
+    let hash = namespace
+        .bytes()
+        .chain([b'/'])
+        .chain(name.bytes())
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3));
+    let count = u64::from(NODE_PORTS.end() - NODE_PORTS.start()) + 1;
+    NODE_PORTS.start() + u16::try_from(hash % count).unwrap_or(0)
+}
+
+/// Whether an object ends with the session of `--dev` that has made it.
+pub(super) fn ends_with_session(metadata: &ObjectMeta) -> bool {
+    let session = metadata.annotations.as_ref().and_then(|annotations| annotations.get(SESSION));
+    is_ours(metadata) && session.is_some_and(|session| session == DEV)
 }
 
 /// Whether an object was created by `coracle run`.
@@ -151,49 +196,70 @@ mod tests {
         assert!(is_label("a-1") && !is_label("1a") && !is_label("a-") && !is_label("A") && !is_label(&"a".repeat(64)));
     }
 
-    #[test]
-    fn the_newest_message_is_of_a_pod_of_the_app() {
-        let event = |pod: &str, at: &str, message: &str| -> Event {
-            serde_json::from_value(json!({
-                "metadata": {}, "involvedObject": {"kind": "Pod", "name": pod}, "lastTimestamp": at, "message": message,
-            }))
-            .unwrap()
-        };
-        let pods: Vec<Pod> = vec![serde_json::from_value(json!({"metadata": {"name": "web-1"}})).unwrap()];
-        let events = [
-            event("web-1", "2026-01-01T00:00:20Z", "20 s so far"),
-            event("web-1", "2026-01-01T00:00:10Z", "10 s so far"),
-            event("other-1", "2026-01-01T00:00:30Z", "30 s so far"),
-        ];
-        assert_eq!(newest_message(&events, &pods).as_deref(), Some("20 s so far"));
-        assert_eq!(newest_message(&events, &[]), None);
+    fn app(serves: bool, pod: PodFlags) -> App {
+        let exports = vec![if serves { "wasi:http/incoming-handler@0.2.3" } else { "_start" }.to_owned()];
+        App::new(
+            "web",
+            "team",
+            ("sha256:1", &exports),
+            &AppFlags { port: 80, replicas: 2, dev: true, arguments: vec!["x".into()], pod },
+        )
     }
 
     #[test]
-    fn troubles_are_of_the_newest_image() {
-        let exports = vec!["wasi:http/incoming-handler@0.2.3".to_owned()];
-        let app = App::new("web", ("sha256:1", &exports), 80, 2);
-        assert_eq!(app.digest(), "sha256:1");
-        assert!(
-            app.serves && app.deployment()["spec"]["replicas"] == 2 && app.service()["spec"]["ports"][0]["port"] == 80
-        );
-        let pod = |image: &str, reason: &str| -> Pod {
-            let last = json!({"terminated": {"exitCode": 3}});
-            serde_json::from_value(json!({
-                "metadata": {},
-                "spec": {"containers": [{"name": "web", "image": image}]},
-                "status": {"containerStatuses": [{
-                    "name": "web", "image": image, "imageID": "", "ready": false, "restartCount": 1, "lastState": last,
-                    "state": {"waiting": {"reason": reason, "message": "because"}},
-                }]},
-            }))
-            .unwrap()
-        };
-        assert_eq!(app.permanent_failure(&pod(&app.image, "ErrImagePull")).unwrap(), "ErrImagePull: because");
-        assert!(app.permanent_failure(&pod(&app.image, "CrashLoopBackOff")).unwrap().contains("code 3"));
-        assert_eq!(app.permanent_failure(&pod(&app.image, "ContainerCreating")), None);
-        assert_eq!(app.permanent_failure(&pod("registry.local/web@sha256:0", "ErrImagePull")), None);
-        assert!(is_ours(&serde_json::from_value(app.deployment()["metadata"].clone()).unwrap()));
+    fn objects_have_what_the_flags_say() {
+        let app_of = |serves| app(serves, PodFlags::default());
+        let server = app_of(true);
+        assert_eq!(server.digest(), "sha256:1");
+        let deployment = server.deployment();
+        assert_eq!(deployment["spec"]["replicas"], 2);
+        let pod = &deployment["spec"]["template"]["spec"];
+        assert_eq!(pod["containers"][0]["ports"], json!([{"containerPort": 80, "name": "http"}]));
+        assert_eq!(pod["containers"][0]["args"], json!(["x"]));
+        assert_eq!(pod["volumes"], Value::Null, "a patch removes the volumes of an earlier run");
+        assert_eq!(server.service(None)["spec"]["ports"][0], json!({"name": "http", "port": 80, "targetPort": "http"}));
+        assert_eq!(server.service(Some(30_001))["spec"]["ports"][0]["nodePort"], 30_001);
+        assert!(is_ours(&serde_json::from_value(deployment["metadata"].clone()).unwrap()));
         assert!(!is_ours(&ObjectMeta::default()));
+        let command = app_of(false);
+        assert!(
+            !command.serves && command.deployment()["spec"]["template"]["spec"]["containers"][0]["ports"].is_null()
+        );
+    }
+
+    #[test]
+    fn node_ports_are_of_the_range_and_differ() {
+        let ports: std::collections::BTreeSet<u16> =
+            (0..100).map(|n| node_port("default", &format!("app-{n}"))).collect();
+        assert!(ports.len() > 90 && ports.iter().all(|port| NODE_PORTS.contains(port)), "{ports:?}");
+        assert_ne!(node_port("a", "web"), node_port("b", "web"));
+        assert_eq!(node_port("default", "web"), node_port("default", "web"));
+    }
+
+    #[test]
+    fn a_run_without_annotations_removes_those_of_earlier_ones() {
+        let there = json!({"metadata": {}, "spec": {"selector": {}, "template": {"metadata": {"annotations": {
+            "host.coracle.dev/web": "config", "kubectl.kubernetes.io/restartedAt": "now",
+        }}}}});
+        let there: Deployment = serde_json::from_value(there).unwrap();
+        let patch = patch_of_deployment(app(true, PodFlags::default()).deployment(), &there);
+        let annotations = &patch["spec"]["template"]["metadata"]["annotations"];
+        assert_eq!(annotations, &json!({"host.coracle.dev/web": null}));
+    }
+
+    #[test]
+    fn a_dev_session_marks_what_it_makes() {
+        let made = app(true, PodFlags::default());
+        assert_eq!(made.deployment()["metadata"]["annotations"][SESSION], "dev");
+        assert_eq!(patch_of(made.deployment())["metadata"]["annotations"], Value::Null);
+        let flags = AppFlags { port: 80, replicas: 1, dev: false, arguments: Vec::new(), pod: PodFlags::default() };
+        let kept = App::new("web", "team", ("sha256:1", &[]), &flags);
+        assert!(kept.deployment()["metadata"]["annotations"].as_object().unwrap()[SESSION].is_null());
+        assert_eq!(patch_of(kept.service(None)), kept.service(None));
+        assert_eq!(new_of(kept.service(None))["metadata"]["annotations"], Value::Null);
+        assert_eq!(new_of(made.service(None)), made.service(None));
+        let metadata = |object: Value| serde_json::from_value(object["metadata"].clone()).unwrap();
+        assert!(ends_with_session(&metadata(made.service(None))));
+        assert!(!ends_with_session(&metadata(new_of(kept.service(None)))));
     }
 }

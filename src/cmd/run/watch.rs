@@ -1,28 +1,20 @@
-//! Reads a file on each change. It polls the metadata ten times a second: no system's file notification covers all
+//! Detects changes of a few files. It polls the metadata ten times a second: no system's file notification covers all
 //! disks, and editors and linkers replace files in different ways.
 
-use std::path::Path;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use machinery_env::Env;
 
-use crate::module_file;
-
-/// Poll interval of the file: a change must be deployed within a second.
-const POLL_INTERVAL: Duration = Duration::from_millis(100);
+/// Poll interval of the files: a change must be deployed within a second.
+pub(super) const POLL_INTERVAL: Duration = Duration::from_millis(100);
 /// Polls without a file before a report: builds replace the file.
 const POLLS_WITHOUT_FILE: u32 = 20;
 
-/// The last read state of the file.
-#[derive(Debug, Default)]
-pub(super) struct WatchedFile {
-    seen: Option<FileStamp>,
-}
-
-/// Identifies a state of the file.
+/// Identifies a state of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct FileStamp {
-    is_file: bool,
+pub(super) struct FileStamp {
     modified: Option<SystemTime>,
     bytes: u64,
     #[cfg(unix)]
@@ -30,53 +22,64 @@ struct FileStamp {
 }
 
 impl FileStamp {
-    fn of(file: &Path) -> std::io::Result<Self> {
-        let metadata = std::fs::metadata(file)?;
-        Ok(Self {
-            is_file: metadata.is_file(),
+    pub(super) fn of(metadata: &std::fs::Metadata) -> Self {
+        Self {
             modified: metadata.modified().ok(),
             bytes: metadata.len(),
             #[cfg(unix)]
-            inode: std::os::unix::fs::MetadataExt::ino(&metadata),
-        })
+            inode: std::os::unix::fs::MetadataExt::ino(metadata),
+        }
     }
 }
 
-impl WatchedFile {
-    /// Reads the file now.
-    pub(super) async fn read(&mut self, file: &Path) -> std::io::Result<Vec<u8>> {
-        // Taken before the read: a change during it is detected next time.
-        let now = FileStamp::of(file)?;
-        self.seen = Some(now);
-        if !now.is_file {
-            return Err(std::io::Error::other("it is no file, and what is watched has to be one"));
+/// The last seen states of files.
+#[derive(Debug, Default)]
+pub(super) struct WatchedFiles {
+    seen: BTreeMap<PathBuf, FileStamp>,
+    /// Polls without each missing file.
+    missing: BTreeMap<PathBuf, u32>,
+}
+
+impl WatchedFiles {
+    /// Takes the current states as seen. Called before the files are read, so that a change during a read is detected.
+    pub(super) fn mark(&mut self, files: &[PathBuf]) {
+        self.seen.retain(|file, _| files.contains(file));
+        for file in files {
+            if let Ok(metadata) = std::fs::metadata(file) {
+                self.seen.insert(file.clone(), FileStamp::of(&metadata));
+            }
         }
-        let file = file.to_owned();
-        tokio::task::spawn_blocking(move || module_file::read(&file)).await?
     }
 
-    /// Waits for the next state and reads it. A missing file is waited for and reported to `report` once.
-    pub(super) async fn changed(
-        &mut self,
-        env: &Env,
-        file: &Path,
-        report: &(dyn Fn(&std::io::Error) + Sync),
-    ) -> Vec<u8> {
-        let mut looks = 0;
-        loop {
-            env.sleep(POLL_INTERVAL).await;
-            match FileStamp::of(file) {
-                Ok(now) if Some(now) != self.seen => match self.read(file).await {
-                    Ok(bytes) => return bytes,
-                    Err(why) => report(&why),
-                },
-                Ok(_) => looks = 0,
+    /// Whether a file has another state than the last one seen. A missing file is no change; it is reported once, to
+    /// `report`.
+    pub(super) fn poll(&mut self, files: &[PathBuf], report: &dyn Fn(&Path, &std::io::Error)) -> bool {
+        let mut changed = false;
+        for file in files {
+            match std::fs::metadata(file) {
+                Ok(metadata) => {
+                    self.missing.remove(file);
+                    let now = FileStamp::of(&metadata);
+                    changed |= self.seen.insert(file.clone(), now) != Some(now);
+                }
                 Err(why) => {
-                    looks += 1;
-                    if looks == POLLS_WITHOUT_FILE {
-                        report(&why);
+                    let polls = self.missing.entry(file.clone()).or_default();
+                    *polls = polls.saturating_add(1);
+                    if *polls == POLLS_WITHOUT_FILE {
+                        report(file, &why);
                     }
                 }
+            }
+        }
+        changed
+    }
+
+    /// Waits for the next change.
+    pub(super) async fn changed(&mut self, env: &Env, files: &[PathBuf], report: &dyn Fn(&Path, &std::io::Error)) {
+        loop {
+            env.sleep(POLL_INTERVAL).await;
+            if self.poll(files, report) {
+                return;
             }
         }
     }
@@ -84,30 +87,30 @@ impl WatchedFile {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+
     use super::*;
 
-    #[tokio::test(start_paused = true)]
-    async fn each_change_is_read_once() {
+    #[test]
+    fn each_change_is_detected_once() {
         let dir = tempfile::tempdir().unwrap();
-        let file = dir.path().join("a.wasm");
-        std::fs::write(&file, "one").unwrap();
-        let (env, mut watched) = (Env::real(), WatchedFile::default());
-        assert_eq!(watched.read(&file).await.unwrap(), b"one");
-        std::fs::write(&file, "three").unwrap();
-        let told = std::sync::Mutex::new(0);
-        let report = |_: &std::io::Error| *told.lock().unwrap() += 1;
-        assert_eq!(watched.changed(&env, &file, &report).await, b"three");
+        let files = [dir.path().join("a.wasm"), dir.path().join("app.yaml")];
+        files.iter().for_each(|file| std::fs::write(file, "one").unwrap());
+        let mut watched = WatchedFiles::default();
+        watched.mark(&files);
+        let reports = Cell::new(0);
+        let mut poll = || watched.poll(&files, &|_, _| reports.set(reports.get() + 1));
+        assert!(!poll());
+        std::fs::write(&files[1], "three").unwrap();
+        assert!(poll() && !poll());
         // Replaced as by linkers: briefly missing, another inode, the same length.
-        std::fs::remove_file(&file).unwrap();
-        let waits = env.timeout(POLL_INTERVAL * (POLLS_WITHOUT_FILE + 10), watched.changed(&env, &file, &report)).await;
-        assert!(waits.is_err(), "no file is no change");
-        std::fs::create_dir(&file).unwrap();
-        let waits = env.timeout(POLL_INTERVAL * 5, watched.changed(&env, &file, &report)).await;
-        assert!(waits.is_err(), "nor is a folder");
-        assert_eq!(*told.lock().unwrap(), 2, "each is told once");
-        std::fs::remove_dir(&file).unwrap();
-        std::fs::write(dir.path().join("new"), "other").unwrap();
-        std::fs::rename(dir.path().join("new"), &file).unwrap();
-        assert_eq!(watched.changed(&env, &file, &report).await, b"other");
+        std::fs::remove_file(&files[0]).unwrap();
+        for _ in 0..2 * POLLS_WITHOUT_FILE {
+            assert!(!poll(), "no file is no change");
+        }
+        assert_eq!(reports.get(), 1);
+        std::fs::write(dir.path().join("new"), "two").unwrap();
+        std::fs::rename(dir.path().join("new"), &files[0]).unwrap();
+        assert!(poll() && !poll());
     }
 }

@@ -290,16 +290,17 @@ impl Node {
                 .into_iter()
                 .for_each(|what| self.world.record_violation(what));
         }
+        // Its processes end before the node reports it: a late response doesn't prolong them.
+        if next != PodEvent::Start {
+            self.world.identities.ended(key, uid);
+            self.world.mounts.ended(uid);
+        }
         let done = match next {
             PodEvent::Start if over => true,
             PodEvent::Start => self.report(key, pod, "Running").await,
             PodEvent::End => over || self.report(key, pod, &final_phase).await,
             PodEvent::Stop => (over || self.report(key, pod, &final_phase).await) && self.remove(key, pod).await,
         };
-        if matches!(next, PodEvent::Stop | PodEvent::End) {
-            self.world.identities.ended(key, uid);
-            self.world.mounts.ended(uid);
-        }
         let Some(running) = self.running.get_mut(key).filter(|_| done) else { return };
         running.next = match next {
             PodEvent::Start if job && !over => Some((now + self.random.millis(500, 9000), PodEvent::End)),

@@ -18,7 +18,7 @@ use tokio::time::Instant;
 use crate::checkers::convergence::unmet;
 use crate::clock;
 use crate::cluster::{CONTROLLERS, Cluster, Pace, SCHEDULER};
-use crate::history::{History, KeyChange, Version};
+use crate::history::{History, KeyChange};
 use crate::network::{Doom, Link};
 use crate::node::{BROKEN, NodeCapacity};
 use crate::random::Random;
@@ -229,8 +229,14 @@ struct RolloutState {
     fewest: BTreeMap<&'static str, ServingBound>,
     /// Maximum desired pods of a Deployment's sets: a smaller size applies once it has been reached.
     most: i64,
-    /// Previous desired pods of each ReplicaSet: its controller may not have seen the newer value.
-    before: BTreeMap<Arc<str>, i64>,
+    /// Earlier desired pods of each ReplicaSet: its controller may not have seen the newer values.
+    before: BTreeMap<Arc<str>, Vec<EarlierSize>>,
+}
+
+/// Desired pods of a ReplicaSet up to a generation.
+struct EarlierSize {
+    generation: i64,
+    pods: i64,
 }
 
 /// The minimum of serving pods, and the largest size of the workload since the minimum was set.
@@ -317,18 +323,29 @@ impl RolloutState {
         if !ours.iter().any(|kind| step.key.starts_with(&format!("/registry/{kind}/default/"))) {
             return false;
         }
-        let replicas = |version: &Arc<Version>| number(version.value(), "/spec/replicas");
-        if let (Some(old), Some(new)) = (&step.old, &step.new)
-            && step.key.starts_with("/registry/replicasets/")
-            && replicas(old) != replicas(new)
+        if step.key.starts_with("/registry/replicasets/")
+            && let (Some(old), Some(new)) = (&step.old, &step.new)
         {
-            self.before.insert(step.key.clone(), replicas(old));
+            self.resized(&step.key, old.value(), new.value());
         }
         match &step.new {
             Some(version) => drop(self.objects.insert(step.key.clone(), version.value().clone())),
             None => drop(self.objects.remove(&step.key)),
         }
         true
+    }
+
+    /// Keeps the sizes that a controller may still act on: those since the one that its status has observed, and the previous
+    /// one, as a dead controller's last requests arrive after its successor's status.
+    fn resized(&mut self, key: &Arc<str>, old: &Value, new: &Value) {
+        let before = self.before.entry(key.clone()).or_default();
+        let pods = number(old, "/spec/replicas");
+        if pods != number(new, "/spec/replicas") {
+            before.push(EarlierSize { generation: number(old, "/metadata/generation"), pods });
+        }
+        let observed = number(new, "/status/observedGeneration");
+        let passed = before.iter().take_while(|size| size.generation < observed).count();
+        before.drain(..passed.min(before.len().saturating_sub(1)));
     }
 
     fn of(&self, kind: &str) -> impl Iterator<Item = &Value> {
@@ -409,7 +426,8 @@ impl RolloutState {
         }
         for (key, set) in self.objects.iter().filter(|(key, _)| key.starts_with("/registry/replicasets/")) {
             let there = self.of_set(set, |_| true);
-            let desired = number(set, "/spec/replicas").max(self.before.get(key).copied().unwrap_or(0));
+            let earlier = self.before.get(key).into_iter().flatten().map(|size| size.pods).max();
+            let desired = number(set, "/spec/replicas").max(earlier.unwrap_or(0));
             let made = step.filter(|step| step.old.is_none() && step.key.starts_with("/registry/pods/"));
             let made = made.and_then(|step| step.new.as_ref());
             if there > desired && made.is_some_and(|pod| is_of(pod.value(), set)) {

@@ -6,6 +6,22 @@ use oci_registry::blobs::BlobError;
 use oci_registry::reference::{BUILT_IN_REGISTRY, ReferenceError, invalid_image_name};
 use runtime_api::LoadError;
 
+/// Images of Linux tools that charts' tests and people run: the node's toolbox has most of their tools.
+const TOOL_IMAGES: [&str; 10] =
+    ["alpine", "busybox", "curl", "curl-container", "curlimages", "debian", "netshoot", "nicolaka", "ubuntu", "wget"];
+
+/// The advice for an image of Linux tools; empty for others.
+fn replacement(image: &str, refusal: &Refusal) -> &'static str {
+    let repository = image.split('@').next().unwrap_or(image);
+    let (_, path) = repository.split_once('/').unwrap_or(("", repository));
+    let name = |part: &str| TOOL_IMAGES.contains(&part.split(':').next().unwrap_or(part));
+    if matches!(refusal, Refusal::Platform { .. }) && path.split('/').any(name) {
+        "; for a test with sh, wget or nc use the toolbox instead (docs/operations.md, \"Images of Linux tools\")"
+    } else {
+        ""
+    }
+}
+
 /// Why an image can't be used. [`ImageError::reason`] is the waiting reason.
 #[derive(Debug, thiserror::Error)]
 pub enum ImageError {
@@ -47,7 +63,7 @@ pub enum ImageError {
         image: String,
     },
     /// The image is not a module.
-    #[error("{image}: {refusal}")]
+    #[error("{image}: {refusal}{}", replacement(.image, .refusal))]
     Refused {
         /// Normalized name.
         image: String,
@@ -123,5 +139,30 @@ impl ImageError {
         {
             *why = format!("{why} (its mirrors before: {})", mirrors.join(", "));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn images_of_linux_tools_have_a_replacement() {
+        let linux = || Refusal::Platform { found: "linux/amd64".into() };
+        let says = |image: &str, refusal: Refusal| {
+            ImageError::Refused { image: image.into(), refusal }.to_string().contains("use the toolbox")
+        };
+        for image in [
+            "docker.io/library/busybox:1.36",
+            "docker.io/curlimages/curl:8.1",
+            "quay.io/team/busybox@sha256:00",
+            "registry.example:5000/alpine",
+        ] {
+            assert!(says(image, linux()), "{image}");
+        }
+        for image in ["docker.io/library/nginx:1", "busybox.example/nginx", "docker.io/library/busyboxes"] {
+            assert!(!says(image, linux()), "{image}");
+        }
+        assert!(!says("docker.io/library/busybox", Refusal::Malformed("x".into())));
     }
 }

@@ -3,6 +3,7 @@
 //! - [`config`]: the containers' configuration from the API.
 //! - [`node`]: the agent, which registers its Node and runs the pods that are bound to it ([`node::run`]).
 //! - [`pod`]: the lifecycle of one pod: a pure step function decides, one worker acts.
+//! - `responses`: measures the responses of containers, by caller and Service.
 //! - [`spec`]: functions of a pod's spec, across its containers.
 //! - [`volume`], [`log`], [`server`]: volumes, container logs, and the kubelet API.
 //!
@@ -19,6 +20,7 @@ pub mod log;
 mod mailbox;
 pub mod node;
 pub mod pod;
+mod responses;
 pub mod server;
 pub mod spec;
 pub(crate) mod static_pods;

@@ -114,9 +114,11 @@ pub struct Stats {
     pub fuel_used: u64,
     /// Requests with any response.
     pub requests: u64,
-    /// Of these, the node's own calls.
+    /// Of these, the node's own probes and hooks.
     pub probes: u64,
-    /// Of these, failures by cause.
+    /// Responses whose guest failed after the head: the client saw a success, and an incomplete body.
+    pub cut: u64,
+    /// Of the requests, failures by cause.
     pub failures: Failures,
 }
 

@@ -70,7 +70,7 @@ pub enum LoadError {
     /// It imports an interface that needs a grant, which its pod lacks.
     #[error(
         "the module imports {import:?}, which is not granted: the pod's annotation \
-         \"host.coracle.dev/{container}\" must name {interface:?}"
+         \"host.coracle.dev/{container}\" must name {interface:?} (coracle run: --grant {interface})"
     )]
     NotGranted {
         /// The first such import.

@@ -145,6 +145,7 @@ pub fn desired(cluster: &Cluster, live: &BTreeSet<SocketAddr>, catalog: &Catalog
         NODES,
     ));
     desired.extend(role_and_binding("coracle:node", &node_rules(), "Group", NODES));
+    desired.extend(metrics_readers());
     let address_pool_rules =
         json!([{"apiGroups": ["networking.k8s.io"], "resources": ["ipaddresses"], "verbs": ["create", "delete"]}]);
     let account = "system:serviceaccount:kube-system:service-controller";
@@ -172,6 +173,31 @@ fn node_rules() -> Value {
         {"apiGroups": [""], "resources": ["persistentvolumeclaims"], "verbs": ["list", "watch"]},
         {"apiGroups": [""], "resources": ["persistentvolumeclaims/status"], "verbs": ["update"]},
     ])
+}
+
+/// Roles that the aggregated roles `view`, `edit` and `admin` include, so that a user of a namespace reads its metrics:
+/// metrics-server's own, and one of the same form for custom metrics.
+fn metrics_readers() -> [Desired; 2] {
+    let role = |name: &str, group: &str, resources: Value| {
+        let labels: Map<String, Value> = ["view", "edit", "admin"]
+            .into_iter()
+            .map(|role| (format!("rbac.authorization.k8s.io/aggregate-to-{role}"), "true".into()))
+            .collect();
+        Desired {
+            group: RBAC_GROUP,
+            plural: "clusterroles",
+            object: json!({
+                "apiVersion": format!("{RBAC_GROUP}/v1"), "kind": "ClusterRole",
+                "metadata": {"name": name, "annotations": {AUTOUPDATE: "true"}, "labels": labels},
+                "rules": [{"apiGroups": [group], "resources": resources, "verbs": ["get", "list", "watch"]}],
+            }),
+            policy: ReconcilePolicy::Role,
+        }
+    };
+    [
+        role("system:aggregated-metrics-reader", "metrics.k8s.io", json!(["pods", "nodes"])),
+        role("coracle:aggregated-custom-metrics-reader", "custom.metrics.k8s.io", json!(["*"])),
+    ]
 }
 
 /// Roles in addition to upstream's. Nodes read a namespace by name for its UID, which distinguishes it from an earlier
@@ -479,5 +505,18 @@ mod tests {
         assert!(may("system:node:n1", Some(apiserver_auth::NODES), "watch", "node.k8s.io", "runtimeclasses"));
         assert!(!may("system:node:n1", Some(apiserver_auth::NODES), "create", "", "services"));
         assert!(!may("jo", None, "get", "", "pods"));
+    }
+
+    #[test]
+    fn viewers_of_a_namespace_read_its_metrics() {
+        let roles = metrics_readers().map(|desired| desired.object);
+        for role in &roles {
+            for to in ["view", "edit", "admin"] {
+                let label = format!("rbac.authorization.k8s.io/aggregate-to-{to}");
+                assert_eq!(role["metadata"]["labels"][label], "true", "{role}");
+            }
+        }
+        let groups = roles.each_ref().map(|role| &role["rules"][0]["apiGroups"][0]);
+        assert_eq!(groups, ["metrics.k8s.io", "custom.metrics.k8s.io"]);
     }
 }

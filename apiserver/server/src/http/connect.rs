@@ -7,7 +7,7 @@
 
 use axum::body::Body;
 use bytes::Bytes;
-use futures::TryStreamExt as _;
+use futures::Stream;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, header};
 use http_body_util::Empty;
 use hyper::upgrade::OnUpgrade;
@@ -15,7 +15,7 @@ use hyper_util::rt::TokioIo;
 use machinery_api::error::GroupResource;
 use machinery_api::{ApiError, GroupVersion, names};
 use machinery_env::Env;
-use machinery_streaming::websocket::{self, upgrade_of};
+use machinery_streaming::websocket::{self, OutgoingMessage, upgrade_of};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
@@ -27,14 +27,12 @@ use super::proxy;
 use super::respond;
 use crate::registry::RequestScope;
 use crate::tls::Peer;
-use apiserver_auth::Attributes;
+use apiserver_auth::{Attributes, websocket_token};
 use apiserver_resources::SubresourceKind;
 use apiserver_resources::query::Query;
 
 /// The maximum number of ports of one WebSocket. Each port takes two of the numbered channels.
 const PORTS_MAX: usize = 100;
-/// The subprotocol in which browsers send a bearer token. It is for this server and is not forwarded.
-const BEARER_PROTOCOL: &str = "base64url.bearer.authorization.k8s.io.";
 /// The handshake headers that are forwarded in both directions.
 const HANDSHAKE: [HeaderName; 8] = [
     header::CONNECTION,
@@ -192,14 +190,46 @@ pub(super) fn forward_subprotocols(from: &HeaderMap, to: &mut HeaderMap) {
     let offered = from.get_all(header::SEC_WEBSOCKET_PROTOCOL).iter().filter_map(|value| value.to_str().ok());
     let kept: Vec<&str> = offered
         .flat_map(|value| value.split(',').map(str::trim))
-        .filter(|protocol| !protocol.is_empty() && !protocol.starts_with(BEARER_PROTOCOL))
+        .filter(|protocol| !protocol.is_empty() && !protocol.starts_with(websocket_token::PREFIX))
         .collect();
     if let (false, Ok(value)) = (kept.is_empty(), HeaderValue::try_from(kept.join(", "))) {
         to.insert(header::SEC_WEBSOCKET_PROTOCOL, value);
     }
 }
 
+/// Returns whether the request asks for a WebSocket.
+pub(super) fn wants_websocket(headers: &HeaderMap) -> bool {
+    upgrade_of(headers).is_some_and(|to| to.eq_ignore_ascii_case("websocket"))
+}
+
 impl RequestHandler {
+    /// Answers a handshake with one of the subprotocols that are `supported`, and sends `messages` of the chosen one over
+    /// the WebSocket.
+    pub(super) fn serve_messages<S>(
+        &self,
+        ctx: &mut RequestContext<'_>,
+        supported: &[&'static str],
+        messages: impl FnOnce(&'static str) -> S,
+    ) -> Result<Response<Body>, ApiError>
+    where
+        S: Stream<Item = std::io::Result<OutgoingMessage>> + Send + 'static,
+    {
+        let mut offered = ctx.head.headers.clone();
+        forward_subprotocols(ctx.head.headers, &mut offered);
+        let taken = websocket::handshake(&offered, supported);
+        let taken = taken.map_err(|why| ApiError::BadRequest(why.to_string()))?;
+        let Some(upgrade) = ctx.connection.upgrade.take() else {
+            return Err(ApiError::BadRequest("this connection cannot be upgraded: use HTTP/1.1".into()));
+        };
+        let session = std::mem::take(&mut ctx.connection.session);
+        let messages = messages(taken.protocol);
+        tokio::spawn(send_messages(upgrade, self.deps.env.clone(), messages, session, self.stop.clone()));
+        let mut response = Response::new(Body::empty());
+        *response.status_mut() = http::StatusCode::SWITCHING_PROTOCOLS;
+        response.headers_mut().extend(taken.headers);
+        Ok(response)
+    }
+
     /// Upgrades the client's connection and proxies it to the pod's kubelet.
     pub(super) async fn connect(
         &self,
@@ -223,7 +253,7 @@ impl RequestHandler {
         if upgrade_of(ctx.head.headers).is_none() {
             return Err(ApiError::BadRequest("Upgrade request required".into()));
         }
-        let by_websocket = upgrade_of(ctx.head.headers).is_some_and(|to| to.eq_ignore_ascii_case("websocket"));
+        let by_websocket = wants_websocket(ctx.head.headers);
         if let (true, Some(subresource)) = (by_websocket, call.subresource) {
             self.deps.metrics.websocket(subresource.name);
         }
@@ -280,24 +310,22 @@ pub(super) async fn copy_streams(client: OnUpgrade, node: OnUpgrade, session: Se
     drop(session);
 }
 
-/// Sends a body over a connection that is upgraded to a WebSocket (`binary.k8s.io`), until either side closes, or until
-/// `stop`.
-pub(super) async fn send_body(
+/// Sends messages over a connection that is upgraded to a WebSocket, until either side closes, or until `stop`.
+pub(super) async fn send_messages(
     client: OnUpgrade,
     env: Env,
-    body: Body,
+    messages: impl Stream<Item = std::io::Result<OutgoingMessage>>,
     session: SessionGuards,
     stop: CancellationToken,
 ) {
-    let pieces = body.into_data_stream().map_err(std::io::Error::other);
     let sent = async {
         let client = TokioIo::new(client.await.map_err(std::io::Error::other)?);
-        websocket::send(client, &env, pieces).await
+        websocket::send(client, &env, messages).await
     };
     tokio::select! {
         done = sent => {
             if let Err(error) = done {
-                tracing::debug!(%error, "sending a body over a WebSocket failed");
+                tracing::debug!(%error, "sending messages over a WebSocket failed");
             }
         }
         () = stop.cancelled() => {}

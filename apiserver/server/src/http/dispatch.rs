@@ -24,6 +24,7 @@ use crate::registry::{
     ObjectConversions, PatchType, Registry, RequestObject, RequestScope, ResponseObject, VerbResult, eviction, object,
 };
 use apiserver_auth::{reviews, tokens};
+use apiserver_resources::objects::MetricSelectors;
 use apiserver_resources::options::{DeleteOptions, ListOptions, WriteOptions};
 use apiserver_resources::{SubresourceKind, Verb, rules};
 
@@ -97,7 +98,8 @@ impl RequestHandler {
             ctx.warnings.push(warning.to_owned());
         }
         if target.verb == Verb::Watch {
-            return self.watch(ctx, &call, form).await;
+            let watch = self.watch(ctx, &call, form).await?;
+            return self.upgrade_watch(ctx, watch);
         }
         let answer = self.run_verb(ctx, &mut call, &target, patch, body).await;
         ctx.warnings.append(&mut call.warnings);
@@ -415,6 +417,8 @@ async fn serve_metric(
 ) -> Result<Response<Body>, ApiError> {
     let source = call.row.source.as_ref().ok_or(ApiError::NoSuchResource)?;
     let name = call.subresource.map_or("", |subresource| subresource.name);
-    let values = source.metric((call.namespace, call.name), name, ctx.head.query.text("labelSelector")).await?;
+    let query = &ctx.head.query;
+    let selectors = MetricSelectors { objects: query.text("labelSelector"), metric: query.text("metricLabelSelector") };
+    let values = source.metric((call.namespace, call.name), name, selectors).await?;
     Ok(respond::value(200, form, &values))
 }

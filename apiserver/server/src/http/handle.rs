@@ -24,6 +24,8 @@ use super::info::RequestInfo;
 use super::metrics::{Metrics, RequestLabels};
 use super::respond::{self, RequestHead};
 use super::route::{self, NoRoute, Route, Target};
+use super::spans;
+use super::static_files::StaticFiles;
 use super::warnings;
 use crate::fair_queue::FairQueue;
 use crate::registry::Registry;
@@ -49,6 +51,8 @@ pub struct HandlerDeps {
     pub kubelets: super::kubelets::Kubelets,
     /// The address of the server for clients (`host:port`).
     pub address: String,
+    /// Files beside the API.
+    pub files: Option<Arc<StaticFiles>>,
 }
 
 /// Handles all requests.
@@ -129,10 +133,10 @@ impl RequestHandler {
         let audit_id = self.audit_id(&parts.headers);
         let method = parts.method.as_str();
         let mut catalog = self.deps.registry.served.load();
-        let mut route = route::find(method, &info, &catalog);
+        let mut route = self.route(method, &info, &catalog);
         if self.definitions_arrived(&route).await {
             catalog = self.deps.registry.served.load();
-            route = route::find(method, &info, &catalog);
+            route = self.route(method, &info, &catalog);
         }
         let target = match &route {
             Ok(Route::Resource(target)) => Some(target.clone()),
@@ -146,6 +150,7 @@ impl RequestHandler {
             Err(error) => (respond::error(&head, &error), Vec::new()),
             Ok(user) => {
                 let class = in_flight_class(&info, &user, long_running);
+                let span = spans::of_request(&parts, &info, (&user, &audit_id), (now, long_running));
                 let mut ctx = RequestContext {
                     head,
                     info: &info,
@@ -156,7 +161,8 @@ impl RequestHandler {
                     permit: self.in_flight.admit(class),
                     deadline: started + deadline::REQUEST_TIMEOUT,
                 };
-                let response = self.with_max_in_flight(&mut ctx, method, route, long_running, body).await;
+                let response = span.within(self.with_max_in_flight(&mut ctx, method, route, long_running, body)).await;
+                spans::answered(&span, &parts, &user, &response);
                 // A session has taken the gauge with it.
                 let gauge_guard = ctx.connection.session.gauge_guard.take();
                 let response = match gauge_guard {
@@ -178,6 +184,14 @@ impl RequestHandler {
         response
     }
 
+    /// The route of a request: to a file beside the API, else to the API.
+    fn route(&self, method: &str, info: &RequestInfo, catalog: &Catalog) -> Result<Route, NoRoute> {
+        match &self.deps.files {
+            Some(files) if files.covers(&info.path) => Ok(Route::File),
+            _ => route::find(method, info, catalog),
+        }
+    }
+
     /// The client's audit ID if it fits a record, else a new one.
     fn audit_id(&self, headers: &HeaderMap) -> HeaderValue {
         headers
@@ -190,8 +204,9 @@ impl RequestHandler {
     /// Authenticates the request, then applies impersonation.
     async fn authenticate(&self, parts: &http::request::Parts, info: &RequestInfo) -> Result<UserInfo, ApiError> {
         let objects = &*self.deps.registry.objects;
-        let user =
-            self.deps.authenticator.authenticate(objects, &tls::credentials(&parts.headers, &parts.extensions)).await?;
+        let offered = tls::websocket_token(&parts.headers);
+        let credentials = tls::credentials(&parts.headers, &parts.extensions, offered.as_ref());
+        let user = self.deps.authenticator.authenticate(objects, &credentials).await?;
         if user.name != ANONYMOUS
             && let Some(peer) = parts.extensions.get::<Peer>()
         {
@@ -267,6 +282,7 @@ impl RequestHandler {
         };
         let done = match route {
             Route::Resource(target) => self.serve_resource(ctx, target, body).await,
+            Route::File => Ok(self.serve_file(ctx)),
             page => self.serve_page(ctx, method, page),
         };
         done.unwrap_or_else(|error| respond::error(&ctx.head, &error))

@@ -1,25 +1,39 @@
 //! `pods/NAME/log`: streamed from the kubelet of the pod's node.
 
 use axum::body::Body;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
+use futures::{StreamExt as _, TryStreamExt as _, future, stream};
 use http::{Request, Response};
 use http_body_util::Empty;
 use jiff::Timestamp;
 use machinery_api::error::GroupResource;
 use machinery_api::selector::go_quoted;
 use machinery_api::{ApiError, Cause};
-use machinery_streaming::websocket::{self, upgrade_of};
+use machinery_streaming::websocket::OutgoingMessage;
 use serde_json::Value;
 
-use super::connect::{forward_subprotocols, send_body};
+use super::connect::wants_websocket;
 use super::handle::{RequestContext, RequestHandler};
 use super::kubelets;
 use super::respond;
 use crate::registry::RequestScope;
 use apiserver_resources::query::Query;
 
+/// The subprotocol whose messages are text, in base64.
+const BASE64_PROTOCOL: &str = "base64.binary.k8s.io";
 /// The subprotocols for a log over a WebSocket; a client may offer none.
-const WEBSOCKET_PROTOCOLS: [&str; 2] = ["binary.k8s.io", ""];
+const WEBSOCKET_PROTOCOLS: [&str; 3] = ["binary.k8s.io", BASE64_PROTOCOL, ""];
+
+/// Encodes a piece of a log by the subprotocol.
+fn log_message(protocol: &str, piece: Bytes) -> OutgoingMessage {
+    if protocol == BASE64_PROTOCOL {
+        OutgoingMessage::Text(STANDARD.encode(&piece))
+    } else {
+        OutgoingMessage::Binary(piece)
+    }
+}
 
 /// The parameters of a log request (`v1.PodLogOptions`).
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -131,7 +145,7 @@ impl RequestHandler {
             .map_err(|why| ApiError::ServiceUnavailable(format!("Get \"https://{}{target}\": {why}", at.host())))?;
         let status = answer.status().as_u16();
         if (200..300).contains(&status) {
-            if upgrade_of(ctx.head.headers).is_some_and(|to| to.eq_ignore_ascii_case("websocket")) {
+            if wants_websocket(ctx.head.headers) {
                 return self.logs_by_websocket(ctx, Body::new(answer.into_body()));
             }
             let mut response = respond::bytes(200, "text/plain", Body::new(answer.into_body()));
@@ -152,21 +166,13 @@ impl RequestHandler {
         })
     }
 
-    /// Serves a log over a WebSocket, as upstream: browsers cannot stream the body of a response otherwise.
+    /// Serves a log over a WebSocket, as upstream: browsers cannot stream the body of a response otherwise. The first
+    /// message is empty, upstream's signal that the connection is established.
     fn logs_by_websocket(&self, ctx: &mut RequestContext<'_>, body: Body) -> Result<Response<Body>, ApiError> {
-        let mut offered = ctx.head.headers.clone();
-        forward_subprotocols(ctx.head.headers, &mut offered);
-        let taken = websocket::handshake(&offered, &WEBSOCKET_PROTOCOLS);
-        let taken = taken.map_err(|why| ApiError::BadRequest(why.to_string()))?;
-        let Some(upgrade) = ctx.connection.upgrade.take() else {
-            return Err(ApiError::BadRequest("this connection cannot be upgraded: use HTTP/1.1".into()));
-        };
-        let session = std::mem::take(&mut ctx.connection.session);
-        tokio::spawn(send_body(upgrade, self.deps.env.clone(), body, session, self.stop.clone()));
-        let mut response = Response::new(Body::empty());
-        *response.status_mut() = http::StatusCode::SWITCHING_PROTOCOLS;
-        response.headers_mut().extend(taken.headers);
-        Ok(response)
+        let pieces = body.into_data_stream().map_err(std::io::Error::other);
+        let first = stream::once(future::ready(Ok(Bytes::new())));
+        let messages = |protocol| first.chain(pieces).map_ok(move |piece| log_message(protocol, piece));
+        self.serve_messages(ctx, &WEBSOCKET_PROTOCOLS, messages)
     }
 }
 

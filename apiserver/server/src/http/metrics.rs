@@ -1,9 +1,9 @@
 //! The server's own metrics, under upstream's names and labels.
 
-use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use prometheus_client::collector::Collector;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -13,16 +13,13 @@ use prometheus_client::registry::Registry;
 
 use super::gauge_guard::GaugeGuard;
 use super::info::RequestInfo;
+use super::prometheus_text;
 
 /// Upstream's buckets, in seconds.
 const BUCKETS: [f64; 23] = [
     0.005, 0.025, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0, 1.25, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 15.0, 20.0, 30.0,
     45.0, 60.0,
 ];
-/// The default media type of `/metrics`.
-const TEXT: &str = "text/plain; version=0.0.4; charset=utf-8; escaping=underscores";
-/// The media type of OpenMetrics, for clients that accept it.
-pub const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// The labels of a request. Every value comes from the resource table or a fixed list, so clients cannot increase the
 /// cardinality.
@@ -152,6 +149,11 @@ impl Metrics {
         metrics
     }
 
+    /// Adds metrics that are computed at collection.
+    pub(crate) fn collect(&self, from: Box<dyn Collector>) {
+        self.registry.lock().unwrap_or_else(PoisonError::into_inner).register_collector(from);
+    }
+
     /// Counts a finished request and observes its duration.
     pub fn observe(&self, labels: &RequestLabels, code: u16, took: Duration) {
         self.requests.get_or_create(&ResponseLabels { request: labels.clone(), code }).inc();
@@ -178,49 +180,11 @@ impl Metrics {
         GaugeGuard::begin(self.long_running.get_or_create_owned(&labels))
     }
 
-    /// The content of `/metrics` and its media type: OpenMetrics if the client accepts that, as upstream.
+    /// The content of `/metrics`.
     #[must_use]
-    pub fn page(&self, accept: Option<&str>) -> (&'static str, String) {
-        let mut media = accept.unwrap_or_default().split(',').filter_map(|clause| clause.split(';').next());
-        match media.any(|media| media.trim() == "application/openmetrics-text") {
-            true => (OPEN_METRICS, self.open_metrics()),
-            false => (TEXT, to_prometheus_text(&self.open_metrics())),
-        }
+    pub fn page(&self) -> String {
+        prometheus_text::encode(&self.registry.lock().unwrap_or_else(PoisonError::into_inner))
     }
-
-    fn open_metrics(&self) -> String {
-        let mut text = String::new();
-        let registry = self.registry.lock().unwrap_or_else(PoisonError::into_inner);
-        // Writing into a String cannot fail.
-        let _ = prometheus_client::encoding::text::encode(&mut text, &registry);
-        text
-    }
-}
-
-/// Converts OpenMetrics to Prometheus' older text format: a counter's description has the name of its samples, units
-/// occur only in names, and there is no end marker.
-fn to_prometheus_text(open_metrics: &str) -> String {
-    let described = |line: &str| {
-        line.strip_prefix("# TYPE ").and_then(|rest| rest.split_once(' ').map(|(name, _)| name.to_owned()))
-    };
-    let counters: BTreeSet<String> =
-        open_metrics.lines().filter(|line| line.ends_with(" counter")).filter_map(described).collect();
-    let mut text = String::with_capacity(open_metrics.len());
-    for line in open_metrics.lines().filter(|line| *line != "# EOF" && !line.starts_with("# UNIT ")) {
-        // Counters that have no `_total` upstream.
-        if let Some((name, rest)) = line.split_once("_count_total") {
-            text.extend([name, "_count", rest, "\n"]);
-            continue;
-        }
-        let words = ["# HELP ", "# TYPE "].into_iter().find_map(|word| Some((word, line.strip_prefix(word)?)));
-        match words.and_then(|(word, rest)| Some((word, rest.split_once(' ')?))) {
-            Some((word, (name, rest))) if counters.contains(name) && !name.ends_with("_count") => {
-                text.extend([word, name, "_total ", rest, "\n"]);
-            }
-            _ => text.extend([line, "\n"]),
-        }
-    }
-    text
 }
 
 #[cfg(test)]
@@ -228,7 +192,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_page_is_text_unless_open_metrics_are_asked_for() {
+    fn long_requests_are_on_the_page_while_they_last() {
         let metrics = Metrics::new(Arc::default());
         let _changing = metrics.in_flight(true);
         let (group, version, resource) = Default::default();
@@ -236,8 +200,7 @@ mod tests {
         let of = RequestLabels { verb, dry_run, group, version, resource, subresource, scope, component };
         metrics.observe(&of, 200, Duration::ZERO);
         let open = metrics.long_running(&of);
-        let (media, text) = metrics.page(Some("text/html, */*;q=0.1"));
-        assert!(media.starts_with("text/plain; version=0.0.4"), "{media}");
+        let text = metrics.page();
         assert!(text.contains("# TYPE apiserver_request_total counter\n"), "{text}");
         assert!(text.contains("\napiserver_current_inflight_requests{request_kind=\"mutating\"} 1\n"), "{text}");
         let lasts = |text: &str, count: u8| {
@@ -246,10 +209,6 @@ mod tests {
         };
         assert!(lasts(&text, 1), "{text}");
         drop(open);
-        assert!(lasts(&metrics.page(None).1, 0));
-        assert!(!text.contains("EOF"));
-        let (media, text) = metrics.page(Some("application/openmetrics-text;version=1.0.0,text/plain;q=0.5"));
-        assert!(media.starts_with("application/openmetrics-text"), "{media}");
-        assert!(text.contains("# TYPE apiserver_request counter\n") && text.ends_with("# EOF\n"), "{text}");
+        assert!(lasts(&metrics.page(), 0));
     }
 }

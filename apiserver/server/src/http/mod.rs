@@ -18,13 +18,18 @@ pub mod negotiate;
 mod node_pool;
 mod openapi;
 mod pages;
+pub mod prometheus_text;
 mod protobuf;
 mod proxy;
 pub mod respond;
 pub mod route;
 pub(crate) mod services;
+mod spans;
+pub mod static_files;
+pub(crate) mod store_metrics;
 pub mod table;
 #[cfg(test)]
 mod tests;
 mod warnings;
 pub mod watch;
+mod watch_websocket;

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use super::handle::{RequestContext, RequestHandler};
 use super::negotiate::{self, Form, Media, Offers, Produces};
 use super::route::Route;
-use super::{health, respond};
+use super::{health, prometheus_text, respond};
 use apiserver_auth::jwks;
 use apiserver_catalog::Catalog;
 use apiserver_catalog::discovery::{self, AGGREGATED, AGGREGATED_PROTOBUF, AGGREGATED_YAML};
@@ -52,10 +52,7 @@ impl RequestHandler {
                 }
                 Ok(response)
             }
-            Route::Metrics => {
-                let (media, text) = self.deps.metrics.page(accept.as_deref());
-                Ok(respond::bytes(200, media, text))
-            }
+            Route::Metrics => Ok(respond::bytes(200, prometheus_text::MEDIA_TYPE, self.deps.metrics.page())),
             Route::Slis => Ok(respond::bytes(200, health::SLIS_MEDIA_TYPE, self.slis.text())),
             Route::Version => accepts(Produces::Json).map(|()| ordered(Form::PRETTY, &discovery::version())),
             Route::Index => Ok(respond::value(200, Form::PRETTY, &json!({"paths": self.paths(ctx.catalog)}))),
@@ -86,7 +83,15 @@ impl RequestHandler {
                 response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static(jwks::CACHE_CONTROL));
                 Ok(response)
             }
-            Route::Resource(_) => Err(ApiError::NoSuchResource),
+            Route::File | Route::Resource(_) => Err(ApiError::NoSuchResource),
+        }
+    }
+
+    /// Serves a file beside the API.
+    pub(super) fn serve_file(&self, ctx: &RequestContext<'_>) -> Response<Body> {
+        match &self.deps.files {
+            Some(files) => files.respond(ctx.head.method, &ctx.info.path, ctx.head.headers),
+            None => respond::page_not_found(),
         }
     }
 

@@ -43,6 +43,8 @@ pub enum Route {
     Issuer,
     /// `/openid/v1/jwks`
     Keys,
+    /// A file beside the API.
+    File,
 }
 
 /// A resource and the verb of a request.

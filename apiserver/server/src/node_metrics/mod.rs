@@ -4,6 +4,8 @@
 
 mod custom;
 mod resources;
+mod responses;
+mod selected;
 mod source;
 mod summary;
 

@@ -1,97 +1,129 @@
-//! Fetches kubelets' summaries, once per node for all concurrent requests.
+//! Fetches kubelets' summaries and responses, once per node for all concurrent requests.
 
 use std::collections::{BTreeSet, HashMap};
+use std::hash::Hash;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures::future::{BoxFuture, FutureExt as _, Shared, join_all};
-use http::{Request, header};
+use http::{Request, StatusCode, header};
 use http_body_util::{BodyExt as _, Empty, Limited};
 use machinery_env::Env;
 use serde_json::Value;
 use tokio::sync::Semaphore;
 
-use super::summary::{CustomMetric, Summary};
+use super::responses::{PodResponses, Responses};
+use super::summary::Summary;
 use crate::http::kubelets::{Kubelets, NodeAddress};
 use apiserver_resources::objects::{ObjectReader, ObjectSource};
 
-/// How long a summary is cached. Kubelets measure every 15 seconds.
+/// The path of a node's summary.
+const SUMMARY: &str = "/stats/summary";
+/// How long a response is cached. Kubelets measure every 15 seconds.
 const CACHE_TTL: Duration = Duration::from_secs(5);
 /// The timeout of a fetch, after which the node has no metrics (metrics-server's).
 const FETCH_TIMEOUT: Duration = Duration::from_secs(10);
 /// The maximum number of concurrent fetches.
 const CONCURRENT_MAX: usize = 32;
-/// The maximum size of a summary: more than a full node's.
-const SUMMARY_BYTES_MAX: usize = 16 << 20;
+/// The maximum size of a kubelet's response: more than a full node's.
+const STATS_BYTES_MAX: usize = 16 << 20;
 
-type Fetched = Shared<BoxFuture<'static, Arc<Summary>>>;
+type Fetched<T> = Shared<BoxFuture<'static, Arc<T>>>;
 
-/// The cached summaries of all nodes.
+/// Fetches by key: under way or cached, each with its expiry.
+struct Cache<K, T>(Mutex<HashMap<K, (Duration, Fetched<T>)>>);
+
+impl<K: Eq + Hash, T> Cache<K, T> {
+    fn get_or_fetch(&self, key: K, now: Duration, fetch: impl FnOnce() -> BoxFuture<'static, Arc<T>>) -> Fetched<T> {
+        let mut cache = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        cache.retain(|_, (until, _)| *until > now);
+        cache.entry(key).or_insert_with(|| (now + CACHE_TTL, fetch().shared())).1.clone()
+    }
+}
+
+/// What nodes report, cached.
 pub struct NodeMetrics {
     kubelets: Kubelets,
     objects: Arc<dyn ObjectReader>,
     env: Env,
     permits: Arc<Semaphore>,
-    /// By node name: the expiry, and the fetch.
-    cache: Mutex<HashMap<String, (Duration, Fetched)>>,
+    /// By node name.
+    summaries: Cache<String, Summary>,
+    /// By node name and namespace.
+    responses: Cache<(String, String), Responses>,
 }
 
 impl NodeMetrics {
     /// Serves the nodes in `objects`.
     #[must_use]
     pub fn new(kubelets: Kubelets, objects: Arc<dyn ObjectReader>, env: Env) -> Self {
-        Self { kubelets, objects, env, permits: Arc::new(Semaphore::new(CONCURRENT_MAX)), cache: Mutex::default() }
+        let permits = Arc::new(Semaphore::new(CONCURRENT_MAX));
+        let (summaries, responses) = (Cache(Mutex::default()), Cache(Mutex::default()));
+        Self { kubelets, objects, env, permits, summaries, responses }
+    }
+
+    /// Fetches from a node by `paths`, the first one that it has, and converts the response; the default without one.
+    fn fetch<T: Default + Send + Sync + 'static>(
+        &self,
+        node: &Value,
+        paths: Vec<String>,
+        read: fn(&Value) -> T,
+    ) -> BoxFuture<'static, Arc<T>> {
+        let (kubelets, at, permits) = (self.kubelets.clone(), NodeAddress::of(node), self.permits.clone());
+        let env = self.env.clone();
+        let fetched = async move {
+            let Some(at) = at else { return Arc::default() };
+            let _permit = permits.acquire().await;
+            let fetched = env.timeout(FETCH_TIMEOUT, fetch(&kubelets, &at, &paths)).await;
+            let fetched = fetched.unwrap_or_else(|_| Err("the fetch timed out".into()));
+            let fetched = fetched.inspect_err(|why| tracing::debug!(node = at.host(), why, "no metrics from a node"));
+            Arc::new(fetched.map(|value| read(&value)).unwrap_or_default())
+        };
+        fetched.boxed()
     }
 
     /// The summary of a node.
-    fn of(&self, node: &Value) -> Fetched {
-        let name = node["metadata"]["name"].as_str().unwrap_or_default();
-        let now = self.env.elapsed();
-        let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
-        cache.retain(|_, (until, _)| *until > now);
+    fn of(&self, node: &Value) -> Fetched<Summary> {
+        let fetch = || self.fetch(node, vec![SUMMARY.to_owned()], Summary::read);
+        self.summaries.get_or_fetch(name_of(node).to_owned(), self.env.elapsed(), fetch)
+    }
+
+    /// The responses of a node's pods of a namespace. A node of an earlier version has a summary with rates instead.
+    fn responses_of(&self, node: &Value, namespace: &str) -> Fetched<Responses> {
         let fetch = || {
-            let (kubelets, at, permits) = (self.kubelets.clone(), NodeAddress::of(node), self.permits.clone());
-            let env = self.env.clone();
-            let fetched = async move {
-                let Some(at) = at else { return Arc::default() };
-                let _permit = permits.acquire().await;
-                let fetched = env.timeout(FETCH_TIMEOUT, fetch(&kubelets, &at)).await;
-                let summary = fetched.unwrap_or_else(|_| Err("the fetch timed out".into()));
-                let summary =
-                    summary.inspect_err(|why| tracing::debug!(node = at.host(), why, "no metrics from a node"));
-                Arc::new(summary.map(|summary| Summary::read(&summary)).unwrap_or_default())
-            };
-            (now + CACHE_TTL, fetched.boxed().shared())
+            let paths = vec![format!("/stats/responses/{namespace}"), SUMMARY.to_owned()];
+            self.fetch(node, paths, Responses::read)
         };
-        cache.entry(name.to_owned()).or_insert_with(fetch).1.clone()
+        let key = (name_of(node).to_owned(), namespace.to_owned());
+        self.responses.get_or_fetch(key, self.env.elapsed(), fetch)
     }
 
     /// The summaries of these nodes, by node name; empty where the fetch failed.
     async fn summaries(&self, nodes: &[Arc<Value>]) -> HashMap<String, Arc<Summary>> {
-        let names = nodes.iter().map(|node| node["metadata"]["name"].as_str().unwrap_or_default().to_owned());
-        let fetches: Vec<Fetched> = nodes.iter().map(|node| self.of(node)).collect();
+        let names = nodes.iter().map(|node| name_of(node).to_owned());
+        let fetches: Vec<Fetched<Summary>> = nodes.iter().map(|node| self.of(node)).collect();
         names.zip(join_all(fetches).await).collect()
     }
 
-    async fn of_pods(&self, pods: Vec<Arc<Value>>) -> Vec<Value> {
+    /// The nodes of these pods.
+    fn nodes_of(&self, pods: &[Arc<Value>]) -> Vec<Arc<Value>> {
         let names: BTreeSet<&str> = pods.iter().filter_map(|pod| pod["spec"]["nodeName"].as_str()).collect();
-        let nodes: Vec<Arc<Value>> = names.iter().filter_map(|name| self.objects.get("", "nodes", "", name)).collect();
-        let summaries = self.summaries(&nodes).await;
+        names.iter().filter_map(|name| self.objects.get("", "nodes", "", name)).collect()
+    }
+
+    async fn of_pods(&self, pods: Vec<Arc<Value>>) -> Vec<Value> {
+        let summaries = self.summaries(&self.nodes_of(&pods)).await;
         let one = |pod: &Arc<Value>| summaries.get(pod["spec"]["nodeName"].as_str()?)?.pod(pod);
         pods.iter().filter_map(one).collect()
     }
 
-    /// The values of a custom metric for those of the pods that have one.
-    pub(super) async fn custom_metric(&self, pods: &[Arc<Value>], metric: &str) -> Vec<(Arc<Value>, CustomMetric)> {
-        let names: BTreeSet<&str> = pods.iter().filter_map(|pod| pod["spec"]["nodeName"].as_str()).collect();
-        let nodes: Vec<Arc<Value>> = names.iter().filter_map(|name| self.objects.get("", "nodes", "", name)).collect();
-        let summaries = self.summaries(&nodes).await;
-        let one = |pod: &Arc<Value>| {
-            let served = summaries.get(pod["spec"]["nodeName"].as_str()?)?.custom_metric(pod, metric)?;
-            Some((pod.clone(), served))
-        };
-        pods.iter().filter_map(one).collect()
+    /// The responses of pods of one namespace, by node name.
+    pub(super) async fn responses(&self, namespace: &str, pods: &[Arc<Value>]) -> NodeResponses {
+        let nodes = self.nodes_of(pods);
+        let fetches: Vec<Fetched<Responses>> = nodes.iter().map(|node| self.responses_of(node, namespace)).collect();
+        let names = nodes.iter().map(|node| name_of(node).to_owned());
+        NodeResponses(names.zip(join_all(fetches).await).collect())
     }
 
     pub(super) fn objects(&self) -> &dyn ObjectReader {
@@ -104,19 +136,40 @@ impl NodeMetrics {
 
     async fn of_nodes(&self, nodes: Vec<Arc<Value>>) -> Vec<Value> {
         let summaries = self.summaries(&nodes).await;
-        let one = |node: &Arc<Value>| summaries.get(node["metadata"]["name"].as_str()?)?.node(node);
+        let one = |node: &Arc<Value>| summaries.get(name_of(node))?.node(node);
         nodes.iter().filter_map(one).collect()
     }
 }
 
-async fn fetch(kubelets: &Kubelets, at: &NodeAddress) -> Result<Value, String> {
-    let request = Request::get("/stats/summary").header(header::HOST, at.host());
-    let request = request.body(Empty::<Bytes>::new()).map_err(|e| e.to_string())?;
-    let answer = kubelets.send(at, request).await?;
+/// The responses of pods on several nodes.
+pub(super) struct NodeResponses(HashMap<String, Arc<Responses>>);
+
+impl NodeResponses {
+    pub(super) fn of(&self, pod: &Value) -> Option<&PodResponses> {
+        self.0.get(pod["spec"]["nodeName"].as_str()?)?.of(pod)
+    }
+}
+
+fn name_of(node: &Value) -> &str {
+    node["metadata"]["name"].as_str().unwrap_or_default()
+}
+
+/// Fetches the first of the paths that the kubelet has.
+async fn fetch(kubelets: &Kubelets, at: &NodeAddress, paths: &[String]) -> Result<Value, String> {
+    let mut paths = paths.iter();
+    let answer = loop {
+        let path = paths.next().ok_or("it has no such path")?;
+        let request = Request::get(path).header(header::HOST, at.host());
+        let request = request.body(Empty::<Bytes>::new()).map_err(|e| e.to_string())?;
+        let answer = kubelets.send(at, request).await?;
+        if answer.status() != StatusCode::NOT_FOUND {
+            break answer;
+        }
+    };
     if !answer.status().is_success() {
         return Err(format!("it answers {}", answer.status()));
     }
-    let body = Limited::new(answer.into_body(), SUMMARY_BYTES_MAX).collect().await.map_err(|e| e.to_string())?;
+    let body = Limited::new(answer.into_body(), STATS_BYTES_MAX).collect().await.map_err(|e| e.to_string())?;
     serde_json::from_slice(&body.to_bytes()).map_err(|e| e.to_string())
 }
 

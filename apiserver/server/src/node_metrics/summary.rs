@@ -54,8 +54,6 @@ pub(super) struct Summary {
     node: Option<(Usage, Value)>,
     /// By pod uid: the time of the measurement, and the usage of each container.
     pods: HashMap<String, (Value, Vec<(String, Usage)>)>,
-    /// By pod uid, then by metric name: the custom metrics.
-    custom_metrics: HashMap<String, HashMap<String, CustomMetric>>,
 }
 
 /// A custom metric of a pod, summed over its containers.
@@ -67,10 +65,11 @@ pub(super) struct CustomMetric {
     pub(super) window_seconds: i64,
 }
 
-/// The maximum number of custom metrics of one pod; Coracle's kubelets send two.
+/// The maximum number of custom metrics of one pod; Coracle's kubelets send three.
 const CUSTOM_METRICS_MAX: usize = 16;
 
-fn custom_metrics(containers: &[Value]) -> HashMap<String, CustomMetric> {
+/// The custom metrics of a pod by name, from its containers.
+pub(super) fn custom_metrics(containers: &[Value]) -> HashMap<String, CustomMetric> {
     let mut all: HashMap<String, CustomMetric> = HashMap::new();
     let metrics = containers.iter().flat_map(|one| one["userDefinedMetrics"].as_array().into_iter().flatten());
     for one in metrics {
@@ -103,21 +102,7 @@ impl Summary {
             let time = containers.first()?["cpu"]["time"].clone();
             Some((pod["podRef"]["uid"].as_str()?.to_owned(), (time, all?)))
         });
-        let all = summary["pods"].as_array().into_iter().flatten();
-        let custom_metrics = all.filter_map(|pod| {
-            let containers = pod["containers"].as_array()?;
-            Some((pod["podRef"]["uid"].as_str()?.to_owned(), custom_metrics(containers)))
-        });
-        Self {
-            node: Usage::of(node).map(|usage| (usage, node["cpu"]["time"].clone())),
-            pods: pods.collect(),
-            custom_metrics: custom_metrics.collect(),
-        }
-    }
-
-    /// A custom metric of a pod.
-    pub(super) fn custom_metric(&self, pod: &Value, metric: &str) -> Option<CustomMetric> {
-        self.custom_metrics.get(pod["metadata"]["uid"].as_str()?)?.get(metric).cloned()
+        Self { node: Usage::of(node).map(|usage| (usage, node["cpu"]["time"].clone())), pods: pods.collect() }
     }
 
     /// A NodeMetrics object.
@@ -198,13 +183,13 @@ mod tests {
     #[test]
     fn what_containers_serve_is_added_up() {
         let rps = |value: f64| json!({"userDefinedMetrics": [{"name": "rps", "value": value, "time": "t", "windowSeconds": 15.2}]});
-        let summary = json!({"pods": [{"podRef": {"uid": "u"}, "containers": [rps(1.5), rps(2.0), rps(1e300), {"name": "x"}]},
-            {"podRef": {"uid": "v"}, "containers": [rps(0.25)]}]});
-        let read = Summary::read(&summary);
-        let of = |uid: &str, metric: &str| read.custom_metric(&json!({"metadata": {"uid": uid}}), metric);
-        assert_eq!(of("v", "rps"), Some(CustomMetric { milli: 250, time: json!("t"), window_seconds: 15 }));
-        assert_eq!(of("u", "rps").map(|sum| sum.milli), Some(i64::MAX));
-        assert_eq!((of("v", "other"), of("w", "rps")), (None, None));
+        let one = custom_metrics(&[rps(0.25)]);
+        assert_eq!(one["rps"], CustomMetric { milli: 250, time: json!("t"), window_seconds: 15 });
+        let sum = custom_metrics(&[rps(1.5), rps(2.0), rps(1e300), json!({"name": "x"})]);
+        assert_eq!((sum["rps"].milli, sum.len()), (i64::MAX, 1));
+        let many = (0..100).map(|at| json!({"name": format!("m{at}"), "value": 1.0}));
+        let many = json!({"userDefinedMetrics": many.collect::<Vec<_>>()});
+        assert_eq!(custom_metrics(&[many]).len(), CUSTOM_METRICS_MAX);
     }
 
     #[test]

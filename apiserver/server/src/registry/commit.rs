@@ -5,6 +5,7 @@ use std::sync::Arc;
 use apiserver_storage::cache::WatchCache;
 use apiserver_storage::store::{self, Compare, Entry, Op, Revision, Txn};
 use machinery_api::ApiError;
+use machinery_serve::trace::Span;
 
 use super::change::{Change, Existing, ObjectChange};
 use super::intent::Intent;
@@ -26,6 +27,8 @@ impl Registry {
             Some(record) => Op::Put { key: key.clone(), record: record.clone(), ttl: call.row.ttl },
             None => Op::Delete { key: key.clone() },
         };
+        let span = Span::child("store.commit");
+        span.set_text("coracle.store.key", || key.clone());
         let committed = match &object {
             ObjectChange::MarkAndRemove(_) => {
                 // Spawned, so that a cancelled request performs both writes or neither.
@@ -42,6 +45,8 @@ impl Registry {
             }
             _ => commit(&self.cache, was, op, extras).await?,
         };
+        span.set("coracle.store.conflict", committed.is_err());
+        drop(span);
         match committed {
             Ok(revision) => {
                 let written = WriteStatus::At(revision, record.as_ref());

@@ -14,6 +14,7 @@ use std::ops::ControlFlow::{self, Break, Continue};
 
 use machinery_api::ApiError;
 use machinery_api::apply::Managers;
+use machinery_serve::trace::Span;
 use serde_json::Value;
 
 use super::change::{Change, Existing, ObjectChange};
@@ -149,7 +150,10 @@ impl Registry {
         if admitted {
             let Draft { document, old, operation, name, effects, .. } = &mut *draft;
             let request = call.request(*operation, name, options);
-            self.admission.mutate(&request, &*self.objects, document, old.as_deref(), effects).await?;
+            let span = Span::child("admission.mutate");
+            let mutated = self.admission.mutate(&request, &*self.objects, document, old.as_deref(), effects);
+            let mutated = span.within(mutated).await;
+            mutated.inspect_err(|error| span.fail(error.to_string()))?;
             if effects.reinvocation.is_due() {
                 draft.ensure_identity_unchanged(call)?;
             }
@@ -165,7 +169,9 @@ impl Registry {
             let object = kind.validated(document, &change);
             let given = given.as_ref().unwrap_or(object);
             let input = ValidateInput { object, given, old: old.as_deref() };
-            self.admission.validate(&request, &*self.objects, input, effects).await?;
+            let span = Span::child("admission.validate");
+            let validated = span.within(self.admission.validate(&request, &*self.objects, input, effects)).await;
+            validated.inspect_err(|error| span.fail(error.to_string()))?;
         }
         if options.shows_warnings() {
             let old = existing.map(|existing| &*existing.value);

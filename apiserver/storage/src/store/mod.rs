@@ -213,6 +213,34 @@ pub enum Current<'a> {
     WaitFor(BoxFuture<'a, Result<Revision, StoreError>>),
 }
 
+/// How long commits took on the disk.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct CommitTimes {
+    /// Upper bounds in seconds, each with the number of commits above the bound before; the last one is infinite.
+    pub buckets: Vec<(f64, u64)>,
+    /// The sum in seconds.
+    pub seconds: f64,
+}
+
+impl CommitTimes {
+    /// The number of commits.
+    #[must_use]
+    pub fn count(&self) -> u64 {
+        self.buckets.iter().map(|(_, count)| count).sum()
+    }
+}
+
+/// Measurements of a store on this machine.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct StoreMeasurements {
+    /// The bytes of its log.
+    pub log_bytes: u64,
+    /// The bytes that its files occupy on the disk.
+    pub size_bytes: u64,
+    /// Commits since the start.
+    pub commits: CommitTimes,
+}
+
 /// A key-value store with etcd's semantics.
 #[async_trait]
 pub trait Store: Send + Sync {
@@ -245,6 +273,11 @@ pub trait Store: Send + Sync {
 
     /// Expires keys, and compacts when due; call it about every second.
     async fn tick(&self) -> Result<(), StoreError>;
+
+    /// Measurements for metrics; `None` for a store that has metrics of its own. Reads the sizes of files.
+    fn measurements(&self) -> Option<StoreMeasurements> {
+        None
+    }
 }
 
 /// The end of all keys: keys begin with a slash, and this is the next string after those.

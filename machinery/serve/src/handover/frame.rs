@@ -22,6 +22,12 @@ use crate::sockets::{InheritedSocket, SocketKey};
 pub(super) const DESCRIPTORS_MAX: usize = 250;
 const ANCILLARY_BYTES: usize = rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX));
 
+/// A connection that broke is an error and no signal. Apple's systems lack the flag; Rust's programs ignore the signal there, too.
+#[cfg(not(target_vendor = "apple"))]
+const SEND_FLAGS: SendFlags = SendFlags::NOSIGNAL;
+#[cfg(target_vendor = "apple")]
+const SEND_FLAGS: SendFlags = SendFlags::empty();
+
 /// Sends a message with descriptors.
 ///
 /// # Errors
@@ -42,7 +48,7 @@ pub(super) async fn send(stream: &UnixStream, message: &Message, descriptors: &[
                     return Err(io::Error::other("too many descriptors for one message"));
                 }
                 let rest = [IoSlice::new(&bytes[sent..])];
-                Ok(sendmsg(stream.as_fd(), &rest, &mut ancillary, SendFlags::NOSIGNAL)?)
+                Ok(sendmsg(stream.as_fd(), &rest, &mut ancillary, SEND_FLAGS)?)
             })
             .await?;
     }

@@ -68,7 +68,7 @@ pub use crate::pod::shared::{NodeWarning, SharedNodeParts};
 pub use crate::pod::shutdown::{Shutdown, ShutdownGrace};
 pub use config_files::{reload_registries, reload_signature_policy};
 pub use image_gc::run_image_gc;
-pub use register::{Capacity, KUBELET_VERSION, MAX_PODS_DEFAULT};
+pub use register::{Capacity, FileSystem, KUBELET_VERSION, MAX_PODS_DEFAULT};
 pub use thresholds::{BadThresholds, EvictionThresholds};
 
 /// The configuration of one node.

@@ -90,6 +90,23 @@ fn memory() -> Option<(u64, u64)> {
     Some((system.total_memory(), system.available_memory()))
 }
 
+/// The space of a file system.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FileSystem {
+    /// Its size, in bytes.
+    pub total_bytes: u64,
+    /// The bytes that this user may still write.
+    pub free_bytes: u64,
+}
+
+impl FileSystem {
+    /// The file system of an existing folder, as the eviction manager reads it; `None` if the system doesn't report it.
+    #[must_use]
+    pub fn of(folder: &Path) -> Option<Self> {
+        disk(folder).map(|(total_bytes, free_bytes)| Self { total_bytes, free_bytes })
+    }
+}
+
 /// The total and free bytes of the disk of a folder. Queries no other disk: an unreachable network disk would block.
 #[cfg(unix)]
 pub(super) fn disk(folder: &Path) -> Option<(u64, u64)> {

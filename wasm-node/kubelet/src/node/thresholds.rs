@@ -72,6 +72,12 @@ impl Default for EvictionThresholds {
 }
 
 impl EvictionThresholds {
+    /// The free bytes below which a node with a disk of `total_bytes` evicts pods; `None` if the disk isn't monitored.
+    #[must_use]
+    pub fn disk_bytes(&self, total_bytes: u64) -> Option<u64> {
+        self.get(Signal::Disk).map(|threshold| threshold.of(total_bytes))
+    }
+
     /// The threshold of a signal; `None` if it isn't monitored.
     pub(super) fn get(&self, signal: Signal) -> Option<Threshold> {
         self.0[signal as usize]
@@ -235,6 +241,8 @@ mod tests {
         assert_eq!(disk.of(10 << 30), 1 << 30);
         assert_eq!(disk.of(4 << 40), 1 << 30);
         assert_eq!(disk.of(0), 0);
+        assert_eq!(EvictionThresholds::default().disk_bytes(4 << 40), Some(1 << 30));
+        assert_eq!(read("memory.available<1Gi").unwrap().disk_bytes(4 << 40), None);
     }
 
     proptest! {

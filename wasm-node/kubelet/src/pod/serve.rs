@@ -1,4 +1,5 @@
-//! The pod's end of data plane requests: passes them to the engine, and detects when no instance can be created.
+//! The pod's end of data plane requests: passes them to the engine, measures the responses, and detects when no instance
+//! can be created.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -9,10 +10,12 @@ use machinery_api::names::REASON_HEADER;
 use machinery_env::Env;
 use machinery_serve::net::{Attached, Body, CallRejected, Origin, Serve};
 
+use super::start::CreatedContainer;
 use super::state::ContainerEvent;
 use super::worker::{Message, container_message};
 use crate::mailbox::Sender;
-use runtime_api::{Container, Server, TrialOutcome};
+use crate::responses::ResponseMeter;
+use runtime_api::{Container, NodeCall, Server, TrialOutcome};
 
 /// The interval between trial instantiations of a broken server.
 const TRY_INTERVAL: Duration = Duration::from_secs(10);
@@ -40,20 +43,22 @@ pub(crate) struct ServerHandle {
     of: (usize, u32),
     messages: Sender<Message>,
     checking: AtomicBool,
+    responses: Option<Arc<ResponseMeter>>,
     env: Env,
     this: std::sync::Weak<ServerHandle>,
 }
 
 impl ServerHandle {
     pub(crate) fn new(
-        container: Arc<dyn Container>,
+        created: &CreatedContainer,
         server: Arc<dyn Server>,
         of: (usize, u32),
         messages: Sender<Message>,
         env: Env,
     ) -> Arc<Self> {
+        let (container, responses) = (created.container.clone(), created.responses.clone());
         let checking = AtomicBool::new(false);
-        Arc::new_cyclic(|this| Self { server, container, of, messages, checking, env, this: this.clone() })
+        Arc::new_cyclic(|this| Self { server, container, of, messages, checking, responses, env, this: this.clone() })
     }
 
     /// Tries to create an instance until this succeeds, and reports each result to the worker.
@@ -93,7 +98,13 @@ impl ServerHandle {
 #[async_trait::async_trait]
 impl Serve for ServerHandle {
     async fn http(&self, from: &Origin, request: Request<Body>) -> Result<Response<Body>, CallRejected<Request<Body>>> {
+        // The node's own calls say nothing about clients.
+        let meter = self.responses.as_ref().filter(|_| request.extensions().get::<NodeCall>().is_none());
+        let began = meter.map(|_| self.env.elapsed());
         let response = self.server.http(from, request).await?;
+        if let (Some(meter), Some(began)) = (meter, began) {
+            meter.record(from, response.status(), self.env.elapsed().saturating_sub(began));
+        }
         if response.status().is_server_error()
             && response.headers().contains_key(REASON_HEADER)
             && self.container.broken().is_some()

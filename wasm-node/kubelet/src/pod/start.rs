@@ -34,6 +34,7 @@ use crate::config::pull_secrets;
 use crate::config::tokens::PodServiceAccount;
 use crate::log::ContainerLog;
 use crate::mailbox::Sender;
+use crate::responses::ResponseMeter;
 use crate::volume::mounts::{self, MountError};
 use crate::volume::paths::message_folder;
 use runtime_api::disk::advice;
@@ -52,6 +53,8 @@ pub(crate) struct CreatedContainer {
     pub(crate) container: Arc<dyn Container>,
     /// A command's admission.
     pub(crate) admitted: Option<Admitted>,
+    /// Measures its responses, if it serves.
+    pub(crate) responses: Option<Arc<ResponseMeter>>,
     pub(crate) log: Arc<ContainerLog>,
     pub(crate) id: String,
     pub(crate) settings: Settings,
@@ -349,9 +352,14 @@ async fn assemble(
         tmp,
         places: Arc::new(Semaphore::new(SESSIONS_MAX)),
     };
-    let lease = node.pods.sandboxes.register(&uid, &wire.name, sandbox);
-    let resources = wire.resources.clone();
-    Ok(CreatedContainer { container, admitted, log, id, settings, resources, termination, _lease: lease })
+    let _lease = node.pods.sandboxes.register(&uid, &wire.name, sandbox);
+    let (resources, responses) = (wire.resources.clone(), meter(node, &*container));
+    Ok(CreatedContainer { container, admitted, responses, log, id, settings, resources, termination, _lease })
+}
+
+/// The meter of a container that serves.
+fn meter(node: &NodeContext, container: &dyn Container) -> Option<Arc<ResponseMeter>> {
+    (container.kind() != Kind::Command).then(|| Arc::new(ResponseMeter::new(node.parts.env.elapsed())))
 }
 
 /// Opens the log of a start.

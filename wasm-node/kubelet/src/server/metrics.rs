@@ -1,6 +1,7 @@
 //! Metrics of a node in the text format: `/metrics`, `/metrics/resource`, `/stats/summary`. Computed on request.
 
 use std::fmt::Write as _;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::State;
@@ -12,34 +13,77 @@ use machinery_api::time;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
+use super::pod_states::{self, ActivePod};
+use super::rates::NODE_COUNTER;
 use super::{Kubelet, rates};
-use crate::pod::worker::{ContainerSnapshot, PodSnapshot};
+use crate::pod::worker::{ContainerSnapshot, PodSnapshot, PodView};
+use crate::responses::ResponseMeter;
 use runtime_api::Stats;
 use runtime_api::ledger::Resource;
 
-struct RunningContainer {
+pub(super) struct RunningContainer {
     namespace: String,
     pod: String,
-    container: String,
+    pub(super) container: String,
     since: Timestamp,
     stats: Stats,
+    /// Measures its responses, if it serves.
+    pub(super) responses: Option<Arc<ResponseMeter>>,
     dropped: (u64, u64),
 }
 
+impl RunningContainer {
+    pub(super) fn labels(&self) -> [(&str, &str); 3] {
+        [("container", &self.container), ("namespace", &self.namespace), ("pod", &self.pod)]
+    }
+}
+
 /// A pod with running containers.
-struct RunningPod {
+pub(super) struct RunningPod {
     namespace: String,
     pod: String,
     uid: String,
-    containers: Vec<RunningContainer>,
+    pub(super) containers: Vec<RunningContainer>,
     /// CPU time of all runs of its containers.
     cpu: Duration,
     memory_bytes: u64,
 }
 
+impl RunningPod {
+    #[cfg(test)]
+    pub(super) fn of_tests(pod: &str, responses: Option<Arc<ResponseMeter>>) -> Self {
+        let container = RunningContainer {
+            namespace: "n".into(),
+            pod: pod.into(),
+            container: "c".into(),
+            since: Timestamp::UNIX_EPOCH,
+            stats: Stats::default(),
+            responses,
+            dropped: (0, 0),
+        };
+        Self {
+            namespace: "n".into(),
+            pod: pod.into(),
+            uid: pod.into(),
+            containers: vec![container],
+            cpu: Duration::ZERO,
+            memory_bytes: 0,
+        }
+    }
+
+    pub(super) fn reference(&self) -> Value {
+        json!({"name": self.pod, "namespace": self.namespace, "uid": self.uid})
+    }
+}
+
 fn running(kubelet: &Kubelet) -> Vec<RunningPod> {
-    let mut all: Vec<RunningPod> =
-        kubelet.pods.all().into_iter().filter_map(|view| running_pod(&view.snapshot())).collect();
+    running_pods(kubelet, |_| true)
+}
+
+/// The wanted pods that have running containers, sorted.
+pub(super) fn running_pods(kubelet: &Kubelet, wants: impl Fn(&PodView) -> bool) -> Vec<RunningPod> {
+    let views = kubelet.pods.all().into_iter().filter(|view| wants(view));
+    let mut all: Vec<RunningPod> = views.filter_map(|view| running_pod(&view.snapshot())).collect();
     all.sort_by(|a, b| (&a.namespace, &a.pod).cmp(&(&b.namespace, &b.pod)));
     all
 }
@@ -53,6 +97,7 @@ fn running_pod(seen: &PodSnapshot) -> Option<RunningPod> {
             container: container.name.to_string(),
             since: *since,
             stats: running.stats(),
+            responses: container.responses.clone(),
             dropped: container.log.dropped(),
         })
     };
@@ -69,21 +114,38 @@ fn running_pod(seen: &PodSnapshot) -> Option<RunningPod> {
 }
 
 /// Yields all running containers.
-fn each(pods: &[RunningPod]) -> impl Iterator<Item = &RunningContainer> + Clone {
+pub(super) fn each(pods: &[RunningPod]) -> impl Iterator<Item = &RunningContainer> + Clone {
     pods.iter().flat_map(|pod| &pod.containers)
+}
+
+/// Returns the pods that aren't finished, with the status that the node reports.
+fn active(kubelet: &Kubelet) -> Vec<ActivePod> {
+    let of = |seen: PodSnapshot| {
+        let status = seen.status.peek();
+        let (namespace, pod) = (seen.id.namespace.clone(), seen.id.name.clone());
+        pod_states::is_active(&status).then_some(ActivePod { namespace, pod, status })
+    };
+    let mut all: Vec<ActivePod> = kubelet.pods.all().into_iter().filter_map(|view| of(view.snapshot())).collect();
+    all.sort_by(|a, b| (&a.namespace, &a.pod).cmp(&(&b.namespace, &b.pod)));
+    all
 }
 
 /// Metrics in the text format.
 #[derive(Default)]
-struct MetricsText(String);
+pub(super) struct MetricsText(String);
 
 impl MetricsText {
-    fn head(&mut self, name: &str, kind: &str, help: &str) {
+    #[cfg(test)]
+    pub(super) fn text(&self) -> &str {
+        &self.0
+    }
+
+    pub(super) fn head(&mut self, name: &str, kind: &str, help: &str) {
         // Writing to a string can't fail.
         let _ = writeln!(self.0, "# HELP {name} {help}\n# TYPE {name} {kind}");
     }
 
-    fn sample(&mut self, name: &str, labels: &[(&str, &str)], value: impl std::fmt::Display) {
+    pub(super) fn sample(&mut self, name: &str, labels: &[(&str, &str)], value: impl std::fmt::Display) {
         let labels: Vec<String> = labels
             .iter()
             .map(|(name, value)| {
@@ -96,13 +158,24 @@ impl MetricsText {
     }
 
     fn histogram(&mut self, name: &str, labels: &[(&str, &str)], histogram: &Histogram) {
-        let bounds = histogram.within().map(|(bound, count)| (bound.to_string(), count));
-        for (bound, count) in bounds.chain([("+Inf".to_owned(), histogram.count())]) {
+        self.buckets(name, labels, histogram.within(), (histogram.sum_seconds(), histogram.count()));
+    }
+
+    /// Writes a histogram: each upper bound with the count up to it, and the sum in seconds with the count of all.
+    pub(super) fn buckets(
+        &mut self,
+        name: &str,
+        labels: &[(&str, &str)],
+        within: impl Iterator<Item = (f64, u64)>,
+        (seconds, count): (f64, u64),
+    ) {
+        let bounds = within.map(|(bound, count)| (bound.to_string(), count));
+        for (bound, count) in bounds.chain([("+Inf".to_owned(), count)]) {
             let labels: Vec<_> = labels.iter().copied().chain([("le", bound.as_str())]).collect();
             self.sample(&format!("{name}_bucket"), &labels, count);
         }
-        self.sample(&format!("{name}_sum"), labels, histogram.sum_seconds());
-        self.sample(&format!("{name}_count"), labels, histogram.count());
+        self.sample(&format!("{name}_sum"), labels, seconds);
+        self.sample(&format!("{name}_count"), labels, count);
     }
 
     /// Writes one value for each running container.
@@ -114,8 +187,7 @@ impl MetricsText {
     ) {
         self.head(name, kind, help);
         for one in each(all) {
-            let labels = [("container", &*one.container), ("namespace", &*one.namespace), ("pod", &*one.pod)];
-            self.sample(name, &labels, value(one));
+            self.sample(name, &one.labels(), value(one));
         }
     }
 }
@@ -219,6 +291,7 @@ pub(super) async fn metrics(State(kubelet): State<Kubelet>) -> Response {
     text.sample("kubelet_running_containers", &[("container_state", "running")], each(&all).count());
     text.head("kubelet_desired_pods", "gauge", "The number of pods the kubelet is being instructed to run.");
     text.sample("kubelet_desired_pods", &[("static", "")], kubelet.pods.all().len());
+    pod_states::write(&mut text, &active(&kubelet));
     let name = "kubelet_pod_start_sli_duration_seconds";
     text.head(name, "histogram", "Duration in seconds from a pod being seen by the node to it being ready");
     text.histogram(name, &[], &kubelet.pods.totals.starts());
@@ -256,15 +329,11 @@ pub(super) async fn metrics(State(kubelet): State<Kubelet>) -> Response {
             ("timeout", failures.timeout),
             ("no-response", failures.no_response),
         ] {
-            let labels = [
-                ("container", &*one.container),
-                ("namespace", &*one.namespace),
-                ("pod", &*one.pod),
-                ("reason", reason),
-            ];
-            text.sample("coracle_failures_total", &labels, value);
+            let [container, namespace, pod] = one.labels();
+            text.sample("coracle_failures_total", &[container, namespace, pod, ("reason", reason)], value);
         }
     }
+    super::responses::write(&mut text, &all);
     text.into_response()
 }
 
@@ -272,14 +341,17 @@ pub(super) async fn metrics(State(kubelet): State<Kubelet>) -> Response {
 fn counter_key(one: &RunningContainer) -> String {
     format!("{}/{}/{}", one.namespace, one.pod, one.container)
 }
-const NODE_COUNTER: &str = "";
 
 /// Reads a container's counter.
-type ReadCounter = fn(&Stats) -> u64;
+type ReadCounter = fn(&RunningContainer) -> u64;
 /// The custom metrics for autoscalers: the rates of these counters.
-const RATE_METRICS: [(&str, ReadCounter); 2] = [
-    ("http_requests_per_second", |stats| stats.requests.saturating_sub(stats.probes)),
-    ("fuel_per_second", |stats| stats.fuel_used),
+const RATE_METRICS: [(&str, ReadCounter); 3] = [
+    ("http_requests_per_second", |one| one.stats.requests.saturating_sub(one.stats.probes)),
+    ("http_errors_per_second", |one| {
+        let responses = one.responses.as_ref().and_then(|meter| meter.totals());
+        responses.map_or(0, |all| all.counts.errors).saturating_add(one.stats.cut)
+    }),
+    ("fuel_per_second", |one| one.stats.fuel_used),
 ];
 
 /// Converts a count to a duration, as rates are computed from durations: the rate is then in thousandths per second.
@@ -287,20 +359,42 @@ fn count_as_duration(count: u64) -> Duration {
     Duration::from_micros(count)
 }
 
-/// Samples CPU time until `stop`.
+/// Samples CPU time and responses until `stop`.
 pub(super) async fn sample(kubelet: &Kubelet, stop: &CancellationToken) {
     let mut ticks = kubelet.env.interval(rates::PERIOD);
     while stop.run_until_cancelled(ticks.tick()).await.is_some() {
         let all = running(kubelet);
         let total = kubelet.pods.totals.cpu(each(&all).map(|one| one.stats.cpu).sum());
         let counters = each(&all).flat_map(|one| {
-            let rate_counters = RATE_METRICS.map(|(metric, count)| {
-                (format!("{}#{metric}", counter_key(one)), count_as_duration(count(&one.stats)))
-            });
+            let rate_counters = RATE_METRICS
+                .map(|(metric, count)| (format!("{}#{metric}", counter_key(one)), count_as_duration(count(one))));
             [(counter_key(one), one.stats.cpu)].into_iter().chain(rate_counters)
         });
         kubelet.rates.sample(kubelet.env.elapsed(), counters.chain([(NODE_COUNTER.to_owned(), total)]));
+        let earlier = kubelet.rates.sampled_at(NODE_COUNTER).unwrap_or_default();
+        each(&all).filter_map(|one| one.responses.as_ref()).for_each(|meter| meter.sample(earlier));
     }
+}
+
+/// How long a container has run.
+pub(super) fn age(one: &RunningContainer, wall: Timestamp) -> Duration {
+    Duration::try_from(wall.duration_since(one.since)).unwrap_or_default()
+}
+
+/// The custom metrics of a container.
+pub(super) fn user_defined(
+    kubelet: &Kubelet,
+    one: &RunningContainer,
+    wall: Timestamp,
+    elapsed: Duration,
+) -> Vec<Value> {
+    let rates = RATE_METRICS.iter().filter_map(|(metric, count)| {
+        let name = format!("{}#{metric}", counter_key(one));
+        let rate = kubelet.rates.rate(&name, elapsed, count_as_duration(count(one)), age(one, wall))?;
+        Some(json!({"name": metric, "type": "gauge", "units": "1/s", "time": time::seconds(wall),
+            "value": rate.nano_cores as f64 / 1000.0, "windowSeconds": rate.window.as_secs_f64()}))
+    });
+    rates.collect()
 }
 
 pub(super) async fn summary(State(kubelet): State<Kubelet>) -> Response {
@@ -324,18 +418,10 @@ pub(super) async fn summary(State(kubelet): State<Kubelet>) -> Response {
     };
     let container = |one: &RunningContainer| {
         let (cpu, memory) = usage(&one.stats);
-        let age = Duration::try_from(wall.duration_since(one.since)).unwrap_or_default();
-        let cpu = rated(cpu, &counter_key(one), one.stats.cpu, age);
-        let rate_counters = RATE_METRICS.iter().filter_map(|(metric, count)| {
-            let name = format!("{}#{metric}", counter_key(one));
-            let rate = kubelet.rates.rate(&name, elapsed, count_as_duration(count(&one.stats)), age)?;
-            Some(json!({"name": metric, "type": "gauge", "units": "1/s", "time": now,
-                "value": rate.nano_cores as f64 / 1000.0, "windowSeconds": rate.window.as_secs_f64()}))
-        });
-        let rate_counters: Vec<Value> = rate_counters.collect();
+        let cpu = rated(cpu, &counter_key(one), one.stats.cpu, age(one, wall));
         let mut of =
             json!({"name": one.container, "startTime": time::seconds(one.since), "cpu": cpu, "memory": memory});
-        of["userDefinedMetrics"] = rate_counters.into();
+        of["userDefinedMetrics"] = user_defined(&kubelet, one, wall, elapsed).into();
         of
     };
     let pod = |pod: &RunningPod| {
@@ -343,7 +429,7 @@ pub(super) async fn summary(State(kubelet): State<Kubelet>) -> Response {
         let (cpu, memory) = usage(&sum);
         let since = pod.containers.iter().map(|one| one.since).min().map(time::seconds);
         json!({
-            "podRef": {"name": pod.pod, "namespace": pod.namespace, "uid": pod.uid},
+            "podRef": pod.reference(),
             "startTime": since, "cpu": cpu, "memory": memory,
             "containers": pod.containers.iter().map(container).collect::<Vec<_>>(),
         })

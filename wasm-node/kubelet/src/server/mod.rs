@@ -4,11 +4,13 @@ mod auth;
 mod logs;
 mod metrics;
 mod output;
+mod pod_states;
 mod pod_stream;
 mod port_forward;
 mod rates;
 mod remote;
 mod requests;
+mod responses;
 mod tls;
 mod upgrade;
 
@@ -120,6 +122,7 @@ pub(crate) fn serve(
         .route("/metrics", get(metrics::metrics))
         .route("/metrics/resource", get(metrics::resource))
         .route("/stats/summary", get(metrics::summary))
+        .route("/stats/responses/{namespace}", get(responses::stats))
         .route("/containerLogs/{namespace}/{pod}/{container}", get(logs::get))
         .route("/attach/{namespace}/{pod}/{container}", get(remote::attach).post(remote::attach))
         .route("/exec/{namespace}/{pod}/{container}", get(remote::exec).post(remote::exec))

@@ -3,10 +3,12 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use crate::responses::WINDOW_MIN;
+
 /// The sampling period (metrics-server's default resolution).
 pub(crate) const PERIOD: Duration = Duration::from_secs(15);
-/// The minimum window of a meaningful rate.
-const WINDOW_MIN: Duration = Duration::from_secs(1);
+/// The name of the node's own counter.
+pub(crate) const NODE_COUNTER: &str = "";
 
 /// The CPU time used up to a point in time.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -52,6 +54,12 @@ impl Rates {
             .collect();
         counters.sort_unstable_by(|a, b| a.name.cmp(&b.name));
         *kept = counters.into();
+    }
+
+    /// The time of the earlier of a counter's last two samples; `None` before the second one.
+    pub(crate) fn sampled_at(&self, name: &str) -> Option<Duration> {
+        let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        of_name(&kept, name).filter(|counter| counter.earlier != counter.last).map(|counter| counter.earlier.at)
     }
 
     /// Returns the rate of a counter that is at `cpu` and started from zero `age` ago; `None` if it has just started.

@@ -67,6 +67,18 @@ impl<T: Serialize + DeserializeOwned> Compressed<T> {
         }
     }
 
+    /// The object for a periodic reader, such as a scrape of metrics: other than [`Compressed::get`], the call doesn't
+    /// postpone packing, and allocates nothing that outlives the returned object.
+    pub(crate) fn peek(&self) -> Arc<T> {
+        match &*self.form() {
+            Form::Whole(object) => object.clone(),
+            Form::Text(text, borrowed, _) => borrowed.upgrade().unwrap_or_else(|| read(text, &mut Weak::new())),
+            Form::Packed(packed, borrowed) => {
+                borrowed.upgrade().unwrap_or_else(|| read(&packed.text(), &mut Weak::new()))
+            }
+        }
+    }
+
     /// Whether both objects are equal.
     pub(crate) fn same(self: &Arc<Self>, other: &Arc<Self>) -> bool
     where
@@ -185,6 +197,21 @@ mod tests {
         drop(held);
         objects[1].settle();
         assert_eq!(*objects[1].get(), pod());
+    }
+
+    #[test]
+    fn a_peek_postpones_no_packing_and_keeps_nothing() {
+        let mut packer = Packer::default();
+        let objects: Vec<_> = (0..4).map(|_| Compressed::from(pod())).collect();
+        objects.iter().for_each(Compressed::compress);
+        assert!(objects.iter().all(|object| !object.pack(&mut packer)));
+        assert_eq!(*objects[3].peek(), pod());
+        let packed: Vec<_> = objects.iter().map(|object| object.pack(&mut packer)).collect();
+        assert_eq!(packed[1..], [true, true, true]);
+        let borrowed = Arc::downgrade(&objects[3].peek());
+        assert!(borrowed.upgrade().is_none());
+        let held = objects[3].get();
+        assert!(Arc::ptr_eq(&held, &objects[3].peek()));
     }
 
     #[test]

@@ -14,6 +14,7 @@ use wasmtime::component::Component;
 use super::compile::Compiled;
 use super::exchange::CompiledModule;
 use super::load::{Code, CodeKind};
+use crate::bounds::disk_space::DiskSpace;
 use crate::plugin::types::Description;
 
 /// No compilation takes this long: an older scratch file is an orphan.
@@ -51,7 +52,10 @@ impl Cache {
 
     /// Removes an artifact for recompilation. Existing mappings stay valid.
     pub(crate) fn forget(&self, digest: &str, fingerprint: &str) {
-        let _ = std::fs::remove_file(self.path(digest, fingerprint));
+        let path = self.path(digest, fingerprint);
+        for file in [sum_path(&path), description_path(&path), path] {
+            let _ = std::fs::remove_file(file);
+        }
     }
 
     fn path(&self, digest: &str, fingerprint: &str) -> PathBuf {
@@ -66,7 +70,7 @@ impl Cache {
 
     /// Fails if the disk space reserved for the cluster's store would be used.
     pub(crate) fn check_space(&self) -> std::io::Result<()> {
-        free_bytes(&self.dir).map_or(Ok(()), runtime_api::disk::check_space)
+        DiskSpace::of(&self.dir).map_or(Ok(()), |disk| runtime_api::disk::check_space(disk.free))
     }
 
     /// A temporary file for a compiler process, before [`Cache::adopt`].
@@ -226,17 +230,6 @@ impl Drop for CompanionFiles {
         let _ = std::fs::remove_file(description_path(&self.0));
         let _ = std::fs::remove_file(sum_path(&self.0));
     }
-}
-
-#[cfg(unix)]
-fn free_bytes(dir: &Path) -> Option<u64> {
-    let disk = rustix::fs::statvfs(dir).ok()?;
-    Some(disk.f_bavail.saturating_mul(disk.f_frsize))
-}
-
-#[cfg(not(unix))]
-fn free_bytes(_dir: &Path) -> Option<u64> {
-    None
 }
 
 pub(crate) fn checksum(mut of: impl Read) -> std::io::Result<String> {

@@ -89,13 +89,15 @@ fn refused(shared: &ContainerState, error: &wasmtime::Error) -> Outcome {
     Outcome::ended(134, OutcomeReason::Error, format!("{error:#}"))
 }
 
-pub(crate) fn count_fuel<T: 'static>(shared: &ContainerState, store: &Store<T>) {
+pub(crate) fn count_fuel<T: 'static>(shared: &ContainerState, store: &Store<T>) -> Option<u64> {
     if shared.loaded.metering == Metering::Fuel
         && let Ok(left) = store.get_fuel()
     {
         let used = shared.limits.fuel.unwrap_or(u64::MAX).saturating_sub(left);
         shared.counters.fuel_used.fetch_add(used, Ordering::Relaxed);
+        return Some(used);
     }
+    None
 }
 
 fn settle(shared: &ContainerState, result: wasmtime::Result<i32>, limiter: &StoreLimiter) -> Outcome {

@@ -29,6 +29,7 @@ pub(crate) struct Counters {
     pub(crate) fuel_used: AtomicU64,
     pub(crate) requests: AtomicU64,
     pub(crate) probes: AtomicU64,
+    pub(crate) cut: AtomicU64,
     pub(crate) trap: AtomicU64,
     pub(crate) memory: AtomicU64,
     pub(crate) fuel: AtomicU64,
@@ -203,6 +204,7 @@ impl Container {
             fuel_used: read(&counters.fuel_used),
             requests: read(&counters.requests),
             probes: read(&counters.probes),
+            cut: read(&counters.cut),
             failures: Failures {
                 trap: read(&counters.trap),
                 memory: read(&counters.memory),

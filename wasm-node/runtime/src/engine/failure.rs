@@ -43,6 +43,11 @@ impl Failure {
         }
     }
 
+    /// The value of the response's `coracle-reason`.
+    pub(crate) fn reason(self) -> &'static str {
+        self.parts().1
+    }
+
     pub(crate) fn count(self, shared: &ContainerState) {
         let counters = &shared.counters;
         let counter = match self {
@@ -54,6 +59,12 @@ impl Failure {
             Self::Overload | Self::Sessions | Self::Stopped => return,
         };
         counter.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Counts a failure after the response's head.
+    pub(crate) fn count_cut(self, shared: &ContainerState) {
+        self.count(shared);
+        shared.counters.cut.fetch_add(1, Ordering::Relaxed);
     }
 
     pub(crate) fn response(self, shared: &ContainerState) -> Response<Body> {

@@ -4,6 +4,8 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
+use machinery_serve::trace::Scope;
+
 use super::container::ContainerState;
 use super::runtime::EVENT_INTERVAL;
 use crate::bounds::epoch::take_interrupted;
@@ -23,6 +25,8 @@ pub(crate) struct MeteredFuture<F> {
     /// Yields left before its next CPU request.
     yields_left: u32,
     bypasses_queue: bool,
+    /// The span within which it runs.
+    scope: Option<Scope>,
 }
 
 impl<F: Future> MeteredFuture<F> {
@@ -36,7 +40,14 @@ impl<F: Future> MeteredFuture<F> {
             expected_back: false,
             yields_left: 0,
             bypasses_queue: false,
+            scope: None,
         }
+    }
+
+    /// Runs the guest within a span, so that its outgoing requests and log lines belong to it.
+    pub(crate) fn within(mut self, scope: Option<Scope>) -> Self {
+        self.scope = scope;
+        self
     }
 
     /// Lets a call of the node run without waiting for other guests.
@@ -97,7 +108,9 @@ impl<F: Future> Future for MeteredFuture<F> {
             return Poll::Pending;
         }
         let running = this.container.engine.ticker().enter();
+        let scope = this.scope.as_ref().map(Scope::enter);
         let (polled, took) = measured(|| this.guest.as_mut().poll(cx));
+        drop(scope);
         this.container.cpu.charge(took);
         drop(running);
         priority::polled(took, this.container.engine.scheduler().contended());

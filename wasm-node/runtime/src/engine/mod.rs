@@ -27,6 +27,7 @@ mod runtime;
 mod server;
 mod session;
 mod settings;
+mod spans;
 #[cfg(test)]
 mod tests;
 mod warm;
@@ -51,6 +52,7 @@ pub use load::PreparedModule;
 pub use plugin::PluginServer;
 pub use runtime::GuestThreads;
 pub use server::HttpServer;
+pub use settings::PoolCapacity;
 pub use world::World;
 
 use crate::bounds::epoch::Ticker;

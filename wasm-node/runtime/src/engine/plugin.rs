@@ -2,6 +2,7 @@
 //! responses are a server's (contract.md §4). Functions, types and documents are prepared when a module is loaded; a call
 //! parses its arguments, creates an instance, and writes the result.
 
+mod format;
 mod sessions;
 
 use std::future::poll_fn;
@@ -11,11 +12,12 @@ use std::sync::atomic::Ordering;
 use std::task::Poll;
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
+use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::BodyExt;
 use machinery_api::names::SESSION_HEADER;
 use machinery_env::Deadline;
 use machinery_serve::net::{Body, CallRejected, Origin, Peer, Serve};
+use machinery_serve::trace::{Scope, Span};
 use percent_encoding::percent_decode_str;
 use wasmtime::component::{Component, ComponentExportIndex, Instance, InstancePre, Val};
 
@@ -27,15 +29,16 @@ use super::gate::{Gate, GatePermit};
 use super::load::Pre;
 use super::metered::MeteredFuture;
 use super::request::{self, instantiate, settle};
+use super::spans;
 use crate::bounds::limits::{
-    CALL_BODY_BYTES_MAX, CALL_VALUES_BYTES_MAX, CALL_WAVE_BYTES_MAX, HOSTCALL_BYTES_MAX, RESULT_FLAGS_BYTES_MAX,
-    RESULT_TEXT_BYTES_MAX, RESULT_VALUES_BYTES_MAX,
+    CALL_VALUES_BYTES_MAX, HOSTCALL_BYTES_MAX, RESULT_FLAGS_BYTES_MAX, RESULT_TEXT_BYTES_MAX, RESULT_VALUES_BYTES_MAX,
 };
 use crate::host::state::ComponentState;
 use crate::plugin::budget::Budget;
 use crate::plugin::names::Names;
 use crate::plugin::types::{Description, Function};
 use crate::plugin::{json, resources, schema, wave};
+use format::{Format, JSON};
 use runtime_api::ledger::{Ledger, Resource, ResourceGuard};
 use runtime_api::{Kind, LoadError, NodeCall};
 use sessions::{LiveSession, Resources, Session, SessionState, Sessions, Visit, is_name};
@@ -44,8 +47,6 @@ use sessions::{LiveSession, Resources, Session, SessionState, Sessions, Visit, i
 const LARGE_BODY_BYTES: usize = 64 << 10;
 /// wasmtime's message for a list over the copy bound; it has no error type for that.
 const TOO_MUCH_COPIED: &str = "fuel allocated for hostcalls has been exhausted";
-const JSON: &str = "application/json";
-const WAVE: &str = "application/x-wave";
 
 /// A plugin's functions, prepared at load; shared by all its containers.
 pub(crate) struct Plugin {
@@ -136,20 +137,25 @@ impl PluginServer {
 
 #[async_trait::async_trait]
 impl Serve for PluginServer {
-    async fn http(&self, from: &Origin, request: Request<Body>) -> Result<Response<Body>, CallRejected<Request<Body>>> {
+    async fn http(
+        &self,
+        from: &Origin,
+        mut request: Request<Body>,
+    ) -> Result<Response<Body>, CallRejected<Request<Body>>> {
         let shared = &self.inner.shared;
         if self.inner.gate.is_shut() {
             return Err(CallRejected::gone(request));
         }
         shared.counters.requests.fetch_add(1, Ordering::Relaxed);
-        if matches!(from.peer, Peer::Node) {
+        if request.extensions().get::<NodeCall>().is_some() {
             shared.counters.probes.fetch_add(1, Ordering::Relaxed);
         }
         let function = match self.inner.plugin.find(&request) {
             Route::Function(function) => function,
             Route::Answer(answer) => return Ok(*answer),
         };
-        let answer = self.inner.clone().answer(function, client(from), request);
+        let span = spans::start(shared, from, &mut request);
+        let answer = self.inner.clone().answer(function, client(from), request, span);
         if shared.engine.on_guest_thread() {
             return answer.await;
         }
@@ -247,36 +253,6 @@ impl CallError {
     }
 }
 
-/// Body format.
-#[derive(Clone, Copy)]
-enum Format {
-    Json,
-    Wave,
-}
-
-impl Format {
-    /// WAVE where the client declares it; any other body is parsed as JSON.
-    fn of(headers: &HeaderMap) -> Self {
-        let kind = headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
-        let kind = kind.split(';').next().unwrap_or_default().trim();
-        if kind.eq_ignore_ascii_case(WAVE) { Self::Wave } else { Self::Json }
-    }
-
-    fn word(self) -> &'static str {
-        match self {
-            Self::Json => JSON,
-            Self::Wave => WAVE,
-        }
-    }
-
-    fn body_max(self) -> usize {
-        match self {
-            Self::Json => CALL_BODY_BYTES_MAX,
-            Self::Wave => CALL_WAVE_BYTES_MAX,
-        }
-    }
-}
-
 /// One call: function, caller, and response format.
 struct Call {
     function: usize,
@@ -308,6 +284,7 @@ impl PluginServerInner {
         function: usize,
         client: String,
         mut request: Request<Body>,
+        span: Span,
     ) -> Result<Response<Body>, CallRejected<Request<Body>>> {
         let deadline = self.shared.engine.env().deadline(self.shared.limits.timeout);
         let node = request.extensions_mut().remove::<NodeCall>();
@@ -316,8 +293,13 @@ impl PluginServerInner {
             // No byte of the request was read: another pod can take it.
             Err(Failure::Stopped) => return Err(CallRejected::gone(request)),
             Err(Failure::Overload) => return Err(CallRejected::busy(request)),
-            Err(failure) => return Ok(failure.response(&self.shared)),
+            Err(failure) => {
+                let response = failure.response(&self.shared);
+                spans::answered(&span, &response);
+                return Ok(response);
+            }
         };
+        span.set_text("coracle.plugin.function", || self.plugin.description.functions[function].full_name());
         let session = match request.headers().get(SESSION_HEADER) {
             Some(name) if !is_name(name.as_bytes()) => {
                 let why = "coracle-session: wanted at most 128 visible characters of ASCII";
@@ -326,14 +308,22 @@ impl PluginServerInner {
             name => name.and_then(|name| name.to_str().ok()).map(str::to_owned),
         };
         let call = Call { function, format: Format::of(request.headers()), session, client, node };
-        Ok(self.serve(call, request.into_body(), deadline, permit).await)
+        let response = self.serve(call, request.into_body(), (deadline, permit), span.scope()).await;
+        spans::answered(&span, &response);
+        Ok(response)
     }
 
     /// Serves an admitted call until its deadline.
-    async fn serve(self: Arc<Self>, call: Call, body: Body, deadline: Deadline, permit: GatePermit) -> Response<Body> {
+    async fn serve(
+        self: Arc<Self>,
+        call: Call,
+        body: Body,
+        (deadline, permit): (Deadline, GatePermit),
+        scope: Option<Scope>,
+    ) -> Response<Body> {
         let bypasses_queue = call.node.is_some();
         let guest = MeteredFuture::new(self.clone().call(call, body), self.shared.clone());
-        let mut guest = guest.bypassing_queue(bypasses_queue);
+        let mut guest = guest.bypassing_queue(bypasses_queue).within(scope);
         let mut sleep = None;
         let mut cut = std::pin::pin!(self.gate.cut());
         let end = poll_fn(|cx| {

@@ -49,10 +49,14 @@ pub(crate) async fn guest(
             made.map(|instance| WarmInstance { instance, requests: 0 })
         }
     };
+    exchange.trace_elapsed("coracle.instance.ready_ms");
     let end = match used {
         Ok(WarmInstance { mut instance, requests }) => {
+            exchange.span.set("coracle.instance.reused", requests > 0);
             let result = handle(&mut instance.store, &instance.bound, request, head).await;
-            count_fuel(&shared, &instance.store);
+            if let Some(used) = count_fuel(&shared, &instance.store) {
+                exchange.span.set("coracle.fuel.used", i64::try_from(used).unwrap_or(i64::MAX));
+            }
             let limiter = &instance.store.data().limiter;
             shared.admission.ended(fits_alone(limiter, &shared).unwrap_or_else(|| limiter.held_bytes()));
             let returned = result.is_ok();

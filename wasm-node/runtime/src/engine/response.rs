@@ -16,6 +16,7 @@ use super::body::GuestBody;
 use super::container::ContainerState;
 use super::failure::{Failure, full};
 use super::request::GuestResult;
+use super::spans;
 use crate::host::exchange::Exchange;
 
 /// Maximum body frames of a finished guest gathered before the head is sent: its channel's capacity, and trailers.
@@ -44,9 +45,12 @@ pub(crate) fn respond(
     if parts.status.is_informational() {
         shared.log_system(&format!("the handler answered with status {}, which is no response", parts.status));
         exchange.abandoned.notify_one();
-        return Failure::NoResponse.response(shared);
+        let response = Failure::NoResponse.response(shared);
+        spans::answered(&exchange.span, &response);
+        return response;
     }
     strip(&mut parts.headers);
+    exchange.span.set_status(parts.status, 500);
     let length = parts.headers.get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()).and_then(|v| v.parse().ok());
     if body.is_end_stream() || head_only {
         // No body: only a response to HEAD may have the length of another.

@@ -9,17 +9,18 @@ use std::task::{Context, Poll};
 
 use http::{Method, Request, Response};
 use machinery_env::Deadline;
-use machinery_serve::net::{Body, CallRejected, Origin, Peer, Serve};
+use machinery_serve::net::{Body, CallRejected, Origin, Serve};
+use machinery_serve::trace::Span;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
-use tokio::time::Instant;
 
 use super::container::{Container, ContainerState};
 use super::failure::Failure;
 use super::gate::{Gate, GatePermit};
 use super::metered::MeteredFuture;
-use super::request::{GuestResult, attempt, guest};
+use super::request::{GuestResult, ResponseHead, attempt, guest};
 use super::response::respond;
+use super::spans;
 use super::warm::WarmPool;
 use crate::host::exchange::Exchange;
 use runtime_api::{Kind, LoadError, NodeCall, TrialOutcome};
@@ -109,16 +110,21 @@ impl HttpServer {
 
 #[async_trait::async_trait]
 impl Serve for HttpServer {
-    async fn http(&self, from: &Origin, request: Request<Body>) -> Result<Response<Body>, CallRejected<Request<Body>>> {
+    async fn http(
+        &self,
+        from: &Origin,
+        mut request: Request<Body>,
+    ) -> Result<Response<Body>, CallRejected<Request<Body>>> {
         let shared = &self.inner.shared;
         shared.counters.requests.fetch_add(1, Ordering::Relaxed);
-        if matches!(from.peer, Peer::Node) {
+        if request.extensions().get::<NodeCall>().is_some() {
             shared.counters.probes.fetch_add(1, Ordering::Relaxed);
         }
+        let span = spans::start(shared, from, &mut request);
         if shared.engine.on_guest_thread() {
-            return self.inner.clone().answer(request).await;
+            return self.inner.clone().answer(request, span).await;
         }
-        let task = shared.engine.guest_runtime().spawn(self.inner.clone().answer(request));
+        let task = shared.engine.guest_runtime().spawn(self.inner.clone().answer(request, span));
         match AbortOnDrop(task).await {
             Ok(answer) => answer,
             Err(error) => {
@@ -133,6 +139,7 @@ impl HttpServerInner {
     async fn answer(
         self: Arc<Self>,
         mut request: Request<Body>,
+        span: Span,
     ) -> Result<Response<Body>, CallRejected<Request<Body>>> {
         let began = self.shared.engine.env().instant();
         let deadline = Deadline::after(began, self.shared.limits.timeout);
@@ -140,41 +147,42 @@ impl HttpServerInner {
         let permit = match self.gate.acquire(call.is_some(), deadline).await {
             Ok(permit) => permit,
             // No byte of the request was read: another pod can take it.
-            Err(Failure::Stopped) => return Err(CallRejected::gone(request)),
-            Err(Failure::Overload) => return Err(CallRejected::busy(request)),
-            Err(failure) => return Ok(failure.response(&self.shared)),
+            Err(failure @ (Failure::Stopped | Failure::Overload)) => {
+                spans::failed(&span, failure.reason());
+                return Err(match failure {
+                    Failure::Stopped => CallRejected::gone(request),
+                    _ => CallRejected::busy(request),
+                });
+            }
+            Err(failure) => {
+                let response = failure.response(&self.shared);
+                spans::answered(&span, &response);
+                return Ok(response);
+            }
         };
-        Ok(self.serve_admitted((request, call), (began, deadline), permit).await)
+        let exchange = Exchange::new(self.shared.engine.env().clone(), began, span);
+        exchange.trace_elapsed("coracle.queue.wait_ms");
+        Ok(self.serve_admitted((request, call), (Arc::new(exchange), deadline), permit).await)
     }
 
-    /// Serves an admitted request.
-    async fn serve_admitted(
-        self: Arc<Self>,
-        request: (Request<Body>, Option<NodeCall>),
-        (began, deadline): (Instant, Deadline),
-        permit: GatePermit,
-    ) -> Response<Body> {
-        let head_only = request.0.method() == Method::HEAD;
-        let exchange = Arc::new(Exchange::new(self.shared.engine.env().clone(), began));
-        let bypasses_queue = request.1.is_some();
-        let (sender, mut receiver) = oneshot::channel();
-        let guest = guest(self.shared.clone(), request, exchange.clone(), sender, (self.warm.clone(), permit));
-        let guest = MeteredFuture::new(guest, self.shared.clone());
-        let mut guest = guest.bypassing_queue(bypasses_queue);
-
-        let mut end: Option<GuestResult> = None;
+    /// Polls a guest until it has sent its response's head, has ended, or may not go on. Its end is stored in `end`.
+    async fn wait_for_head<G: Future<Output = GuestResult>>(
+        &self,
+        (guest, end): (&mut MeteredFuture<G>, &mut Option<GuestResult>),
+        receiver: &mut oneshot::Receiver<ResponseHead>,
+        deadline: Deadline,
+    ) -> Result<ResponseHead, Failure> {
         let mut sleep = None;
         let mut shut = std::pin::pin!(self.gate.cut());
-        let head = poll_fn(|cx| {
+        poll_fn(|cx| {
             if end.is_none()
-                && let Poll::Ready(result) = Pin::new(&mut guest).poll(cx)
+                && let Poll::Ready(result) = Pin::new(&mut *guest).poll(cx)
             {
-                end = Some(result);
+                *end = Some(result);
             }
             // A guest's own response precedes anything else of the same poll.
-            match Pin::new(&mut receiver).poll(cx) {
+            match Pin::new(&mut *receiver).poll(cx) {
                 Poll::Ready(Ok(head)) => return Poll::Ready(Ok(head)),
-                Poll::Ready(Err(_)) if end.is_some() => {}
                 _ if end.is_some() => {}
                 _ => {
                     if shut.as_mut().poll(cx).is_ready() {
@@ -187,7 +195,25 @@ impl HttpServerInner {
             }
             Poll::Ready(Err(end.and_then(Result::err).unwrap_or(Failure::NoResponse)))
         })
-        .await;
+        .await
+    }
+
+    /// Serves an admitted request.
+    async fn serve_admitted(
+        self: Arc<Self>,
+        request: (Request<Body>, Option<NodeCall>),
+        (exchange, deadline): (Arc<Exchange>, Deadline),
+        permit: GatePermit,
+    ) -> Response<Body> {
+        let head_only = request.0.method() == Method::HEAD;
+        let bypasses_queue = request.1.is_some();
+        let (sender, mut receiver) = oneshot::channel();
+        let guest = guest(self.shared.clone(), request, exchange.clone(), sender, (self.warm.clone(), permit));
+        let guest = MeteredFuture::new(guest, self.shared.clone());
+        let mut guest = guest.bypassing_queue(bypasses_queue).within(exchange.span.scope());
+
+        let mut end: Option<GuestResult> = None;
+        let head = self.wait_for_head((&mut guest, &mut end), &mut receiver, deadline).await;
         let head = match head {
             Ok(head) => head,
             Err(failure) => {
@@ -195,20 +221,28 @@ impl HttpServerInner {
                 if failure == Failure::Timeout {
                     self.shared.log_system(&format!("no response within {:?}", self.shared.limits.timeout));
                 }
-                return failure.response(&self.shared);
+                let response = failure.response(&self.shared);
+                spans::answered(&exchange.span, &response);
+                return response;
             }
         };
         if end.is_none() {
             let rest = drive_to_end(self.clone(), guest, exchange.clone());
             self.shared.engine.guest_runtime().spawn(rest);
         } else if let Some(Err(failure)) = end {
-            failure.count(&self.shared);
+            match &head {
+                Ok(_) => failure.count_cut(&self.shared),
+                Err(_) => failure.count(&self.shared),
+            }
+            spans::failed(&exchange.span, failure.reason());
         }
         match head {
             Ok(response) => respond(&self.shared, response, exchange, end, head_only),
             Err(code) => {
                 self.shared.log_system(&format!("the handler answered with an error: {code:?}"));
-                Failure::NoResponse.response(&self.shared)
+                let response = Failure::NoResponse.response(&self.shared);
+                spans::answered(&exchange.span, &response);
+                response
             }
         }
     }
@@ -228,7 +262,8 @@ async fn drive_to_end<G: Future<Output = GuestResult>>(
             biased;
             end = &mut guest => {
                 if let Err(failure) = end {
-                    failure.count(&inner.shared);
+                    failure.count_cut(&inner.shared);
+                    spans::failed(&exchange.span, failure.reason());
                 }
                 return;
             }
@@ -236,7 +271,8 @@ async fn drive_to_end<G: Future<Output = GuestResult>>(
             () = &mut shut => break,
             () = env.sleep_until(idle_at) => {
                 if exchange.progress_at() + timeout <= env.instant() {
-                    Failure::Timeout.count(&inner.shared);
+                    Failure::Timeout.count_cut(&inner.shared);
+                    spans::failed(&exchange.span, Failure::Timeout.reason());
                     inner.shared.log_system(&format!("nothing moved for {timeout:?} after the response's head"));
                     break;
                 }

@@ -85,17 +85,72 @@ fn pooled(metering: Metering, bounds: GuestBounds, live: u32) -> Config {
 
 /// An engine that runs guests: pooled where the system allows it. Also returns its maximum of live instances.
 pub(crate) fn engine(metering: Metering, bounds: GuestBounds) -> wasmtime::Result<(Wasmtime, u32)> {
+    let failed = |live, error: &wasmtime::Error| tracing::warn!(live, "cannot create an instance pool: {error:#}");
+    match largest_pool(metering, bounds, failed) {
+        Some(found) => Ok(found),
+        None => Ok((Wasmtime::new(&base(metering, bounds))?, LIVE_INSTANCES_SMALL)),
+    }
+}
+
+/// The engine with the largest pool that the system allows, and its maximum of live instances. `failed` is called for each
+/// pool that the system refuses.
+fn largest_pool(
+    metering: Metering,
+    bounds: GuestBounds,
+    mut failed: impl FnMut(u32, &wasmtime::Error),
+) -> Option<(Wasmtime, u32)> {
     let mappings = max_map_count();
     for live in [LIVE_INSTANCES_MAX, LIVE_INSTANCES_SMALL] {
-        if mappings.is_some_and(|mappings| u64::from(live * MAPPINGS_PER_INSTANCE) > mappings / 2) {
+        if mappings.is_some_and(|mappings| mappings_needed(live) > mappings) {
             continue;
         }
         match Wasmtime::new(&pooled(metering, bounds, live)) {
-            Ok(engine) => return Ok((engine, live)),
-            Err(error) => tracing::warn!(live, "cannot create an instance pool: {error:#}"),
+            Ok(engine) => return Some((engine, live)),
+            Err(error) => failed(live, &error),
         }
     }
-    Ok((Wasmtime::new(&base(metering, bounds))?, LIVE_INSTANCES_SMALL))
+    None
+}
+
+/// The system's limit of mappings at which a pool is created: half of it is for the rest of the process.
+fn mappings_needed(live: u32) -> u64 {
+    2 * u64::from(live * MAPPINGS_PER_INSTANCE)
+}
+
+/// The instance pool that this system allows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PoolCapacity {
+    /// The maximum of live instances of an engine on this system.
+    pub live: u32,
+    /// The same on a system with enough address space and mappings.
+    pub live_max: u32,
+    /// Whether there is a pool: without one, each instance is slower.
+    pub is_pooled: bool,
+    /// The system's limit of mappings of a process; `None`: it has none.
+    pub mappings: Option<u64>,
+    /// The limit that the largest pool needs.
+    pub mappings_needed: u64,
+    /// Why the system refuses the largest pool.
+    pub error: Option<String>,
+}
+
+impl PoolCapacity {
+    /// Creates a pool as an engine with these bounds does, and removes it. Takes address space for a moment, and no memory.
+    #[must_use]
+    pub fn probe(bounds: GuestBounds) -> Self {
+        let mut error = None;
+        let found = largest_pool(Metering::Epochs, bounds, |_, why| {
+            error.get_or_insert_with(|| format!("{why:#}"));
+        });
+        Self {
+            live: found.as_ref().map_or(LIVE_INSTANCES_SMALL, |(_, live)| *live),
+            live_max: LIVE_INSTANCES_MAX,
+            is_pooled: found.is_some(),
+            mappings: max_map_count(),
+            mappings_needed: mappings_needed(LIVE_INSTANCES_MAX),
+            error,
+        }
+    }
 }
 
 /// The pool's partition: for the node's own calls, and for requests.
@@ -124,13 +179,18 @@ pub(crate) fn on_demand(metering: Metering, bounds: GuestBounds) -> wasmtime::Re
     Wasmtime::new(&base(metering, bounds))
 }
 
-/// Identifies the settings of a compiled artifact (wasmtime's version, features, tunables, target). The stack size is not
-/// included: the compiler process need not know it.
+/// The version of plugins' descriptions, which are files beside the artifacts: raised when `plugin/describe.rs` writes another
+/// one of the same module.
+const DESCRIPTION_VERSION: u32 = 2;
+
+/// Identifies the settings of a compiled artifact (wasmtime's version, features, tunables, target) and the form of its
+/// description. The stack size is not included: the compiler process need not know it.
 pub(crate) fn fingerprint(engine: &Wasmtime) -> String {
     // Fixed keys: the same in every run of the same build.
     #[expect(deprecated, reason = "the one hasher of std whose keys are fixed")]
     let mut hasher = std::hash::SipHasher::new();
     engine.precompile_compatibility_hash().hash(&mut hasher);
+    DESCRIPTION_VERSION.hash(&mut hasher);
     format!("{:016x}", hasher.finish())
 }
 
@@ -160,5 +220,13 @@ mod tests {
     fn the_largest_stacks_have_their_pool() {
         let bounds = GuestBounds { stack_bytes: *STACK_BYTES.end(), ..GuestBounds::default() };
         Wasmtime::new(&pooled(Metering::Epochs, bounds, LIVE_INSTANCES_SMALL)).unwrap();
+    }
+
+    #[test]
+    fn the_probe_says_what_an_engine_has() {
+        let capacity = PoolCapacity::probe(GuestBounds::default());
+        let (_, live) = engine(Metering::Epochs, GuestBounds::default()).unwrap();
+        assert_eq!(capacity.live, live);
+        assert!(capacity.live == capacity.live_max || capacity.error.is_some() || capacity.mappings.is_some());
     }
 }

@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::time::Duration;
 
 use machinery_env::Env;
+use machinery_serve::trace::Span;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
@@ -19,18 +20,28 @@ pub(crate) struct Exchange {
     env: Env,
     started: Instant,
     progress_ms: AtomicU64,
+    /// The guest's span: ends when neither the guest nor the reader of its body is left.
+    pub(crate) span: Span,
 }
 
 impl Exchange {
-    pub(crate) fn new(env: Env, started: Instant) -> Self {
+    pub(crate) fn new(env: Env, started: Instant, span: Span) -> Self {
         let (guest, progress_ms) = (AtomicU8::new(RUNNING), AtomicU64::new(0));
-        Self { guest, abandoned: Notify::new(), env, started, progress_ms }
+        Self { guest, abandoned: Notify::new(), env, started, progress_ms, span }
     }
 
     /// Records the guest's end. Set before its store is dropped, so that a body reads it when its channel closes.
     pub(crate) fn end(&self, failed: bool) {
         // A failure is final.
         let _ = self.guest.fetch_max(if failed { FAILED } else { RETURNED }, Ordering::AcqRel);
+    }
+
+    /// Records a time since the request's arrival, in milliseconds.
+    pub(crate) fn trace_elapsed(&self, name: &'static str) {
+        if self.span.is_recording() {
+            let elapsed = self.env.instant().saturating_duration_since(self.started);
+            self.span.set(name, elapsed.as_secs_f64() * 1e3);
+        }
     }
 
     /// Whether the guest has not failed: its finished output is complete.

@@ -3,7 +3,6 @@
 
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -11,6 +10,7 @@ use wasmtime_wasi::p2::{InputStream, OutputStream, Pollable, StreamError, Stream
 
 use super::disk::Disk;
 use super::disk_threads::DiskBusy;
+use super::positioned;
 use runtime_api::ledger::ResourceGuard;
 
 /// Maximum bytes that one call reads or writes.
@@ -81,7 +81,7 @@ impl FileInput {
 fn read(file: &File, position: u64, length: usize) -> io::Result<Vec<u8>> {
     let mut bytes = vec![0; length.min(FILE_CHUNK_BYTES)];
     loop {
-        match file.read_at(&mut bytes, position) {
+        match positioned::read_at(file, &mut bytes, position) {
             Ok(length) => {
                 bytes.truncate(length);
                 return Ok(bytes);
@@ -193,7 +193,7 @@ impl FileOutput {
 
 fn write(file: &File, position: Option<u64>, bytes: &[u8]) -> io::Result<()> {
     match position {
-        Some(position) => file.write_all_at(bytes, position),
+        Some(position) => positioned::write_all_at(file, bytes, position),
         None => append(file, bytes),
     }
 }
@@ -216,7 +216,7 @@ fn append(file: &File, mut bytes: &[u8]) -> io::Result<()> {
 /// Writes at the current end: without atomic append, another writer may interleave.
 #[cfg(not(target_os = "linux"))]
 fn append(file: &File, bytes: &[u8]) -> io::Result<()> {
-    file.write_all_at(bytes, file.metadata()?.len())
+    positioned::write_all_at(file, bytes, file.metadata()?.len())
 }
 
 #[async_trait::async_trait]

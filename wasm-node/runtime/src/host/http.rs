@@ -10,6 +10,7 @@ use http_body::Body as _;
 use http_body_util::{BodyExt, Empty};
 use machinery_serve::net::framing::strip_hop_by_hop;
 use machinery_serve::net::{BoxError, DialError};
+use machinery_serve::trace;
 use wasmtime::StoreContextMut;
 use wasmtime::component::{Linker, Resource};
 use wasmtime_wasi_http::p2::bindings::http::types::{self, ErrorCode};
@@ -114,10 +115,12 @@ impl WasiHttpHooks for Outgoing {
 
     fn send_request(
         &mut self,
-        request: Request<WasiBody>,
+        mut request: Request<WasiBody>,
         options: Option<RequestOptions>,
         _errors: Box<dyn Future<Output = Result<(), Error>> + Send>,
     ) -> Box<dyn Future<Output = Result<Sent>> + Send> {
+        // The guest is polled within its span here.
+        trace::continue_in(request.headers_mut());
         let guest = self.guest.clone();
         Box::new(send(guest, request, options.unwrap_or_default()))
     }

@@ -1,15 +1,14 @@
 //! Lists a folder a page at a time: a guest may list any folder that it can fill, and the host holds one page of it.
 
 use std::collections::VecDeque;
-use std::ffi::CStr;
 use std::fs::File;
 use std::io;
 use std::sync::Arc;
 
-use rustix::fs::{AtFlags, Dir, FileType, Stat};
-use wasmtime_wasi::p2::bindings::filesystem::types::{DescriptorType, DirectoryEntry, ErrorCode};
+use wasmtime_wasi::p2::bindings::filesystem::types::{DirectoryEntry, ErrorCode};
 
 use super::disk::Disk;
+use super::folder::{Folder, ListedEntry};
 use runtime_api::ledger::ResourceGuard;
 
 /// Names read at once.
@@ -18,13 +17,10 @@ const PAGE_ENTRIES: usize = 64;
 /// (some 32 KiB).
 pub(crate) const LISTING_BYTES: u64 = 64 << 10;
 
-/// A name, or the error of reading it.
-type ListedEntry = Result<DirectoryEntry, ErrorCode>;
-
 /// A folder that is being listed.
 pub(crate) struct Listing {
     /// Closed at the end.
-    folder: Option<(Dir, ResourceGuard)>,
+    folder: Option<(Folder, ResourceGuard)>,
     page: VecDeque<ListedEntry>,
     disk: Option<Arc<Disk>>,
 }
@@ -40,8 +36,8 @@ pub(crate) enum NextEntry {
 impl Listing {
     /// Reopens the folder, so that each listing has its own position.
     pub(crate) fn open(dir: &File, held: ResourceGuard) -> io::Result<Self> {
-        let dir = Dir::read_from(dir)?;
-        Ok(Self { folder: Some((dir, held)), page: VecDeque::new(), disk: None })
+        let folder = Folder::open(dir)?;
+        Ok(Self { folder: Some((folder, held)), page: VecDeque::new(), disk: None })
     }
 
     /// Sets the disk state for further reads.
@@ -69,47 +65,15 @@ impl Listing {
 
     /// Reads a page, or to the end if that is sooner.
     pub(crate) fn read_more(&mut self) -> Result<(), ErrorCode> {
-        while let Some((dir, _)) = &mut self.folder
+        while let Some((folder, _)) = &mut self.folder
             && self.page.len() < PAGE_ENTRIES
         {
-            let Some(entry) = dir.read().transpose().map_err(io::Error::from)? else {
-                self.folder = None;
-                break;
-            };
-            let name = entry.file_name();
-            if matches!(name.to_bytes(), b"." | b"..") {
-                continue;
+            match folder.next()? {
+                Some(entry) => self.page.push_back(entry),
+                None => self.folder = None,
             }
-            let kind = match entry.file_type() {
-                // Some file systems don't report the type; a name removed meanwhile is skipped.
-                FileType::Unknown => match statat(dir, name) {
-                    Ok(stat) => FileType::from_raw_mode(stat.st_mode),
-                    Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                    Err(error) => return Err(error.into()),
-                },
-                known => known,
-            };
-            let name = name.to_str().map(str::to_owned).map_err(|_| ErrorCode::IllegalByteSequence);
-            self.page.push_back(name.map(|name| DirectoryEntry { type_: descriptor_type(kind), name }));
         }
         Ok(())
-    }
-}
-
-fn statat(dir: &Dir, name: &CStr) -> io::Result<Stat> {
-    Ok(rustix::fs::statat(dir.fd()?, name, AtFlags::SYMLINK_NOFOLLOW)?)
-}
-
-fn descriptor_type(kind: FileType) -> DescriptorType {
-    match kind {
-        FileType::RegularFile => DescriptorType::RegularFile,
-        FileType::Directory => DescriptorType::Directory,
-        FileType::Symlink => DescriptorType::SymbolicLink,
-        FileType::Fifo => DescriptorType::Fifo,
-        FileType::Socket => DescriptorType::Socket,
-        FileType::CharacterDevice => DescriptorType::CharacterDevice,
-        FileType::BlockDevice => DescriptorType::BlockDevice,
-        FileType::Unknown => DescriptorType::Unknown,
     }
 }
 
@@ -118,6 +82,7 @@ mod tests {
     use super::*;
     use runtime_api::ledger::{Ledger, Resource};
     use std::collections::BTreeSet;
+    use wasmtime_wasi::p2::bindings::filesystem::types::DescriptorType;
 
     #[test]
     fn each_name_comes_once_and_a_page_is_all_that_is_held() {

@@ -1,5 +1,5 @@
-//! `wasi:sockets`: linked, since standard libraries import it, but every socket and lookup is denied. wasmtime's own
-//! sockets are the host's and can't be redirected; those of the virtual network are not implemented yet.
+//! `wasi:sockets`: linked, since standard libraries import it, but every socket and lookup is answered with `access-denied`:
+//! wasmtime's own sockets are the host's and can't be redirected to the cluster's network.
 
 use wasmtime::component::Linker;
 use wasmtime_wasi::p2::bindings::sockets;

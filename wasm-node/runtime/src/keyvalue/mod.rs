@@ -21,6 +21,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use runtime_api::KeyvalueOwner;
 use runtime_api::ledger::Ledger;
 
+use crate::bounds::disk_space::DiskSpace;
+
 pub(crate) use backend::Backend;
 pub(crate) use namespace::{Namespace, Page, Value};
 pub(crate) use write::{Write, Written};
@@ -42,9 +44,6 @@ pub(crate) const PAGE_KEYS_MAX: usize = 1000;
 const OPEN_MAX: usize = 64;
 /// Cache bytes of a file: the system caches the rest.
 const CACHE_BYTES: usize = 512 << 10;
-/// Minimum free percentage of the disk for a store to grow: pods are evicted at 10 %. Tests don't depend on the free space of
-/// their machine.
-const DISK_FREE_PERCENT_MIN: u64 = if cfg!(test) { 0 } else { 12 };
 
 /// Limits of one namespace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -197,8 +196,14 @@ impl Stores {
 
     /// Whether the disk has room for a store to grow.
     fn has_room(&self) -> bool {
-        rustix::fs::statvfs(&self.dir).is_ok_and(|disk| disk.f_bavail >= disk.f_blocks / 100 * DISK_FREE_PERCENT_MIN)
+        DiskSpace::of(&self.dir).is_none_or(|disk| disk.free >= free_bytes_min(disk.all))
     }
+}
+
+/// Minimum free bytes of a disk for a store to grow: a fifth above the default threshold of eviction, which is 1 GiB, or a
+/// tenth of a small disk.
+fn free_bytes_min(disk_bytes: u64) -> u64 {
+    (disk_bytes / 10).min(1 << 30) / 5 * 6
 }
 
 /// `NAMESPACE.UID.redb`: neither name contains a dot.

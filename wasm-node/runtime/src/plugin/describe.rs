@@ -32,7 +32,16 @@ pub(crate) fn describe(component: &[u8]) -> Result<Description, String> {
 fn text(resolve: &Resolve, world: &World) -> Result<String, String> {
     let mut printer = WitPrinter::default();
     let main = world.package.ok_or("its world has no package")?;
-    let others: Vec<_> = resolve.packages.iter().map(|(id, _)| id).filter(|id| *id != main).collect();
+    let exports = |package: &wit::PackageId| {
+        let of = |item: &WorldItem| match item {
+            WorldItem::Interface { id, .. } => resolve.interfaces[*id].package,
+            _ => None,
+        };
+        world.exports.values().any(|item| of(item) == Some(*package))
+    };
+    let mut others: Vec<_> = resolve.packages.iter().map(|(id, _)| id).filter(|id| *id != main).collect();
+    // The plugin's own interfaces before those of WASI.
+    others.sort_by_key(|package| !exports(package));
     printer.print(resolve, main, &others).map_err(|error| format!("its interface can't be printed: {error:#}"))?;
     let text = String::from(printer.output);
     if text.len() > WIT_BYTES_MAX {

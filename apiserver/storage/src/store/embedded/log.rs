@@ -131,6 +131,11 @@ impl Log {
         self.closed.clone()
     }
 
+    /// The bytes of frames in the segment that is written.
+    pub(super) fn open_bytes(&self) -> u64 {
+        self.open.as_ref().map_or(0, |open| open.bytes)
+    }
+
     /// Appends one frame and syncs it.
     pub(super) fn append(&mut self, writes: &[Write]) -> Result<(), AppendError> {
         let bytes = frame::encode(self.next_number, writes);

@@ -13,6 +13,7 @@ mod frame;
 #[cfg(test)]
 mod fuzz;
 mod log;
+mod measures;
 mod recover;
 pub mod sealed;
 mod snapshot;
@@ -30,7 +31,10 @@ use machinery_env::Env;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::plan::{StoreState, check};
-use super::{Change, Current, Entry, History, Outcome, Range, Record, Revision, Sink, Store, StoreError, Txn, Watch};
+use super::{
+    Change, Current, Entry, History, Outcome, Range, Record, Revision, Sink, Store, StoreError, StoreMeasurements, Txn,
+    Watch,
+};
 use writer::{Command, Reply, SharedCommitter};
 
 /// The maximum number of queued commands: more would only wait longer. Callers wait for a place in the queue.
@@ -114,6 +118,8 @@ pub struct EmbeddedStore {
     idle: Mutex<Option<Workers>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
     path: PathBuf,
+    measures: Arc<measures::Measures>,
+    segments: log::Segments,
 }
 
 impl EmbeddedStore {
@@ -128,13 +134,15 @@ impl EmbeddedStore {
         let revision = recovered.state.versions.revision();
         let shared = Arc::new(StoreShared { state: RwLock::new(recovered.state), moved: watch::Sender::new(revision) });
         let log = recovered.log.with_sizes(options.segment_bytes_max, options.reserve_bytes);
+        let (segments, measures) = (log.segments(), Arc::<measures::Measures>::default());
+        measures.set_open_bytes(log.open_bytes());
         let slot = Arc::new(checkpoint::Slot::default());
         let checkpoint = checkpoint::Checkpoint {
             path: path.clone(),
             sled: recovered.sled,
             slot: slot.clone(),
             shared: shared.clone(),
-            segments: log.segments(),
+            segments: segments.clone(),
             snapshot_after_bytes: options.snapshot_after_bytes,
         };
         let (commands, queue) = mpsc::channel(QUEUE_COMMANDS_MAX);
@@ -148,6 +156,7 @@ impl EmbeddedStore {
             fatal: options.fatal,
             rejections: writer::RejectionLog::default(),
             load: writer::Load::default(),
+            measures: measures.clone(),
             _lock: lock,
         });
         let writer = writer::Writer { committer: committer.clone(), queue, slot };
@@ -158,6 +167,8 @@ impl EmbeddedStore {
             idle: Mutex::new(Some(Workers { checkpoint, writer })),
             threads: Mutex::default(),
             path: path.clone(),
+            measures,
+            segments,
         }))
     }
 
@@ -267,5 +278,9 @@ impl Store for EmbeddedStore {
 
     async fn tick(&self) -> Result<(), StoreError> {
         self.ask(Command::Tick).await
+    }
+
+    fn measurements(&self) -> Option<StoreMeasurements> {
+        Some(self.measures.read(&self.path, &self.segments))
     }
 }

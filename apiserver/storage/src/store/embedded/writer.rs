@@ -15,6 +15,7 @@ use super::super::plan::{PendingWrites, Write};
 use super::checkpoint::Slot;
 use super::folder::Lock;
 use super::log::{AppendError, Log};
+use super::measures::Measures;
 use super::{Fatal, Outcome, Revision, Sink, StoreError, StoreShared, Txn, folder};
 
 /// The minimum interval between two log lines about rejected writes. Each client gets its error at once.
@@ -58,6 +59,7 @@ pub(super) struct Committer {
     pub(super) fatal: Fatal,
     pub(super) rejections: RejectionLog,
     pub(super) load: Load,
+    pub(super) measures: Arc<Measures>,
     /// The folder's, released after the log is closed.
     pub(super) _lock: Lock,
 }
@@ -231,6 +233,7 @@ impl Committer {
         self.load.sync = self.env.elapsed().saturating_sub(began);
         match appended {
             Ok(()) => {
+                self.measures.committed(self.load.sync, self.log.open_bytes());
                 let mut state = self.shared.write();
                 let changes = state.apply(writes);
                 let revision = state.versions.revision();

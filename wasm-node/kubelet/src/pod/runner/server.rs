@@ -48,8 +48,7 @@ fn start(context: RunContext, created: &mut CreatedContainer) -> Result<Box<dyn 
     let port = settings::server_port(&container);
     let of = (context.index, context.attempt);
     let env = context.node.parts.env.clone();
-    let handle =
-        ServerHandle::new(created.container.clone(), server.clone(), of, context.messages.clone(), env.clone());
+    let handle = ServerHandle::new(created, server.clone(), of, context.messages.clone(), env.clone());
     let (mut address, mut listener) = (None, None);
     if let Some(ip) = context.ip {
         match context.node.parts.network.attach(Listen::tcp(ip, port), handle.clone()) {

@@ -216,6 +216,7 @@ impl PodWorker {
         let snapshot = ContainerSnapshot {
             name: slot.name.clone(),
             running: Some((created.container.clone(), self.node.parts.env.now())),
+            responses: created.responses.clone(),
             log: created.log.clone(),
             attempt,
             spec: slot.container.clone(),

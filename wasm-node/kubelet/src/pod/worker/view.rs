@@ -12,6 +12,7 @@ use super::Message;
 use crate::log::ContainerLog;
 use crate::mailbox::Sender;
 use crate::pod::state::Event;
+use crate::responses::ResponseMeter;
 use crate::spec::compressed::Compressed;
 
 /// The last observed state of a started container.
@@ -20,6 +21,8 @@ pub(crate) struct ContainerSnapshot {
     pub(crate) name: Arc<str>,
     /// The running container and its start time.
     pub(crate) running: Option<(Arc<dyn Container>, Timestamp)>,
+    /// Measures the responses of the newest start, if it serves.
+    pub(crate) responses: Option<Arc<ResponseMeter>>,
     /// The log of the newest start.
     pub(crate) log: Arc<ContainerLog>,
     /// The number of the newest start.
@@ -121,6 +124,11 @@ impl PodView {
         self.snapshot.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// Whether the pod is of a namespace.
+    pub(crate) fn is_in(&self, namespace: &str) -> bool {
+        self.snapshot.read().unwrap_or_else(PoisonError::into_inner).id.namespace == namespace
+    }
+
     /// A packing round for unused objects. Returns the number of packed texts.
     pub(crate) fn pack(&self, packers: &mut Packers) -> usize {
         let snapshot = self.snapshot.read().unwrap_or_else(PoisonError::into_inner);
@@ -165,6 +173,7 @@ impl PodView {
         self.update(|snapshot| {
             if let Some(container) = snapshot.containers.iter_mut().find(|container| *container.name == *name) {
                 container.running = None;
+                container.responses = None;
             }
             snapshot.cpu_before += used.cpu;
         });

@@ -109,9 +109,10 @@ impl Bench {
     }
 
     pub(super) async fn load_bytes(&self, bytes: &[u8], metering: Metering) -> Result<Arc<PreparedModule>, LoadError> {
-        let path = self.dir.path().join("module.wasm");
-        std::fs::write(&path, bytes).unwrap();
-        self.engine.load(&digest(bytes), &path, metering, "default").await
+        // Each call has a file of its own, since calls run side by side.
+        let file = tempfile::NamedTempFile::new_in(self.dir.path()).unwrap();
+        std::fs::write(file.path(), bytes).unwrap();
+        self.engine.load(&digest(bytes), file.path(), metering, "default").await
     }
 
     pub(super) async fn load_text(&self, text: &str, metering: Metering) -> Result<Arc<PreparedModule>, LoadError> {

@@ -203,6 +203,8 @@ async fn a_plugin_lists_its_functions() {
     assert_eq!((&greet["parameters"], &greet["result"]), (&parameters, &json!({"type": "string"})));
     let wit = ask(&server, "a", get("/wit")).await.text;
     assert!(wit.contains("greet: func(name: string) -> string;") && wit.contains("resource guest-book"), "{wit}");
+    let own = wit.find("package coracle:samples").unwrap();
+    assert!(wit.find("package wasi:").is_some_and(|wasi| own < wasi), "{wit}");
     let openapi = ask(&server, "a", get("/openapi.json")).await.json();
     assert_eq!(openapi["openapi"], "3.1.0");
     let path = &openapi["paths"]["/coracle:samples/greeter/introduce"]["post"];

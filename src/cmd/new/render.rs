@@ -1,0 +1,122 @@
+//! The files of a project: a template's texts with the project's names in place of `{{KEY}}`. Pure.
+
+use super::names::ProjectName;
+use super::templates::{File, Language, Template};
+
+/// A file of a project.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct ProjectFile {
+    /// The path below the project's folder, with `/`.
+    pub(super) path: &'static str,
+    pub(super) content: String,
+}
+
+/// The files of a project, each once.
+pub(super) fn render(template: &Template, name: &ProjectName) -> Vec<ProjectFile> {
+    let files = template.files.iter().chain(template.kind.files()).chain(template.language.files());
+    files.map(|File(path, content)| ProjectFile { path, content: content_of(path, content, template, name) }).collect()
+}
+
+fn content_of(path: &str, content: &str, template: &Template, name: &ProjectName) -> String {
+    let content = text(content, template, name);
+    if path == "Cargo.lock" { sort_packages(&content) } else { content }
+}
+
+/// A text with values in place of its keys. A value may have keys itself.
+pub(super) fn text(content: &str, template: &Template, name: &ProjectName) -> String {
+    let world = template.kind.world();
+    let module = module_of(template, name);
+    let values: [(&str, &str); 19] = [
+        ("about", template.about),
+        ("needs", template.language.needs()),
+        ("source", template.source),
+        ("test", template.test),
+        ("start", template.kind.start()),
+        ("answer", template.kind.answer()),
+        ("build", template.build),
+        ("watch", template.watch),
+        ("options", template.options),
+        ("disabled", template.options),
+        ("wasi", template.language.wasi()),
+        ("world", world),
+        ("module", &module),
+        ("package", &name.rust_package()),
+        ("library", &name.rust_library()),
+        ("wit", &name.wit_package()),
+        ("name", name.as_str()),
+        ("deployment", &deployment(template, name)),
+        ("image", &format!("registry.local/{}:v1", name.as_str())),
+    ];
+    values.iter().fold(content.to_owned(), |text, (key, value)| text.replace(&format!("{{{{{key}}}}}"), value))
+}
+
+/// The path of the built module.
+fn module_of(template: &Template, name: &ProjectName) -> String {
+    let module = template.module.replace("{{package}}", &name.rust_package());
+    module.replace("{{library}}", &name.rust_library()).replace("{{name}}", name.as_str())
+}
+
+/// The name that `coracle run` makes of the module's file.
+fn deployment(template: &Template, name: &ProjectName) -> String {
+    if template.language == Language::Rust { name.rust_package() } else { name.as_str().to_owned() }
+}
+
+/// A Cargo.lock with its packages in cargo's order, which the project's name changes.
+fn sort_packages(lock: &str) -> String {
+    const MARK: &str = "[[package]]\n";
+    let mut parts = lock.split(MARK);
+    let head = parts.next().unwrap_or_default();
+    let mut packages: Vec<&str> = parts.map(str::trim_end).collect();
+    packages.sort_by_key(|package| package.lines().next().unwrap_or_default().to_owned());
+    let packages: Vec<String> = packages.iter().map(|package| format!("{MARK}{package}\n")).collect();
+    format!("{head}{}", packages.join("\n"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::super::templates::TEMPLATES;
+    use super::*;
+
+    #[test]
+    fn no_key_is_left_and_no_path_is_given_twice() {
+        for (template, name) in TEMPLATES.iter().flat_map(|template| ["my-app", "9x"].map(|name| (template, name))) {
+            let name = ProjectName::parse(name).unwrap();
+            let files = render(template, &name);
+            for file in &files {
+                let at = format!("{} {}", template.name, file.path);
+                assert!(!file.content.contains("{{"), "{at}: {}", file.content);
+                assert!(
+                    file.content.ends_with('\n') && !file.path.starts_with('/') && !file.path.contains(".."),
+                    "{at}"
+                );
+            }
+            let paths: BTreeSet<&str> = files.iter().map(|file| file.path).collect();
+            assert_eq!(paths.len(), files.len(), "{}: {paths:?}", template.name);
+            for path in ["README.md", "coracle.yaml", ".gitignore"] {
+                assert!(paths.contains(path), "{}: {path}", template.name);
+            }
+        }
+    }
+
+    #[test]
+    fn readmes_have_ten_lines_and_their_first_command_is_the_test() {
+        let name = ProjectName::parse("my-app").unwrap();
+        for template in TEMPLATES {
+            let files = render(template, &name);
+            let readme = &files.iter().find(|file| file.path == "README.md").unwrap().content;
+            assert!(readme.lines().count() <= 14, "{}: {readme}", template.name);
+            let first = readme.split("```console\n").nth(1).unwrap().lines().next().unwrap();
+            assert_eq!(first, text(template.test, template, &name), "{}", template.name);
+        }
+    }
+
+    #[test]
+    fn packages_of_a_lock_are_sorted() {
+        let lock = "version = 4\n\n[[package]]\nname = \"z\"\n\n[[package]]\nname = \"my-app\"\ndependencies = [\n \"z\",\n]\n";
+        let sorted = "version = 4\n\n[[package]]\nname = \"my-app\"\ndependencies = [\n \"z\",\n]\n\n[[package]]\nname = \"z\"\n";
+        assert_eq!(sort_packages(lock), sorted);
+        assert_eq!(sort_packages(sorted), sorted);
+    }
+}

@@ -1,0 +1,6 @@
+"""The component: the scheduler plugin of `plugin.py`."""
+from wit_world import exports
+
+
+class Plugin(exports.Plugin):
+    pass
