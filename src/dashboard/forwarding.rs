@@ -3,6 +3,7 @@
 //! A page has the rights of the kubeconfig and no others: its own credentials, impersonation, and what proxies add about a
 //! client are removed. Headers of one connection (RFC 9110, 7.6.1) aren't forwarded.
 
+use apiserver_auth::websocket_token;
 use http::header::{
     AUTHORIZATION, CONNECTION, CONTENT_LENGTH, CONTENT_SECURITY_POLICY, COOKIE, FORWARDED, HOST, HeaderName, ORIGIN,
     PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, REFERER, SEC_WEBSOCKET_PROTOCOL, SET_COOKIE, TE, TRAILER,
@@ -11,7 +12,6 @@ use http::header::{
 use http::{HeaderMap, HeaderValue};
 
 use super::gate::protocols;
-use super::secret::PROTOCOL_PREFIX;
 
 /// Headers of one connection.
 const HOP_BY_HOP: [HeaderName; 9] = [
@@ -61,7 +61,7 @@ pub(super) fn of_request(headers: &HeaderMap) -> HeaderMap {
     });
     sent.remove(SEC_WEBSOCKET_PROTOCOL);
     if wants_websocket(headers) {
-        let offered: Vec<&str> = protocols(headers).filter(|one| !one.starts_with(PROTOCOL_PREFIX)).collect();
+        let offered: Vec<&str> = protocols(headers).filter(|one| !one.starts_with(websocket_token::PREFIX)).collect();
         if let Ok(offered) = HeaderValue::try_from(offered.join(", "))
             && !offered.is_empty()
         {

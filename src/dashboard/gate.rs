@@ -4,6 +4,7 @@
 //! elsewhere can have a DNS name that leads here), must come from a page of this server, and must have the secret for all
 //! but the dashboard's files.
 
+use apiserver_auth::websocket_token::WebSocketToken;
 use http::header::{AUTHORIZATION, HOST, ORIGIN, SEC_WEBSOCKET_PROTOCOL};
 use http::{HeaderMap, HeaderName, StatusCode};
 
@@ -77,7 +78,10 @@ impl Gate {
         let mut bearers = headers.get_all(AUTHORIZATION).iter();
         match (bearers.next(), bearers.next()) {
             (Some(one), None) => bearer(one.as_bytes()).is_some_and(|token| self.secret.is_token(token)),
-            (None, None) => protocols(headers).any(|protocol| self.secret.is_protocol(protocol)),
+            (None, None) => match WebSocketToken::read(protocols(headers)) {
+                Some(WebSocketToken::Valid(token)) => self.secret.is_token(&token),
+                Some(WebSocketToken::Malformed) | None => false,
+            },
             _ => false,
         }
     }
@@ -143,12 +147,15 @@ mod tests {
 
     #[test]
     fn a_websocket_has_the_secret_in_its_subprotocols() {
-        let secret = check("/", &[]).1;
-        let encoded = secret.reveal_protocol();
-        let offered = format!("v5.channel.k8s.io, {encoded}");
-        assert_eq!(code("/api/v1", &[HOST_HERE, ("sec-websocket-protocol", &offered)]), 0);
-        assert_eq!(code("/api/v1", &[HOST_HERE, ("sec-websocket-protocol", "v5.channel.k8s.io")]), 401);
-        assert_eq!(code("/api/v1", &[HOST_HERE, ("sec-websocket-protocol", &format!("{encoded}x"))]), 401);
+        let encoded = check("/", &[]).1.as_protocol();
+        for (offered, expected) in [
+            (format!("v5.channel.k8s.io, {encoded}"), 0),
+            ("v5.channel.k8s.io".to_owned(), 401),
+            (format!("v5.channel.k8s.io, {encoded}AAAA"), 401),
+            (format!("v5.channel.k8s.io, {}", &encoded[..encoded.len() - 4]), 401),
+        ] {
+            assert_eq!(code("/api/v1", &[HOST_HERE, ("sec-websocket-protocol", &offered)]), expected, "{offered}");
+        }
     }
 
     #[test]

@@ -305,7 +305,7 @@ mod tests {
         let (port, secret) = proxy(api, &stop).await;
         let handshake = format!(
             "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Protocol: v5.channel.k8s.io, {}\r\n",
-            secret.reveal_protocol()
+            secret.as_protocol()
         );
         let (mut stream, answer) = ask(port, "/api/v1/namespaces/n/pods/p/exec", &handshake).await;
         assert!(answer.starts_with("HTTP/1.1 101 ") && answer.contains("v5.channel.k8s.io"), "{answer}");
