@@ -28,7 +28,7 @@ exits() {
 }
 # up [flags…]: a cluster in $WORK/data; sets KUBECONFIG, REGISTRY. E2E_BLOCK is the block of addresses that a new folder prefers.
 up() {
-  [ -z "${E2E_BLOCK:-}" ] || [ -e "$WORK/data/network" ] || { mkdir -p -m 700 "$WORK/data"; echo "$E2E_BLOCK" > "$WORK/data/network"; }
+  [ -z "${E2E_BLOCK:-}" ] || [ -e "$WORK/data" ] || { mkdir -m 700 "$WORK/data"; echo "$E2E_BLOCK" > "$WORK/data/network"; }
   : > "$WORK/ready"
   "$CORACLE" up --data-dir "$WORK/data" --port 0 "$@" > "$WORK/ready" 2> "$WORK/up.log" & UP_PID=$!
   local deadline=$((SECONDS + 30))
