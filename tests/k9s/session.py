@@ -70,9 +70,10 @@ class Session:
         return self.sees(title)
 
     def only(self, name, others):
-        """Filters the table to one row."""
+        """Filters the table. The title has the filter when it is applied."""
         self.type(f"/{name}{ENTER}")
-        self.sees(rf"(?m)^\W*{name}", absent=others)
+        self.sees(rf"\[[1-9]\] </{name}>")
+        self.sees(rf"(?m)^[\s│]*{name}", absent=others)
 
     def ended(self):
         deadline = time.monotonic() + SOON_S
@@ -116,7 +117,7 @@ def pods(k9s):
 
 
 def logs_and_shell(k9s):
-    k9s.go("pods default", r"(?i)pods\(default\)")
+    k9s.go("pods default", r"(?i)pods\(default\)\[[2-9]")
     k9s.only("hello", "box ")
     k9s.type("l")
     k9s.sees(r"(?i)logs\(default/hello")
