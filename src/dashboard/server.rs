@@ -15,8 +15,6 @@ use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
-use hyper::upgrade::OnUpgrade;
-use hyper_util::rt::TokioIo;
 use kube::Client;
 use kube::client::Body as ClientBody;
 use machinery_client::causes::with_causes;
@@ -24,6 +22,7 @@ use machinery_env::Env;
 use machinery_serve::accept::{self, ConnectionPermit, Limit, Listener};
 use machinery_serve::connection;
 use machinery_serve::descriptors::Class;
+use machinery_serve::upgraded::copy_upgraded;
 use serde_json::json;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -151,7 +150,7 @@ impl Proxy {
             let unwanted = || ForwardError(StatusCode::BAD_GATEWAY, "the API server changed the protocol".to_owned());
             let page = page.ok_or_else(unwanted)?;
             let server = hyper::upgrade::on(&mut answered);
-            tokio::spawn(splice(page, server, self.stop.clone(), permit));
+            tokio::spawn(copy_upgraded(page, server, permit, self.stop.clone()));
             let mut response = Response::new(Body::empty());
             *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
             *response.headers_mut() = of_response(answered.headers(), true);
@@ -177,22 +176,6 @@ impl Proxy {
             }
             Err(error) => Err(ForwardError(StatusCode::BAD_REQUEST, error.to_string())),
         }
-    }
-}
-
-/// Copies between page and API server until either side closes, or until the stop.
-async fn splice(page: OnUpgrade, server: OnUpgrade, stop: CancellationToken, _permit: Arc<ConnectionPermit>) {
-    let copied = async {
-        let (page, server) = tokio::try_join!(page, server).map_err(std::io::Error::other)?;
-        tokio::io::copy_bidirectional(&mut TokioIo::new(page), &mut TokioIo::new(server)).await
-    };
-    tokio::select! {
-        done = copied => {
-            if let Err(error) = done {
-                tracing::debug!(%error, "a forwarded connection ended");
-            }
-        }
-        () = stop.cancelled() => {}
     }
 }
 

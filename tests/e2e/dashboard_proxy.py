@@ -1,5 +1,5 @@
 """The proxy of `coracle dashboard`: dashboard_proxy.py ADDRESS, with the secret in ADDRESS. Needs a cluster with the pod `hello` in `default`."""
-import base64, http.client, json, os, socket, sys
+import base64, http.client, json, socket, sys
 from websocket import WITHIN_S, WebSocket, expect
 
 ADDRESS, SECRET = sys.argv[1].split("#token=")
@@ -34,17 +34,8 @@ class ProxiedSocket(WebSocket):
 
     def __init__(self, target, protocol, origin=None):
         self.socket = socket.create_connection(("127.0.0.1", PORT), timeout=WITHIN_S)
-        key = base64.b64encode(os.urandom(16)).decode()
         named = f"Origin: {origin}\r\n" if origin else ""
-        self.socket.sendall(
-            f"GET {target} HTTP/1.1\r\nHost: {OWN}\r\nConnection: keep-alive, Upgrade\r\nUpgrade: websocket\r\n"
-            f"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {key}\r\nSec-WebSocket-Protocol: {protocol}\r\n{named}\r\n".encode()
-        )
-        self.file = self.socket.makefile("rb")
-        self.head = ""
-        while not self.head.endswith("\r\n\r\n"):
-            self.head += self.file.read(1).decode() or "\r\n\r\n"
-        self.code = int(self.head.split()[1])
+        self.shake_hands(target, f"Host: {OWN}\r\nConnection: keep-alive, Upgrade\r\nSec-WebSocket-Protocol: {protocol}\r\n{named}")
 
 
 def files():

@@ -27,19 +27,22 @@ class WebSocket:
             encoded = base64.urlsafe_b64encode(token.encode()).decode().rstrip("=")
             protocol = f"base64url.bearer.authorization.k8s.io.{encoded}" + (f", {protocol}" if protocol else "")
         self.socket = context(token is None).wrap_socket(socket.create_connection((HOST, int(PORT)), timeout=WITHIN_S))
-        key = key if key is not None else base64.b64encode(os.urandom(16)).decode()
         named = f"Sec-WebSocket-Protocol: {protocol}\r\n" if protocol else ""
+        self.shake_hands(target, f"Host: {HOST}:{PORT}\r\nConnection: Upgrade\r\n{named}", key)
+        length = [line.split(":")[1] for line in self.head.lower().splitlines() if line.startswith("content-length:")]
+        self.body = self.file.read(int(length[0])).decode() if length else ""
+
+    def shake_hands(self, target, lines, key=None):
+        """Sends the request with these lines; sets `file`, `head` and `code`."""
+        key = key if key is not None else base64.b64encode(os.urandom(16)).decode()
         self.socket.sendall(
-            f"GET {target} HTTP/1.1\r\nHost: {HOST}:{PORT}\r\nConnection: Upgrade\r\n"
-            f"Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {key}\r\n{named}\r\n".encode()
+            f"GET {target} HTTP/1.1\r\n{lines}Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {key}\r\n\r\n".encode()
         )
         self.file = self.socket.makefile("rb")
         self.head = ""
         while not self.head.endswith("\r\n\r\n"):
             self.head += self.file.read(1).decode() or "\r\n\r\n"
         self.code = int(self.head.split()[1])
-        length = [line.split(":")[1] for line in self.head.lower().splitlines() if line.startswith("content-length:")]
-        self.body = self.file.read(int(length[0])).decode() if length else ""
 
     def send(self, data, op=2):
         mask = os.urandom(4)

@@ -17,7 +17,7 @@ use hyper::body::Incoming;
 use machinery_env::Env;
 use machinery_serve::accept::{self, ConnectionPermit, Limit, Listener, Seats};
 use machinery_serve::descriptors::Descriptors;
-use machinery_streaming::websocket::upgrade_of;
+use machinery_streaming::websocket::wants_websocket;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
@@ -45,7 +45,9 @@ impl Peer {
 
 /// The bearer token that a WebSocket request offers as a subprotocol.
 pub(crate) fn websocket_token(headers: &HeaderMap) -> Option<WebSocketToken> {
-    upgrade_of(headers).filter(|to| to.eq_ignore_ascii_case("websocket"))?;
+    if !wants_websocket(headers) {
+        return None;
+    }
     let offered = headers.get_all(http::header::SEC_WEBSOCKET_PROTOCOL).iter();
     WebSocketToken::read(offered.filter_map(|value| value.to_str().ok()))
 }

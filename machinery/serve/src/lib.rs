@@ -10,6 +10,7 @@
 //! - [`sockets`]: the listening sockets of the process, which the next process may take over.
 //! - [`handover`]: the exchange of the two processes.
 //! - [`trace`]: spans of requests, and their context in headers.
+//! - [`upgraded`]: copies between upgraded connections.
 //! - [`unread`]: drains the unread rest of a request's body.
 //!
 //! Excluded by design: the Kubernetes client (`machinery-client`), which no server needs.
@@ -29,3 +30,4 @@ mod seats;
 pub mod sockets;
 pub mod trace;
 pub mod unread;
+pub mod upgraded;

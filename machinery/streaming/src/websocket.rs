@@ -83,6 +83,12 @@ pub fn upgrade_of(headers: &HeaderMap) -> Option<&str> {
     headers.get(header::UPGRADE)?.to_str().ok().map(str::trim).filter(|upgrade| !upgrade.is_empty())
 }
 
+/// Whether a request asks for a WebSocket.
+#[must_use]
+pub fn wants_websocket(headers: &HeaderMap) -> bool {
+    upgrade_of(headers).is_some_and(|upgrade| upgrade.eq_ignore_ascii_case("websocket"))
+}
+
 /// Answers a handshake with the first of the client's subprotocols that is `supported`; an entry "" accepts a client
 /// without one.
 ///
@@ -284,6 +290,8 @@ mod tests {
         assert_eq!(upgrade_of(&request(&[("connection", "Upgrade"), ("upgrade", "SPDY/3.1")])), Some("SPDY/3.1"));
         let listed = request(&[("connection", "keep-alive, upgrade"), ("upgrade", "websocket")]);
         assert_eq!(upgrade_of(&listed), Some("websocket"));
+        assert!(wants_websocket(&request(&[("connection", "Upgrade"), ("upgrade", "WebSocket")])));
+        assert!(!wants_websocket(&request(&[("connection", "Upgrade"), ("upgrade", "SPDY/3.1")])));
         assert_eq!(upgrade_of(&request(&[("connection", "keep-alive"), ("upgrade", "websocket")])), None);
         assert_eq!(upgrade_of(&request(&[("connection", "Upgrade")])), None);
     }

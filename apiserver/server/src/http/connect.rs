@@ -15,7 +15,8 @@ use hyper_util::rt::TokioIo;
 use machinery_api::error::GroupResource;
 use machinery_api::{ApiError, GroupVersion, names};
 use machinery_env::Env;
-use machinery_streaming::websocket::{self, OutgoingMessage, upgrade_of};
+use machinery_serve::upgraded::copy_upgraded;
+use machinery_streaming::websocket::{self, OutgoingMessage, upgrade_of, wants_websocket};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
@@ -197,11 +198,6 @@ pub(super) fn forward_subprotocols(from: &HeaderMap, to: &mut HeaderMap) {
     }
 }
 
-/// Returns whether the request asks for a WebSocket.
-pub(super) fn wants_websocket(headers: &HeaderMap) -> bool {
-    upgrade_of(headers).is_some_and(|to| to.eq_ignore_ascii_case("websocket"))
-}
-
 impl RequestHandler {
     /// Answers a handshake with one of the subprotocols that are `supported`, and sends `messages` of the chosen one over
     /// the WebSocket.
@@ -285,29 +281,12 @@ impl RequestHandler {
         }
         let node = hyper::upgrade::on(&mut answer);
         let session = std::mem::take(&mut ctx.connection.session);
-        tokio::spawn(copy_streams(upgrade, node, session, self.stop.clone()));
+        tokio::spawn(copy_upgraded(upgrade, node, session, self.stop.clone()));
         let mut response = Response::new(Body::empty());
         *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
         response.headers_mut().extend(headers);
         Ok(response)
     }
-}
-
-/// Copies between the client and the node until either side closes, or until `stop`.
-pub(super) async fn copy_streams(client: OnUpgrade, node: OnUpgrade, session: SessionGuards, stop: CancellationToken) {
-    let copied = async {
-        let (client, node) = tokio::try_join!(client, node).map_err(std::io::Error::other)?;
-        tokio::io::copy_bidirectional(&mut TokioIo::new(client), &mut TokioIo::new(node)).await
-    };
-    tokio::select! {
-        done = copied => {
-            if let Err(error) = done {
-                tracing::debug!(%error, "a forwarded connection ended");
-            }
-        }
-        () = stop.cancelled() => {}
-    }
-    drop(session);
 }
 
 /// Sends messages over a connection that is upgraded to a WebSocket, until either side closes, or until `stop`.

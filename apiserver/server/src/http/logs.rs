@@ -11,10 +11,9 @@ use jiff::Timestamp;
 use machinery_api::error::GroupResource;
 use machinery_api::selector::go_quoted;
 use machinery_api::{ApiError, Cause};
-use machinery_streaming::websocket::OutgoingMessage;
+use machinery_streaming::websocket::{OutgoingMessage, wants_websocket};
 use serde_json::Value;
 
-use super::connect::wants_websocket;
 use super::handle::{RequestContext, RequestHandler};
 use super::kubelets;
 use super::respond;

@@ -7,11 +7,10 @@ use axum::body::Body;
 use futures::{Stream, StreamExt as _, TryStreamExt as _, future};
 use http::{Response, header};
 use machinery_api::ApiError;
-use machinery_streaming::websocket::OutgoingMessage;
+use machinery_streaming::websocket::{OutgoingMessage, wants_websocket};
 use tokio_util::codec::{FramedRead, LengthDelimitedCodec, LinesCodec};
 use tokio_util::io::StreamReader;
 
-use super::connect::wants_websocket;
 use super::handle::{RequestContext, RequestHandler};
 
 /// The subprotocols that a client may name. None of them changes the messages, as upstream: browsers name one because they

@@ -33,7 +33,7 @@ use machinery_env::Env;
 use machinery_serve::accept::{self, ConnectionPermit, Limit, Listener};
 use machinery_serve::descriptors::Descriptors;
 use machinery_serve::net::PodNetwork;
-use machinery_streaming::websocket::upgrade_of;
+use machinery_streaming::websocket::wants_websocket;
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
@@ -165,7 +165,7 @@ async fn connection(
 
 /// A session keeps its request alive until it ends, a response until its body is sent.
 async fn count(State(requests): State<Requests>, mut request: Request, next: Next) -> Response {
-    let by_websocket = upgrade_of(request.headers()).is_some_and(|to| to.eq_ignore_ascii_case("websocket"));
+    let by_websocket = wants_websocket(request.headers());
     let under_way = Arc::new(requests.begin(request.method(), request.uri(), by_websocket));
     request.extensions_mut().insert(under_way.clone());
     next.run(request).await.map(|body| {

@@ -19,10 +19,11 @@ use hyper::body::Incoming;
 use machinery_api::ApiError;
 use machinery_api::error::GroupResource;
 use machinery_serve::net::{framing, unverified};
+use machinery_serve::upgraded::copy_upgraded;
 use machinery_streaming::websocket::upgrade_of;
 use serde_json::Value;
 
-use super::connect::{copy_streams, forward_subprotocols};
+use super::connect::forward_subprotocols;
 use super::handle::{RequestContext, RequestHandler};
 use super::kubelets::{self, NodeAddress};
 use crate::registry::RequestScope;
@@ -98,12 +99,8 @@ impl RequestHandler {
                 && let Some(upgrade) = ctx.connection.upgrade.take()
             {
                 let backend = hyper::upgrade::on(&mut answer);
-                let session = std::mem::take(&mut ctx.connection.session);
-                let copied = copy_streams(upgrade, backend, session, self.stop.clone());
-                tokio::spawn(async move {
-                    let _permit = permit;
-                    copied.await;
-                });
+                let held = (std::mem::take(&mut ctx.connection.session), permit);
+                tokio::spawn(copy_upgraded(upgrade, backend, held, self.stop.clone()));
                 let mut response = Response::new(Body::empty());
                 *response.status_mut() = status;
                 *response.headers_mut() = answer.headers().clone();
