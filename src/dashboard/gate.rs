@@ -4,6 +4,7 @@
 //! elsewhere can have a DNS name that leads here), must come from a page of this server, and must have the secret for all
 //! but the dashboard's files.
 
+use apiserver::http::static_files::is_below;
 use apiserver_auth::websocket_token::WebSocketToken;
 use http::header::{AUTHORIZATION, HOST, ORIGIN, SEC_WEBSOCKET_PROTOCOL};
 use http::{HeaderMap, HeaderName, StatusCode};
@@ -44,8 +45,7 @@ impl Gate {
                 "the Host header is another server's: open the address that coracle dashboard prints",
             );
         }
-        let is_file = path.strip_prefix(PREFIX).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
-        if is_file {
+        if is_below(PREFIX, path) {
             return Verdict::File;
         }
         if !self.comes_from_this_server(headers) {

@@ -9,6 +9,7 @@ use opentelemetry_http::{HttpClient, HttpError, ResponseBodyTooLarge};
 use reqwest::{Certificate, Client, Identity};
 
 use super::settings::SignalSettings;
+use crate::joining::authority::{host, is_loopback};
 
 /// Maximum bytes of a collector's response, which has at most an error message.
 const RESPONSE_BYTES_MAX: usize = 64 << 10;
@@ -25,7 +26,7 @@ impl CollectorClient {
             .user_agent(concat!("coracle/", env!("CARGO_PKG_VERSION")))
             .redirect(reqwest::redirect::Policy::none())
             .timeout(settings.request_timeout);
-        if is_loopback(settings.endpoint.host().unwrap_or_default()) {
+        if is_loopback(host(&settings.endpoint)) {
             builder = builder.no_proxy();
         }
         if let Some(ca) = &settings.ca {
@@ -48,11 +49,6 @@ impl CollectorClient {
 
 fn read(path: &Path, variable: &str) -> anyhow::Result<Vec<u8>> {
     std::fs::read(path).with_context(|| format!("{variable}={} can't be read", path.display()))
-}
-
-fn is_loopback(host: &str) -> bool {
-    let host = host.trim_start_matches('[').trim_end_matches(']');
-    host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
 #[async_trait::async_trait]

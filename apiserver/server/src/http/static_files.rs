@@ -84,7 +84,7 @@ impl StaticFiles {
     /// Whether a path is the prefix or below it.
     #[must_use]
     pub fn covers(&self, path: &str) -> bool {
-        path.strip_prefix(self.prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        is_below(self.prefix, path)
     }
 
     /// The response to a request for a covered path.
@@ -147,6 +147,12 @@ impl PackedFile {
         response.headers_mut().insert(VARY, HeaderValue::from_static("Accept-Encoding"));
         response
     }
+}
+
+/// Whether a path is `prefix`, such as `/dashboard`, or below it.
+#[must_use]
+pub fn is_below(prefix: &str, path: &str) -> bool {
+    path.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
 /// A weak tag: the compressed and the plain form share it.
