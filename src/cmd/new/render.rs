@@ -13,8 +13,10 @@ pub(super) struct ProjectFile {
 
 /// The files of a project, each once.
 pub(super) fn render(template: &Template, name: &ProjectName) -> Vec<ProjectFile> {
-    let files = template.files.iter().chain(template.kind.files()).chain(template.language.files());
-    files.map(|File(path, content)| ProjectFile { path, content: content_of(path, content, template, name) }).collect()
+    template
+        .all_files()
+        .map(|File(path, content)| ProjectFile { path, content: content_of(path, content, template, name) })
+        .collect()
 }
 
 fn content_of(path: &str, content: &str, template: &Template, name: &ProjectName) -> String {

@@ -134,41 +134,33 @@ impl Language {
     /// Files of each kind.
     pub(super) fn files(self) -> &'static [File] {
         match self {
-            Self::Rust => &[
-                file!("README.md", "common/README.md"),
-                file!("coracle.yaml", "common/coracle.yaml"),
-                file!(".gitignore", "rust/gitignore"),
-            ],
+            Self::Rust => &[file!(".gitignore", "rust/gitignore")],
             Self::JavaScript => &[
-                file!("README.md", "common/README.md"),
-                file!("coracle.yaml", "common/coracle.yaml"),
                 file!(".gitignore", "js/gitignore"),
                 file!("build.mjs", "js/build.mjs"),
                 file!("package.json", "js/package.json"),
                 file!("package-lock.json", "js/package-lock.json"),
             ],
             Self::Python => &[
-                file!("README.md", "common/README.md"),
-                file!("coracle.yaml", "common/coracle.yaml"),
                 file!(".gitignore", "python/gitignore"),
                 file!("build.py", "python/build.py"),
                 file!("requirements.txt", "python/requirements.txt"),
             ],
-            Self::Go => &[
-                file!("README.md", "common/README.md"),
-                file!("coracle.yaml", "common/coracle.yaml"),
-                file!(".gitignore", "go/gitignore"),
-                file!("go.mod", "go/go.mod"),
-            ],
-            Self::C => &[
-                file!("README.md", "common/README.md"),
-                file!("coracle.yaml", "common/coracle.yaml"),
-                file!(".gitignore", "c/gitignore"),
-            ],
+            Self::Go => &[file!(".gitignore", "go/gitignore"), file!("go.mod", "go/go.mod")],
+            Self::C => &[file!(".gitignore", "c/gitignore")],
         }
     }
 }
 
+impl Template {
+    /// All files of a project.
+    pub(super) fn all_files(&self) -> impl Iterator<Item = &'static File> {
+        self.files.iter().chain(self.kind.files()).chain(COMMON).chain(self.language.files())
+    }
+}
+
+/// Files of every project.
+const COMMON: &[File] = &[file!("README.md", "common/README.md"), file!("coracle.yaml", "common/coracle.yaml")];
 /// Host interfaces that a project's world may import.
 const KEYVALUE: File = wit!("keyvalue");
 const CONFIG: File = wit!("config");
@@ -467,14 +459,7 @@ mod tests {
     /// A file that no template has would be compiled and tested by no script.
     #[test]
     fn each_file_belongs_to_a_template() {
-        let all = TEMPLATES.iter().flat_map(|template| {
-            template
-                .files
-                .iter()
-                .chain(template.kind.files())
-                .chain(template.language.files())
-                .map(|File(_, text)| *text)
-        });
+        let all = TEMPLATES.iter().flat_map(Template::all_files).map(|File(_, text)| *text);
         let all: BTreeSet<&str> = all.collect();
         let mut there = Vec::new();
         files_below(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src/templates"), &mut there);
