@@ -74,16 +74,17 @@ pub(super) fn resources(metrics: &Arc<NodeMetrics>) -> [ResourceInfo; 2] {
     let shared = METRICS.iter().map(|(name, _)| *name);
     let of_services = shared.clone().chain(CALL_METRICS.iter().map(|(name, _)| *name)).collect();
     [
-        of("pods", Arc::new(Pods(metrics.clone())), shared.collect()),
-        of("services", Arc::new(Services(metrics.clone())), of_services),
+        of("pods", Arc::new(CustomMetrics::Pods(metrics.clone())), shared.collect()),
+        of("services", Arc::new(CustomMetrics::Services(metrics.clone())), of_services),
     ]
 }
 
+/// The values of one kind of objects. Nothing but metrics is served.
 #[derive(Debug)]
-struct Pods(Arc<NodeMetrics>);
-
-#[derive(Debug)]
-struct Services(Arc<NodeMetrics>);
+enum CustomMetrics {
+    Pods(Arc<NodeMetrics>),
+    Services(Arc<NodeMetrics>),
+}
 
 fn not_found(plural: &str, name: &str) -> ApiError {
     ApiError::NotFound(GroupResource::new("", plural), name.to_owned())
@@ -188,65 +189,61 @@ fn named(
     Ok(all.filter(|object| chosen.matches_object(object)).collect())
 }
 
-impl Pods {
-    async fn values(
-        &self,
-        (namespace, name): (&str, &str),
-        metric: &str,
-        selectors: MetricSelectors<'_>,
-    ) -> Result<Value, ApiError> {
-        let objects = self.0.objects();
-        let measure = measure(metric)?;
-        let pods = named(objects, "pods", (namespace, name), selectors.objects)?;
-        let responses = self.0.responses(namespace, &pods).await;
-        let of = |pod: &Arc<Value>| {
-            let (of, at) = of_pod(responses.of(pod)?, (metric, measure))?;
-            Some(value("Pod", pod, (metric, &BTreeMap::new()), of, at))
-        };
-        let values: Vec<Value> = pods.iter().filter_map(of).collect();
-        if values.is_empty() && name != "*" {
-            return Err(no_metric(metric, "pods", name));
-        }
-        Ok(list(values))
+async fn values_of_pods(
+    metrics: &NodeMetrics,
+    (namespace, name): (&str, &str),
+    metric: &str,
+    selectors: MetricSelectors<'_>,
+) -> Result<Value, ApiError> {
+    let objects = metrics.objects();
+    let measure = measure(metric)?;
+    let pods = named(objects, "pods", (namespace, name), selectors.objects)?;
+    let responses = metrics.responses(namespace, &pods).await;
+    let of = |pod: &Arc<Value>| {
+        let (of, at) = of_pod(responses.of(pod)?, (metric, measure))?;
+        Some(value("Pod", pod, (metric, &BTreeMap::new()), of, at))
+    };
+    let values: Vec<Value> = pods.iter().filter_map(of).collect();
+    if values.is_empty() && name != "*" {
+        return Err(no_metric(metric, "pods", name));
     }
+    Ok(list(values))
 }
 
-impl Services {
-    async fn values(
-        &self,
-        (namespace, name): (&str, &str),
-        metric: &str,
-        selectors: MetricSelectors<'_>,
-    ) -> Result<Value, ApiError> {
-        let objects = self.0.objects();
-        let (measure, callers) = (measure(metric)?, selector(selectors.metric)?);
-        let services = named(objects, "services", (namespace, name), selectors.objects)?;
-        let pods = objects.list("", "pods", Some(namespace));
-        let by_label = PodsByLabel::new(&pods);
-        let selected = |service: &Value| {
-            let labels = service["spec"]["selector"].as_object();
-            labels.map(|labels| by_label.selected(labels)).unwrap_or_default()
-        };
-        let wanted: Vec<Arc<Value>> = match services.as_slice() {
-            [service] => selected(service).into_iter().cloned().collect(),
-            _ => pods.clone(),
-        };
-        let (responses, now): (NodeResponses, _) = (self.0.responses(namespace, &wanted).await, self.0.now());
-        let mut values = Vec::new();
-        for service in &services {
-            let pods: Vec<&PodResponses> = selected(service).into_iter().filter_map(|pod| responses.of(pod)).collect();
-            values.extend(of_service((service, now), &pods, (metric, measure), &callers));
-            // A namespace may have thousands of Services of thousands of pods.
-            tokio::task::yield_now().await;
-        }
-        if values.is_empty() && name != "*" {
-            return Err(no_metric(metric, "services", name));
-        }
-        Ok(list(values))
+async fn values_of_services(
+    metrics: &NodeMetrics,
+    (namespace, name): (&str, &str),
+    metric: &str,
+    selectors: MetricSelectors<'_>,
+) -> Result<Value, ApiError> {
+    let objects = metrics.objects();
+    let (measure, callers) = (measure(metric)?, selector(selectors.metric)?);
+    let services = named(objects, "services", (namespace, name), selectors.objects)?;
+    let pods = objects.list("", "pods", Some(namespace));
+    let by_label = PodsByLabel::new(&pods);
+    let selected = |service: &Value| {
+        let labels = service["spec"]["selector"].as_object();
+        labels.map(|labels| by_label.selected(labels)).unwrap_or_default()
+    };
+    let wanted: Vec<Arc<Value>> = match services.as_slice() {
+        [service] => selected(service).into_iter().cloned().collect(),
+        _ => pods.clone(),
+    };
+    let (responses, now): (NodeResponses, _) = (metrics.responses(namespace, &wanted).await, metrics.now());
+    let mut values = Vec::new();
+    for service in &services {
+        let pods: Vec<&PodResponses> = selected(service).into_iter().filter_map(|pod| responses.of(pod)).collect();
+        values.extend(of_service((service, now), &pods, (metric, measure), &callers));
+        // A namespace may have thousands of Services of thousands of pods.
+        tokio::task::yield_now().await;
     }
+    if values.is_empty() && name != "*" {
+        return Err(no_metric(metric, "services", name));
+    }
+    Ok(list(values))
 }
 
-impl ObjectSource for Pods {
+impl ObjectSource for CustomMetrics {
     fn get<'a>(&'a self, _: &'a str, _: &'a str) -> BoxFuture<'a, Option<Value>> {
         async { None }.boxed()
     }
@@ -261,26 +258,10 @@ impl ObjectSource for Pods {
         metric: &'a str,
         selectors: MetricSelectors<'a>,
     ) -> BoxFuture<'a, Result<Value, ApiError>> {
-        self.values(of, metric, selectors).boxed()
-    }
-}
-
-impl ObjectSource for Services {
-    fn get<'a>(&'a self, _: &'a str, _: &'a str) -> BoxFuture<'a, Option<Value>> {
-        async { None }.boxed()
-    }
-
-    fn list<'a>(&'a self, _: Option<&'a str>) -> BoxFuture<'a, Vec<Value>> {
-        async { Vec::new() }.boxed()
-    }
-
-    fn metric<'a>(
-        &'a self,
-        of: (&'a str, &'a str),
-        metric: &'a str,
-        selectors: MetricSelectors<'a>,
-    ) -> BoxFuture<'a, Result<Value, ApiError>> {
-        self.values(of, metric, selectors).boxed()
+        match self {
+            Self::Pods(metrics) => values_of_pods(metrics, of, metric, selectors).boxed(),
+            Self::Services(metrics) => values_of_services(metrics, of, metric, selectors).boxed(),
+        }
     }
 }
 
