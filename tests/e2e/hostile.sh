@@ -15,7 +15,7 @@ serves() { curl -fsS -m 5 "http://$HELLO/" >/dev/null || fail "hello suffers fro
 up --nodes 2
 PYTHONPATH=tests/e2e python3 - "$WORK" <<'PY'
 import sys
-from modules import LOOP, command, knot, named, section
+from modules import LOOP, command, knot, named, section, subtype
 hello = open("sample-workloads/bin/hello.wasm", "rb").read()
 modules = {
     "foreign": hello.replace(b"wasi:cli/environment@", b"evil:cli/environment@"),
@@ -26,13 +26,14 @@ modules = {
     "bomb": command(b"\x03\x40\x41\x80\x01\x40\x00\x1a\x0c\x00\x0b", memory=section(5, b"\1\0\1")),  # grow by 128 pages for ever
     "huge": command(b"", memory=section(5, b"\1\0\x80\x80\x04")),  # 4 GiB from the first
     "knot": knot(),
+    "subtype": subtype(),  # aborts a process whose wasmtime lacks the garbage collector
 }
 for name, data in modules.items():
     open(f"{sys.argv[1]}/{name}.wasm", "wb").write(data)
 open(f"{sys.argv[1]}/cut.wasm", "wb").write(hello[:20000])
 PY
 put knot "$WORK/knot.wasm"
-for m in foreign thief nostart loop boom bomb huge; do $PUT "$WORK/$m.wasm" "registry.local/$m:v1" >/dev/null; done
+for m in foreign thief nostart loop boom bomb huge subtype; do $PUT "$WORK/$m.wasm" "registry.local/$m:v1" >/dev/null; done
 exits 1 $PUT "$WORK/cut.wasm" registry.local/cut:v1
 for m in hello chatter crash; do $PUT "sample-workloads/bin/$m.wasm" "registry.local/$m:v1" >/dev/null; done
 kubectl apply -f sample-workloads/manifests/hello.yaml -f sample-workloads/manifests/chatter.yaml >/dev/null
@@ -44,7 +45,7 @@ eventually 10 curl -fsS "http://$HELLO/"
 pod knot registry.local/knot:v1
 
 echo "· guests"
-for m in foreign thief nostart; do pod $m registry.local/$m:v1; done
+for m in foreign thief nostart subtype; do pod $m registry.local/$m:v1; done
 pod loop registry.local/loop:v1 '"activeDeadlineSeconds":5'
 pod spender registry.local/loop:v1 '' '"fuel.coracle.dev/c":"1000000"'
 pod endless registry.local/loop:v1
@@ -53,6 +54,7 @@ for m in bomb huge; do pod $m registry.local/$m:v1 '' '' '"resources":{"limits":
 eventually 30 has 'evil:cli/environment' waits foreign
 eventually 30 has 'vault.*steal' waits thief
 eventually 30 has '_start' waits nostart
+eventually 30 has 'gc proposal must be enabled' waits subtype
 eventually 30 has '^Error 134$' ended boom
 eventually 30 has '^FuelExhausted 137$' ended spender
 eventually 30 has 'DeadlineExceeded' kubectl get pod loop -o jsonpath='{.status.reason}'

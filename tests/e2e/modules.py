@@ -28,6 +28,14 @@ def nothing(mark=b""):
 LOOP = command(b"\x03\x40\x0c\x00\x0b")  # loop br 0 end
 
 
+def subtype():
+    """A call through a table with a type that may have subtypes, of a function of another type."""
+    types = b"\3" + b"\x50\0\x60\0\0" + b"\x60\1\x7f\0" + b"\x60\0\0"
+    codes = b"".join(leb(len(body)) + body for body in (b"\0\x0b", b"\0\x41\0\x11\0\0\x0b"))
+    return (b"\0asm\1\0\0\0" + section(1, types) + section(3, b"\2\1\2") + section(4, b"\1\x70\0\1")
+            + section(7, b"\1" + named(b"_start") + b"\0\1") + section(9, b"\1\0\x41\0\x0b\1\0") + section(10, b"\2" + codes))
+
+
 def knot(locals=500):
     """Nested loops that change every local: a few kB that compile for minutes."""
     add = lambda n: b"\x20\0\x20" + leb(n) + b"\x6a\x21" + leb(n)

@@ -55,6 +55,9 @@ fn base(metering: Metering, bounds: GuestBounds) -> Config {
         // Only wasmtime unwinds these frames.
         .native_unwind_info(false)
         .memory_init_cow(true)
+        // This build has no garbage collector. With the proposal's subtypes an indirect call may reach a function that
+        // the build lacks, which aborts the process (GHSA-rc4p-x33f-vpr2).
+        .wasm_gc(false)
         // WIT's `map` type.
         .wasm_component_model_map(true)
         .parallel_compilation(true);

@@ -4,6 +4,7 @@ mod bounds;
 mod commands;
 mod compiler;
 mod exchange;
+mod features;
 mod files;
 mod files_p2;
 mod guest;
