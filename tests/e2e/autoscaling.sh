@@ -12,8 +12,8 @@ size() { [ "$(kubectl get deployment hello -o jsonpath='{.spec.replicas}')" = "$
 # Missing measurements are reported: hello has no CPU request.
 kubectl autoscale deployment hello --cpu-percent=50 --min=1 --max=3 >/dev/null
 eventually 60 has 'missing request for cpu in container hello of Pod hello-' kubectl describe hpa hello
-has 'FailedGetResourceMetric' kubectl describe hpa hello || fail "no condition: $(kubectl describe hpa hello)"
-has '^hello +Deployment/hello +cpu: <unknown>/50% +1 +3 +2 ' kubectl get hpa || fail "kubectl get hpa: $(kubectl get hpa)"
+eventually 60 has 'FailedGetResourceMetric' kubectl describe hpa hello
+eventually 60 has '^hello +Deployment/hello +cpu: <unknown>/50% +1 +3 +2 ' kubectl get hpa
 kubectl delete hpa hello >/dev/null
 echo "· a metric that is missing is told"
 
@@ -29,10 +29,11 @@ spec:
     - type: Pods
       pods: {metric: {name: http_requests_per_second}, target: {type: AverageValue, averageValue: "1"}}
 YAML
-asking() { while [ ! -e "$WORK/enough" ]; do curl -s -m 10 -o "$WORK/answer" "http://$hello/" || true; done; }
-asking & asker=$!
+asking() { while [ ! -e "$WORK/enough" ]; do curl -s -m 60 -o /dev/null "http://$hello/" || true; done; }
+# Several, as one alone may have less than the target on a busy machine.
+askers=(); for n in 1 2 3 4; do asking & askers+=($!); done
 eventually 180 size 3
-touch "$WORK/enough"; wait "$asker"
+touch "$WORK/enough"; wait "${askers[@]}"
 eventually 180 size 1
 eventually 30 has 'SuccessfulRescale' kubectl describe hpa hello
 echo "· up by its traffic, and down without"
@@ -58,7 +59,7 @@ for round in one two; do
   eventually 180 none
   eventually 30 has 'ScaledToZero +True' kubectl describe hpa hello
   askers=()
-  for n in 1 2 3 4 5; do curl -s -m 90 -o "$WORK/$round-$n" -w '%{http_code}' "http://$hello/" >"$WORK/$round-$n.code" & askers+=($!); done
+  for n in 1 2 3 4 5; do curl -s -m 240 -o "$WORK/$round-$n" -w '%{http_code}' "http://$hello/" >"$WORK/$round-$n.code" & askers+=($!); done
   for asker in "${askers[@]}"; do wait "$asker" || fail "a request was lost"; done
   for n in 1 2 3 4 5; do expect 200 "$(cat "$WORK/$round-$n.code")" "answer $n of round $round"; done
 done
@@ -108,7 +109,7 @@ YAML
 never=$(kubectl get service never -o jsonpath='{.spec.clusterIP}')
 kubectl delete hpa hello >/dev/null
 kubectl scale deployment hello --replicas=1 >/dev/null
-kubectl rollout status deployment/hello --timeout=120s >/dev/null
+kubectl rollout status deployment/hello --timeout=300s >/dev/null
 holds() { local rc=0; curl -s -m 2 -o /dev/null "http://$never/" || rc=$?; [ $rc = 28 ]; }
 eventually 120 holds
 python3 tests/e2e/waiting.py "$never:80" "$hello" kubectl delete service never || fail "hostile clients of a workload at zero"

@@ -57,7 +57,7 @@ class Driver:
         return self.call("POST", "/se/log", {"type": name})
 
 
-def until(what, condition, seconds=20):
+def until(what, condition, seconds=240):
     deadline = time.monotonic() + seconds
     while not (seen := condition()):
         if time.monotonic() > deadline:

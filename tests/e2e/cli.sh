@@ -138,9 +138,10 @@ exits 1 "$CORACLE" pull registry.local/none:v1 "$WORK/none.wasm" --data-dir "$WO
 [ ! -e "$WORK/none.wasm" ] || fail "a failed pull left a file"
 echo '(module)' > "$WORK/no.wasm"
 exits 1 "$CORACLE" push "$WORK/no.wasm" registry.local/no:v1 --data-dir "$WORK/data"
-before=$SECONDS
-down INT
-[ $((SECONDS - before)) -le 5 ] || fail "the stop took $((SECONDS - before)) s"
+# The bound of the stop is a multiple of a short verb's time in the same minute.
+began=$(date +%s%N); "$CORACLE" version >/dev/null; control=$((($(date +%s%N) - began) / 1000000))
+began=$(date +%s%N); down INT; took=$((($(date +%s%N) - began) / 1000000))
+[ "$took" -le $((5000 + 100 * control)) ] || fail "the stop took $took ms, the verb version $control ms"
 # Another process uses the block of addresses at the next start.
 [ "$(uname)" != Linux ] || {
   python3 - "$(cat "$WORK/data/network")" <<'PY' > "$WORK/held" & holder=$!
@@ -157,7 +158,7 @@ PY
   # The gate is off in this run: an object with the field keeps it.
   kubectl patch statefulset several --type=merge -p '{"spec": {"updateStrategy": {"rollingUpdate": {"maxUnavailable": 3}}}}' >/dev/null
   expect 3 "$(several)" "maxUnavailable of an object that had it"
-  has AddressesMoved kubectl get events -n default --field-selector involvedObject.name=kubernetes || fail "no event says that the addresses moved"
+  eventually 20 has AddressesMoved kubectl get events -n default --field-selector involvedObject.name=kubernetes
   down
   kill "$holder"; wait "$holder" 2>/dev/null || true
 }

@@ -89,7 +89,7 @@ refuses() {
 echo "· what is defined is there"
 began=$(date +%s%N)
 defined /good
-kubectl wait --for=condition=Established crd/things.example.com --timeout=20s >/dev/null
+kubectl wait --for=condition=Established crd/things.example.com --timeout=240s >/dev/null
 eventually 20 kubectl get things
 echo "  in $((($(date +%s%N) - began) / 1000000)) ms, kubectl's own time included"
 eventually 20 has things.example.com kubectl api-resources --api-group=example.com --cached=false -o name
@@ -138,16 +138,16 @@ expect '[4]' "$(kubectl get things.v1beta1.example.com b -o jsonpath='{.spec.siz
 kubectl patch things.v1beta1.example.com b --type=merge -p '{"spec": {"sizes": [6]}}' >/dev/null
 expect 6 "$(kubectl get thing b -o jsonpath='{.spec.size}')" "converted back"
 grep -q ' kube-apiserver-admission$' "$WORK/asked" || fail "$(cat "$WORK/asked")"
-# named PATH PATTERN: reads a version that was not read before
+# named PATH PATTERN [SECONDS]: reads a version that was not read before; the request's own timeout is SECONDS, where no answer comes
 named() {
   defined "/$1" "$((++maximum))"
   kubectl label --overwrite thing b "turn=$1" >/dev/null
-  if kubectl get things.v1beta1.example.com b --request-timeout=5s > "$WORK/out" 2> "$WORK/err"; then fail "$1: $(cat "$WORK/out")"; fi
+  if kubectl get things.v1beta1.example.com b --request-timeout="${3:-240}s" > "$WORK/out" 2> "$WORK/err"; then fail "$1: $(cat "$WORK/out")"; fi
   grep -qE -- "$2" "$WORK/err" || fail "$1: wanted '$2': $(cat "$WORK/err")"
   kubectl get thing b >/dev/null
 }
 maximum=10
-named slow 'deadline exceeded|did not complete within|Timeout'
+named slow 'deadline exceeded|did not complete within|Timeout' 5
 named redirect 'conversion webhook for example.com/v1, Kind=Thing failed: .*redirects'
 named html 'json parse error'
 named deep 'json parse error: recursion limit'
@@ -163,8 +163,8 @@ named numbers 'json: cannot unmarshal'
 named failure 'failed: not today'
 named nothing 'no response provided'
 # These are cut off, by their length or by the request's time.
-named huge 'length limit exceeded|deadline exceeded|did not complete within|Timeout'
-named endless 'length limit exceeded|deadline exceeded|did not complete within|Timeout'
+named huge 'length limit exceeded|deadline exceeded|did not complete within|Timeout' 10
+named endless 'length limit exceeded|deadline exceeded|did not complete within|Timeout' 10
 defined /good "$((++maximum))"
 expect '[6]' "$(kubectl get things.v1beta1.example.com b -o jsonpath='{.spec.sizes}')" "once it answers well"
 
@@ -175,7 +175,7 @@ eventually 20 has True kubectl get crd things.example.com -o jsonpath='{.status.
 refuses 'not allowed while custom resource definition is terminating' "$(thing d '{}')" --validate=ignore
 eventually 20 has '^thing.example.com/a$' kubectl get things -o name
 kubectl patch thing a --type=merge -p '{"metadata": {"finalizers": null}}' >/dev/null
-kubectl wait --for=delete crd/things.example.com --timeout=30s >/dev/null
+kubectl wait --for=delete crd/things.example.com --timeout=240s >/dev/null
 gone() { ! "$@"; }
 eventually 20 gone kubectl get --raw /apis/example.com/v1
 

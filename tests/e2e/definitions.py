@@ -9,7 +9,7 @@ cluster, PID = Cluster(sys.argv[1]), sys.argv[2]
 DEFINITIONS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
 
 
-def ask(method, path, body=None, timeout=120):
+def ask(method, path, body=None, timeout=300):
     connection = cluster.connect(timeout)
     try:
         data = None if body is None else body if isinstance(body, bytes) else json.dumps(body).encode()
@@ -109,7 +109,7 @@ def served(at):
 
 
 def gone(name):
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while ask("GET", f"{DEFINITIONS}/{name}")[0] != 404:
         assert time.monotonic() < deadline, f"{name} does not go"
         time.sleep(0.05)

@@ -3,12 +3,14 @@
 """
 import http.client, json, os, threading, time
 
-from suite import CLUSTER, NS, SOON_S, Wrong, apply, ask_api, expect, get, kubectl, main, until
+from pace import Pace
+from suite import CLUSTER, HANG_S, NS, SOON_S, Wrong, apply, ask_api, expect, get, kubectl, main, until
 
 UP_PID = int(os.environ["UP_PID"])
 HIDDEN = "%F4%8F%BF%BFhidden"  # U+10FFFF: no code point is above it
 CAUSES_MAX = 257  # and one that counts the rest
 WARNINGS_MAX = 300
+BODY_S = 20.0  # on a quiet machine
 
 
 def pod(name, image, restart="Never", **spec):
@@ -62,7 +64,7 @@ def hidden_grant():
     status, made = ask_api(base, "POST", binding)
     expect(201, status, f"the binding: {made}")
     expect(["\U0010ffffhidden"], [item["metadata"]["name"] for item in get(base)["items"]], "the namespace's bindings")
-    kubectl("delete", "namespace", "hiding", "--timeout=20s")
+    kubectl("delete", "namespace", "hiding", f"--timeout={HANG_S}s")
     expect(None, get(f"{base}/{HIDDEN}"), "the binding of a namespace that is gone")
 
 
@@ -75,7 +77,7 @@ def two_billion_indexes():
         apply(job)
         pods = f"{NS}/pods?labelSelector=job-name%3Dbillions"
         until("two of its pods run", lambda: [p["status"].get("phase") for p in get(pods)["items"]] == ["Running"] * 2)
-        kubectl("delete", "job", "billions", "--timeout=60s")
+        kubectl("delete", "job", "billions", f"--timeout={HANG_S}s")
     if peak.most > 400:
         raise Wrong(f"it took {peak.most} MiB")
     return f"{peak.most} MiB"
@@ -140,11 +142,11 @@ def bodies_that_cost():
     other = threading.Thread(target=others)
     other.start()
     try:
-        with Peak() as peak:
+        with Peak() as peak, Pace() as pace:
             for path, body, media in bodies:
                 status, causes, warnings, took = one_body(path, body, media)
                 what = f"{len(body)} bytes of {media}: {status}, {causes} causes, {warnings} warnings, {took:.1f} s"
-                if status // 100 != 4 or causes > CAUSES_MAX or warnings > WARNINGS_MAX or took > 20:
+                if status // 100 != 4 or causes > CAUSES_MAX or warnings > WARNINGS_MAX or took > BODY_S * pace.slowness():
                     raise Wrong(what)
     finally:
         over.set()
@@ -165,7 +167,7 @@ def thousand_commands():
     until("a thousand run", lambda: get("/apis/batch/v1/namespaces/default/jobs/many")["status"].get("ready", 0) == 1000, 120)
     ip = get(f"{NS}/services/front")["spec"]["clusterIP"]
     for _ in range(20):
-        c = http.client.HTTPConnection(ip, 80, timeout=10)
+        c = http.client.HTTPConnection(ip, 80, timeout=SOON_S)
         try:
             c.request("GET", "/")
             expect(200, c.getresponse().status, "a request beside a thousand commands")

@@ -4,7 +4,7 @@ goes on, and so does the API server; with room again everything comes right by i
 """
 import contextlib, http.client, os, re, subprocess, threading, time
 
-from suite import CLUSTER, NS, Wrong, apply, ask_api, expect, get, kubectl, main, until
+from suite import CLUSTER, NS, SOON_S, Wrong, apply, ask_api, expect, get, kubectl, main, until
 
 DATA, ELSEWHERE = os.environ["DATA"], os.environ["ELSEWHERE"]
 LARGE = "8g"
@@ -95,7 +95,7 @@ def ready_as_it_is(name, seconds=COMPILED_S):
 
 
 def answer(ip, port=8080):
-    c = http.client.HTTPConnection(ip, port, timeout=20)
+    c = http.client.HTTPConnection(ip, port, timeout=SOON_S)
     try:
         c.request("GET", "/")
         response = c.getresponse()
@@ -115,7 +115,7 @@ def neighbours():
         while not over.wait(0.05):
             try:
                 expect(200, answer(ip), "a request to the neighbour")
-                expect(200, ask_api(f"{NS}/serviceaccounts/default", timeout=20)[0], "a request to the API server")
+                expect(200, ask_api(f"{NS}/serviceaccounts/default", timeout=SOON_S)[0], "a request to the API server")
             except Exception as e:
                 wrong.append(repr(e))
 
@@ -287,7 +287,7 @@ def of_volumes_and_logs():
             # The log takes the rest, until it can't be written any more.
             shrink("nodes")
             sizes = lambda: os.path.getsize(logs)
-            until("the log is full", lambda: stands_still(sizes))
+            until("the log is full", lambda: free_bytes("nodes") == 0 and stands_still(sizes))
             expect(True, is_ready("reader"), "the container whose log is lost goes on")
             kubectl("logs", "reader", "--tail=1")
         until("the new version", lambda: shown("reader") == {"two"}, 90)
@@ -324,9 +324,15 @@ def out_of_inodes(name):
         mounted("nodes", nr_inodes=1000000)
 
 
+def free_bytes(folder):
+    disk = os.statvfs(os.path.join(DATA, folder))
+    return disk.f_bavail * disk.f_frsize
+
+
 def stands_still(size):
+    """For 5 s: the guest writes a hundred lines a second, and some also on a busy machine."""
     before = size()
-    for _ in range(20):
+    for _ in range(100):
         time.sleep(0.05)
         if size() != before:
             return False

@@ -4,7 +4,7 @@ import base64, fcntl, os, socket, ssl, struct, tempfile, termios, time, yaml
 CONFIG = yaml.safe_load(open(os.environ["KUBECONFIG"]))
 USER = CONFIG["users"][0]["user"]
 HOST, PORT = CONFIG["clusters"][0]["cluster"]["server"].split("//")[1].rsplit(":", 1)
-WITHIN_S = 20
+WITHIN_S = 120
 
 
 def context(certificate=True):
