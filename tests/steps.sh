@@ -1,6 +1,6 @@
 # shellcheck shell=bash
 # Steps with their seconds, for tests/run and .ci/run. Source this, call `steps NAME`, then `step WORDS…` where each step begins.
-# The end of the script writes NAME.json to the folder `times` of the tests' cache; `tests/bench/run loop` prints it.
+# The end of the script prints a table, and writes NAME.json to the folder `times` of the tests' cache; `tests/bench/run loop` prints it.
 STEP_TITLES=() STEP_BEGINS=()
 steps() { STEPS_NAME=$1; trap 'steps_end $?' EXIT; }
 step() {
@@ -21,5 +21,9 @@ steps_end() {
       printf '["%s", %d]' "${STEP_TITLES[n]//\"/}" $((end - STEP_BEGINS[n]))
     done
     printf ']}\n'
-  } > "$folder/$STEPS_NAME.json.new" && mv "$folder/$STEPS_NAME.json.new" "$folder/$STEPS_NAME.json"
+  } > "$folder/$STEPS_NAME.json.new"
+  printf '\n%7s  step of %s\n' seconds "$STEPS_NAME"
+  for n in "${!STEP_TITLES[@]}"; do printf '%7d  %s\n' $((STEP_BEGINS[n + 1] - STEP_BEGINS[n])) "${STEP_TITLES[n]}"; done
+  printf '%7d  in all, exit code %d\n' "$SECONDS" "$1"
+  mv "$folder/$STEPS_NAME.json.new" "$folder/$STEPS_NAME.json"
 }

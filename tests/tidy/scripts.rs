@@ -1,5 +1,5 @@
-//! The tables of the end-to-end scripts are complete: each script has a row in `tests/e2e/weights`, and no table names a script or a
-//! path that doesn't exist.
+//! The tables of the end-to-end scripts and of the optional groups of `.ci/run` are complete: each script has a row in `tests/e2e/weights`,
+//! each group a function, and no table names a script or a path that doesn't exist.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -33,6 +33,27 @@ fn each_end_to_end_script_has_a_weight() {
     check(&problems);
 }
 
+/// Whether the path before the first `*` of a glob exists.
+fn names_a_path(glob: &str) -> bool {
+    root().join(glob.trim_end_matches('*').trim_end_matches('/')).exists()
+}
+
+#[test]
+fn each_group_of_a_ci_run_has_a_function_and_paths() {
+    let text = read(".ci/run");
+    let functions: BTreeSet<String> =
+        text.lines().filter_map(|line| Some(line.strip_prefix("group_")?.split_once("() {")?.0.to_owned())).collect();
+    let rows = rows("tests/groups.table");
+    let named: BTreeSet<String> = rows.iter().filter_map(|row| row.first().cloned()).collect();
+    let mut problems: Vec<String> =
+        functions.symmetric_difference(&named).map(|name| format!("tests/groups.table and .ci/run: {name}")).collect();
+    for row in &rows {
+        let missing = row.iter().skip(3).filter(|glob| !names_a_path(glob));
+        problems.extend(missing.map(|glob| format!("{}: no such path: {glob}", row[0])));
+    }
+    check(&problems);
+}
+
 #[test]
 fn the_table_of_tests_quick_names_what_exists() {
     let there = scripts();
@@ -41,8 +62,7 @@ fn the_table_of_tests_quick_names_what_exists() {
         let (glob, names) = row.split_first().expect("a row has words");
         problems
             .extend(names.iter().filter(|name| !there.contains(*name)).map(|name| format!("{glob}: no script {name}")));
-        let path = glob.trim_end_matches('*').trim_end_matches('/');
-        if names.is_empty() || !root().join(path).exists() {
+        if names.is_empty() || !names_a_path(glob) {
             problems.push(format!("{glob}: no such path, or no script for it"));
         }
     }
