@@ -74,6 +74,7 @@ fn changes(action: &Action) -> bool {
             | Action::RequireDependents { .. }
             | Action::ExpectNone { .. }
             | Action::ExpectGone { .. }
+            | Action::ExpectLive { .. }
     )
 }
 

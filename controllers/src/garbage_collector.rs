@@ -2,7 +2,8 @@
 //! them (Kubernetes documentation, "Garbage Collection").
 //!
 //! A key is a uid. Before a dependent is deleted, the server confirms that its owner is gone: the view of the owner's
-//! kind may be older than that of the dependent's.
+//! kind may be older than that of the dependent's. The reverse holds, too: the view may show an owner that the dependent
+//! has lost on the server, so a dependent is deleted only at the version that was decided on.
 
 use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
@@ -120,12 +121,13 @@ impl GcItem<'_> {
         self.patch(json!({"ownerReferences": if owners.is_empty() { json!(null) } else { json!(owners) }}))
     }
 
+    /// Deletes the item unless it has changed: its owners may have been removed or replaced.
     fn delete(&self, propagation: Propagation) -> Action {
         Action::Delete {
             kind: self.kind.clone(),
             key: self.key.clone(),
             uid: self.metadata.uid.clone(),
-            resource_version: None,
+            resource_version: self.metadata.resource_version.clone(),
             propagation: Some(propagation),
             grace_seconds: None,
             notes: OutcomeEvents::default(),
@@ -299,6 +301,7 @@ fn collect(view: &ObjectCache, item: &GcItem<'_>) -> Plan {
                 .map(|owner| OwnerReference { block_owner_deletion: Some(false), ..owner.clone() })
                 .collect();
             plan.push(item.with_owners(&unblocked.iter().collect::<Vec<_>>()));
+            return plan; // the patch changes the version; the next pass deletes
         }
         plan.push(item.delete(Propagation::Foreground));
         return plan;
@@ -460,6 +463,44 @@ mod tests {
             matches!(plan.actions.as_slice(), [Action::Delete { propagation: Some(Propagation::Foreground), .. }]),
             "{plan:?}"
         );
+    }
+
+    /// The watch of the dependents may lag behind that of the owner: the view still shows a reference that the server
+    /// has removed, and the owner is gone. Neither an orphan nor an object of other owners may be deleted then.
+    #[test]
+    fn a_dependent_that_has_lost_its_owner_on_the_server_stays() {
+        let pods = Kind::of::<machinery_client::Pod>();
+        let settings = Settings::default();
+        for how in [Propagation::Background, Propagation::Orphan, Propagation::Foreground] {
+            for owners in
+                [json!(null), json!([{"apiVersion": "apps/v1", "kind": "Deployment", "name": "web", "uid": "d"}])]
+            {
+                let mut server = family();
+                let old = server.view.object(&pods, &ObjectKey::new("default", "web-1-a")).cloned().unwrap();
+                let mut pod = old.to_value();
+                pod["metadata"]["ownerReferences"] = owners;
+                server.write(&pods, pod);
+                let key_of_set = ObjectKey::new("default", "web-1");
+                let sets = Kind::of::<k8s_openapi::api::apps::v1::ReplicaSet>();
+                delete(&mut server, &sets, "web-1", Propagation::Background);
+                assert!(server.view.object(&sets, &key_of_set).is_none());
+                let mut stale = server.clone();
+                let finalizers = match how {
+                    Propagation::Background => json!(null),
+                    Propagation::Orphan => json!([ORPHAN]),
+                    Propagation::Foreground => json!([FOREGROUND]),
+                };
+                let mut shown = old.to_value();
+                shown["metadata"]["finalizers"] = finalizers;
+                let shown = machinery_client::object::decode::<machinery_client::Pod>(&shown.to_string()).unwrap();
+                stale.view.remove(&pods, &ObjectKey::new("default", "web-1-a"), 0);
+                stale.view.put(&pods, shown);
+                let plan = reconcile(&stale.view, &key("p"), &stale.context(&settings));
+                assert!(plan.actions.iter().any(|action| matches!(action, Action::Delete { .. })), "{plan:?}");
+                assert_eq!(server.apply(plan).len(), 1, "the server has another version");
+                assert!(server.view.by_uid("p").is_some_and(|(_, _, pod)| pod.deletion_timestamp.is_none()));
+            }
+        }
     }
 
     #[test]

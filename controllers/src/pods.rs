@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{self as core, PodTemplateSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta, OwnerReference, Time};
 use machinery_client::selector;
-use machinery_client::{Action, Kind, Object, ObjectCache, Pod, Typed, controller_of, value_of};
+use machinery_client::{Action, Kind, Object, ObjectCache, Pod, Typed, controlled_by, controller_of, value_of};
 use serde_json::json;
 
 /// The maximum length of a pod's name (RFC 1123 subdomain).
@@ -80,8 +80,18 @@ pub(crate) fn from_template(
     }
 }
 
-/// Makes `owner` the controller of an orphan.
-pub(crate) fn adopt<K: Typed>(object: &K, owner: OwnerReference) -> Action {
+/// Makes `owner` the controller of orphans, if there are any. The server first confirms that the owner exists and isn't
+/// terminating: the view of the owners may be older than that of the orphans, and what a deleted owner adopts is
+/// collected with it.
+pub(crate) fn adopt<'a, O: Typed, K: Typed>(owner: &O, orphans: impl IntoIterator<Item = &'a K>) -> Vec<Action> {
+    let mut actions: Vec<Action> = orphans.into_iter().map(|orphan| adopt_one(orphan, controlled_by(owner))).collect();
+    if !actions.is_empty() {
+        actions.insert(0, Action::expect_live(owner));
+    }
+    actions
+}
+
+fn adopt_one<K: Typed>(object: &K, owner: OwnerReference) -> Action {
     let metadata = Object::metadata(object);
     let mut owners = metadata.owner_references.clone().unwrap_or_default();
     owners.retain(|o| o.uid != owner.uid);

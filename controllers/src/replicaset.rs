@@ -103,10 +103,9 @@ pub(crate) fn reconcile<K: Replicated>(view: &ObjectCache, key: &ObjectKey, cont
     if !going {
         plan.actions.extend(strange.iter().filter(|pod| pods::is_active(pod)).map(|pod| pods::release(*pod)));
         let orphans = view.uncontrolled::<Pod>(&key.namespace);
-        for pod in orphans.filter(|pod| pods::is_active(pod) && chooses(pod)) {
-            plan.push(pods::adopt(pod, controlled_by(owner)));
-            active.push(pod);
-        }
+        let orphans: Vec<&Pod> = orphans.filter(|pod| pods::is_active(pod) && chooses(pod)).collect();
+        plan.actions.extend(pods::adopt(owner, orphans.iter().copied()));
+        active.extend(orphans);
     }
 
     let wanted = usize::try_from(spec.replicas.unwrap_or(1)).unwrap_or(0);

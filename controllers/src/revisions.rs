@@ -149,7 +149,7 @@ fn prefix(name: &str) -> &str {
 /// Adopts orphans.
 pub(crate) fn adopt<K: Typed>(owner: &K, revisions: &[&ControllerRevision]) -> Vec<Action> {
     let orphans = revisions.iter().filter(|r| controller_of(&r.metadata).is_none());
-    orphans.map(|r| crate::pods::adopt(*r, controlled_by(owner))).collect()
+    crate::pods::adopt(owner, orphans.copied())
 }
 
 /// Deletes the oldest unused revisions beyond the limit.

@@ -29,7 +29,8 @@ fn reconcile(view: &ObjectCache, key: &ObjectKey, context: &Context<'_, Settings
     let mut plan = Plan::nothing();
     let due = finished.saturating_add(Duration::from_secs(ttl)).unwrap_or(jiff::Timestamp::MAX);
     if due <= context.now {
-        plan.push(Action::delete(job).propagating(Propagation::Foreground));
+        // The user may have extended the time since.
+        plan.push(Action::delete(job).at_version(job).propagating(Propagation::Foreground));
     } else {
         plan.revisit(due);
     }

@@ -148,6 +148,45 @@ fn pods_are_adopted_and_released_by_their_labels() {
     assert_eq!((owners("strange"), owners("orphan")), (vec![], vec!["set".to_owned()]));
 }
 
+/// What a deleted owner adopts would be collected with it. So an adoption follows a check with the server, whose answer
+/// the view of the owners may not show yet. (The executor's tests have the check itself.)
+#[test]
+fn no_owner_adopts_before_the_server_confirms_that_it_is_live() {
+    let pods = json!({"metadata": {"labels": {"app": "web"}}, "spec": {"containers": [{"name": "c", "image": "i"}]}});
+    let selector = json!({"matchLabels": {"app": "web"}});
+    let spec = json!({"replicas": 1, "selector": selector, "template": pods, "serviceName": "web"});
+    let simple = json!({"replicas": 1, "selector": {"app": "web"}, "template": pods});
+    for (controller, api, kind, spec) in [
+        ("replicaset-controller", "apps/v1", "ReplicaSet", &spec),
+        ("replicationcontroller-controller", "v1", "ReplicationController", &simple),
+        ("statefulset-controller", "apps/v1", "StatefulSet", &spec),
+        ("daemonset-controller", "apps/v1", "DaemonSet", &spec),
+        ("deployment-controller", "apps/v1", "Deployment", &spec),
+        ("job-controller", "batch/v1", "Job", &spec),
+    ] {
+        let owner = json!({"apiVersion": api, "kind": kind, "metadata": {"name": "web", "namespace": "a", "uid": "owner"}, "spec": spec});
+        let mut orphan = if kind == "Deployment" { set(1) } else { pod("web-0", &json!({})) };
+        orphan["metadata"]["ownerReferences"] = json!([]);
+        orphan["metadata"]["labels"] = json!({"app": "web"});
+        let mut simulation = crate::simulation(start(), [owner, orphan]);
+        // Some controllers write a revision or a status first.
+        let plan = (0..4).find_map(|_| {
+            let plan = decide(controller, &simulation, &key("web"));
+            let adopts = |action: &Action| {
+                matches!(action, Action::Patch { patch, .. } if !patch["metadata"]["ownerReferences"].is_null())
+            };
+            if let Some(at) = plan.actions.iter().position(adopts) {
+                return Some((plan, at));
+            }
+            simulation.apply(plan);
+            None
+        });
+        let Some((plan, at)) = plan else { panic!("{controller} adopts nothing") };
+        let checked = |action: &Action| matches!(action, Action::ExpectLive { key, uid, .. } if key.name == "web" && uid.as_deref() == Some("owner"));
+        assert!(plan.actions[..at].iter().any(checked), "{controller}: {plan:?}");
+    }
+}
+
 #[test]
 fn a_pod_counts_as_available_once_it_has_been_ready_for_long_enough() {
     let mut set = set(1);

@@ -21,7 +21,7 @@ use machinery_client::driver::own_key;
 use machinery_client::selector::{is_everything, selects};
 use machinery_client::{
     Action, BackOff, Change, Context, Controller, EventRecord, Input, ObjectCache, Plan, Pod, ReconcilerState,
-    controlled_by, controller_of, key_of,
+    controller_of, key_of,
 };
 
 use self::back_off::FailedPodBackOff;
@@ -171,10 +171,9 @@ fn claim<'a>(view: &'a ObjectCache, set: &'a DaemonSet, plan: &mut Plan) -> Vec<
     let (mut mine, strange): (Vec<&Pod>, Vec<&Pod>) = view.controlled::<Pod>(uid).partition(fits);
     plan.actions.extend(strange.into_iter().filter(staying).map(pods::release));
     let namespace = set.metadata.namespace.as_deref().unwrap_or_default();
-    for pod in view.uncontrolled::<Pod>(namespace).filter(fits).filter(staying) {
-        plan.push(pods::adopt(pod, controlled_by(set)));
-        mine.push(pod);
-    }
+    let orphans: Vec<&Pod> = view.uncontrolled::<Pod>(namespace).filter(fits).filter(staying).collect();
+    plan.actions.extend(pods::adopt(set, orphans.iter().copied()));
+    mine.extend(orphans);
     mine
 }
 

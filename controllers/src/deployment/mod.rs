@@ -18,8 +18,7 @@ use machinery_api::ObjectKey;
 use machinery_client::driver::own_key;
 use machinery_client::selector::{is_everything, selects};
 use machinery_client::{
-    Action, BackOff, Change, Context, Controller, EventRecord, Input, ObjectCache, Plan, Pod, controlled_by,
-    controller_of, key_of,
+    Action, BackOff, Change, Context, Controller, EventRecord, Input, ObjectCache, Plan, Pod, controller_of, key_of,
 };
 
 use crate::Settings;
@@ -261,7 +260,6 @@ fn claim(view: &ObjectCache, deployment: &Deployment, key: &ObjectKey) -> Vec<Ac
     let strange = view.controlled::<ReplicaSet>(uid).filter(|set| !chooses(deployment, set)).map(pods::release);
     let orphans = view
         .uncontrolled::<ReplicaSet>(&key.namespace)
-        .filter(|set| set.metadata.deletion_timestamp.is_none() && chooses(deployment, set))
-        .map(|set| pods::adopt(set, controlled_by(deployment)));
-    strange.chain(orphans).collect()
+        .filter(|set| set.metadata.deletion_timestamp.is_none() && chooses(deployment, set));
+    strange.chain(pods::adopt(deployment, orphans)).collect()
 }

@@ -112,10 +112,14 @@ fn reconcile(view: &ObjectCache, key: &ObjectKey, context: &Context<'_, Settings
         plan.actions.extend(held.map(|pod| untrack(pod)));
     } else {
         plan.actions.extend(strange.iter().map(|pod| release(pod)));
-        for pod in view.uncontrolled::<Pod>(&key.namespace).filter(|pod| pods::is_active(pod) && chooses(job, pod)) {
-            plan.push(adopt(job, pod));
-            mine.push(pod);
+        let orphans = view.uncontrolled::<Pod>(&key.namespace);
+        let orphans: Vec<&Pod> = orphans.filter(|pod| pods::is_active(pod) && chooses(job, pod)).collect();
+        if !orphans.is_empty() {
+            // As pods::adopt, with the finalizer.
+            plan.push(Action::expect_live(job));
         }
+        plan.actions.extend(orphans.iter().map(|pod| adopt(job, pod)));
+        mine.extend(orphans);
     }
     if !plan.actions.is_empty() {
         return plan; // ownership is settled first; its change requeues the key

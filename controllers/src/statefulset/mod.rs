@@ -22,7 +22,7 @@ use machinery_client::driver::own_key;
 use machinery_client::selector::selects;
 use machinery_client::{
     Action, BackOff, Change, Context, Controller, EventRecord, Input, ObjectCache, Plan, Pod, ReconcilerState,
-    controlled_by, controller_of, key_of,
+    controller_of, key_of,
 };
 use serde_json::json;
 
@@ -204,12 +204,10 @@ fn claim_pods<'a>(
     if going {
         return mine;
     }
-    for pod in view.uncontrolled::<Pod>(namespace).filter(|pod| pod.metadata.deletion_timestamp.is_none()) {
-        if let Some(ordinal) = fits(pod) {
-            plan.push(pods::adopt(pod, controlled_by(set)));
-            mine.insert(ordinal, pod);
-        }
-    }
+    let staying = view.uncontrolled::<Pod>(namespace).filter(|pod| pod.metadata.deletion_timestamp.is_none());
+    let orphans: Vec<(i64, &Pod)> = staying.filter_map(|pod| Some((fits(pod)?, pod))).collect();
+    plan.actions.extend(pods::adopt(set, orphans.iter().map(|(_, pod)| *pod)));
+    mine.extend(orphans);
     mine
 }
 

@@ -259,6 +259,19 @@ impl Executor {
                 Err(error) if is_not_found_for(&error, &key) => Ok(None),
                 Err(error) => Err(RequestFailure::of("get", &kind, &error).failure),
             },
+            Action::ExpectLive { kind, key, uid } => {
+                let metadata = match self.api.get::<Value>(&kind, &key).await {
+                    Ok(mut object) => object["metadata"].take(),
+                    Err(error) if is_not_found_for(&error, &key) => Value::Null,
+                    Err(error) => return Err(RequestFailure::of("get", &kind, &error).failure),
+                };
+                let same = !metadata.is_null() && uid.as_ref().is_none_or(|uid| metadata["uid"] == **uid);
+                if same && metadata["deletionTimestamp"].is_null() {
+                    return Ok(None);
+                }
+                let message = format!("{} {key} is gone or terminating; the cache is stale", kind.resource());
+                Err(Failure { verb: "get", code: 409, reason: "Unseen".into(), message, resource: kind.resource() })
+            }
             Action::RequireFreshCache { kind, namespace, selector, known } => {
                 let answer = self.api.list::<Value>(&kind, &namespace, &[("labelSelector", &selector)]).await;
                 let list = ignore_not_found("list", &kind, answer)?.unwrap_or_default();

@@ -158,6 +158,16 @@ pub enum Action {
         /// The uid; another object of the same name doesn't count.
         uid: Option<String>,
     },
+    /// Fails unless the server, not the cache, has an object that isn't terminating. What is done on behalf of the object
+    /// (an adoption) would outlive it.
+    ExpectLive {
+        /// The kind.
+        kind: Kind,
+        /// The object.
+        key: ObjectKey,
+        /// The uid; another object of the same name doesn't count.
+        uid: Option<String>,
+    },
     /// Fails if the server, not the cache, has an object that a selector matches and `known` lacks. Objects created
     /// just before (pods that a new ReplicaSet shall adopt) arrive over another watch, and later.
     RequireFreshCache {
@@ -266,6 +276,21 @@ impl Action {
             grace_seconds: None,
             notes: OutcomeEvents::default(),
         }
+    }
+
+    /// Deletes the object only at the version that was read: what was decided on may have changed. Deletes only.
+    #[must_use]
+    pub fn at_version<K: Typed>(mut self, object: &K) -> Self {
+        if let Self::Delete { resource_version, .. } = &mut self {
+            resource_version.clone_from(&Object::metadata(object).resource_version);
+        }
+        self
+    }
+
+    /// The check of an adopter: see [`Action::ExpectLive`].
+    pub fn expect_live<K: Typed>(object: &K) -> Self {
+        let metadata = Object::metadata(object);
+        Self::ExpectLive { kind: Kind::of::<K>(), key: key_of(metadata), uid: metadata.uid.clone() }
     }
 
     /// Adds a status write on failure: see [`Action::Reporting`].

@@ -108,6 +108,7 @@ fn weather(random: &Random) -> Weather {
     Weather {
         delay_ms: *random.pick(&[1, 3, 20, 100]).unwrap_or(&1),
         slow: level(100),
+        slow_watches: 0,
         lost: level(80),
         unanswered: level(80),
         cut: level(40),

@@ -1,4 +1,5 @@
-//! Deletes Jobs with policy `Orphan` as soon as their pod exists: the watch of pods often lags behind that of Jobs.
+//! Deletes Jobs with policy `Orphan` as soon as their pod exists: the watch of pods often lags behind that of Jobs, before the deletion and
+//! after it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,25 +22,26 @@ pub(crate) const JOBS: u64 = 12;
 const TICK: Duration = Duration::from_millis(1);
 /// Time limit in case of a failure.
 const TIMEOUT: Duration = Duration::from_secs(600);
-/// Every third piece of a watch takes up to 1 s.
-const SLOW: Weather = Weather { delay_ms: 5, slow: 300, ..Weather::CALM };
+/// Every third message takes up to 1 s, or every third piece of a watch longer than all requests.
+const SLOW: [Weather; 2] =
+    [Weather { delay_ms: 5, slow: 300, ..Weather::CALM }, Weather { delay_ms: 5, slow_watches: 300, ..Weather::CALM }];
 
 /// Runs it under a seed; returns the checkers' violations, and the number of pods that were orphaned.
-pub(crate) fn leaving(seed: u64) -> (Vec<String>, usize) {
+pub(crate) fn leaving(seed: u64, sabotage: Sabotage) -> (Vec<String>, usize) {
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().expect("a runtime");
-    let played = async { clock::timeout(TIMEOUT, simulate(seed)).await };
+    let played = async { clock::timeout(TIMEOUT, simulate(seed, sabotage)).await };
     runtime.block_on(played).expect("it never happens")
 }
 
-async fn simulate(seed: u64) -> (Vec<String>, usize) {
-    let world = Arc::new(World::new(seed, Sabotage::None));
+async fn simulate(seed: u64, sabotage: Sabotage) -> (Vec<String>, usize) {
+    let world = Arc::new(World::new(seed, sabotage));
     let cluster = Cluster::new(seed, world.clone(), Pace::Usual);
     cluster.start(1).await;
     let user = UserInfo::component("kubernetes-admin", Some("system:masters"));
     let api: ApiClient = cluster.network.client(&Link::new("user"), user).into();
-    world.set_weather(SLOW);
-    for number in 0..JOBS {
+    for (number, weather) in (0..JOBS).zip(SLOW.into_iter().cycle()) {
+        world.set_weather(weather);
         let name = format!("left-{number}");
         let job = json!({"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": name, "namespace": "default"},
             "spec": {"template": template(&name, 100, "Never")}});

@@ -195,6 +195,7 @@ async fn inject_faults(cluster: &Cluster, random: &Random, until: Instant) {
         Weather {
             delay_ms: *random.pick(&[1, 3, 10]).unwrap_or(&1),
             slow: level(100),
+            slow_watches: 0,
             lost: level(50),
             unanswered: level(50),
             cut: level(30),

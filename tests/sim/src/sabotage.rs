@@ -55,6 +55,8 @@ pub(crate) enum Sabotage {
     PoolForgets,
     /// An owner with orphaned dependents is removed while these still refer to it.
     OrphansForget,
+    /// The garbage collector deletes a dependent at whatever version the server has.
+    CollectorIgnoresVersions,
 }
 
 /// Replaces a request's body.
@@ -104,6 +106,11 @@ pub(crate) fn replace_body(
         Sabotage::PoolForgets if from == CONTROLLERS && below("/registry/services/specs/") => changed(&|service| {
             if let Some(ip) = service.pointer_mut("/status/loadBalancer/ingress/0/ip") {
                 *ip = json!("192.0.2.240");
+            }
+        }),
+        Sabotage::CollectorIgnoresVersions if from == CONTROLLERS && parsed.method == "DELETE" => changed(&|options| {
+            if let Some(preconditions) = options.pointer_mut("/preconditions").and_then(Value::as_object_mut) {
+                preconditions.remove("resourceVersion");
             }
         }),
         Sabotage::OrphansForget if from == CONTROLLERS && parsed.method == "PATCH" => changed(&|patch| {

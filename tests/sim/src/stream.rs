@@ -176,7 +176,7 @@ impl Pump {
     }
 
     fn push(&self, queue: &Mutex<DeliveryQueue>, piece: Option<Piece>) {
-        let arrives = clock::now() + self.world.message_delay();
+        let arrives = clock::now() + self.world.watch_delay();
         let mut queue = lock(queue);
         let arrives = queue.last.map_or(arrives, |last| last.max(arrives));
         queue.last = Some(arrives);

@@ -27,6 +27,8 @@ pub(crate) struct Weather {
     pub(crate) delay_ms: u64,
     /// Messages that are far slower.
     pub(crate) slow: u64,
+    /// Pieces of a watch that are far slower than all requests.
+    pub(crate) slow_watches: u64,
     /// Requests that don't reach the server.
     pub(crate) lost: u64,
     /// Responses that don't reach the client.
@@ -41,10 +43,13 @@ pub(crate) struct Weather {
     pub(crate) server_ms: u64,
 }
 
+/// The least lag of a slow piece of a watch: longer than a controller's pass with dozens of requests.
+const WATCH_LAG_MS: u64 = 1000;
+
 impl Weather {
     /// No faults.
     pub(crate) const CALM: Self =
-        Self { delay_ms: 1, slow: 0, lost: 0, unanswered: 0, cut: 0, busy: 0, store: 0, server_ms: 0 };
+        Self { delay_ms: 1, slow: 0, slow_watches: 0, lost: 0, unanswered: 0, cut: 0, busy: 0, store: 0, server_ms: 0 };
 }
 
 /// Everything that is shared in one run.
@@ -157,6 +162,15 @@ impl World {
             0 => Duration::ZERO,
             most => self.random.millis(0, most),
         }
+    }
+
+    /// The delay of a piece of a watch. Without slow watches it draws as often as any message: seeds keep their histories.
+    pub(crate) fn watch_delay(&self) -> Duration {
+        let weather = self.weather();
+        if weather.slow_watches > 0 && self.random.chance(weather.slow_watches) {
+            return self.random.millis(WATCH_LAG_MS, 2 * WATCH_LAG_MS);
+        }
+        self.message_delay()
     }
 
     /// The delay of a message under the current fault rates.

@@ -79,6 +79,35 @@ async fn dependents_that_only_the_server_knows_of_fail_the_pass() {
     }
 }
 
+/// An owner that the cache still shows, but which is gone, terminating or another one, adopts nothing.
+#[tokio::test]
+async fn only_a_live_owner_adopts() {
+    let service = tower::service_fn(|request: Request<kube::client::Body>| {
+        let name = request.uri().path().rsplit('/').next().unwrap_or_default().to_owned();
+        let (code, answer) = match name.as_str() {
+            "live" => (200, json!({"metadata": {"name": "live", "uid": "u"}})),
+            "going" => {
+                (200, json!({"metadata": {"name": "going", "uid": "u", "deletionTimestamp": "2026-01-01T00:00:00Z"}}))
+            }
+            "next" => (200, json!({"metadata": {"name": "next", "uid": "v"}})),
+            _ => (
+                404,
+                json!({"kind": "Status", "status": "Failure", "code": 404, "reason": "NotFound", "details": {"name": name}}),
+            ),
+        };
+        let body = Full::new(Bytes::from(answer.to_string()));
+        async move { Ok::<_, Infallible>(Response::builder().status(code).body(body).unwrap()) }
+    });
+    let client = in_process(&Env::real(), service, |request| request);
+    let recorder = Recorder::start(client.clone(), Env::real(), "test", &CancellationToken::new());
+    let executor = Executor { api: client.into(), recorder, env: Env::real() };
+    for (name, code) in [("live", None), ("going", Some(409)), ("next", Some(409)), ("gone", Some(409))] {
+        let (kind, key, uid) = (Kind::of::<ConfigMap>(), ObjectKey::new("a", name), Some("u".into()));
+        let (_, result) = executor.perform(vec![Action::ExpectLive { kind, key, uid }]).await;
+        assert_eq!(result.err().map(|failure| failure.code), code, "{name}");
+    }
+}
+
 /// Each deleted pod of a set in a terminating namespace wakes the set: without the skip, a set of a few hundred
 /// pods would send tens of thousands of creates that can't succeed.
 #[tokio::test]

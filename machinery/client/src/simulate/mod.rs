@@ -127,16 +127,13 @@ impl Simulation {
                 }
                 self.write(&kind, object);
             }
-            Action::Delete { kind, key, propagation, .. } => self.delete(&kind, &key, propagation),
-            Action::DeleteCollection { kind, namespace } => self.delete_all(&kind, &namespace),
-            Action::ExpectNone { kind, namespace } if self.view.metadata_of(&kind, &namespace).next().is_some() => {
-                return vec![format!("{} are left in {namespace}", kind.resource())];
-            }
-            Action::ExpectGone { kind, key, uid } => {
-                if self.view.metadata(&kind, &key).is_some_and(|there| uid.is_none() || there.uid == uid) {
-                    return vec![format!("{} {key} is there", kind.resource())];
+            Action::Delete { kind, key, uid, resource_version, propagation, .. } => {
+                if !self.meets(&kind, &key, uid.as_deref(), resource_version.as_deref()) {
+                    return vec![format!("{} {key} conflicts", kind.resource())];
                 }
+                self.delete(&kind, &key, propagation);
             }
+            Action::DeleteCollection { kind, namespace } => self.delete_all(&kind, &namespace),
             Action::Concurrent(actions) | Action::SlowStart(actions) => {
                 return actions.into_iter().flat_map(|action| self.apply_action(action)).collect();
             }
@@ -147,13 +144,45 @@ impl Simulation {
                 return attempts.into_iter().next().map_or_else(Vec::new, |(_, action)| self.apply_action(action));
             }
             // The simulated cache is never stale.
-            Action::ExpectNone { .. } => {}
             Action::RequireFreshCache { .. }
             | Action::RequireDependents { .. }
             | Action::Post { .. }
             | Action::Event(_) => {}
+            check @ (Action::ExpectNone { .. } | Action::ExpectGone { .. } | Action::ExpectLive { .. }) => {
+                return self.failed_check(&check).into_iter().collect();
+            }
         }
         Vec::new()
+    }
+
+    /// The reason why the plan must not go on.
+    fn failed_check(&self, check: &Action) -> Option<String> {
+        match check {
+            Action::ExpectNone { kind, namespace } => {
+                let left = self.view.metadata_of(kind, namespace).next().is_some();
+                left.then(|| format!("{} are left in {namespace}", kind.resource()))
+            }
+            Action::ExpectGone { kind, key, uid } => {
+                let there = self.view.metadata(kind, key).is_some_and(|there| uid.is_none() || there.uid == *uid);
+                there.then(|| format!("{} {key} is there", kind.resource()))
+            }
+            Action::ExpectLive { kind, key, uid } => {
+                let live = self
+                    .view
+                    .metadata(kind, key)
+                    .is_some_and(|there| there.uid == *uid && there.deletion_timestamp.is_none());
+                (!live).then(|| format!("{} {key} is not there, or terminating", kind.resource()))
+            }
+            _ => None,
+        }
+    }
+
+    /// Whether an object meets the preconditions of a deletion; a missing one does.
+    fn meets(&self, kind: &Kind, key: &ObjectKey, uid: Option<&str>, version: Option<&str>) -> bool {
+        let same = |wanted: Option<&str>, is: Option<&str>| wanted.is_none() || wanted == is;
+        self.view
+            .metadata(kind, key)
+            .is_none_or(|known| same(uid, known.uid.as_deref()) && same(version, known.resource_version.as_deref()))
     }
 
     /// The kind of an object by its `apiVersion` and `kind`.
