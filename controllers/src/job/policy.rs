@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::batch::v1::{Job, PodFailurePolicyRule, SuccessPolicy};
 use machinery_api::ObjectName;
 use machinery_client::Pod;
@@ -147,27 +147,79 @@ impl Failures {
     }
 }
 
-/// When a pod ended, from its status.
+/// When a pod ended, from its status; for a deleted pod without an end, when its deletion was requested: its
+/// `deletionTimestamp` is the end of the grace period.
 pub(super) fn finished_at(pod: &Pod) -> Timestamp {
     let status = pod.status.as_ref();
-    let containers = status.iter().flat_map(|status| status.container_statuses.iter().flatten());
-    let ended = containers
-        .filter_map(|container| container.state.as_ref()?.terminated.as_ref()?.finished_at.as_ref().map(|at| at.0))
-        .max();
+    let ended = all_ended_at(pod);
     let not_ready = || {
         let conditions = status?.conditions.as_ref()?;
         let ready = conditions.iter().find(|condition| condition.type_ == "Ready" && condition.status == "False")?;
         ready.last_transition_time.as_ref().map(|at| at.0)
     };
-    let deleted = || pod.metadata.deletion_timestamp.as_ref().map(|at| at.0);
+    let deleted = || {
+        let grace = SignedDuration::from_secs(pod.metadata.deletion_grace_period_seconds.unwrap_or(0));
+        pod.metadata.deletion_timestamp.as_ref().map(|at| at.0.saturating_sub(grace).unwrap_or(at.0))
+    };
     let created = || pod.metadata.creation_timestamp.as_ref().map(|at| at.0);
     ended.or_else(not_ready).or_else(deleted).or_else(created).unwrap_or(Timestamp::UNIX_EPOCH)
+}
+
+/// When the last container or sidecar ended; none while one of them runs.
+fn all_ended_at(pod: &Pod) -> Option<Timestamp> {
+    let status = pod.status.as_ref()?;
+    let is_sidecar = |container: &&ContainerStatus| {
+        let mut init = pod.spec.iter().flat_map(|spec| spec.shape.init_containers.iter().flatten());
+        init.any(|init| init.name.as_ref() == Some(&container.name) && init.restart_policy.as_deref() == Some("Always"))
+    };
+    let sidecars = status.init_container_statuses.iter().flatten().filter(is_sidecar);
+    let ends = status
+        .container_statuses
+        .iter()
+        .flatten()
+        .chain(sidecars)
+        .map(|container| container.state.as_ref()?.terminated.as_ref()?.finished_at.as_ref().map(|at| at.0));
+    ends.collect::<Option<Vec<_>>>()?.into_iter().max()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use serde_json::{Value, json};
+
+    #[test]
+    fn a_pod_ends_with_its_last_container_or_at_the_request_of_its_deletion() {
+        let pod = |metadata: &Value, containers: &Value, sidecars: &Value| -> Pod {
+            let init = json!([{"name": "side", "restartPolicy": "Always"}, {"name": "once"}]);
+            let spec = json!({"containers": [], "initContainers": init});
+            let status = json!({"containerStatuses": containers, "initContainerStatuses": sidecars});
+            serde_json::from_value(json!({"metadata": metadata, "spec": spec, "status": status})).unwrap()
+        };
+        let container = |name: &str, at: Option<&str>| {
+            let state = at.map_or(
+                json!({"running": {}}),
+                |at| json!({"terminated": {"exitCode": 1, "finishedAt": format!("2026-01-01T00:00:{at}Z")}}),
+            );
+            json!({"name": name, "image": "", "imageID": "", "ready": false, "restartCount": 0, "state": state})
+        };
+        let start: Timestamp = "2026-01-01T00:00:00Z".parse().unwrap();
+        let deleted = json!({"creationTimestamp": "2026-01-01T00:00:00Z", "deletionTimestamp": "2026-01-01T00:00:40Z",
+            "deletionGracePeriodSeconds": 30});
+        let (ended, running) = (container("a", Some("20")), container("b", None));
+        for (containers, sidecars, wanted) in [
+            (json!([]), json!([]), 10),
+            (json!([running]), json!([]), 10),
+            (json!([ended, running]), json!([]), 10),
+            (json!([ended]), json!([container("once", Some("55"))]), 20),
+            (json!([ended]), json!([container("side", Some("25"))]), 25),
+            (json!([ended]), json!([container("side", None)]), 10),
+        ] {
+            let at = finished_at(&pod(&deleted, &containers, &sidecars));
+            assert_eq!(at.as_second() - start.as_second(), wanted, "{containers} {sidecars}");
+        }
+        let created = json!({"creationTimestamp": "2026-01-01T00:00:05Z"});
+        assert_eq!(finished_at(&pod(&created, &json!([]), &json!([]))).as_second() - start.as_second(), 5);
+    }
 
     fn job(rules: Value) -> Job {
         serde_json::from_value(json!({"metadata": {}, "spec": {"template": {}, "podFailurePolicy": {"rules": rules}}}))

@@ -90,7 +90,10 @@ fn is_to_end(job: &Job, condition: &str) -> bool {
 fn failures(job: &Job, spec: &JobSpec, mine: &[&Pod], before: Option<&Failures>) -> Failures {
     let job_uid = job.metadata.uid.as_deref().unwrap_or_default();
     let succeeded = mine.iter().copied().filter(|pod| pods::phase(pod) == "Succeeded");
-    Failures::next(before, job_uid, succeeded, mine.iter().copied().filter(|pod| has_failed(spec, pod)))
+    // A pod that this controller deletes (of a suspended Job, a surplus one) has lost its finalizer first, and is no
+    // failure. A pod that failed and was counted has lost it, too, but nothing has deleted it.
+    let counts = |pod: &&Pod| is_tracked(pod) || pod.metadata.deletion_timestamp.is_none();
+    Failures::next(before, job_uid, succeeded, mine.iter().copied().filter(|pod| has_failed(spec, pod)).filter(counts))
 }
 
 impl<'a> Tally<'a> {

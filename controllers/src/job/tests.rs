@@ -287,6 +287,60 @@ fn suspending_takes_the_pods_away_without_counting_them() {
     assert_eq!(play.events, ["Suspended", "Resumed"]);
 }
 
+/// Pods that the controller itself deletes are no failures: the next pods don't wait for a back-off, as long as the old
+/// ones take to end, however they end, and however often the Job is suspended.
+#[test]
+fn pods_that_the_controller_deletes_delay_no_others() {
+    for mode in ["NonIndexed", "Indexed"] {
+        let mut play = Play::of(json!({"completions": 4, "parallelism": 2, "backoffLimit": 0, "completionMode": mode}));
+        let set = |play: &mut Play, field: &str, value: Value| {
+            // Nodes stop pods: each one is there for a while.
+            for pod in play.active() {
+                let mut pod = Object::to_value(&pod);
+                pod["metadata"]["finalizers"].as_array_mut().unwrap().push(json!("example.com/runs"));
+                play.cluster.write(&Kind::of::<Pod>(), pod);
+            }
+            let mut job = Object::to_value(play.cluster.view.get::<Job>(&Play::key()).unwrap());
+            job["spec"][field] = value;
+            play.cluster.write(&Kind::of::<Job>(), job);
+            play.settle();
+        };
+        for round in 1..4 {
+            set(&mut play, "suspend", json!(true));
+            assert_eq!((play.active().len(), play.all().len()), (0, 2 * round));
+            set(&mut play, "suspend", json!(false));
+            assert_eq!(play.active().len(), 2, "{mode}, round {round}");
+        }
+        for pod in play.all().iter().filter(|pod| pod.metadata.deletion_timestamp.is_some()) {
+            let mut pod = Object::to_value(pod);
+            pod["status"] = json!({"phase": "Failed"});
+            play.cluster.write(&Kind::of::<Pod>(), pod);
+        }
+        play.settle();
+        set(&mut play, "parallelism", json!(1));
+        set(&mut play, "parallelism", json!(2));
+        assert_eq!((play.active().len(), play.status().failed), (2, None), "{mode}");
+    }
+}
+
+/// A user who deletes a pod makes a failure, and its replacement waits from the request on: not until the grace period
+/// ends in addition.
+#[test]
+fn the_replacement_of_a_deleted_pod_waits_for_one_back_off() {
+    let mut play = Play::of(json!({"completions": 1, "parallelism": 1}));
+    let mut pod = Object::to_value(&play.active()[0]);
+    pod["metadata"]["finalizers"].as_array_mut().unwrap().push(json!("example.com/runs"));
+    pod["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:30Z");
+    pod["metadata"]["deletionGracePeriodSeconds"] = json!(30);
+    play.cluster.write(&Kind::of::<Pod>(), pod);
+    play.settle();
+    assert_eq!((play.active().len(), play.status().failed), (0, Some(1)));
+    play.wait(9);
+    assert_eq!(play.active().len(), 0);
+    play.wait(1);
+    assert_eq!(play.active().len(), 1);
+}
+
 #[test]
 fn a_deadline_ends_the_job() {
     let mut play = Play::of(json!({"completions": 1, "parallelism": 1, "activeDeadlineSeconds": 5}));
