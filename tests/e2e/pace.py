@@ -24,7 +24,7 @@ class Pace:
 
     def start(self):
         self.seen = []
-        self.process = subprocess.Popen([sys.executable, "-c", CODE], stdout=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen([sys.executable, "-c", CODE], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         self.thread = threading.Thread(target=lambda: self.seen.extend(map(float, self.process.stdout)), daemon=True)
         self.thread.start()
         return self
