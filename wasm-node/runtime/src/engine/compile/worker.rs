@@ -23,6 +23,11 @@ use runtime_api::{Kind, LoadError};
 
 /// The first argument of a compiler process: the program calls [`compile_worker`] for it.
 pub const COMPILE_WORKER_ARGUMENT: &str = "coracle-compile-worker";
+/// A link to the image of the process that opens it, on Linux. A new process opens it before it has an image of its own.
+const OWN_IMAGE: &str = "/proc/self/exe";
+/// Name of a compiler process in lists of processes, in place of the link's.
+#[cfg(unix)]
+const PROCESS_NAME: &str = "coracle";
 /// Prefix of a compiler error that is the disk's and not the module's.
 const DISK_ERROR: &str = "writing the artifact: ";
 /// The compiler yields to everything else on the machine.
@@ -46,8 +51,29 @@ pub struct CompileProcess {
 
 impl CompileProcess {
     /// The running program, dispatched by [`COMPILE_WORKER_ARGUMENT`].
+    ///
+    /// On Linux it is the image that runs, also after an upgrade has replaced or removed the file: another version's
+    /// compiler takes other arguments and writes other artifacts. Windows doesn't replace the file of a running program. Elsewhere
+    /// the path is the only reference.
     pub fn current() -> std::io::Result<Self> {
-        Ok(Self { program: std::env::current_exe()?, arguments: vec![COMPILE_WORKER_ARGUMENT.into()] })
+        let program = if cfg!(target_os = "linux") {
+            // Reports a missing /proc now and not at the first module.
+            std::fs::metadata(OWN_IMAGE)?;
+            OWN_IMAGE.into()
+        } else {
+            std::env::current_exe()?
+        };
+        Ok(Self { program, arguments: vec![COMPILE_WORKER_ARGUMENT.into()] })
+    }
+
+    fn command(&self) -> tokio::process::Command {
+        let mut command = tokio::process::Command::new(&self.program);
+        #[cfg(unix)]
+        if self.program == Path::new(OWN_IMAGE) {
+            command.arg0(PROCESS_NAME);
+        }
+        command.args(&self.arguments);
+        command
     }
 }
 
@@ -123,8 +149,8 @@ fn spawn(
     (file, out): (&Path, &Path),
 ) -> std::io::Result<tokio::process::Child> {
     let slice = bounds.slice.map_or(0, |slice| slice.as_millis().max(1));
-    tokio::process::Command::new(&process.program)
-        .args(&process.arguments)
+    process
+        .command()
         .arg(if metering == Metering::Fuel { "fuel" } else { "epochs" })
         .arg(if kind == CodeKind::Component { "component" } else { "module" })
         .arg(bounds.memory_bytes.to_string())
@@ -252,8 +278,9 @@ fn confine(memory_bytes: u64, cpu_seconds: u64) {
     }
     // SAFETY: as above.
     unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, COMPILE_NICE) };
-    // Under memory pressure the compiler is killed before the cluster. Absent outside Linux.
+    // Absent outside Linux. Under memory pressure the compiler is killed before the cluster.
     let _ = std::fs::write("/proc/self/oom_score_adj", "1000");
+    let _ = std::fs::write("/proc/self/comm", PROCESS_NAME);
 }
 
 #[cfg(not(unix))]
