@@ -10,7 +10,7 @@ use wasmtime_wasi::p1::wasi_snapshot_preview1::{self, WasiSnapshotPreview1};
 use wasmtime_wasi::p1::{WasiP1Ctx, types};
 use wasmtime_wasi::p2::bindings::filesystem::types as p2;
 use wasmtime_wasi::p2::bindings::filesystem::types::HostDescriptor as _;
-use wasmtime_wasi::{FsPerms, OpenMode, ResourceTable, WasiView as _};
+use wasmtime_wasi::{FsPerms, I32Exit, OpenMode, ResourceTable, WasiView as _};
 use wiggle::{GuestMemory, GuestPtr};
 
 use super::disk::{Disk, Growth, made_file, removed};
@@ -313,7 +313,6 @@ impl WasiSnapshotPreview1 for Preview1 {
         fd_prestat_get(fd: types::Fd) -> Result<types::Prestat>;
         fd_prestat_dir_name(fd: types::Fd, path: GuestPtr<u8>, path_max_len: types::Size) -> Result<()>;
         fd_tell(fd: types::Fd) -> Result<types::Filesize>;
-        proc_exit(status: types::Exitcode) -> wasmtime::Error;
         proc_raise(signal: types::Signal) -> Result<()>;
         sched_yield() -> Result<()>;
         random_get(buf: GuestPtr<u8>, buf_len: types::Size) -> Result<()>;
@@ -343,6 +342,11 @@ impl WasiSnapshotPreview1 for Preview1 {
         ) of fd -> Result<types::Size>;
         removes path_remove_directory(fd: types::Fd, path: GuestPtr<str>) of fd -> Result<()>;
         removes path_unlink_file(fd: types::Fd, path: GuestPtr<str>) of fd -> Result<()>;
+    }
+
+    /// Unlike wasmtime-wasi's, takes every code: a container's status has 8 bits of it, as on any Unix.
+    fn proc_exit(&mut self, _: &mut GuestMemory<'_>, status: types::Exitcode) -> wasmtime::Error {
+        I32Exit(status.cast_signed()).into()
     }
 
     async fn fd_write(
