@@ -47,6 +47,8 @@ use runtime_api::{
 
 /// Upstream's default for `terminationMessagePath`.
 const TERMINATION_PATH: &str = "/dev/termination-log";
+/// The null device of guests, which have the folder because of the termination message.
+const NULL_DEVICE: &str = "/dev/null";
 
 /// A created container that is not started.
 pub(crate) struct CreatedContainer {
@@ -502,15 +504,43 @@ fn termination(
     let host = message_folder(dir).join(&container.name).join(attempt.to_string());
     std::fs::create_dir_all(&host)?;
     // The file exists from the start, as upstream's, for guests that only append.
-    std::fs::write(host.join(name), b"")?;
+    make_empty(&host.join(name))?;
+    if guest.parent() == Path::new(NULL_DEVICE).parent() {
+        // The runtime discards what a guest writes to it.
+        make_empty(&host.join("null"))?;
+    }
     let folder = Preopen { host, sub_paths: Vec::new(), guest: parent.to_owned(), writable: true };
     preopens.push(folder.clone());
     Ok(Some(MessageFile { folder, name: name.into() }))
 }
 
+/// Makes an empty file in place of one that an earlier start may have left, which may be a guest's link to anywhere.
+fn make_empty(path: &Path) -> std::io::Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    std::fs::File::create_new(path).map(drop)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[cfg(unix)]
+    #[test]
+    fn a_message_file_replaces_a_guests_link() {
+        let dir = tempfile::tempdir().unwrap();
+        let (victim, link) = (dir.path().join("victim"), dir.path().join("termination-log"));
+        std::fs::write(&victim, "kept").unwrap();
+        std::os::unix::fs::symlink("victim", &link).unwrap();
+        make_empty(&link).unwrap();
+        assert_eq!(std::fs::read_to_string(&victim).unwrap(), "kept");
+        assert!(std::fs::symlink_metadata(&link).unwrap().is_file());
+        std::fs::write(&link, "an earlier message").unwrap();
+        make_empty(&link).unwrap();
+        assert_eq!(std::fs::read(&link).unwrap(), b"");
+    }
 
     #[test]
     fn an_images_files_are_the_root_unless_a_volume_is() {

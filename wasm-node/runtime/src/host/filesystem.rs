@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use wasmtime::StoreContextMut;
 use wasmtime::component::{HasData, Linker, Resource};
-use wasmtime_wasi::filesystem::{Descriptor, WasiFilesystemCtxView, WasiFilesystemView as _};
+use wasmtime_wasi::filesystem::{Descriptor, Dir, WasiFilesystemCtxView, WasiFilesystemView as _};
 use wasmtime_wasi::p2::bindings::filesystem::{preopens, types};
 use wasmtime_wasi::p2::{DynInputStream, DynOutputStream, FsError, FsResult, ReaddirIterator};
 
@@ -20,6 +20,7 @@ use super::file_stream::{FileAccess, FileInput, FileOutput};
 use super::first_bytes::FirstBytes;
 use super::guest::Guest;
 use super::listing::{LISTING_BYTES, Listing, NextEntry};
+use super::null_device;
 use super::state::{ComponentState, InterfaceState};
 use crate::bounds::limits::OPEN_FILES_MAX;
 use runtime_api::FileAccount;
@@ -100,6 +101,17 @@ impl FilesView<'_> {
             Ok(Descriptor::Dir(dir)) => Some(dir.dir.clone()),
             _ => None,
         }
+    }
+
+    /// The null device, if `path` below `fd` is the guest's.
+    fn null_device(&mut self, fd: &Resource<Descriptor>, path: &str) -> FsResult<Option<Arc<std::fs::File>>> {
+        let Some(folder) = self.folder(fd) else { return Ok(None) };
+        let Some(folders) = &self.0.of::<OpenFiles>().folders else { return Ok(None) };
+        let named = |(dir, name): (&Dir, &str)| Arc::ptr_eq(&dir.dir, &folder) && null_device::is(name, path);
+        if path.len() > null_device::PATH_BYTES_MAX as usize || !folders.iter().any(named) {
+            return Ok(None);
+        }
+        Ok(Some(null_device::open()?))
     }
 
     /// The account of the claim's volume that contains a file or folder.
@@ -218,7 +230,6 @@ impl types::HostDescriptor for FilesView<'_> {
         reads get_flags() -> FsResult<types::DescriptorFlags>;
         reads get_type() -> FsResult<types::DescriptorType>;
         removes set_size(size: u64) -> FsResult<()>;
-        changes set_times(accessed: types::NewTimestamp, modified: types::NewTimestamp) -> FsResult<()>;
         reads read(length: u64, offset: u64) -> FsResult<(Vec<u8>, bool)>;
         reads stat() -> FsResult<types::DescriptorStat>;
         reads stat_at(flags: types::PathFlags, path: String) -> FsResult<types::DescriptorStat>;
@@ -230,6 +241,20 @@ impl types::HostDescriptor for FilesView<'_> {
         removes unlink_file_at(path: String) -> FsResult<()>;
         reads metadata_hash() -> FsResult<types::MetadataHashValue>;
         reads metadata_hash_at(flags: types::PathFlags, path: String) -> FsResult<types::MetadataHashValue>;
+    }
+
+    async fn set_times(
+        &mut self,
+        fd: Resource<Descriptor>,
+        accessed: types::NewTimestamp,
+        modified: types::NewTimestamp,
+    ) -> FsResult<()> {
+        if self.0.table.get(&fd).is_ok_and(null_device::is_open) {
+            // Its times are the host's.
+            return Ok(());
+        }
+        let disk = self.disk_for_change(&fd);
+        on(disk, self.wasi().set_times(fd, accessed, modified)).await
     }
 
     async fn create_directory_at(&mut self, fd: Resource<Descriptor>, path: String) -> FsResult<()> {
@@ -336,6 +361,7 @@ impl types::HostDescriptor for FilesView<'_> {
         flags: types::DescriptorFlags,
     ) -> FsResult<Resource<Descriptor>> {
         let held = self.count()?;
+        let null = self.null_device(&fd, &path)?;
         let disk = self.disk(&fd);
         if let Some(disk) = disk.as_ref().filter(|_| open_flags != types::OpenFlags::empty()) {
             disk.changed();
@@ -344,6 +370,11 @@ impl types::HostDescriptor for FilesView<'_> {
         let made = if creates { self.check_new_file(&fd, false)? } else { None };
         let opened = on(disk, self.wasi().open_at(fd, path_flags, path, open_flags, flags)).await?;
         made_file(made, false);
+        if let Some(device) = &null
+            && let Ok(opened) = self.0.table.get_mut(&opened)
+        {
+            null_device::replace(opened, device);
+        }
         if let Ok(Descriptor::File(file)) = self.0.table.get(&opened)
             && let Some(account) = self.0.guest.disk.claim_of(&file.file)
         {

@@ -19,6 +19,7 @@ pub(crate) mod io;
 pub(crate) mod keyvalue;
 pub(crate) mod listing;
 pub(crate) mod net;
+mod null_device;
 mod outgoing_body;
 mod positioned;
 pub(crate) mod preview1;

@@ -5,23 +5,24 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use wasmtime::Linker;
-use wasmtime_wasi::filesystem::{Descriptor, Dir, WasiFilesystemView as _};
+use wasmtime_wasi::filesystem::{Descriptor, Dir};
 use wasmtime_wasi::p1::wasi_snapshot_preview1::{self, WasiSnapshotPreview1};
 use wasmtime_wasi::p1::{WasiP1Ctx, types};
-use wasmtime_wasi::p2::bindings::filesystem::types as p2;
-use wasmtime_wasi::p2::bindings::filesystem::types::HostDescriptor as _;
-use wasmtime_wasi::{FsPerms, I32Exit, OpenMode, ResourceTable, WasiView as _};
+use wasmtime_wasi::{I32Exit, ResourceTable, WasiView as _};
 use wiggle::{GuestMemory, GuestPtr};
 
 use super::disk::{Disk, Growth, made_file, removed};
 use super::disk_threads::DiskBusy;
-use super::listing::{LISTING_BYTES, Listing, NextEntry};
-use super::preview1_names::{DOTS, Out, Walk, address, dirent, errno, filetype};
+use super::listing::LISTING_BYTES;
+use super::null_device;
+use super::preview1_names::{DOTS, Out, Walk, address, dirent};
 use super::state::CoreState;
 use super::volumes::Anchored;
 use crate::bounds::limits::OPEN_FILES_MAX;
 use runtime_api::FileAccount;
 use runtime_api::ledger::ResourceGuard;
+
+mod listings;
 
 /// The module name of preview 1 imports.
 pub(crate) const MODULE: &str = "wasi_snapshot_preview1";
@@ -37,12 +38,16 @@ struct OpenFd {
     dir: Option<Dir>,
     /// Path of a volume.
     volume: Option<Anchored>,
+    /// Name of a volume in the guest.
+    name: Option<String>,
     /// The account of writes below it.
     account: Option<FileAccount>,
     /// A file with an account.
     file: Option<Arc<std::fs::File>>,
     /// Whether it is opened for appending.
     appends: bool,
+    /// Whether it is the null device.
+    is_null: bool,
     _held: Vec<ResourceGuard>,
 }
 
@@ -63,11 +68,13 @@ pub(crate) struct Preview1 {
 }
 
 impl Preview1 {
-    /// `volumes`: the path of each, in the order of the context.
-    pub(crate) fn new(wasi: WasiP1Ctx, disk: Arc<Disk>, volumes: Vec<(Anchored, ResourceGuard)>) -> Self {
-        let open = (FIRST_VOLUME..).zip(volumes).map(|(fd, (volume, held))| {
-            let account = disk.account_of(&volume.path);
-            (fd, OpenFd { dir: None, volume: Some(volume), account, file: None, appends: false, _held: vec![held] })
+    /// `volumes`: path and name of each, in the order of the context.
+    pub(crate) fn new(wasi: WasiP1Ctx, disk: Arc<Disk>, volumes: Vec<(Anchored, String, ResourceGuard)>) -> Self {
+        let open = (FIRST_VOLUME..).zip(volumes).map(|(fd, (volume, name, held))| {
+            let (account, name) = (disk.account_of(&volume.path), Some(name));
+            let volume = Some(volume);
+            let (appends, is_null) = (false, false);
+            (fd, OpenFd { dir: None, volume, name, account, file: None, appends, is_null, _held: vec![held] })
         });
         let open = open.collect();
         Self { wasi, disk, open, walks: Vec::new(), volumes_inserted: false }
@@ -162,6 +169,20 @@ impl Preview1 {
         }
     }
 
+    /// The null device, if `path` below `fd` is the guest's.
+    fn null_device(
+        &self,
+        memory: &GuestMemory<'_>,
+        fd: types::Fd,
+        path: GuestPtr<str>,
+    ) -> Result<Option<Arc<std::fs::File>>> {
+        let Some(folder) = self.open.get(&u32::from(fd)).and_then(|open| open.name.as_deref()) else { return Ok(None) };
+        if path.len() > null_device::PATH_BYTES_MAX || !null_device::is(folder, &memory.as_cow_str(path)?) {
+            return Ok(None);
+        }
+        Ok(Some(null_device::open().map_err(|_| types::Errno::Io)?))
+    }
+
     /// Files don't move into or out of a claim's volume: it is its own file system.
     fn check_same_volume(&self, from: types::Fd, to: types::Fd) -> Result<()> {
         let of = |fd| match self.account(fd) {
@@ -169,75 +190,6 @@ impl Preview1 {
             _ => None,
         };
         if of(from) == of(to) { Ok(()) } else { Err(types::Errno::Xdev.into()) }
-    }
-
-    /// The folder of a descriptor; `None` if it is no folder.
-    fn dir(&mut self, fd: u32) -> Result<Option<Dir>> {
-        let Some(open) = self.open.get_mut(&fd) else { return Ok(None) };
-        if let (None, Some(Anchored { path, .. })) = (&open.dir, &open.volume) {
-            let held = self.disk.descriptor().map_err(|_| types::Errno::Mfile)?;
-            let file = std::fs::File::open(path).map_err(|_| types::Errno::Noent)?;
-            open.dir = Some(Dir::new(file, FsPerms::ReadOnly, OpenMode::READ, true));
-            open._held.push(held);
-        }
-        Ok(open.dir.clone())
-    }
-
-    /// The listing of `fd` from `cookie` on.
-    fn walk(&mut self, fd: u32, dir: &Dir, cookie: u64) -> Result<Walk> {
-        let known = self.walks.iter().position(|walk| walk.fd == fd).map(|at| self.walks.remove(at));
-        if let Some(walk) = known
-            && walk.next == cookie.max(DOTS.len() as u64)
-            && cookie != 0
-        {
-            return Ok(walk);
-        }
-        let held = self.disk.descriptor().map_err(|_| types::Errno::Mfile)?;
-        let listing = Listing::open(&dir.dir, held).map_err(|error| errno(error.into()))?;
-        Ok(Walk { fd, next: DOTS.len() as u64, listing })
-    }
-
-    /// The inode number of a file of `dir`, the same in every call.
-    async fn inode(&mut self, dir: &Dir, name: Option<&str>) -> Result<u64> {
-        let mut view = self.wasi.filesystem();
-        let fd = view.table.push(Descriptor::Dir(dir.clone())).map_err(|error| types::Error::trap(error.into()))?;
-        let of = || wasmtime::component::Resource::<Descriptor>::new_borrow(fd.rep());
-        let hash = match name {
-            Some(name) => view.metadata_hash_at(of(), p2::PathFlags::empty(), name.to_owned()).await,
-            None => view.metadata_hash(of()).await,
-        };
-        view.table.delete(fd).map_err(|error| types::Error::trap(error.into()))?;
-        Ok(hash.map_err(types::Error::from)?.lower)
-    }
-
-    /// Encodes names from `walk`'s position on, up to a page and to `room`. The second value: whether the folder has
-    /// ended.
-    async fn page(&mut self, dir: &Dir, walk: &mut Walk, room: usize) -> Result<(Vec<u8>, bool)> {
-        walk.listing.read_more().map_err(errno)?;
-        let mut bytes = Vec::new();
-        loop {
-            let entry = match walk.listing.next() {
-                NextEntry::Entry(entry) => entry.map_err(errno)?,
-                NextEntry::ReadMore => return Ok((bytes, false)),
-            };
-            let Some(entry) = entry else { return Ok((bytes, true)) };
-            match self.inode(dir, Some(&entry.name)).await {
-                Ok(inode) => dirent(&mut bytes, walk.next, inode, filetype(entry.type_), &entry.name),
-                // Removed since it was read.
-                Err(error) if matches!(error.downcast_ref(), Some(types::Errno::Noent)) => {}
-                Err(error) => return Err(error),
-            }
-            if bytes.len() > room {
-                // The guest detects the truncation and reads it again.
-                walk.listing.put_back(entry);
-                bytes.truncate(room);
-                return Ok((bytes, false));
-            }
-            walk.next += 1;
-            if bytes.len() == room {
-                return Ok((bytes, false));
-            }
-        }
     }
 }
 
@@ -326,9 +278,6 @@ impl WasiSnapshotPreview1 for Preview1 {
         reads fd_fdstat_get(fd: types::Fd) of fd -> Result<types::Fdstat>;
         reads fd_filestat_get(fd: types::Fd) of fd -> Result<types::Filestat>;
         removes fd_filestat_set_size(fd: types::Fd, size: types::Filesize) of fd -> Result<()>;
-        changes fd_filestat_set_times(
-            fd: types::Fd, atim: types::Timestamp, mtim: types::Timestamp, flags: types::Fstflags
-        ) of fd -> Result<()>;
         moves fd_read(fd: types::Fd, iovs: types::IovecArray) of fd -> Result<types::Size>;
         moves fd_pread(fd: types::Fd, iovs: types::IovecArray, offset: types::Filesize) of fd -> Result<types::Size>;
         reads fd_seek(fd: types::Fd, offset: types::Filedelta, whence: types::Whence) of fd -> Result<types::Filesize>;
@@ -347,6 +296,22 @@ impl WasiSnapshotPreview1 for Preview1 {
     /// Unlike wasmtime-wasi's, takes every code: a container's status has 8 bits of it, as on any Unix.
     fn proc_exit(&mut self, _: &mut GuestMemory<'_>, status: types::Exitcode) -> wasmtime::Error {
         I32Exit(status.cast_signed()).into()
+    }
+
+    async fn fd_filestat_set_times(
+        &mut self,
+        memory: &mut GuestMemory<'_>,
+        fd: types::Fd,
+        atim: types::Timestamp,
+        mtim: types::Timestamp,
+        flags: types::Fstflags,
+    ) -> Result<()> {
+        if self.open.get(&u32::from(fd)).is_some_and(|open| open.is_null) {
+            // Its times are the host's.
+            return Ok(());
+        }
+        let disk = self.disk_for_change(fd);
+        on(disk, self.wasi.fd_filestat_set_times(memory, fd, atim, mtim, flags)).await
     }
 
     async fn fd_write(
@@ -525,6 +490,7 @@ impl WasiSnapshotPreview1 for Preview1 {
             return Err(types::Errno::Mfile.into());
         }
         let held = self.disk.descriptor().map_err(|_| types::Errno::Mfile)?;
+        let null = self.null_device(memory, fd, path)?;
         if !std::mem::replace(&mut self.volumes_inserted, true) {
             // Inserts the volumes into the table, so that a new entry afterwards is the opened file. Works with and
             // without a volume.
@@ -538,7 +504,11 @@ impl WasiSnapshotPreview1 for Preview1 {
         let made = if open.contains(types::Oflags::CREAT) { self.check_new_file(fd, false)? } else { None };
         let opened = on(disk, self.wasi.path_open(memory, fd, lookup, path, open, rights, inheriting, flags)).await?;
         made_file(made, false);
-        let account = self.account(fd);
+        if let Some(device) = &null {
+            let descriptors = self.table().iter_mut().filter_map(|entry| entry.downcast_mut::<Descriptor>());
+            descriptors.filter(|new| !known.contains(&address(new))).for_each(|new| null_device::replace(new, device));
+        }
+        let account = self.account(fd).filter(|_| null.is_none());
         let (dir, file) = match self.descriptors().into_iter().find(|new| !known.contains(&address(new))) {
             Some(Descriptor::Dir(dir)) => (Some(dir), None),
             Some(Descriptor::File(file)) if account.is_some() => (None, Some(file.file)),
@@ -551,7 +521,9 @@ impl WasiSnapshotPreview1 for Preview1 {
             }
         }
         let appends = flags.contains(types::Fdflags::APPEND);
-        self.open.insert(opened.into(), OpenFd { dir, volume: None, account, file, appends, _held: vec![held] });
+        let (volume, name, is_null) = (None, None, null.is_some());
+        self.open
+            .insert(opened.into(), OpenFd { dir, volume, name, account, file, appends, is_null, _held: vec![held] });
         Ok(opened)
     }
 

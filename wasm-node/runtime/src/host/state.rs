@@ -113,7 +113,7 @@ impl CoreState {
             let (anchored, name, writable) = volume.map_err(|error: std::io::Error| wasmtime::Error::from(error))?;
             let held = guest.disk.descriptor().map_err(wasmtime::Error::from)?;
             context.preopened_dir(&anchored.path, name, perms(writable))?;
-            volumes.push((anchored, held));
+            volumes.push((anchored, name.to_owned(), held));
         }
         let mut p1 = context.build_p1();
         WasiView::ctx(&mut p1).table.set_max_capacity(guest.bounds.handles);

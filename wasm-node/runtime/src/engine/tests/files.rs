@@ -48,6 +48,46 @@ fn module(body: &str) -> String {
     format!("(module {LIBRARY} (func (export \"_start\") (local $n i32) {body}))")
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn the_null_device_discards() {
+    let bench = Bench::new();
+    let dev = Preopen { guest: "/dev".into(), ..volume(&bench, 0) };
+    let host = dev.host.clone();
+    // Opens a name of four bytes with these flags: errno.noent is 44.
+    let open = |at: usize, flags: usize| {
+        format!(
+            "(call $path-open (i32.const 3) (i32.const 0) (i32.const {at}) (i32.const 4) (i32.const {flags})
+               (i64.const 66) (i64.const 0) (i32.const 0) (i32.const 8))"
+        )
+    };
+    let write = "
+      (i32.store (i32.const 16) (i32.const 4096)) (i32.store (i32.const 20) (i32.const 60000))
+      (if (call $pwrite (i32.load (i32.const 8)) (i32.const 16) (i32.const 1) (i64.const 0) (i32.const 24))
+        (then (call $exit (i32.const 3))))
+      (if (i32.ne (i32.load (i32.const 24)) (i32.const 60000)) (then (call $exit (i32.const 4))))
+      (if (call $set-times (i32.load (i32.const 8)) (i64.const 0) (i64.const 0) (i32.const 5)) (then (call $exit (i32.const 5))))
+      (if (call $close (i32.load (i32.const 8))) (then (call $exit (i32.const 6))))";
+    let opens = |at: usize| format!("(if {} (then (call $exit (i32.const 2))))", open(at, 9));
+    let absent = format!("(if (i32.ne {} (i32.const 44)) (then (call $exit (i32.const 1))))", open(104, 0));
+    let text = format!(
+        r#"(module
+             (import "wasi_snapshot_preview1" "fd_filestat_set_times" (func $set-times (param i32 i64 i64 i32) (result i32)))
+             {LIBRARY} (data (i32.const 104) "null")
+             (func (export "_start") {absent} {} {write} {} {write} {} {write}))"#,
+        opens(104),
+        opens(100),
+        opens(104),
+    );
+    let loaded = bench.load_text(&text, Metering::Epochs).await.unwrap();
+    let before = std::fs::metadata("/dev/null").unwrap().modified().unwrap();
+    let (container, log) = bench.container(loaded, |spec| spec.preopens.push(dev));
+    let outcome = container.run(never()).await;
+    assert_eq!(outcome.exit_code, 0, "{outcome:?} {}", log.text());
+    let bytes = |name: &str| host.join(name).metadata().unwrap().len();
+    assert_eq!((bytes("null"), bytes("file")), (0, 60_000));
+    assert!(std::fs::metadata("/dev/null").unwrap().modified().unwrap() >= before, "the host's device is untouched");
+}
+
 fn volume(bench: &Bench, names: usize) -> Preopen {
     let host = bench.dir.path().join("volume");
     std::fs::create_dir(&host).unwrap();

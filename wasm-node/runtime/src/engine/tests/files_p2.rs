@@ -181,6 +181,23 @@ async fn run(bench: &Bench, text: &str, b_writable: bool) -> Vec<u8> {
     std::fs::read(bench.dir.path().join("a/out")).unwrap()
 }
 
+/// Runs it with writable folders of the bench by their path in the guest; returns its results.
+async fn run_in(bench: &Bench, text: &str, guests: &[&str], change: impl FnOnce(&mut ContainerSpec)) -> Vec<u8> {
+    let loaded = bench.load_text(text, Metering::Epochs).await.unwrap();
+    let folder = |guest: &&str| {
+        let host = bench.dir.path().join(guest.trim_start_matches('/'));
+        std::fs::create_dir_all(&host).unwrap();
+        Preopen { host, sub_paths: Vec::new(), guest: (*guest).to_owned(), writable: true }
+    };
+    let (container, log) = bench.container(loaded, |spec| {
+        spec.preopens = guests.iter().map(folder).collect();
+        change(spec);
+    });
+    let outcome = container.run(std::future::pending()).await;
+    assert_eq!(outcome.exit_code, 0, "{outcome:?} {}", log.text());
+    std::fs::read(bench.dir.path().join(guests[0].trim_start_matches('/')).join("out")).unwrap()
+}
+
 fn names(folder: &Path) -> Vec<String> {
     let mut names: Vec<String> =
         folder.read_dir().unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
@@ -209,6 +226,25 @@ async fn a_long_list_is_written_in_part() {
     assert_eq!(run(&bench, &command(&["long"], body), true).await, [3]);
     let written = std::fs::read(bench.dir.path().join("a/long")).unwrap();
     assert_eq!((written.len(), written[0], written[written.len() - 1]), (3 << 20, 0, 77));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_null_device_discards() {
+    let bench = Bench::new();
+    let (null, beside) = (bench.dir.path().join("dev/null"), bench.dir.path().join("dev/beside"));
+    // Opens a path of /dev, writes 60,000 bytes and notes how many were taken, in 256.
+    let write = |path: usize| {
+        format!(
+            "(call $note (call $open (call $dir (i32.const 1)) (i32.const {path}) (i32.const 0) (i32.const 9) (i32.const 3)))
+             (call $write-at (global.get $fd) (i32.const 65536) (i32.const 60000) (i64.const 0) (i32.const 16))
+             (call $note (call $answer))
+             (call $note (i32.div_u (i32.load (i32.const 24)) (i32.const 256)))"
+        )
+    };
+    let body = [write(1), write(2), write(3)].concat();
+    let notes = run_in(&bench, &command(&["null", "./null", "beside"], &body), &["/a", "/dev"], |_| {}).await;
+    assert_eq!(notes, [OK, OK, 234].repeat(3));
+    assert_eq!((null.metadata().unwrap().len(), beside.metadata().unwrap().len()), (0, 60_000));
 }
 
 #[tokio::test(flavor = "multi_thread")]
