@@ -96,7 +96,7 @@ impl Engine {
             preopen.open().map_err(LoadError::io("looking for a volume"))?;
         }
         let cwd_dir = spec.cwd.as_deref().and_then(|cwd| working_folder(&spec.preopens, cwd));
-        let env = last_values(spec.env);
+        let env = with_working_directory(last_values(spec.env), spec.cwd.as_deref().filter(|_| cwd_dir.is_some()));
         let container = spec.name.rsplit('/').next().unwrap_or_default();
         loaded.check_imports(container, spec.imports.as_deref())?;
         let pre = loaded.prepare(container, &spec.grants)?;
@@ -111,7 +111,8 @@ impl Engine {
         ledger.set_limit(Resource::Memory, spec.limits.memory_bytes.unwrap_or(u64::MAX));
         ledger.set_limit(Resource::Connections, OUTGOING_REQUESTS_MAX);
         let disk = Disk::new(self.disk(), &ledger, &namespace, spec.preopens);
-        let disk = Arc::new(disk.with_accounts(spec.memory_files, spec.quotas));
+        let disk = disk.with_accounts(spec.memory_files, spec.quotas).with_cwd(spec.cwd.clone().zip(cwd_dir.clone()));
+        let disk = Arc::new(disk);
         let guest = Guest {
             argv: spec.argv.into(),
             env: env.into(),
@@ -317,6 +318,16 @@ fn last_values(given: Vec<(String, String)>) -> Vec<(String, String)> {
     env
 }
 
+/// Adds `PWD`, unless it is set: Go's standard library knows the working directory by it. Container runtimes for Linux set it too.
+pub(super) fn with_working_directory(mut env: Vec<(String, String)>, cwd: Option<&str>) -> Vec<(String, String)> {
+    if let Some(cwd) = cwd
+        && env.iter().all(|(name, _)| name != "PWD")
+    {
+        env.push(("PWD".into(), cwd.into()));
+    }
+    env
+}
+
 /// The working folder of a guest: within the longest mount path that contains `cwd`; `None` if there is none, or if a link
 /// within the volume leads out of it.
 pub(super) fn working_folder(preopens: &[Preopen], cwd: &str) -> Option<Preopen> {
@@ -324,4 +335,17 @@ pub(super) fn working_folder(preopens: &[Preopen], cwd: &str) -> Option<Preopen>
     let inside = |preopen: &&Preopen| cwd.starts_with(&preopen.guest);
     let preopen = preopens.iter().filter(inside).max_by_key(|preopen| preopen.guest.len())?;
     preopen.below(cwd).filter(|folder| folder.open().is_ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_working_directory_is_a_variable_that_a_pod_may_set() {
+        let own = vec![("PWD".to_owned(), "/own".to_owned())];
+        assert_eq!(with_working_directory(own.clone(), Some("/data")), own);
+        assert_eq!(with_working_directory(Vec::new(), Some("/data")), [("PWD".to_owned(), "/data".to_owned())]);
+        assert_eq!(with_working_directory(Vec::new(), None), []);
+    }
 }

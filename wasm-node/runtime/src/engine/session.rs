@@ -8,7 +8,7 @@ use futures::future::BoxFuture;
 use runtime_api::{Admitted, ExecError, ExecSpec, Kind, NodeCall, Outcome, Session as ApiSession, StopSignal};
 
 use super::admission::AdmissionQueue;
-use super::container::{Container, ContainerState, Counters, working_folder};
+use super::container::{Container, ContainerState, Counters, with_working_directory, working_folder};
 use super::load::PreparedModule;
 use crate::bounds::growth::COMMAND_GROWTH_WAIT_MAX;
 use crate::bounds::slots::Slot;
@@ -55,15 +55,17 @@ impl Container {
         let mut env = of.guest.env.to_vec();
         env.retain(|(known, _)| spec.env.iter().all(|(name, _)| name != known));
         env.extend(spec.env);
-        let disk = match spec.folders.is_empty() {
-            true => of.guest.disk.clone(),
-            false => Arc::new(of.guest.disk.with_folders(spec.folders)),
-        };
-        let in_session = || working_folder(disk.preopens(), of.guest.cwd.as_deref()?);
+        let (mut disk, mut cwd_dir) = (of.guest.disk.clone(), of.guest.cwd_dir.clone());
+        if !spec.folders.is_empty() {
+            let own = disk.with_folders(spec.folders);
+            cwd_dir = cwd_dir.or_else(|| working_folder(own.preopens(), of.guest.cwd.as_deref()?));
+            disk = Arc::new(own.with_cwd(of.guest.cwd.clone().zip(cwd_dir.clone())));
+        }
+        let env = with_working_directory(env, of.guest.cwd.as_deref().filter(|_| cwd_dir.is_some()));
         let guest = Guest {
             argv: spec.argv.into(),
             env: env.into(),
-            cwd_dir: of.guest.cwd_dir.clone().or_else(in_session),
+            cwd_dir,
             disk,
             log: spec.log.clone(),
             stdin: spec.stdio.stdin,

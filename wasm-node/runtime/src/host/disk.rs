@@ -20,6 +20,7 @@ use wasmtime_wasi::{FsPerms, OpenMode};
 
 use super::disk_threads::{ContainerThreads, DiskBusy, DiskThreads, LATE_AFTER};
 use super::flushes::Flushes;
+use super::working_directory;
 use crate::bounds::epoch::PolledCount;
 use runtime_api::ledger::{Ledger, Level, Resource, ResourceGuard};
 use runtime_api::{FileAccount, MemoryFiles, Preopen, TokenBucket, VolumeQuota};
@@ -104,7 +105,7 @@ impl NodeDisk {
         warm.push_front((container, folders.clone()));
         let mut descriptors = 0;
         let fits = warm.iter().take(WARM_CONTAINERS_MAX).take_while(|(_, folders)| {
-            descriptors += folders.open.len() as u64;
+            descriptors += folders.held.len() as u64;
             descriptors <= descriptors_max
         });
         let fits = fits.count();
@@ -127,12 +128,14 @@ impl NodeDisk {
 
 /// A container's open folders.
 pub(crate) struct Folders {
-    open: Vec<(Dir, String, ResourceGuard)>,
+    /// Each folder with its name in the guest.
+    open: Vec<(Dir, String)>,
+    held: Vec<ResourceGuard>,
 }
 
 impl Folders {
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&Dir, &str)> {
-        self.open.iter().map(|(dir, guest, _)| (dir, guest.as_str()))
+        self.open.iter().map(|(dir, guest)| (dir, guest.as_str()))
     }
 }
 
@@ -147,6 +150,8 @@ pub(crate) struct Disk {
     sync_time: Arc<Mutex<TokenBucket>>,
     ledger: Arc<Ledger>,
     folders: Vec<Preopen>,
+    /// The working directory, with its path in the guest.
+    cwd: Option<(String, Preopen)>,
     changes: Arc<AtomicU64>,
     memory: Option<Arc<MemoryFiles>>,
     quotas: Vec<Arc<VolumeQuota>>,
@@ -171,6 +176,7 @@ impl Disk {
             sync_time: Arc::new(Mutex::new(TokenBucket::new(CONTAINER_SYNC_MILLIS, node.env.elapsed()))),
             ledger: ledger.clone(),
             folders,
+            cwd: None,
             changes: Arc::default(),
             memory: None,
             quotas: Vec::new(),
@@ -181,6 +187,11 @@ impl Disk {
     /// Sets the accounts of volumes in memory and of claims' volumes.
     pub(crate) fn with_accounts(self, memory: Option<Arc<MemoryFiles>>, quotas: Vec<Arc<VolumeQuota>>) -> Self {
         Self { memory, quotas, ..self }
+    }
+
+    /// Sets the working directory.
+    pub(crate) fn with_cwd(self, cwd: Option<(String, Preopen)>) -> Self {
+        Self { cwd, ..self }
     }
 
     /// Disk state of a session: the container's, with more folders.
@@ -194,6 +205,7 @@ impl Disk {
             sync_time: self.sync_time.clone(),
             ledger: self.ledger.clone(),
             folders: self.folders.iter().cloned().chain(more).collect(),
+            cwd: self.cwd.clone(),
             changes: self.changes.clone(),
             memory: self.memory.clone(),
             quotas: self.quotas.clone(),
@@ -297,17 +309,17 @@ impl Disk {
         if let Some(folders) = self.id.and_then(|id| self.node.warm(id)) {
             return Ok(folders);
         }
-        let mut open = Vec::with_capacity(self.folders.len());
+        let (mut open, mut held) = (Vec::with_capacity(self.folders.len()), Vec::new());
         for folder in &self.folders {
-            let held = self.descriptor()?;
-            let dir = folder.open()?;
-            let (perms, mode) = match folder.writable {
-                true => (FsPerms::ReadWrite, OpenMode::READ | OpenMode::WRITE),
-                false => (FsPerms::ReadOnly, OpenMode::READ),
-            };
-            open.push((Dir::new(dir, perms, mode, true), folder.guest.clone(), held));
+            held.push(self.descriptor()?);
+            open.push((dir(folder)?, folder.guest.clone()));
         }
-        let folders = Arc::new(Folders { open });
+        if let Some((cwd, folder)) = &self.cwd {
+            held.push(self.descriptor()?);
+            let dir = dir(folder)?;
+            open.extend(working_directory::names(cwd, &self.folders).map(|name| (dir.clone(), name.to_owned())));
+        }
+        let folders = Arc::new(Folders { open, held });
         if let Some(id) = self.id {
             self.node.keep_warm(id, &folders);
         }
@@ -353,6 +365,14 @@ impl Disk {
         charge(&self.sync_time, env.elapsed().saturating_sub(before), env);
         done
     }
+}
+
+fn dir(folder: &Preopen) -> io::Result<Dir> {
+    let (perms, mode) = match folder.writable {
+        true => (FsPerms::ReadWrite, OpenMode::READ | OpenMode::WRITE),
+        false => (FsPerms::ReadOnly, OpenMode::READ),
+    };
+    Ok(Dir::new(folder.open()?, perms, mode, true))
 }
 
 /// A file with a pending write, whose growth is counted.

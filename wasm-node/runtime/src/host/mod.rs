@@ -30,6 +30,7 @@ pub(crate) mod stat;
 pub(crate) mod state;
 pub(crate) mod stdio;
 pub(crate) mod volumes;
+mod working_directory;
 
 use std::any::Any;
 

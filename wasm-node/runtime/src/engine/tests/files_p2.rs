@@ -248,6 +248,32 @@ async fn the_null_device_discards() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn relative_paths_begin_at_the_working_directory() {
+    let bench = Bench::new();
+    // Makes the file of path 1 in each folder whose name has one character, as C libraries do for a relative path; notes how
+    // many folders there are.
+    let body = "
+      (loop $next
+        (if (i32.eq (i32.load (i32.add (i32.load (i32.const 64)) (i32.add (i32.mul (local.get $n) (i32.const 12)) (i32.const 8))))
+            (i32.const 1))
+          (then (call $note
+            (call $open (call $dir (local.get $n)) (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 3)))))
+        (local.set $n (i32.add (local.get $n) (i32.const 1)))
+        (br_if $next (i32.lt_u (local.get $n) (i32.load (i32.const 68)))))
+      (call $note (local.get $n))";
+    let text = command(&["made"], body);
+    let (first, below) = (bench.dir.path().join("data/made"), bench.dir.path().join("data/sub/made"));
+    std::fs::create_dir_all(bench.dir.path().join("data/sub")).unwrap();
+    assert_eq!(run_in(&bench, &text, &["/data"], |_| {}).await, [1]);
+    assert_eq!(run_in(&bench, &text, &["/data"], |spec| spec.cwd = Some("/none".into())).await, [1]);
+    assert!(!first.exists());
+    assert_eq!(run_in(&bench, &text, &["/data"], |spec| spec.cwd = Some("/data".into())).await, [OK, 2]);
+    assert!(first.exists() && !below.exists());
+    assert_eq!(run_in(&bench, &text, &["/data"], |spec| spec.cwd = Some("/data/sub".into())).await, [OK, 3]);
+    assert!(below.exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn no_path_of_a_guest_leads_out_of_its_volumes() {
     let bench = Bench::new();
     let (root, a) = (bench.dir.path(), bench.dir.path().join("a"));
