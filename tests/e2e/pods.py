@@ -546,7 +546,26 @@ def again():
     ready("again")
 
 
-CASES = (several, loopback, port_fight, init_order, init_failures, sidecars, restart_rules, tcp_probes, names, host_ports, hooks, exec_probes, log_flags, probes_elsewhere,
+
+
+def leaving():
+    """The readiness probe goes on while a pod ends: once it fails, the endpoint no longer serves."""
+    sh = lambda script: {"exec": {"command": ["sh", "-c", script]}}
+    probe = {**sh("test ! -e /data/leaves"), "periodSeconds": 1, "failureThreshold": 1, "timeoutSeconds": 20}
+    web = container("web", HELLO, 80, readinessProbe=probe, lifecycle={"preStop": sh("echo now > /data/leaves; sleep 3600")}, volumeMounts=[{"name": "data", "mountPath": "/data"}])
+    apply(pod("leaving", web, volumes=[{"name": "data", "emptyDir": {}}], terminationGracePeriodSeconds=600), service("leaving", web=80))
+    slices = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices?labelSelector=kubernetes.io%2Fservice-name%3Dleaving"
+    conditions = lambda: [endpoint["conditions"] for one in get(slices)["items"] for endpoint in one.get("endpoints") or []]
+    ready("leaving")
+    until("its endpoint serves", lambda: conditions() == [{"ready": True, "serving": True, "terminating": False}])
+    kubectl("delete", "pod", "leaving", "--wait=false")
+    until("its endpoint no longer serves", lambda: conditions() == [{"ready": False, "serving": False, "terminating": True}])
+    now = state("leaving", "web")
+    expect((True, False), ("running" in now[0], now[1]["ready"]), "the container that ends")
+    delete("leaving", "--grace-period=0", "--force")
+
+
+CASES = (several, loopback, port_fight, init_order, init_failures, sidecars, restart_rules, tcp_probes, names, host_ports, hooks, exec_probes, leaving, log_flags, probes_elsewhere,
          probe_flood, debugging, debug_terminal, many, again)
 
 

@@ -244,7 +244,7 @@ impl ContainerMachine {
             }
             ContainerEvent::StoppedListening => {
                 if let ContainerStage::Stopping { running, .. } = &mut self.stage {
-                    running.ready = false;
+                    (running.ready, running.stopped_listening) = (false, true);
                 }
             }
             ContainerEvent::ImageChanged => self.handle_image_change(cx, actions),
@@ -402,6 +402,7 @@ impl ContainerMachine {
             hook_pending: true,
             started: own.startup.is_none(),
             ready: own.readiness.is_none(),
+            stopped_listening: false,
             instantiable: true,
             first_probe_pending: true,
             streaks: [(true, 0); 3],

@@ -36,6 +36,8 @@ pub struct ContainerRun {
     pub started: bool,
     /// The readiness probe has succeeded, or there is none.
     pub ready: bool,
+    /// The container has stopped to listen for its pod's end: no later probe makes it ready.
+    pub(super) stopped_listening: bool,
     /// An instance can be created.
     pub instantiable: bool,
     /// The first result of the deciding probe is outstanding.

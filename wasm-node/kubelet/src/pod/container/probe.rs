@@ -34,7 +34,21 @@ impl ContainerMachine {
         result: ProbeResult,
         actions: &mut Vec<Action>,
     ) {
-        let ContainerStage::Running(running) = &mut self.stage else { return };
+        let running = match &mut self.stage {
+            ContainerStage::Running(running) => running,
+            // As upstream, the readiness probe goes on while the pod ends; the others have ended with its beginning.
+            ContainerStage::Stopping { running, why: StopReason::Pod }
+                if kind == ProbeKind::Readiness && !running.stopped_listening =>
+            {
+                running
+            }
+            ContainerStage::Idle
+            | ContainerStage::Pulling
+            | ContainerStage::Waiting { .. }
+            | ContainerStage::Starting
+            | ContainerStage::Stopping { .. }
+            | ContainerStage::Done => return,
+        };
         let Some(thresholds) = cx.own.thresholds(kind) else { return };
         let word = kind.word();
         let failure = match result {

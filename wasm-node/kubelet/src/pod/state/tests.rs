@@ -387,6 +387,35 @@ fn a_deleted_server_is_ready_while_it_takes_requests() {
 }
 
 #[test]
+fn readiness_is_probed_while_the_pod_ends() {
+    let mut rules = rules(RestartPolicy::Always);
+    rules.containers_mut()[0].readiness = Some(Thresholds { success: 1, failure: 2, grace: None });
+    rules.containers_mut()[0].liveness = Some(Thresholds { success: 1, failure: 1, grace: None });
+    let probed = |kind, result| (1, Event::Container(0, ContainerEvent::Probed { attempt: 0, kind, result }));
+    let (passed, failed) = (
+        || probed(ProbeKind::Readiness, ProbeResult::Passed),
+        || probed(ProbeKind::Readiness, ProbeResult::Failed("no".into())),
+    );
+    let deleted = vec![
+        (0, Event::Mounted),
+        (0, pulled()),
+        (0, started()),
+        passed(),
+        (1, Event::Deleted(Duration::from_secs(30))),
+    ];
+    let ready = |events: Vec<(i64, Event)>| play(&rules, &[&deleted[..], &events[..]].concat()).0.ready();
+    assert!(ready(vec![failed()]), "one failure of two");
+    assert!(!ready(vec![failed(), failed()]));
+    assert!(ready(vec![failed(), failed(), passed()]));
+    // The liveness probe ends with the deletion: a late result changes nothing.
+    let late = probed(ProbeKind::Liveness, ProbeResult::Failed("no".into()));
+    let (state, log) = play(&rules, &[&deleted[..], &[late]].concat());
+    assert!(state.ready() && !log.iter().any(|line| line.contains("Liveness probe failed")), "{log:?}");
+    // No result of a command in the container makes it ready once it has stopped to listen.
+    assert!(!ready(vec![(1, Event::Container(0, ContainerEvent::StoppedListening)), passed(), passed()]));
+}
+
+#[test]
 fn a_clock_that_is_set_back_prolongs_no_wait() {
     let rules = rules(RestartPolicy::Always);
     let failed = pull_failed(ImageOwner::Container, "ErrImageNeverPull", "m");

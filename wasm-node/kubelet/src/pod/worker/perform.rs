@@ -288,7 +288,7 @@ impl PodWorker {
         let of = probe::ProbeTarget { container: index, attempt: machine.current(), kind, since: running.since };
         let handlers = HandlerRunner::new(&self.node, &pod, &slot.name, ip);
         let env = self.node.parts.env.clone();
-        slot.probes.push(Task(tokio::spawn(probe::run(env, handlers, spec, of, self.sender.clone()))));
+        slot.probes.push((kind, Task(tokio::spawn(probe::run(env, handlers, spec, of, self.sender.clone())))));
     }
 
     /// Runs the `postStart` hook, until it ends or the container is stopped.
@@ -299,7 +299,7 @@ impl PodWorker {
         let Some(hook) = check::HookSpec::post_start(&slot.container.get()) else { return };
         let handlers = HandlerRunner::new(&self.node, &pod, &slot.name, ip);
         let sender = self.sender.clone();
-        slot.probes.push(Task(tokio::spawn(async move {
+        slot.hook = Some(Task(tokio::spawn(async move {
             let hooked = handlers.hook(&hook).await;
             if let Some(host) = hooked.fell_back {
                 let _ = sender.send(container_message(index, ContainerEvent::HookFellBack { host })).await;
@@ -315,7 +315,8 @@ impl PodWorker {
             |machine| matches!(&machine.stage, ContainerStage::Stopping { why, .. } if *why != StopReason::Pod),
         );
         let Some(slot) = self.slots.get_mut(index) else { return };
-        slot.probes.clear();
+        slot.hook = None;
+        slot.probes.retain(|(kind, _)| !restart && *kind == ProbeKind::Readiness);
         let deadline = self.node.parts.env.deadline(grace);
         let Some(live) = &mut slot.live else { return };
         if let Some((_, end)) = &live.stopping {
@@ -330,6 +331,7 @@ impl PodWorker {
     fn kill(&mut self, index: usize) {
         let Some(slot) = self.slots.get_mut(index) else { return };
         slot.probes.clear();
+        slot.hook = None;
         slot.preparing = None;
         slot.sources = None;
         if let Some(mut live) = slot.live.take() {

@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use super::Task;
 use crate::pod::runner::Runner;
 use crate::pod::start::{CreatedContainer, PulledImages};
-use crate::pod::state::Class;
+use crate::pod::state::{Class, ProbeKind};
 use crate::spec::compressed::Compressed;
 use crate::spec::containers;
 
@@ -36,8 +36,10 @@ pub(super) struct ContainerSlot {
     pub(super) live: Option<LiveContainer>,
     /// Pulls the image, or creates the container.
     pub(super) preparing: Option<Task>,
-    /// The probes, and the `postStart` hook.
-    pub(super) probes: Vec<Task>,
+    /// The probes.
+    pub(super) probes: Vec<(ProbeKind, Task)>,
+    /// The `postStart` hook.
+    pub(super) hook: Option<Task>,
     /// Reports changes of the environment's sources.
     pub(super) sources: Option<Task>,
 }
@@ -73,6 +75,7 @@ impl ContainerSlot {
                     live: None,
                     preparing: None,
                     probes: Vec::new(),
+                    hook: None,
                     sources: None,
                 }),
             }
