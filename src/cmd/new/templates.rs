@@ -469,6 +469,20 @@ mod tests {
         }
     }
 
+    /// The backtrace of a trap has the names of functions only if the module has them.
+    #[test]
+    fn no_build_strips_the_names_of_functions() {
+        for template in TEMPLATES {
+            let files = template.all_files().map(|File(path, text)| (*path, *text));
+            let build = ("the build command", template.build);
+            for (path, text) in files.chain([build]).filter(|(path, _)| !path.ends_with("package-lock.json")) {
+                for strips in ["strip = true", "strip = \"symbols\"", "--strip-all", "-ldflags", "-Wl,-s", "--strip "] {
+                    assert!(!text.contains(strips), "{path} has {strips}");
+                }
+            }
+        }
+    }
+
     #[test]
     fn names_are_of_kind_and_language() {
         let names: BTreeSet<&str> = TEMPLATES.iter().map(|template| template.name).collect();

@@ -8,4 +8,4 @@ mkdir -p build
 for file in routes service; do
   clang --target=wasm32-unknown-unknown -std=c11 -O2 -Wall -Wextra -ffreestanding -nostdlib -c "$file.c" -o "build/$file.o"
 done
-"$linker" --component-type wit/service.wit --no-entry --gc-sections --strip-all build/routes.o build/service.o -o "build/{{name}}.wasm"
+"$linker" --component-type wit/service.wit --no-entry --gc-sections --strip-debug build/routes.o build/service.o -o "build/{{name}}.wasm"

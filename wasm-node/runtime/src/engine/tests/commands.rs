@@ -72,6 +72,24 @@ async fn outcomes_have_upstreams_reasons() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn backtraces_have_names_and_offsets() {
+    let bench = Bench::new();
+    let text = r#"(module $shop
+        (func $inner (param i32) (result i32) (i32.div_u (i32.const 1) (local.get 0)))
+        (func $outer (export "_start") (drop (call $inner (i32.const 0)))))"#;
+    let loaded = bench.load_text(text, Metering::Epochs).await.unwrap();
+    let (container, log) = bench.container(loaded, |_| {});
+    assert_eq!(container.run(never()).await.exit_code, 134);
+    for name in [" - shop!inner", " - shop!outer"] {
+        let offset = log.text().lines().find_map(|line| {
+            let (before, _) = line.split_once(name)?;
+            u64::from_str_radix(before.rsplit_once(" 0x")?.1, 16).ok()
+        });
+        assert!(offset.is_some_and(|offset| offset > 0), "{name}: {}", log.text());
+    }
+}
+
 /// Whether backtraces are captured is fixed once per process, so the test above runs again in its own process.
 #[test]
 fn logs_hold_no_backtrace_of_the_host() {
