@@ -28,7 +28,7 @@ pub(in crate::cmd) struct GuestFlags {
     /// Stack of each guest instance, in addition to its memory: 64Ki to 8Mi
     #[arg(long, env = "CORACLE_GUEST_STACK_SIZE", default_value = "512Ki", value_name = "QUANTITY", value_parser = stack_bytes)]
     guest_stack_size: usize,
-    /// Maximum WASI handles of a guest instance: 64 to 65536
+    /// Maximum WASI handles of a guest instance: 64 to 1048576
     #[arg(long, env = "CORACLE_GUEST_HANDLES", default_value_t = GuestBounds::default().handles as u32, value_name = "N", value_parser = clap::value_parser!(u32).range(*HANDLES.start() as i64..=*HANDLES.end() as i64))]
     guest_handles: u32,
 }
@@ -109,7 +109,7 @@ mod tests {
             ("--module-compile-timeout", "1", "1h", ["999ms", "3601s"], "from 1s to 1h"),
             ("--module-compile-memory", "1Gi", "1Ti", ["1G", "1025Gi"], "from 1Gi to 1Ti"),
             ("--guest-stack-size", "64Ki", "8Mi", ["65535", "8388609"], "from 64Ki to 8Mi"),
-            ("--guest-handles", "64", "65536", ["63", "65537"], "64..=65536"),
+            ("--guest-handles", "64", "1048576", ["63", "1048577"], "64..=1048576"),
         ] {
             assert!(read(&[flag, least]).is_ok() && read(&[flag, most]).is_ok(), "{flag}");
             for value in outside {

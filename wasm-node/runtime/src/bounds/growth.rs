@@ -17,6 +17,7 @@ use machinery_env::{Deadline, Env};
 use runtime_api::ledger::{Exceeded, Ledger, Level, Resource};
 use wasmtime::ResourceLimiterAsync;
 
+use super::census::Census;
 use super::limits::{CORE_INSTANCES_MAX, MEMORIES_MAX, TABLE_ELEMENTS_MAX, TABLES_MAX};
 use super::parked::IdleRegistry;
 
@@ -25,6 +26,8 @@ use super::parked::IdleRegistry;
 pub(crate) const COMMAND_GROWTH_WAIT_MAX: Duration = Duration::from_secs(10);
 /// Bytes of a table element.
 const TABLE_ELEMENT_BYTES: u64 = size_of::<usize>() as u64;
+/// One part in this many of a guest's memory is for handles before a message about memory names them.
+const HANDLES_PART: u64 = 4;
 /// Wanted bytes where the system is out of memory: more than any limit, so that no growth waits for others.
 const WANTED_WITHOUT_LIMIT: u64 = u64::MAX;
 
@@ -120,6 +123,8 @@ pub(crate) struct StoreLimiter {
     exceeded: Option<Exceeded>,
     /// Whether the rejected growth exceeded the fixed bound of all tables, independent of limits.
     table_too_large: bool,
+    /// The handles of a failed guest.
+    pub(crate) handles: Option<Census>,
 }
 
 /// Host memory of a guest over the limit of its pod or of the node.
@@ -142,6 +147,7 @@ impl StoreLimiter {
             debt: None,
             exceeded: None,
             table_too_large: false,
+            handles: None,
         }
     }
 
@@ -171,7 +177,8 @@ impl StoreLimiter {
                 "the guests of this node hold all the memory that they may together: only fewer or smaller ones help"
             }
         };
-        Some(words.to_owned())
+        let many = |census: &&Census| census.bytes() > self.held_bytes() / HANDLES_PART;
+        Some(self.handles.as_ref().filter(many).map_or(words.to_owned(), |census| format!("{words}; {census}")))
     }
 
     /// Bytes charged to this store.

@@ -7,13 +7,14 @@ use std::ops::RangeInclusive;
 use wasmtime::Trap;
 use wasmtime::component::ResourceTableError;
 
+use super::census::Census;
 use super::limits::{RESOURCE_TABLE_ENTRIES_MAX, WASM_STACK_BYTES};
 
 /// Bytes of a guest's stack: less doesn't suffice for a language's own start, more would make the pool's stacks take tens of
 /// gigabytes of address space.
 pub const STACK_BYTES: RangeInclusive<usize> = 64 << 10..=8 << 20;
-/// Handles: a request needs some ten, and the host scans all of them now and then.
-pub const HANDLES: RangeInclusive<usize> = 64..=1 << 16;
+/// Handles: a request needs some ten, and the host visits all of them now and then.
+pub const HANDLES: RangeInclusive<usize> = 64..=1 << 20;
 
 /// Bounds of each instance.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,7 +35,7 @@ impl Default for GuestBounds {
 
 impl GuestBounds {
     /// The flag of the bound that a guest hit, if this error is due to one.
-    pub(crate) fn advice(&self, error: &wasmtime::Error) -> Option<String> {
+    pub(crate) fn advice(&self, error: &wasmtime::Error, handles: Option<&Census>) -> Option<String> {
         if matches!(cause(error), Some(Trap::StackOverflow)) {
             let bound = Size(self.stack_bytes);
             return Some(format!(
@@ -43,8 +44,9 @@ impl GuestBounds {
         }
         if matches!(cause(error), Some(ResourceTableError::Full)) {
             let bound = self.handles;
+            let census = handles.map(|census| format!("; {census}")).unwrap_or_default();
             return Some(format!(
-                "the guest is at its bound of {bound} handles, which the node's --guest-handles raises"
+                "the guest is at its bound of {bound} handles, which the node's --guest-handles raises{census}"
             ));
         }
         None
@@ -76,7 +78,7 @@ mod tests {
     #[test]
     fn errors_at_a_limit_name_its_flag() {
         let bounds = GuestBounds { stack_bytes: 2 << 20, handles: 64 };
-        let of = |error: wasmtime::Error| bounds.advice(&error).unwrap_or_default();
+        let of = |error: wasmtime::Error| bounds.advice(&error, None).unwrap_or_default();
         let stack = "the guest is at its bound of 2Mi of stack, which the node's --guest-stack-size raises";
         let handles = "the guest is at its bound of 64 handles, which the node's --guest-handles raises";
         assert_eq!(of(Trap::StackOverflow.into()), stack);

@@ -6,9 +6,10 @@ pub(crate) const QUEUED_REQUESTS_MAX: usize = 4096;
 
 /// Default bytes of a guest's stack: wasmtime's own default.
 pub(crate) const WASM_STACK_BYTES: usize = 512 << 10;
-/// Default maximum of handles (WASI resources) of an instance. A request needs some ten; a command that walks a tree some
-/// hundred.
-pub(crate) const RESOURCE_TABLE_ENTRIES_MAX: usize = 1024;
+/// Default maximum of handles (WASI resources) of an instance. A request needs some ten. But JavaScript engines keep one for each piece
+/// of a body that they read, and two for each request that they send: enough for some 400 MB in pieces of 7 kB, or 30,000 requests.
+/// A guest's memory is the limit before, as each handle is charged to it.
+pub(crate) const RESOURCE_TABLE_ENTRIES_MAX: usize = 1 << 16;
 /// Open files and folders of one instance: each is a descriptor of the whole process.
 pub(crate) const OPEN_FILES_MAX: usize = 256;
 /// Bytes that one host call may copy out of a guest (wasmtime's default is 128 MiB). Larger writes arrive in pieces.

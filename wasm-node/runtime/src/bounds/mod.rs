@@ -1,6 +1,7 @@
 //! Resource bounds and scheduling of guests: memory ([`growth`]), CPU ([`cpu`], [`shares`], [`epoch`], [`priority`]),
-//! instances ([`slots`], [`parked`]), seats ([`fair_queue`]), the disk ([`disk_space`]), fixed [`limits`] and bounds with a flag ([`guest`]).
+//! instances ([`slots`], [`parked`]), seats ([`fair_queue`]), the disk ([`disk_space`]), fixed [`limits`] and bounds with a flag ([`guest`], [`census`]).
 
+pub(crate) mod census;
 pub(crate) mod cpu;
 pub(crate) mod disk_space;
 pub(crate) mod epoch;

@@ -63,6 +63,9 @@ async fn run(shared: Arc<ContainerState>, _admitted: Admitted) -> Outcome {
             }
             .await;
             count_fuel(&shared, &store);
+            if result.is_err() {
+                store.data_mut().count_handles();
+            }
             settle(&shared, result.map(|()| 0), &store.data().limiter)
         }
         Pre::Command(pre) => {
@@ -76,6 +79,9 @@ async fn run(shared: Arc<ContainerState>, _admitted: Admitted) -> Outcome {
             }
             .await;
             count_fuel(&shared, &store);
+            if result.is_err() {
+                store.data_mut().count_handles();
+            }
             settle(&shared, result.map(|ran| i32::from(ran.is_err())), &store.data().limiter)
         }
         Pre::Server(_) | Pre::Plugin(_) => {

@@ -250,7 +250,7 @@ impl ContainerState {
         match limiter.exceeded() {
             // Regardless of the error: a guest over its memory limit gets no further handle either.
             Some(_) => limiter.advice(),
-            None => self.guest.bounds.advice(error),
+            None => self.guest.bounds.advice(error, limiter.handles.as_ref()),
         }
     }
 

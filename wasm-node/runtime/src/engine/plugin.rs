@@ -436,6 +436,9 @@ impl PluginServerInner {
         let mut results = vec![Val::Bool(false); usize::from(result.is_some())];
         let ran = called.call_async(&mut *store, arguments, &mut results).await;
         count_fuel(shared, store);
+        if ran.is_err() {
+            store.data_mut().count_handles();
+        }
         let limiter = &store.data().limiter;
         shared.admission.ended(fits_alone(limiter, shared).unwrap_or_else(|| limiter.held_bytes()));
         let too_large = ran.as_ref().is_err_and(|error| error.root_cause().to_string().ends_with(TOO_MUCH_COPIED));

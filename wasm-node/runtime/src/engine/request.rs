@@ -57,6 +57,9 @@ pub(crate) async fn guest(
             if let Some(used) = count_fuel(&shared, &instance.store) {
                 exchange.span.set("coracle.fuel.used", i64::try_from(used).unwrap_or(i64::MAX));
             }
+            if result.is_err() {
+                instance.store.data_mut().count_handles();
+            }
             let limiter = &instance.store.data().limiter;
             shared.admission.ended(fits_alone(limiter, &shared).unwrap_or_else(|| limiter.held_bytes()));
             let returned = result.is_ok();
@@ -196,6 +199,7 @@ pub(crate) async fn instantiate<P: Prepared>(
             drop(store);
             continue;
         }
+        store.data_mut().count_handles();
         let limiter = &store.data().limiter;
         let why = shared.record_instantiation_failure(&error, limiter);
         let end = settle(shared, Err(error), limiter);

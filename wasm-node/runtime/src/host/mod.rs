@@ -14,6 +14,7 @@ pub(crate) mod first_bytes;
 pub(crate) mod flushes;
 mod folder;
 pub(crate) mod guest;
+pub(crate) mod handles;
 pub(crate) mod http;
 pub(crate) mod io;
 pub(crate) mod keyvalue;

@@ -9,6 +9,7 @@ use wasmtime::{Store, UpdateDeadline};
 use wasmtime_wasi::{FsPerms, WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
 
 use super::guest::Guest;
+use super::handles;
 use super::preview1::Preview1;
 use super::stdio::{Input, Output};
 use super::volumes::Anchored;
@@ -19,8 +20,6 @@ use crate::bounds::limits::{HOSTCALL_BYTES_MAX, PREVIEW1_HOSTCALL_BYTES_MAX, RAN
 /// Host calls between two accountings of host memory. A call adds at most one set of fields or two body chunks, so at
 /// most some 8 MiB temporarily escape the budget.
 const CALLS_PER_ACCOUNT: u32 = 64;
-/// Bytes of a handle besides its content: the boxed entry, its table slot and its children's set.
-const HANDLE_BYTES: u64 = 256;
 /// An interface's state of one instance, created on first use.
 pub(crate) trait InterfaceState: Any + Send {
     fn of(guest: &Arc<Guest>) -> Self;
@@ -91,6 +90,11 @@ impl ComponentState {
         self.account_now();
     }
 
+    /// Counts the handles of a failed guest, for the message.
+    pub(crate) fn count_handles(&mut self) {
+        self.limiter.handles = Some(handles::census(&mut self.table));
+    }
+
     /// Accounts it at once, where much may have been added.
     pub(crate) fn account_now(&mut self) {
         self.calls = 0;
@@ -124,6 +128,11 @@ impl CoreState {
         bound(&mut store, guest, |state| &mut state.limiter)?;
         store.set_hostcall_fuel(PREVIEW1_HOSTCALL_BYTES_MAX);
         Ok(store)
+    }
+
+    /// See [`ComponentState::count_handles`].
+    pub(crate) fn count_handles(&mut self) {
+        self.limiter.handles = Some(handles::census(self.p1.table()));
     }
 
     /// The preview 1 context; counts calls like [`ComponentState::account`].
@@ -183,11 +192,8 @@ fn bound<T: 'static>(
     Ok(())
 }
 
-fn account(table: &mut ResourceTable, mut bytes: u64, limiter: &mut StoreLimiter) -> bool {
-    for entry in table.iter_mut() {
-        bytes += HANDLE_BYTES + super::held_bytes(&*entry);
-    }
-    limiter.set_host_bytes(bytes)
+fn account(table: &mut ResourceTable, bytes: u64, limiter: &mut StoreLimiter) -> bool {
+    limiter.set_host_bytes(bytes + handles::bytes(table))
 }
 
 impl WasiView for ComponentState {

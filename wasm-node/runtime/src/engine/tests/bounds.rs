@@ -4,7 +4,7 @@ use super::*;
 use serde_json::json;
 
 const STACK: &str = "the guest is at its bound of 512Ki of stack, which the node's --guest-stack-size raises";
-const HANDLES: &str = "the guest is at its bound of 1024 handles, which the node's --guest-handles raises";
+const HANDLES: &str = "the guest is at its bound of 1024 handles, which the node's --guest-handles raises; ";
 
 /// Recurses 40,000 calls deep: at 16 bytes or more each, 512 KiB is too little, and 8 MiB is enough.
 const DEEP: &str = r#"(func $deep (param i32) (result i32)
@@ -109,20 +109,30 @@ async fn a_server_that_never_starts_names_its_limit() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_at_its_handle_limit_names_the_flag() {
-    let (usual, roomy) = (Bench::new(), Bench::bounded(GuestBounds { handles: 4096, ..GuestBounds::default() }));
-    for (bench, answered) in [(&usual, (502, "trap")), (&roomy, (200, ""))] {
+    let usual = Bench::new();
+    let small = Bench::bounded(GuestBounds { handles: 1024, ..GuestBounds::default() });
+    for (bench, answered) in [(&small, (502, "trap")), (&usual, (200, ""))] {
         let loaded = bench.load_text(&hoard(1500), Metering::Epochs).await.unwrap();
         let (container, log) = bench.container(loaded, |_| {});
         let response = container.serve().unwrap().http(get("/")).await;
         assert_eq!(reason(&response), answered, "{}", log.text());
-        assert_eq!(log.text().lines().any(|line| line == HANDLES), answered.0 == 502, "{}", log.text());
+        let said = log.text().lines().find_map(|line| line.strip_prefix(HANDLES).map(ToOwned::to_owned));
+        let kind = said.map(|said| said.rsplit_once(" of its 1024 handles are of the kind ").unwrap().1.to_owned());
+        assert_eq!(kind.as_deref(), (answered.0 == 502).then_some("wasi:http/types.fields"), "{}", log.text());
     }
     // A guest out of memory gets no further handle either; the error names its memory.
     let loaded = usual.load_text(&hoard(1_000_000), Metering::Epochs).await.unwrap();
     let (container, log) = usual.container(loaded, |spec| spec.limits.memory_bytes = Some(100 << 10));
     assert_eq!(reason(&container.serve().unwrap().http(get("/")).await), (503, "memory"));
     let log = log.text();
-    assert!(log.contains("resources.limits.memory raises") && !log.contains("--guest"), "{log}");
+    assert!(log.contains("resources.limits.memory raises; ") && !log.contains("--guest"), "{log}");
+    assert!(log.contains(" handles are of the kind wasi:http/types.fields"), "{log}");
+    // The charge of a handle: 30,000 take more than 7 MiB.
+    for (limit_bytes, answered) in [(7 << 20, (503, "memory")), (12 << 20, (200, ""))] {
+        let loaded = usual.load_text(&hoard(30_000), Metering::Epochs).await.unwrap();
+        let (container, log) = usual.container(loaded, |spec| spec.limits.memory_bytes = Some(limit_bytes));
+        assert_eq!(reason(&container.serve().unwrap().http(get("/")).await), answered, "{}", log.text());
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -147,7 +157,8 @@ async fn a_preview_1_guest_at_its_handle_limit_names_the_flag() {
         let (outcome, log) = run(&bench, opens, |spec| spec.preopens = vec![volume]).await;
         assert_eq!(outcome.exit_code, code, "{outcome:?} {log}");
         let told = outcome.message.is_some_and(|message| {
-            message.ends_with("the guest is at its bound of 64 handles, which the node's --guest-handles raises")
+            message.contains("the guest is at its bound of 64 handles, which the node's --guest-handles raises; ")
+                && message.ends_with(" of its 64 handles are of the kind wasi:filesystem/types.descriptor")
         });
         assert_eq!(told, code == 134, "{log}");
     }
