@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 
 use super::budget::Budget;
 use super::raw::Raw;
-use super::typed::{Converter, Form, prints_absent};
+use super::typed::{Converter, Form, JSON_SCHEMA, holds_schemas, prints_absent};
 use super::types::{Kind, Type, TypeRef, Types};
 
 /// Normalises an object to the form that upstream stores and prints. Call it after defaulting, and again before storing
@@ -51,7 +51,10 @@ impl<'a> Converter<'a> {
         map.retain(|key, value| {
             let Some(field) = found.field(key) else { return found.preserves_unknown };
             self.enter(&field.name);
-            let kept = self.in_place(&field.kind, value);
+            let kept = match (&field.kind, field.go) {
+                (Kind::Any, Some(go)) if holds_schemas(go) => self.schemas_in_place(value),
+                (kind, _) => self.in_place(kind, value),
+            };
             self.leave();
             kept && self.settle_there(field, value)
         });
@@ -70,6 +73,22 @@ impl<'a> Converter<'a> {
         }
         let short = type_name.rsplit('.').next().unwrap_or_default();
         self.mismatch(Raw::kind_of(value), short);
+        true
+    }
+
+    /// The schema, or the schemas, in a value of a Go type that decodes itself.
+    fn schemas_in_place(&mut self, value: &mut Value) -> bool {
+        let Some(schema) = self.types.by_name(JSON_SCHEMA) else { return true };
+        match value {
+            Value::Null => return false,
+            Value::Object(_) => drop(self.object_in_place(schema.of, value)),
+            Value::Array(items) => {
+                for item in items.iter_mut().filter(|item| item.is_object()) {
+                    self.object_in_place(schema.of, item);
+                }
+            }
+            _ => {}
+        }
         true
     }
 

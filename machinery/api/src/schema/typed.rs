@@ -20,6 +20,20 @@ use super::types::{Field, Kind, Type, TypeRef, Types};
 /// Maximum strict findings, as upstream.
 pub(crate) const FINDINGS_MAX: usize = 100;
 
+/// Go types that decode themselves: of JSON schemas in definitions of custom resources, and a struct without fields.
+const OPEN_TYPES: [&str; 4] = [SCHEMA_OR_BOOL, SCHEMA_OR_SCHEMAS, SCHEMA_OR_STRINGS, EMPTY_STRUCT];
+const SCHEMA_OR_BOOL: &str = "v1.JSONSchemaPropsOrBool";
+const SCHEMA_OR_SCHEMAS: &str = "v1.JSONSchemaPropsOrArray";
+const SCHEMA_OR_STRINGS: &str = "v1.JSONSchemaPropsOrStringArray";
+const SCHEMA_DEPENDENCIES: &str = "v1.JSONSchemaDependencies";
+const EMPTY_STRUCT: &str = "v1.CustomResourceSubresourceStatus";
+pub(super) const JSON_SCHEMA: &str = "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.JSONSchemaProps";
+
+/// Whether a Go type that decodes itself holds JSON schemas.
+pub(super) fn holds_schemas(go: &str) -> bool {
+    matches!(go, SCHEMA_OR_BOOL | SCHEMA_OR_SCHEMAS)
+}
+
 /// Maximum initial capacity for a list's items; a longer one grows as it is counted.
 const LIST_FIRST: usize = 1024;
 
@@ -359,6 +373,7 @@ impl<'a> Converter<'a> {
         let go_type = || go.map_or_else(|| types.go_name(kind), str::to_owned);
         match (kind, raw) {
             (Kind::Any, Raw::Null) => None,
+            (Kind::Any, raw) if go.is_some_and(|go| OPEN_TYPES.contains(&go)) => self.open_type(&go_type(), raw),
             (Kind::Any, raw) => {
                 let value = raw.into_value(self.budget);
                 if value.is_none() {
@@ -374,11 +389,13 @@ impl<'a> Converter<'a> {
             (Kind::List(inner), Raw::List(items)) => {
                 Some(Value::Array(self.list(inner, go.and_then(|g| g.strip_prefix("[]")), items)))
             }
-            (Kind::Map(inner), Raw::Map(entries)) => Some(Value::Object(self.map(
-                inner,
-                go.and_then(|g| g.strip_prefix("map[")?.split_once(']')).map(|(_, g)| g),
-                entries,
-            ))),
+            (Kind::Map(inner), Raw::Map(entries)) => {
+                let of_values = |go: &'_ str| match go {
+                    SCHEMA_DEPENDENCIES => Some(SCHEMA_OR_STRINGS.to_owned()),
+                    go => go.strip_prefix("map[")?.split_once(']').map(|(_, go)| go.to_owned()),
+                };
+                Some(Value::Object(self.map(inner, go.and_then(of_values).as_deref(), entries)))
+            }
             (Kind::String, Raw::String(text)) => {
                 // Only the values that follow can be rejected, not this one.
                 let _ = self.budget.take(text.len());
@@ -441,6 +458,45 @@ impl<'a> Converter<'a> {
                 None
             }
         }
+    }
+
+    /// A value of a Go type that decodes itself.
+    fn open_type(&mut self, go: &str, raw: Raw) -> Option<Value> {
+        match (go, raw) {
+            (EMPTY_STRUCT, Raw::Map(entries)) => {
+                entries.iter().for_each(|(key, _)| self.find("unknown", key));
+                Some(Value::Object(Map::new()))
+            }
+            (EMPTY_STRUCT, raw) => {
+                self.misfit(&raw, "struct", go);
+                None
+            }
+            (_, raw @ Raw::Map(_)) => self.nested_schema(raw),
+            (SCHEMA_OR_BOOL, Raw::Bool(allows)) => Some(Value::Bool(allows)),
+            (SCHEMA_OR_BOOL, _) => {
+                self.give_up("boolean or JSON schema expected".into());
+                None
+            }
+            (SCHEMA_OR_SCHEMAS, Raw::List(items)) => {
+                let empty = || Value::Object(Map::new());
+                Some(items.into_iter().map(|item| self.nested_schema(item).unwrap_or_else(empty)).collect())
+            }
+            (SCHEMA_OR_STRINGS, raw @ Raw::List(_)) => self.value(&Kind::List(Box::new(Kind::String)), None, raw),
+            // Go's decoder ignores other values.
+            _ => None,
+        }
+    }
+
+    /// A JSON schema in a value that decodes itself: its unknown fields are not found.
+    fn nested_schema(&mut self, raw: Raw) -> Option<Value> {
+        let found = self.types.by_name(JSON_SCHEMA)?.of;
+        let (findings, seen) = (std::mem::take(&mut self.findings), std::mem::take(&mut self.seen));
+        let value = match self.budget.take(OBJECT_BYTES) {
+            true => self.object(found, raw),
+            false => None,
+        };
+        (self.findings, self.seen) = (findings, seen);
+        value
     }
 
     fn list(&mut self, inner: &Kind, go: Option<&str>, items: Vec<Raw>) -> Vec<Value> {
@@ -652,6 +708,40 @@ mod tests {
         ] {
             assert_eq!(read(DEPLOYMENT, text, Form::Sparse).unwrap_err(), message);
         }
+    }
+
+    #[test]
+    fn schemas_of_definitions_are_decoded_where_their_types_decode_themselves() {
+        const DEFINITION: &str =
+            "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.CustomResourceDefinitionVersion";
+        let read = |property: &str| {
+            let text = format!(r#"{{"schema": {{"openAPIV3Schema": {{"properties": {{"f": {property}}}}}}}}}"#);
+            read(DEFINITION, &text, Form::Sparse)
+                .map(|(object, findings)| (object["schema"]["openAPIV3Schema"]["properties"]["f"].clone(), findings))
+        };
+        for wrong in [r#""x""#, "5", "[]"] {
+            for key in ["additionalProperties", "additionalItems"] {
+                let refused = read(&format!(r#"{{"{key}": {wrong}}}"#)).unwrap_err();
+                assert_eq!(refused, "boolean or JSON schema expected");
+            }
+        }
+        let nested = read(r#"{"items": {"additionalProperties": {"type": ["object"]}}}"#).unwrap_err();
+        assert_eq!(
+            nested,
+            "json: cannot unmarshal array into Go struct field \
+             JSONSchemaProps.schema.openAPIV3Schema.properties.items.additionalProperties.type of type string"
+        );
+        assert!(read(r#"{"dependencies": {"a": {"type": 5}}}"#).is_err());
+        let (taken, findings) = read(
+            r#"{"items": "x", "additionalProperties": true, "dependencies": {"a": ["b"]},
+                "additionalItems": {"type": "string", "typ": 1}}"#,
+        )
+        .unwrap();
+        let wanted =
+            json!({"additionalProperties": true, "dependencies": {"a": ["b"]}, "additionalItems": {"type": "string"}});
+        assert_eq!((taken, findings), (wanted, Vec::new()), "unknown fields below are no findings");
+        let refused = super::tests::read(DEFINITION, r#"{"subresources": {"status": "x"}}"#, Form::Sparse).unwrap_err();
+        assert!(refused.ends_with("subresources.status of type v1.CustomResourceSubresourceStatus"), "{refused}");
     }
 
     #[test]

@@ -40,7 +40,8 @@ pub(super) fn created(object: &Value) -> Vec<FieldError> {
     let spec = get(object, "spec");
     let wanted = format!("{}.{}", text(get(spec, "names"), "plural"), text(spec, "group"));
     let name = crate::read::name(object);
-    if name != wanted {
+    // A missing name is reported with the other metadata.
+    if !name.is_empty() && name != wanted {
         errors.invalid(&Path::root("metadata.name"), name, "must be spec.names.plural+\".\"+spec.group");
     }
     let options = Options { lenient_bundle: true, ..Options::STRICT };

@@ -325,8 +325,10 @@ impl<'a> Walk<'a> {
         for key in ["id", "additionalItems", "patternProperties", "definitions", "dependencies", "$ref"] {
             let set = match get(schema, key) {
                 Value::Null => false,
+                // Upstream tests these for presence, the others for content.
+                _ if matches!(key, "$ref" | "dependencies" | "additionalItems") => true,
                 Value::String(text) => !text.is_empty(),
-                Value::Object(map) => !map.is_empty() || key == "additionalItems",
+                Value::Object(map) => !map.is_empty(),
                 _ => true,
             };
             if set {
