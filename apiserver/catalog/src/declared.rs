@@ -125,7 +125,6 @@ pub(super) const DEFAULTS: &[(&str, &str, &str)] = &[
     ("io.k8s.api.core.v1.ConfigMapProjection", "name", "\"\""),
     ("io.k8s.api.core.v1.ConfigMapVolumeSource", "name", "\"\""),
     ("io.k8s.api.core.v1.GRPCAction", "service", "\"\""),
-    ("io.k8s.api.core.v1.LocalObjectReference", "name", "\"\""),
     ("io.k8s.api.core.v1.ReplicationControllerSpec", "minReadySeconds", "0"),
     ("io.k8s.api.core.v1.SecretEnvSource", "name", "\"\""),
     ("io.k8s.api.core.v1.SecretKeySelector", "name", "\"\""),

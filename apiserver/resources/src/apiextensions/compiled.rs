@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use machinery_api::GroupVersionKind;
 use machinery_api::packed::Packed;
-use machinery_api::schema::{SharedType, Unstructured, built_in, custom};
+use machinery_api::schema::{Nulls, SharedType, Unstructured, built_in, custom};
 use serde_json::{Value, json};
 
 use super::schema::{Schema, compile, drop_nulls, embedded, fill, prune, weight};
@@ -152,10 +152,12 @@ impl TypeSource for SourceTypes {
 struct SchemaReader(Option<Arc<Schema>>);
 
 impl Unstructured for SchemaReader {
-    fn coerce(&self, object: &mut Value) -> Result<Vec<String>, String> {
+    fn coerce(&self, object: &mut Value, nulls: Nulls) -> Result<Vec<String>, String> {
         let Some(schema) = &self.0 else { return Ok(Vec::new()) };
         let mut taken = prune(object, schema);
-        drop_nulls(object, Some(schema));
+        if nulls == Nulls::Drop {
+            drop_nulls(object, Some(schema));
+        }
         taken.extend(embedded::coerce(object, schema, false).map_err(|wrong| wrong.to_string())?);
         Ok(taken)
     }

@@ -5,7 +5,7 @@ use serde_json::Value;
 use crate::error::{ApiError, ApiResult};
 use crate::schema::budget::Budget;
 use crate::schema::raw::Raw;
-use crate::schema::{FieldValidation, Target, decode, yaml};
+use crate::schema::{FieldValidation, Nulls, Target, decode, unstructured, yaml};
 
 /// An apply configuration as written, without defaults, and its duplicate keys (a sentence each).
 pub struct Config {
@@ -43,7 +43,11 @@ pub fn config(bytes: &[u8]) -> ApiResult<Config> {
 /// Decodes the result of an apply as an object of its kind (sparse, as from a body).
 pub fn object(applied: Value, target: &Target<'_>) -> ApiResult<Value> {
     let mut budget = Budget::unlimited();
-    let decoded = decode::value(applied, target, FieldValidation::Ignore, true, &mut budget);
+    let validation = FieldValidation::Ignore;
+    let decoded = match &target.schema.of.unstructured {
+        Some(schema) => unstructured::value(applied, (&**schema, Nulls::Keep), target, validation, &mut budget),
+        None => decode::value(applied, target, validation, true, &mut budget),
+    };
     decoded
         .map(|decoded| decoded.object)
         .map_err(|error| ApiError::BadRequest(format!("failed to convert new object to proper version: {error}")))

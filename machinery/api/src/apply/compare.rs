@@ -39,12 +39,13 @@ impl Comparison {
 pub enum Form {
     /// Values as they are.
     Whole,
-    /// Values in printed form: fields without omitempty are present, empty ones with it are absent.
+    /// Values in printed form: fields without omitempty are present, empty ones with it are absent. List items without a
+    /// key have no path and are left out.
     Printed,
 }
 
 /// Compares two objects; without an old one, the new one with the printed form of an empty object. The error names a
-/// list item without a key.
+/// list item without a key, which only [`Form::Whole`] reports.
 pub fn compare(found: TypeRef<'_>, old: Option<&Value>, new: &Value, form: Form) -> Result<Comparison, String> {
     let mut walk = Comparer { form, path: Vec::new(), out: Comparison::default() };
     walk.values(Shape::root(found), Some(old.unwrap_or(&EMPTY)), Some(new))?;
@@ -154,7 +155,11 @@ impl Comparer {
         let mut all: BTreeMap<PathElement, [Vec<&Value>; 2]> = BTreeMap::new();
         for (side, list) in [old, new].into_iter().enumerate() {
             for item in list.and_then(Value::as_array).into_iter().flatten() {
-                all.entry(shape.item(item)?).or_default()[side].push(item);
+                match shape.item(item) {
+                    Ok(element) => all.entry(element).or_default()[side].push(item),
+                    Err(_) if self.form == Form::Printed => {}
+                    Err(error) => return Err(error),
+                }
             }
         }
         let inner = shape.of_kind(kind);

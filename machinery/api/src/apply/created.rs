@@ -11,13 +11,14 @@ use super::set::Set;
 use super::shape::{EMPTY, Shape, ShapeKind, printed};
 use crate::schema::TypeRef;
 
-/// The fields set by a new object as text, without `dropped`; `{}` for none. The error names a list item without a key.
-pub(super) fn created(found: TypeRef<'_>, new: &Value, dropped: &Set) -> Result<String, String> {
+/// The fields set by a new object as text, without `dropped`; `{}` for none. List items without a key have no path: they
+/// belong to no manager.
+pub(super) fn created(found: TypeRef<'_>, new: &Value, dropped: &Set) -> String {
     let mut out = String::with_capacity(1024);
     out.push('{');
-    members(Shape::root(found), Some(&EMPTY), Some(new), Some(dropped), &mut out)?;
+    members(Shape::root(found), Some(&EMPTY), Some(new), Some(dropped), &mut out);
     out.push('}');
-    Ok(out)
+    out
 }
 
 type MaybeValue<'a> = Option<&'a Value>;
@@ -34,7 +35,7 @@ fn member(
     new: &Value,
     dropped: Option<&Set>,
     out: &mut String,
-) -> Result<(), String> {
+) {
     let begin = out.len();
     if !out.ends_with('{') {
         out.push(',');
@@ -53,8 +54,8 @@ fn member(
             out.push_str("\".\":{}");
         }
         match shape.of {
-            ShapeKind::List(..) => items(shape, new, dropped, out)?,
-            _ => members(shape, old, Some(new), dropped, out)?,
+            ShapeKind::List(..) => items(shape, new, dropped, out),
+            _ => members(shape, old, Some(new), dropped, out),
         }
         if out.len() == inner + 6 && is_new {
             // Only the field itself.
@@ -66,16 +67,9 @@ fn member(
     } else {
         out.push('}');
     }
-    Ok(())
 }
 
-fn members(
-    shape: Shape<'_>,
-    old: MaybeValue<'_>,
-    new: MaybeValue<'_>,
-    dropped: Option<&Set>,
-    out: &mut String,
-) -> Result<(), String> {
+fn members(shape: Shape<'_>, old: MaybeValue<'_>, new: MaybeValue<'_>, dropped: Option<&Set>, out: &mut String) {
     let (was, is) = (map_of(old), map_of(new));
     // The printed form of an empty object has declared fields only.
     let ShapeKind::Struct(of) = shape.of else {
@@ -83,10 +77,10 @@ fn members(
             if let Some((inner, _)) = shape.member(name)
                 && let Some(rest) = dropped_below(dropped, name)
             {
-                member(&|out| write_field(name, out), inner, None, value, rest, out)?;
+                member(&|out| write_field(name, out), inner, None, value, rest, out);
             }
         }
-        return Ok(());
+        return;
     };
     if !shape.is_loose() {
         for field in &of.fields {
@@ -97,9 +91,9 @@ fn members(
             if given.is_none() && before == Some(value) {
                 continue;
             }
-            member(&|out| write_field(&field.name, out), shape.of_field(field), before, value, rest, out)?;
+            member(&|out| write_field(&field.name, out), shape.of_field(field), before, value, rest, out);
         }
-        return Ok(());
+        return;
     }
     let mut names: Vec<&str> = of.fields.iter().map(|field| &*field.name).collect();
     names.extend(is.into_iter().flat_map(Map::keys).map(String::as_str));
@@ -113,10 +107,9 @@ fn members(
             None => (None, given),
         };
         if let (Some(value), Some(rest)) = (value, dropped_below(dropped, name)) {
-            member(&|out| write_field(name, out), inner, before, value, rest, out)?;
+            member(&|out| write_field(name, out), inner, before, value, rest, out);
         }
     }
-    Ok(())
 }
 
 /// The dropped fields below a field; `None` if the field itself is dropped.
@@ -129,11 +122,10 @@ fn dropped_below<'a>(dropped: Option<&'a Set>, name: &str) -> Option<Option<&'a 
     (!node.member).then_some(node.below.as_deref())
 }
 
-fn items(shape: Shape<'_>, new: &Value, dropped: Option<&Set>, out: &mut String) -> Result<(), String> {
-    let ShapeKind::List(kind, _) = shape.of else { return Ok(()) };
+fn items(shape: Shape<'_>, new: &Value, dropped: Option<&Set>, out: &mut String) {
+    let ShapeKind::List(kind, _) = shape.of else { return };
     let list = new.as_array().into_iter().flatten();
-    let mut all: Vec<(PathElement, &Value)> =
-        list.map(|item| Ok((shape.item(item)?, item))).collect::<Result<_, String>>()?;
+    let mut all: Vec<(PathElement, &Value)> = list.filter_map(|item| Some((shape.item(item).ok()?, item))).collect();
     all.sort_by(|a, b| a.0.cmp(&b.0));
     let inner = shape.of_kind(kind);
     let mut rest = &*all;
@@ -141,7 +133,7 @@ fn items(shape: Shape<'_>, new: &Value, dropped: Option<&Set>, out: &mut String)
         let twice = after.iter().take_while(|(other, _)| other == element).count();
         let below = dropped.and_then(|dropped| dropped.below(element));
         if twice == 0 {
-            member(&|out| write_element(element, out), inner, None, value, below, out)?;
+            member(&|out| write_element(element, out), inner, None, value, below, out);
         } else {
             if !out.ends_with('{') {
                 out.push(',');
@@ -151,5 +143,4 @@ fn items(shape: Shape<'_>, new: &Value, dropped: Option<&Set>, out: &mut String)
         }
         rest = &after[twice..];
     }
-    Ok(())
 }

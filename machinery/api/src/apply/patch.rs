@@ -253,11 +253,6 @@ fn refresh_last_applied(applied: &mut Applied, live: &Value, config: &Value) {
     let mut config = config.clone();
     if let Some(annotations) = config.pointer_mut("/metadata/annotations").and_then(Value::as_object_mut) {
         annotations.remove(LAST_APPLIED);
-        if annotations.is_empty()
-            && let Some(metadata) = config.get_mut("metadata").and_then(Value::as_object_mut)
-        {
-            metadata.remove("annotations");
-        }
     }
     let Some(annotations) = object.pointer_mut("/metadata/annotations").and_then(Value::as_object_mut) else { return };
     annotations.insert(LAST_APPLIED.into(), json!(format!("{config}\n")));

@@ -230,8 +230,8 @@ pub(super) fn first(
 ) -> Result<Managers, String> {
     let found = writer.schema()?;
     let fields = match writer.versions.ignored(writer.api_version) {
-        Ignored::Nothing => created(found, new, &UNMANAGED_SUBTREES)?,
-        Ignored::Below(fields) => created(found, new, &UNMANAGED_SUBTREES.union(&fields))?,
+        Ignored::Nothing => created(found, new, &UNMANAGED_SUBTREES),
+        Ignored::Below(fields) => created(found, new, &UNMANAGED_SUBTREES.union(&fields)),
         ignored => {
             let changes = compare(found, None, new, Form::Printed)?;
             super::fields::encode(&strip(&ignored.filter(changes.given())))

@@ -61,6 +61,9 @@ fn zero(kind: &Kind) -> &'static Value {
 
 /// A field in printed form, whether or not its value was filled in.
 pub(super) fn printed<'v>(field: &Field, value: Option<&'v Value>) -> Option<&'v Value> {
+    if field.keeps_null() && value.is_some_and(Value::is_null) {
+        return value;
+    }
     let Some(value) = value.filter(|value| !value.is_null()) else {
         let always = matches!(
             field.kind,
@@ -85,7 +88,6 @@ pub(super) fn printed<'v>(field: &Field, value: Option<&'v Value>) -> Option<&'v
     };
     match (empty, field.omit_empty) {
         (true, true) => None,
-        (true, false) if matches!(field.kind, Kind::List(_) | Kind::Map(_)) => Some(&NULL),
         _ => Some(value),
     }
 }
@@ -117,6 +119,8 @@ impl<'a> Shape<'a> {
         match kind {
             Kind::Object(id) => self.of_type(self.types.get(*id)),
             Kind::Any => self.with(ShapeKind::Deduced),
+            // Without a Go struct it is a value without a type, which validation rejects if it is a list or an object.
+            Kind::IntOrString if self.types.is_extension() => self.with(ShapeKind::Deduced),
             Kind::List(inner) => self.with(ShapeKind::List(inner, Items::Atomic)),
             Kind::Map(inner) => self.with(ShapeKind::Map(inner)),
             scalar => self.with(ShapeKind::Scalar(scalar)),

@@ -249,7 +249,7 @@ pub(crate) fn value(
     budget: &mut Budget,
 ) -> Result<Decoded, String> {
     if let Some(schema) = &target.schema.of.unstructured {
-        return unstructured::value(object, &**schema, target, validation, budget);
+        return unstructured::value(object, (&**schema, unstructured::Nulls::Drop), target, validation, budget);
     }
     let convert = if of_map { typed::convert_map } else { typed::convert };
     let converted = convert(target.schema, Raw::from(object), Form::Sparse, budget)?;

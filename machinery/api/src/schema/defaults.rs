@@ -16,7 +16,9 @@ pub fn default(found: TypeRef<'_>, object: &mut Value) {
 
 fn fill(types: &Types, found: &Type, map: &mut Map<String, Value>) {
     for field in &found.fields {
-        if let Some(default) = &field.default {
+        // A zero value is stored as absent: as a default it only completes the keys of list items.
+        let is_zero = |default: &Value| !field.pointer && default.as_str() == Some("");
+        if let Some(default) = field.default.as_ref().filter(|default| !is_zero(default)) {
             let unset = match map.get(&*field.name) {
                 None | Some(Value::Null) => true,
                 Some(Value::String(text)) => text.is_empty() && !field.pointer,

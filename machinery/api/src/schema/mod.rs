@@ -26,7 +26,7 @@ mod structural;
 pub mod table;
 pub(crate) mod typed;
 pub mod types;
-mod unstructured;
+pub(crate) mod unstructured;
 pub(crate) mod yaml;
 
 pub use decode::{Decoded, FieldValidation, Target};
@@ -37,7 +37,7 @@ pub(crate) use normal::normalise_kind;
 pub use structural::{custom, custom_name, structural};
 pub use table::built_in;
 pub use types::{Field, Kind, KindFact, ListType, SharedType, Type, TypeRef, Types};
-pub use unstructured::{Unstructured, metadata_in_place};
+pub use unstructured::{Nulls, Unstructured, metadata_in_place};
 
 /// The message of Go's decoder for invalid JSON; `None` for valid JSON.
 #[must_use]

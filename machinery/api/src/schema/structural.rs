@@ -132,6 +132,8 @@ impl StructuralSchemaCompiler {
         depth: usize,
     ) -> Result<TypeId, String> {
         let mut fields = if whole { self.of_every_kind(OBJECT_META)? } else { Vec::new() };
+        // An embedded resource may lack metadata; the object itself always has them.
+        fields.iter_mut().filter(|field| depth > 0 && field.name == "metadata").for_each(|field| field.pointer = true);
         let required: Vec<&str> =
             schema.get("required").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str).collect();
         let length = self.path.len();
@@ -176,7 +178,7 @@ impl StructuralSchemaCompiler {
         let allowed = schema.get("enum").and_then(Value::as_array).filter(|_| self.shows);
         let does = |strategy: &str| strategies.split(',').any(|one| one == strategy);
         Ok(Field {
-            // Absent, empty and zero differ, since there is no Go struct.
+            // Absent, null, empty and zero differ, since there is no Go struct.
             pointer: true,
             omit_empty: true,
             default: schema.get("default").cloned(),

@@ -140,6 +140,13 @@ impl Field {
     }
 }
 
+impl Field {
+    /// Whether null is a value of its own, not an absent one: the field is of no Go struct and of no protobuf message.
+    pub(crate) fn keeps_null(&self) -> bool {
+        self.pointer && self.number == 0 && self.embedded.is_none()
+    }
+}
+
 /// One type.
 #[derive(Debug)]
 pub struct Type {
@@ -297,6 +304,11 @@ impl Types {
     /// All kinds.
     pub fn kinds(&self) -> impl Iterator<Item = &KindFact> {
         std::iter::successors(Some(self), |types| types.base.as_deref()).flat_map(|types| &types.kinds)
+    }
+
+    /// Whether the set is one over a base set: of types without a Go struct.
+    pub(crate) fn is_extension(&self) -> bool {
+        self.base.is_some()
     }
 
     /// The types of this set without those of its base.

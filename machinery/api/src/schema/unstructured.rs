@@ -18,11 +18,20 @@ use crate::selector::go_quoted;
 
 const OBJECT_META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta";
 
+/// What happens to nulls that the schema doesn't allow and that have no default.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Nulls {
+    /// They are dropped, as Go's decoder does with a struct's fields: of a body, and of the result of a patch.
+    Drop,
+    /// They are kept, and validation rejects them: of the result of an apply, and of admission.
+    Keep,
+}
+
 /// Operations of a kind's own schema on its objects.
 pub trait Unstructured: Send + Sync + fmt::Debug {
-    /// Prunes fields that the schema doesn't have, and nulls that it doesn't allow. Returns the pruned paths in order;
-    /// the error names invalid metadata of an embedded object.
-    fn coerce(&self, object: &mut Value) -> Result<Vec<String>, String>;
+    /// Prunes fields that the schema doesn't have. Returns the pruned paths in order; the error names invalid metadata
+    /// of an embedded object.
+    fn coerce(&self, object: &mut Value, nulls: Nulls) -> Result<Vec<String>, String>;
     /// Sets the schema's defaults.
     fn default(&self, object: &mut Value);
 }
@@ -51,14 +60,14 @@ struct DecodedUnstructured {
 }
 
 /// Decodes an object: its metadata by its type, the rest by `schema`; the error is Go's message.
-fn read(raw: Raw, schema: &dyn Unstructured, budget: &mut Budget) -> Result<DecodedUnstructured, String> {
+fn read(raw: Raw, schema: &dyn Unstructured, nulls: Nulls, budget: &mut Budget) -> Result<DecodedUnstructured, String> {
     let mut findings = typed::doubled_keys(&raw);
     let converted = typed::convert(free(), raw, Form::Sparse, budget)?;
     let mut object = converted.object;
     whole_numbers(&mut object);
     let unknown = |path: &str| format!("unknown field {}", go_quoted(path));
     findings.extend(converted.findings.into_iter().filter(|finding| finding.starts_with("unknown field")));
-    let taken = schema.coerce(&mut object)?;
+    let taken = schema.coerce(&mut object, nulls)?;
     findings.extend(taken.iter().map(|path| unknown(path)));
     findings.truncate(FINDINGS_MAX);
     Ok(DecodedUnstructured { object, findings })
@@ -96,7 +105,15 @@ pub(super) fn body(
             "the API version in the data ({version}) does not match the expected API version ({expected})"
         )));
     }
-    let read = read(raw, schema, budget).map_err(ApiError::BadRequest);
+    let read = read(raw, schema, Nulls::Drop, budget).map_err(|error| {
+        // Metadata are decoded on their own.
+        let error = error.replacen("Go struct field ObjectMeta.metadata.", "Go struct field ObjectMeta.", 1);
+        ApiError::BadRequest(format!(
+            "{kind} in version {} cannot be handled as a {}: {error}",
+            go_quoted(target.version),
+            target.kind
+        ))
+    });
     budget.check()?;
     let read = read?;
     if kind != target.kind {
@@ -113,10 +130,10 @@ pub(super) fn body(
     Ok((read.object, findings))
 }
 
-/// Decodes the result of a patch.
-pub(super) fn value(
+/// Decodes the result of a patch or of an apply.
+pub(crate) fn value(
     object: Value,
-    schema: &dyn Unstructured,
+    (schema, nulls): (&dyn Unstructured, Nulls),
     target: &Target<'_>,
     validation: FieldValidation,
     budget: &mut Budget,
@@ -132,7 +149,7 @@ pub(super) fn value(
             "the API version in the data ({version}) does not match the expected API version ({expected})"
         ));
     }
-    let read = read(Raw::from(object), schema, budget)?;
+    let read = read(Raw::from(object), schema, nulls, budget)?;
     let warnings = match validation {
         FieldValidation::Ignore => Vec::new(),
         FieldValidation::Warn => read.findings,
@@ -147,7 +164,7 @@ pub(super) fn normalise(schema: &Arc<dyn Unstructured>, object: &mut Value) -> R
     if !object.is_object() {
         *object = Value::Object(Map::new());
     }
-    schema.coerce(object)?;
+    schema.coerce(object, Nulls::Keep)?;
     let metadata = built_in().by_name(OBJECT_META).expect("a built-in type");
     let mut budget = Budget::unlimited();
     let mut walk = Converter::new(metadata.types, Form::Full, false, &mut budget);

@@ -80,7 +80,7 @@ fn walk(
                         Ok(unknown) => unknown_fields.extend(unknown),
                         Err(why) => return Err(Malformed { path: path.clone(), value: value.clone(), why }),
                     }
-                } else if schema.embedded && key == "metadata" && !drop {
+                } else if schema.embedded && key == "metadata" && !drop && !value.is_null() {
                     let why = metadata_type_error(value);
                     return Err(Malformed { path: path.clone(), value: value.clone(), why });
                 }
