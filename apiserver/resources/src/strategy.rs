@@ -337,6 +337,18 @@ pub trait Strategy: Send + Sync {
         let _ = object;
     }
 
+    /// Why upstream can't convert a decoded object to its internal version, in its words.
+    fn conversion_error(&self, object: &Value) -> Option<String> {
+        let _ = object;
+        None
+    }
+
+    /// The form in which upstream tracks the fields of a decoded object, where that isn't the object itself: with what
+    /// its defaulting and its conversion to the internal version and back set, and this strategy sets later.
+    fn tracked_form<'a>(&self, object: &'a Value) -> Cow<'a, Value> {
+        Cow::Borrowed(object)
+    }
+
     /// Converts a field label of this row's version to the stored version (only for rows that share a storage).
     fn stored_label<'a>(&self, label: &'a str) -> Cow<'a, str> {
         Cow::Borrowed(label)

@@ -1,5 +1,7 @@
 //! DaemonSets: a pod on every matching node. An annotation that clients can't set counts the template's changes.
 
+use std::borrow::Cow;
+
 use jiff::Timestamp;
 use machinery_api::selector::LabelSelector;
 use serde_json::{Value, json};
@@ -147,6 +149,22 @@ impl Strategy for DaemonSet {
         set_template_generation(object, 0);
     }
 
+    fn conversion_error(&self, object: &Value) -> Option<String> {
+        let given = get(get(get(object, "metadata"), "annotations"), GENERATION).as_str()?;
+        let out_of_range = |error: &std::num::ParseIntError| {
+            matches!(error.kind(), std::num::IntErrorKind::PosOverflow | std::num::IntErrorKind::NegOverflow)
+        };
+        let error = given.parse::<i64>().err()?;
+        let why = if out_of_range(&error) { "value out of range" } else { "invalid syntax" };
+        Some(format!("strconv.ParseInt: parsing {}: {why}", quoted(given)))
+    }
+
+    fn tracked_form<'a>(&self, object: &'a Value) -> Cow<'a, Value> {
+        let mut tracked = object.clone();
+        set_template_generation(&mut tracked, template_generation(object));
+        Cow::Owned(tracked)
+    }
+
     fn default(&self, object: &mut Value) {
         let spec = spec_of(object);
         let strategy = object_mut(spec, "updateStrategy");
@@ -154,6 +172,10 @@ impl Strategy for DaemonSet {
         if text(strategy, "type") == "RollingUpdate" {
             let rolling = object_mut(strategy, "rollingUpdate");
             default_to(rolling, "maxUnavailable", 1);
+            default_to(rolling, "maxSurge", 0);
+        } else if let Some(rolling) = strategy.get_mut("rollingUpdate").filter(|rolling| rolling.is_object()) {
+            // Upstream's internal version has no absent amounts.
+            default_to(rolling, "maxUnavailable", 0);
             default_to(rolling, "maxSurge", 0);
         }
         default_to(spec, "revisionHistoryLimit", 10);

@@ -1,5 +1,7 @@
 //! HorizontalPodAutoscalers: two versions over one storage, whose version is the newer one.
 
+use std::borrow::Cow;
+
 use jiff::Timestamp;
 use machinery_api::features::{Feature, Features};
 use serde_json::{Value, json};
@@ -239,6 +241,15 @@ impl Strategy for Autoscaler {
             json!(int(status, "currentReplicas").unwrap_or(0)),
             age(&object, now),
         ]
+    }
+
+    fn tracked_form<'a>(&self, object: &'a Value) -> Cow<'a, Value> {
+        if !self.old {
+            return Cow::Borrowed(object);
+        }
+        let mut tracked = object.clone();
+        self.newer(&mut tracked, |_| {});
+        Cow::Owned(tracked)
     }
 
     fn read_storage_version(&self, object: Value) -> Value {

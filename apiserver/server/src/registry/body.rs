@@ -26,11 +26,17 @@ fn target(group: &'static str, version: &'static str, kind: &'static str) -> Api
     Target::kind(group, version, kind).ok_or_else(|| ApiError::Internal(format!("no type for {kind}")))
 }
 
-fn defaulted(row: &ResourceInfo, decoded: Decoded, warnings: &mut Vec<String>) -> Value {
-    warnings.extend(decoded.warnings);
+fn defaulted(row: &ResourceInfo, decoded: Decoded, warnings: &mut Vec<String>) -> ApiResult<Value> {
     let mut object = decoded.object;
+    if let Some(why) = row.strategy.conversion_error(&object) {
+        let (kind, version) = (&row.kind, &row.version);
+        return Err(ApiError::BadRequest(format!(
+            "{kind} in version \"{version}\" cannot be handled as a {kind}: {why}"
+        )));
+    }
+    warnings.extend(decoded.warnings);
     default(row, &mut object);
-    object
+    Ok(object)
 }
 
 /// Applies the kind's defaults.
@@ -125,7 +131,7 @@ pub fn object(
     warnings: &mut Vec<String>,
 ) -> Result<Value, ApiError> {
     let decoded = decode::body(body.bytes, body.media, &row.target(&row.schema.hold()), validation)?;
-    Ok(defaulted(row, decoded, warnings))
+    defaulted(row, decoded, warnings)
 }
 
 /// Decodes an object of any type in the schema, such as a Scale.
@@ -187,7 +193,7 @@ pub fn patched(
     warnings: &mut Vec<String>,
 ) -> Result<Value, ApiError> {
     let decoded = patch::apply(kind, patch, current, &row.target(&row.schema.hold()), validation)?;
-    Ok(defaulted(row, decoded, warnings))
+    defaulted(row, decoded, warnings)
 }
 
 /// The same for any type of the schema.

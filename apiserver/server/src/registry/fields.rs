@@ -16,10 +16,11 @@ use super::{PatchType, RequestScope, scale};
 use apiserver_admission::Options;
 use apiserver_catalog::Catalog;
 use apiserver_resources::apiextensions::custom::Conversion;
+use apiserver_resources::options::WriteOptions;
 use apiserver_resources::{ResetFields, ResourceInfo};
 
 /// The field manager of the server's own writes.
-const SERVER: &str = "kube-apiserver";
+pub(crate) const SERVER: &str = "kube-apiserver";
 
 /// The versions of a row's kind, or of its Scale.
 struct KindVersions<'a> {
@@ -188,9 +189,15 @@ pub(super) fn managers_after_write(
     let versions = KindVersions::of(call);
     let managers = managers_before(call, existing, sent);
     let old = existing.map(|existing| &*existing.value);
+    let object = &*call.row.strategy.tracked_form(object);
     let updated = apply::update(&managers, writer(call, manager_of(options), &versions), old, object, Form::Printed);
     // As upstream: no managers are better than wrong ones.
     if call.conversions.failure().is_some() { Managers::default() } else { updated }
+}
+
+/// The managers of a new object that isn't stored, such as a review.
+pub(crate) fn managers_of_virtual(call: &RequestScope<'_>, options: &WriteOptions, object: &Value) -> Managers {
+    managers_after_write(call, &Options::Write(options), None, object, None)
 }
 
 /// The managers after the server's own write.
@@ -198,7 +205,10 @@ pub(super) fn managers_after_install(call: &RequestScope<'_>, existing: Option<&
     let versions = KindVersions::of(call);
     let managers = managers_before(call, existing, None);
     let old = existing.map(|existing| &*existing.value);
-    apply::update(&managers, writer(call, SERVER, &versions), old, object, Form::Printed)
+    // Upstream's components send protobuf, which has no empty lists.
+    let mut sent = call.row.strategy.tracked_form(object).into_owned();
+    super::body::normalise(call.row, &mut sent);
+    apply::update(&managers, writer(call, SERVER, &versions), old, &sent, Form::Printed)
 }
 
 /// The managers of a Scale after a write of it, for admission.

@@ -1,6 +1,8 @@
 //! Jobs: selector and template labels are generated from the object's new uid unless the client sets
 //! `manualSelector`. A deletion orphans the pods by default, as upstream does for old clients.
 
+use std::borrow::Cow;
+
 use jiff::Timestamp;
 use machinery_api::schema::types::Text;
 use serde_json::{Value, json};
@@ -132,6 +134,16 @@ impl Strategy for Job {
         default_to(spec, "manualSelector", false);
         default_parts(spec);
         object_mut(object, "status");
+    }
+
+    fn tracked_form<'a>(&self, object: &'a Value) -> Cow<'a, Value> {
+        let template = get(get(get(get(object, "spec"), "template"), "metadata"), "labels");
+        if !is_zero(get(get(object, "metadata"), "labels")) || is_zero(template) {
+            return Cow::Borrowed(object);
+        }
+        let mut tracked = object.clone();
+        copy_labels(&mut tracked);
+        Cow::Owned(tracked)
     }
 
     fn prepare_create(&self, _: &Context<'_>, object: &mut Value) {
