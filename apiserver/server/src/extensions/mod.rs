@@ -26,6 +26,7 @@ use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
 use crate::http::handle::RequestHandler;
+use crate::registry::fields::SERVER;
 use crate::registry::{ObjectConversions, Registry, RequestScope, object};
 use apiserver_admission::Options;
 use apiserver_auth::{MASTERS, UserInfo};
@@ -308,7 +309,7 @@ impl Extensions {
             warnings: Vec::new(),
             conversions: ObjectConversions::default(),
         };
-        let options = WriteOptions::default();
+        let options = WriteOptions { agent: SERVER.into(), ..WriteOptions::default() };
         match registry.replace(&mut call, definition, Options::Write(&options)).await {
             Ok(_) => true,
             Err(ApiError::Conflict(..) | ApiError::NotFound(..)) => false,

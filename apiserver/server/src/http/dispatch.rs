@@ -11,6 +11,8 @@ use http::{HeaderMap, Response};
 use http_body::Body as _;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use machinery_api::ApiError;
+use machinery_api::apply::Managers;
+use serde_json::Value;
 
 use super::handle::{RequestContext, RequestHandler};
 use super::negotiate::{self, Produces, Transform};
@@ -21,12 +23,13 @@ use super::watch;
 use crate::fair_queue::{FairQueuePermit, SMALL_BYTES_MAX, budget};
 use crate::registry::body::{self as bodies, Body as RequestBody};
 use crate::registry::{
-    ObjectConversions, PatchType, Registry, RequestObject, RequestScope, ResponseObject, VerbResult, eviction, object,
+    ObjectConversions, PatchType, Registry, RequestObject, RequestScope, ResponseObject, VerbResult, eviction, fields,
+    object,
 };
 use apiserver_auth::{reviews, tokens};
-use apiserver_resources::objects::MetricSelectors;
+use apiserver_resources::objects::{MetricSelectors, ObjectReader as _};
 use apiserver_resources::options::{DeleteOptions, ListOptions, WriteOptions};
-use apiserver_resources::{SubresourceKind, Verb, rules};
+use apiserver_resources::{Review, SubresourceKind, Verb, rules};
 
 /// The largest request body (upstream's default).
 pub(crate) const BODY_BYTES_MAX: usize = 3 * 1024 * 1024;
@@ -216,6 +219,7 @@ impl RequestHandler {
                 let kind = ("authentication.k8s.io", "v1", "TokenRequest");
                 let mut wanted = bodies::of_type(kind, body, validation, &mut call.warnings)?;
                 object::match_namespace(&mut wanted, call.namespace)?;
+                self.complete_token_request(call, &mut wanted);
                 registry.admit_virtual(call, &mut wanted, options).await?;
                 let (env, key) = (&self.deps.env, self.deps.authenticator.key());
                 let answer = tokens::issue(key, env, &*registry.objects, call.namespace, call.name, &wanted)?;
@@ -238,19 +242,7 @@ impl RequestHandler {
                     call.warnings.append(&mut bind.warnings);
                     return answer;
                 }
-                registry.admit_virtual(call, &mut object, options).await?;
-                let context = reviews::Context {
-                    authorizer: &self.deps.authorizer,
-                    authenticator: &self.deps.authenticator,
-                    objects: &*registry.objects,
-                    user: call.user,
-                    namespace: call.namespace,
-                    now: call.now,
-                };
-                Ok(VerbResult::Object(
-                    201,
-                    ResponseObject::Value(reviews::evaluate(&context, call.row, &object).await?),
-                ))
+                self.review(call, object, options).await
             }
             None => {
                 let row = call.row;
@@ -259,6 +251,47 @@ impl RequestHandler {
                 registry.create(call, RequestObject::new(object, &again), options).await
             }
         }
+    }
+
+    /// The answer to a review.
+    async fn review(
+        &self,
+        call: &mut RequestScope<'_>,
+        mut object: Value,
+        options: &WriteOptions,
+    ) -> Result<VerbResult, ApiError> {
+        // Reviews of the client's own identity return a new object without managed fields.
+        let managers = match call.row.review {
+            Some(Review::SelfSubject | Review::SelfRules) => Managers::default(),
+            _ => fields::managers_of_virtual(call, options, &object),
+        };
+        self.deps.registry.admit_virtual(call, &mut object, options).await?;
+        let context = reviews::Context {
+            authorizer: &self.deps.authorizer,
+            authenticator: &self.deps.authenticator,
+            objects: &*self.deps.registry.objects,
+            user: call.user,
+            namespace: call.namespace,
+            now: call.now,
+        };
+        let answer = reviews::evaluate(&context, call.row, &object).await?;
+        Ok(VerbResult::Object(201, ResponseObject::Value(fields::with_managed_fields(answer, &managers))))
+    }
+
+    /// Sets the metadata of a request for a token to those of its account, for admission; given ones are checked later.
+    fn complete_token_request(&self, call: &RequestScope<'_>, wanted: &mut Value) {
+        let Some(account) =
+            self.deps.registry.objects.get(&call.row.group, &call.row.plural, call.namespace, call.name)
+        else {
+            return;
+        };
+        let metadata = object::metadata_mut(wanted);
+        for key in ["name", "namespace", "uid"] {
+            if metadata.get(key).and_then(Value::as_str).is_none_or(str::is_empty) {
+                metadata.insert(key.into(), account["metadata"][key].clone());
+            }
+        }
+        metadata.insert("creationTimestamp".into(), object::time(call.now).into());
     }
 
     async fn delete_options(&self, ctx: &mut RequestContext<'_>, body: Body) -> Result<DeleteOptions, ApiError> {

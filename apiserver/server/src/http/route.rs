@@ -150,6 +150,13 @@ fn get(method: &str, route: Route) -> Result<Route, NoRoute> {
     if method == "GET" { Ok(route) } else { Err(method_not_allowed().into()) }
 }
 
+/// 405: the resource lacks the verb.
+fn not_supported(row: &ResourceInfo, verb: &str) -> ApiError {
+    let named = GroupResource::new(&*row.group, &*row.plural);
+    let message = format!("{verb} is not supported on resources of kind {}", quoted(&named.qualified()));
+    ApiError::MethodNotAllowed(named, message)
+}
+
 /// Routes for groups of CustomResourceDefinitions; an unserved path gets the plain-text 404. Upstream routes them by
 /// verb instead of path and method: HEAD is a GET, a POST to a name is one to the collection, and a write needs a name.
 fn custom(method: &str, info: &RequestInfo, catalog: &Catalog) -> Result<Route, NoRoute> {
@@ -173,11 +180,7 @@ fn custom(method: &str, info: &RequestInfo, catalog: &Catalog) -> Result<Route, 
     }
     let method = if method == "HEAD" { "GET" } else { method };
     resource(method, info, catalog).map_err(|error| match error {
-        NoRoute::Error(ApiError::MethodNotAllowed(..)) => {
-            let message =
-                format!("{} is not supported on resources of kind {}", info.verb, quoted(&named().qualified()));
-            ApiError::MethodNotAllowed(named(), message).into()
-        }
+        NoRoute::Error(ApiError::MethodNotAllowed(..)) => not_supported(row, &info.verb).into(),
         other => other,
     })
 }
@@ -216,6 +219,9 @@ fn resource(method: &str, info: &RequestInfo, catalog: &Catalog) -> Result<Route
             let everywhere = row.namespaced && !in_namespace;
             let verb = match method {
                 "GET" if info.verb == "watch" && row.verbs.contains(&Verb::Watch) => Verb::Watch,
+                "GET" if info.verb == "watch" && row.verbs.contains(&Verb::List) => {
+                    return Err(not_supported(row, "watch").into());
+                }
                 "GET" => Verb::List,
                 "POST" if !everywhere => Verb::Create,
                 "DELETE" if !everywhere => Verb::DeleteCollection,

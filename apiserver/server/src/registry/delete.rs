@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use jiff::{SignedDuration, Timestamp};
+use machinery_api::apply::Managers;
 use machinery_api::error::{Details, GroupResource, Status};
 use machinery_api::{ApiError, Uid};
 use serde_json::{Value, json};
@@ -10,7 +11,7 @@ use serde_json::{Value, json};
 use super::change::{Existing, ObjectChange};
 use super::intent::Intent;
 use super::object::{self, FOREGROUND, ORPHAN, metadata_mut, versioned};
-use super::{Registry, RequestScope, ResponseObject, VerbResult};
+use super::{Registry, RequestScope, ResponseObject, VerbResult, fields};
 use apiserver_admission::Options;
 use apiserver_resources::options::{DeleteOptions, ListOptions, Propagation};
 use apiserver_resources::{Deletion, ResourceInfo};
@@ -201,24 +202,24 @@ pub(super) fn answer(
 ) -> VerbResult {
     let row = call.row;
     let old = existing.map_or(&Value::Null, |existing| &*existing.value);
+    let shown = |object: Value| {
+        let managers = existing.map_or_else(Managers::default, Existing::managers);
+        ResponseObject::Value(fields::with_managed_fields(versioned(object, version), &managers))
+    };
     let gone = |object: Value| {
         if row.strategy.delete_answers_object() {
-            VerbResult::Object(200, ResponseObject::Value(versioned(object, version)))
+            VerbResult::Object(200, shown(object))
         } else {
             VerbResult::Status(200, Box::new(success(row, call.name, old)))
         }
     };
     match (change, stored) {
         // These kinds return the object itself as long as finalizers hold it.
-        (ObjectChange::Keep, _) if row.deletion == Deletion::Finalized => {
-            VerbResult::Object(200, ResponseObject::Value(versioned(old.clone(), version)))
-        }
+        (ObjectChange::Keep, _) if row.deletion == Deletion::Finalized => VerbResult::Object(200, shown(old.clone())),
         (ObjectChange::Update(new), Some(stored)) => {
             VerbResult::Object(marked_code(options), Registry::stored_as(row, new, stored, version))
         }
-        (ObjectChange::Update(new), None) => {
-            VerbResult::Object(marked_code(options), ResponseObject::Value(versioned(new, version)))
-        }
+        (ObjectChange::Update(new), None) => VerbResult::Object(marked_code(options), shown(new)),
         (ObjectChange::MarkAndRemove(new) | ObjectChange::Create { object: new, .. }, _) => gone(new),
         (ObjectChange::Remove(_) | ObjectChange::Keep, _) => gone(old.clone()),
     }

@@ -3,13 +3,14 @@
 use machinery_api::ApiError;
 use serde_json::{Value, json};
 
+use super::body::Empty;
 use super::change::{Existing, ObjectChange};
 use super::intent::{Intent, RequestObject};
 use super::object::{self, metadata_mut};
 use super::{PatchType, Registry, RequestScope, VerbResult, body, invalid};
 use apiserver_admission::Options;
 use apiserver_resources::options::WriteOptions;
-use apiserver_resources::{Deletion, ResourceInfo, SubresourceKind, metadata};
+use apiserver_resources::{Context, Deletion, ResourceInfo, SubresourceKind, metadata};
 
 impl Registry {
     /// Replaces the object of the path with a decoded and defaulted one.
@@ -79,9 +80,12 @@ impl Registry {
             return Err(call.modified());
         }
         let subresource = effective_subresource(call);
-        let explicit_empties = if subresource.is_empty() { body::explicit_empties(row, &new) } else { Vec::new() };
-        self.prepare(call, &mut new, old);
         let context = self.context(call, subresource);
+        let explicit_empties = match subresource {
+            "" => Self::prepared_empties(row, &context, &new, old),
+            _ => Vec::new(),
+        };
+        self.prepare(call, &mut new, old);
         invalid(call.kind(), call.name, row.strategy.validate_first(&context, &new, Some(old)))?;
         row.strategy.allocate(&self.allocation(subresource, dry_run), &mut new, Some(old))?;
         let mut errors = metadata::validate_update_through(metadata::KindTraits::resource(row), subresource, &new, old);
@@ -93,6 +97,17 @@ impl Registry {
             warnings.extend(row.strategy.warnings(&new, Some(old)));
         }
         Ok(if ends_deletion(row, &new, old) { ObjectChange::Remove(Some(new)) } else { ObjectChange::Update(new) })
+    }
+
+    /// The client's empty lists and maps, without those that the kind's preparation drops.
+    fn prepared_empties(row: &ResourceInfo, context: &Context<'_>, new: &Value, old: &Value) -> Vec<Empty> {
+        let given = body::explicit_empties(row, new);
+        if given.is_empty() {
+            return given;
+        }
+        let mut prepared = new.clone();
+        row.strategy.prepare_update(context, &mut prepared, old);
+        body::explicit_empties(row, &prepared)
     }
 
     /// Restores the metadata that an update cannot change, and runs the kind's own preparation.

@@ -15,6 +15,7 @@ mod pages;
 mod policies;
 mod quota;
 mod rights;
+mod tracking;
 mod webhooks;
 mod wire;
 mod writes;
