@@ -103,10 +103,8 @@ pub(super) fn validate_embedded(errors: &mut ErrorList, meta: &Value, at: &Path<
     errors.non_negative(&at.child("generation"), int(meta, "generation"));
     labels(errors, get(meta, "labels"), &at.child("labels"));
     annotations(errors, get(meta, "annotations"), &at.child("annotations"));
-    let finalizers_at = at.child("finalizers");
-    for finalizer in texts(meta, "finalizers") {
-        errors.invalid_each(&finalizers_at, finalizer, rules::label_key(finalizer));
-    }
+    owners(errors, meta, at);
+    finalizers(errors, meta, at);
 }
 
 fn check_all(errors: &mut ErrorList, of: KindTraits<'_>, rule: NameRule, object: &Value, kube_finalizers: bool) {
@@ -134,8 +132,8 @@ fn check_all(errors: &mut ErrorList, of: KindTraits<'_>, rule: NameRule, object:
     errors.non_negative(&METADATA.child("generation"), int(meta, "generation"));
     labels(errors, get(meta, "labels"), &METADATA.child("labels"));
     annotations(errors, get(meta, "annotations"), &METADATA.child("annotations"));
-    owners(errors, meta);
-    finalizers(errors, meta);
+    owners(errors, meta, &METADATA);
+    finalizers(errors, meta, &METADATA);
     if kube_finalizers {
         standard_finalizers(errors, meta);
     }
@@ -173,7 +171,7 @@ fn check_unchanged(errors: &mut ErrorList, new: &Value, old: &Value, kube_finali
     }
     labels(errors, get(meta, "labels"), &METADATA.child("labels"));
     annotations(errors, get(meta, "annotations"), &METADATA.child("annotations"));
-    owners(errors, meta);
+    owners(errors, meta, &METADATA);
     if kube_finalizers {
         standard_finalizers(errors, meta);
     }
@@ -259,8 +257,8 @@ pub(super) fn label_selector(errors: &mut ErrorList, selector: &Value, path: &Pa
     }
 }
 
-fn owners(errors: &mut ErrorList, meta: &Value) {
-    let path = METADATA.child("ownerReferences");
+fn owners(errors: &mut ErrorList, meta: &Value, at: &Path<'_>) {
+    let path = at.child("ownerReferences");
     let mut controller: Option<String> = None;
     let references = items(meta, "ownerReferences");
     for reference in references {
@@ -298,8 +296,8 @@ fn owners(errors: &mut ErrorList, meta: &Value) {
     }
 }
 
-fn finalizers(errors: &mut ErrorList, meta: &Value) {
-    let path = METADATA.child("finalizers");
+fn finalizers(errors: &mut ErrorList, meta: &Value, at: &Path<'_>) {
+    let path = at.child("finalizers");
     for finalizer in texts(meta, "finalizers") {
         errors.invalid_each(&path, finalizer, rules::label_key(finalizer));
     }

@@ -16,7 +16,7 @@ pub enum NameRule {
     Label,
     /// RFC 1035 label: services.
     Label1035,
-    /// As `Subdomain`, but `generateName` isn't checked: kinds whose names upstream validates declaratively.
+    /// As `Subdomain`, but `generateName` is any path segment: kinds whose names upstream validates declaratively.
     GeneratedSubdomain,
     /// Any path segment.
     PathSegment,
@@ -33,7 +33,7 @@ impl NameRule {
         match self {
             Self::PathSegment => return path_segment(name, prefix),
             Self::WholeSegment => return path_segment(name, false),
-            Self::GeneratedSubdomain if prefix => return Vec::new(),
+            Self::GeneratedSubdomain if prefix => return path_segment(name, true),
             Self::IpAddress => return ip_strictly(name),
             _ => {}
         }

@@ -3,6 +3,7 @@
 pub mod checking;
 mod constraints;
 pub mod expressions;
+mod field_ref;
 pub(crate) mod matching;
 pub(crate) mod mutating;
 pub(crate) mod validating;

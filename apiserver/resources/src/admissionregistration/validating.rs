@@ -172,7 +172,21 @@ impl Strategy for Policies {
             return self.validate(context, new);
         }
         let mut errors = ErrorList::new();
-        crate::conditions::validate(&mut errors, get(new, "status"), &Path::root("status.conditions"));
+        let status = get(new, "status");
+        let warnings_at = Path::root("status.typeChecking.expressionWarnings");
+        for (i, warning) in items(get(status, "typeChecking"), "expressionWarnings").iter().enumerate() {
+            let at = warnings_at.index(i);
+            if text(warning, "warning").is_empty() {
+                errors.required(&at.child("warning"), "");
+            }
+            let path = text(warning, "fieldRef").trim();
+            match super::field_ref::error(path) {
+                _ if path.is_empty() => errors.required(&at.child("fieldRef"), ""),
+                Some(why) => errors.invalid(&at.child("fieldRef"), path, &format!("invalid JSONPath: {why}")),
+                None => {}
+            }
+        }
+        crate::conditions::validate(&mut errors, status, &Path::root("status.conditions"));
         errors.list()
     }
 

@@ -273,7 +273,7 @@ fn iscsi(errors: &mut ErrorList, source: &Value, name: &str, path: &Path<'_>) {
         let why = "Total length of <volume name>:<iscsi.targetPortal> must be under 64 characters if iscsi.initiatorName is specified.";
         errors.invalid(&path.child("targetportal"), portal, why);
     }
-    disks::source(errors, "iscsi", source, path);
+    disks::iscsi(errors, source, path, "must be valid format");
     if has(source, "secretRef") && text(get(source, "secretRef"), "name").is_empty() {
         errors.required(&path.child("secretRef.name"), "");
     }

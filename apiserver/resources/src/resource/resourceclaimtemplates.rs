@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::claim;
-use crate::core::pods::disks::is_set;
+use crate::core::pods::disks::{go_field, is_set};
 use crate::core::pods::update::semantically_equal;
 use crate::field::{ErrorList, FieldError, IMMUTABLE, Path};
 use crate::go_structs;
@@ -39,7 +39,7 @@ fn validate(errors: &mut ErrorList, spec: &Value) {
     labels(errors, get(metadata, "labels"), &metadata_at.child("labels"));
     for (key, _) in entries(spec, "metadata").filter(|(_, value)| is_set(value)) {
         if key != "annotations" && key != "labels" {
-            errors.forbidden(&metadata_at.child(key), "cannot be set");
+            errors.forbidden(&metadata_at.child(go_field(key)), "cannot be set");
         }
     }
     claim::validate(errors, get(spec, "spec"), &SPEC.child("spec"));

@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::{environment, probes, resources, security, volumes};
 use crate::field::{ErrorList, FieldError, Path, go_struct};
-use crate::read::{flag, get, has, int, is_zero, items, text};
+use crate::read::{flag, get, has, int, items, text};
 use crate::rules;
 
 const RESTART_RULES_MAX: usize = 20;
@@ -121,7 +121,12 @@ pub(super) fn ephemeral_containers(
             "startupProbe",
             "lifecycle",
         ] {
-            if !is_zero(get(container, key)) {
+            // Upstream tests for presence: an empty hook or probe is set. Resources are a struct of maps.
+            let set = match get(container, key) {
+                Value::Object(resources) if key == "resources" => !resources.values().all(Value::is_null),
+                value => !value.is_null(),
+            };
+            if set {
                 errors.forbidden(&at.child(key), "cannot be set for an Ephemeral Container");
             }
         }

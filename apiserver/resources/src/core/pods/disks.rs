@@ -38,7 +38,7 @@ pub(crate) fn source(errors: &mut ErrorList, key: &str, source: &Value, path: &P
                 errors.invalid(&path.child("path"), file, "must be an absolute path");
             }
         }
-        "iscsi" => iscsi(errors, source, path),
+        "iscsi" => iscsi(errors, source, path, "must be valid format starting with iqn, eui, or naa"),
         "glusterfs" => required(errors, source, &["endpoints", "path"], path),
         "flocker" => flocker(errors, source, path),
         "rbd" | "cephfs" => {
@@ -101,7 +101,8 @@ fn secret_name(errors: &mut ErrorList, source: &Value, path: &Path<'_>) {
     }
 }
 
-fn iqn(errors: &mut ErrorList, name: &str, path: &Path<'_>) {
+/// Validates an initiator's or target's name; `other` is the error of one with another prefix.
+fn iqn(errors: &mut ErrorList, name: &str, path: &Path<'_>, other: &str) {
     let alnum =
         |rest: &str, length: usize| rest.len() == length + 1 && rest.bytes().skip(1).all(|b| b.is_ascii_alphanumeric());
     let ok = if name.starts_with("iqn") {
@@ -111,19 +112,19 @@ fn iqn(errors: &mut ErrorList, name: &str, path: &Path<'_>) {
     } else if let Some(rest) = name.strip_prefix("naa") {
         alnum(rest, 32)
     } else {
-        errors.invalid(path, name, "must be valid format starting with iqn, eui, or naa");
-        return;
+        return errors.invalid(path, name, other);
     };
     if !ok {
         errors.invalid(path, name, "must be valid format");
     }
 }
 
-fn iscsi(errors: &mut ErrorList, source: &Value, path: &Path<'_>) {
+/// Upstream's errors of a pod's volume and of a PersistentVolume differ in the text for an unknown prefix.
+pub(crate) fn iscsi(errors: &mut ErrorList, source: &Value, path: &Path<'_>, other: &str) {
     required(errors, source, &["targetPortal", "iqn"], path);
     let name = text(source, "iqn");
     if !name.is_empty() {
-        iqn(errors, name, &path.child("iqn"));
+        iqn(errors, name, &path.child("iqn"), other);
     }
     let lun = int(source, "lun").unwrap_or(0);
     for message in rules::in_range(lun, 0, 255) {
@@ -133,7 +134,7 @@ fn iscsi(errors: &mut ErrorList, source: &Value, path: &Path<'_>) {
         errors.required(&path.child("secretRef"), "");
     }
     if has(source, "initiatorName") {
-        iqn(errors, text(source, "initiatorName"), &path.child("initiatorname"));
+        iqn(errors, text(source, "initiatorName"), &path.child("initiatorname"), other);
     }
 }
 
@@ -241,9 +242,15 @@ fn csi(errors: &mut ErrorList, source: &Value, path: &Path<'_>) {
     }
 }
 
-/// Whether a Go struct field is set; an empty list counts as set.
+/// Whether a Go struct field is set. An empty list counts as set, and so does a zero: decoding leaves it only in a
+/// pointer.
 pub(crate) fn is_set(value: &Value) -> bool {
-    value.is_array() || value.is_object() || !is_zero(value)
+    value.is_array() || value.is_object() || value.is_number() || !is_zero(value)
+}
+
+/// A metadata field as upstream derives its name from Go's.
+pub(crate) fn go_field(key: &str) -> &str {
+    if key == "uid" { "uID" } else { key }
 }
 
 fn ephemeral(errors: &mut ErrorList, source: &Value, path: &Path<'_>) {
@@ -259,7 +266,7 @@ fn ephemeral(errors: &mut ErrorList, source: &Value, path: &Path<'_>) {
     labels(errors, get(meta, "labels"), &meta_at.child("labels"));
     for (key, value) in meta.as_object().into_iter().flatten() {
         if key != "annotations" && key != "labels" && is_set(value) {
-            errors.forbidden(&meta_at.child(key), "cannot be set");
+            errors.forbidden(&meta_at.child(go_field(key)), "cannot be set");
         }
     }
     claims::spec(errors, get(template, "spec"), &at.child("spec"));

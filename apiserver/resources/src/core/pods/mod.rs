@@ -16,6 +16,7 @@ use crate::{
 
 mod cells;
 pub(crate) mod claims;
+mod container_statuses;
 mod containers;
 pub(crate) mod defaults;
 pub(crate) mod disks;

@@ -97,7 +97,7 @@ fn whole_pod(errors: &mut ErrorList, now: &Value, was: &Value) {
             }
         }
     }
-    if !semantically_equal(&with_old_amounts(now, was), was) {
+    if !semantically_equal(&pod_with_old_amounts(now, was), was) {
         errors.forbidden(&SPEC, "only cpu and memory resources are mutable at pod-level");
     }
 }
@@ -183,6 +183,13 @@ fn with_old_amounts(now: &Value, was: &Value) -> Value {
     masked
 }
 
+/// The pod's own requirements with the old CPU and memory amounts: none, if it had none and nothing else is set.
+fn pod_with_old_amounts(now: &Value, was: &Value) -> Value {
+    let masked = with_old_amounts(now, was);
+    let empty = ["requests", "limits"].iter().all(|key| is_empty(get(&masked, key)));
+    if was.is_null() && empty && items(&masked, "claims").is_empty() { Value::Null } else { masked }
+}
+
 /// The spec with the old CPU and memory amounts.
 fn spec_with_old_amounts(spec: &Value, old: &Value, pod_level: bool) -> Value {
     let mut masked = spec.clone();
@@ -193,7 +200,7 @@ fn spec_with_old_amounts(spec: &Value, old: &Value, pod_level: bool) -> Value {
         }
     }
     if pod_level {
-        let resources = with_old_amounts(get(spec, "resources"), get(old, "resources"));
+        let resources = pod_with_old_amounts(get(spec, "resources"), get(old, "resources"));
         put(&mut masked, "resources", resources);
     }
     masked
@@ -308,5 +315,9 @@ mod tests {
         let huge =
             json!({"requests": {"cpu": "1", "hugepages-2Mi": "2Mi"}, "limits": {"cpu": "2", "hugepages-2Mi": "2Mi"}});
         assert!(said_of(huge).contains("only cpu and memory resources are mutable at pod-level"));
+        let mut burstable = pod(json!({"requests": {"cpu": "1"}}));
+        let before = burstable.clone();
+        burstable["spec"]["resources"] = json!({"requests": {"cpu": "2"}});
+        assert_eq!(errors_of(burstable, &before), Vec::<String>::new(), "a pod without them gets them");
     }
 }

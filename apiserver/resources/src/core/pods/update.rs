@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Value, json};
 
-use super::spec;
-use crate::field::{ErrorList, IMMUTABLE, Path};
+use super::{container_statuses, spec};
+use crate::field::{ErrorList, FieldError, IMMUTABLE, Path};
 use crate::go_structs;
 use crate::metadata::quantity;
 use crate::read::{NULL, entries, get, has, int, is_zero, items, items_mut, object_mut, put, text};
@@ -297,8 +297,11 @@ fn only_added(new: &Value, old: &Value) -> bool {
 
 /// Fields of specs that are maps, for which empty equals absent. An empty struct differs from an absent one.
 const MAPS: &[&str] = &[
+    "allocatedResourceStatuses",
+    "allocatedResources",
     "annotations",
     "attributes",
+    "capacity",
     "consumedCapacity",
     "counters",
     "data",
@@ -394,6 +397,7 @@ pub(super) fn status(errors: &mut ErrorList, new: &Value, old: &Value) {
         }
     }
     addresses(errors, status, old_status, "hostIPs");
+    container_statuses::validate(errors, status, get(new, "spec"), &STATUS);
 }
 
 fn claim_statuses(errors: &mut ErrorList, status: &Value, spec: &Value) {
@@ -530,8 +534,14 @@ fn addresses(errors: &mut ErrorList, status: &Value, old: &Value, list: &str) {
         }
     }
     if given.len() > 1 {
-        let v4 = given.iter().filter(|ip| rules::parse_ip_leniently(ip).is_some_and(|ip| ip.is_ipv4())).count();
-        if given.len() > 2 || v4 != 1 {
+        let parsed: Vec<_> = given.iter().map(|ip| rules::parse_ip_leniently(ip)).collect();
+        let wrong = parsed.iter().position(Option::is_none);
+        if let Some(i) = wrong {
+            let why = format!("failed to check for dual stack with error:invalid IP[{i}]: {}", given[i]);
+            errors.add(|| FieldError::internal(&at, &why));
+        }
+        let v4 = parsed.iter().flatten().filter(|ip| ip.is_ipv4()).count();
+        if wrong.is_some() || given.len() > 2 || v4 != 1 {
             let why = "may specify no more than one IP for each IP family";
             let shown: Value = given.iter().map(|ip| json!({"IP": ip})).collect();
             errors.invalid(&at, shown, why);
