@@ -136,6 +136,15 @@ pub struct Request<'a> {
 }
 
 impl Request<'_> {
+    /// The namespace that webhooks and policies see: for the creation of a Namespace, as for its other requests, its
+    /// name.
+    fn shown_namespace<'b>(&'b self, name: &'b str) -> &'b str {
+        match self.namespace {
+            "" if self.operation == Operation::Create && self.is("namespaces") => name,
+            namespace => namespace,
+        }
+    }
+
     /// Whether the request is for core pods and no subresource.
     fn is_pod(&self) -> bool {
         self.is("pods")

@@ -1,7 +1,7 @@
 //! The request as webhooks and policies receive it: the options of its verb, and objects with their managed fields. Pure.
 
 use machinery_api::apply::Managers;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::{Operation, Options, Request};
 use apiserver_resources::options::{DeleteOptions, Propagation, WriteOptions};
@@ -56,6 +56,23 @@ fn delete_options(options: &DeleteOptions) -> Value {
         }
     }
     value
+}
+
+/// The user of the request, without empty fields.
+pub(super) fn user(request: &Request<'_>) -> Value {
+    let mut user = Map::new();
+    for (field, text) in [("username", &request.user.name), ("uid", &request.user.uid)] {
+        if !text.is_empty() {
+            user.insert(field.into(), json!(text));
+        }
+    }
+    if !request.user.groups.is_empty() {
+        user.insert("groups".into(), json!(request.user.groups));
+    }
+    if !request.user.extra.is_empty() {
+        user.insert("extra".into(), json!(request.user.extra));
+    }
+    user.into()
 }
 
 /// Adds managed fields to an object.

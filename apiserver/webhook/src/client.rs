@@ -67,8 +67,6 @@ pub struct WebhookRequest {
     pub body: Bytes,
     /// The maximum duration, capped by the remaining time of the request.
     pub timeout: Duration,
-    /// Whether the timeout is sent to the webhook (`?timeout=`).
-    pub sends_timeout: bool,
     /// The maximum size of the response.
     pub response_bytes_max: usize,
 }
@@ -161,11 +159,8 @@ impl Client {
         let end = task_deadline().map_or(end, |of_task| of_task.instant().min(end));
         // Leaves time to report a timeout within the request's own.
         let until = end - ERROR_RESERVE.min((end - now) / 10);
-        let query = match request.sends_timeout {
-            // Rounded up.
-            true => format!("?timeout={}s", (end - now).as_millis().div_ceil(1000)),
-            false => String::new(),
-        };
+        // Rounded up.
+        let query = format!("?timeout={}s", (end - now).as_millis().div_ceil(1000));
         let post = |why: String| CallError { why: format!("Post \"{}{query}\": {why}", self.url), code: 503 };
         let span = self.span();
         let sent = span.within(self.send(caller, request.body, &query, request.response_bytes_max));

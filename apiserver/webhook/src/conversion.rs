@@ -134,7 +134,7 @@ impl Converter {
         let body = Bytes::from(request.to_string());
         drop(request);
         let response_bytes_max = RESPONSE_BYTES_MIN + body.len() * RESPONSE_FACTOR;
-        let call = WebhookRequest { body, timeout: TIMEOUT, sends_timeout: false, response_bytes_max };
+        let call = WebhookRequest { body, timeout: TIMEOUT, response_bytes_max };
         let response = client.post(&self.caller, call).await.map_err(|no| Failure::call(&no.why))?;
         let response: Value = serde_json::from_slice(&response.bytes)
             .map_err(|error| Failure::call(&format!("couldn't get version/kind; json parse error: {error}")))?;

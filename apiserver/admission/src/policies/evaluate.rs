@@ -98,21 +98,28 @@ fn request_of(context: &Context<'_>, name: &str, matched: &Matched) -> Value {
         Matched::Requested => (kind(request.kind), requested.clone()),
         Matched::Equivalent(other) => (kind(other.gvk()), resource(&other.group, &other.version, &other.plural)),
     };
-    let user = request.user;
-    json!({
+    let mut shown = json!({
         "kind": matched_kind,
         "resource": matched_resource,
-        "subResource": request.subresource,
         "requestKind": kind(request.kind),
         "requestResource": requested,
-        "requestSubResource": request.subresource,
-        "name": name,
-        "namespace": request.namespace,
         "operation": request.operation.as_str(),
-        "userInfo": {"username": user.name, "uid": user.uid, "groups": user.groups, "extra": user.extra},
+        "userInfo": review_input::user(request),
         "dryRun": request.options.dry_run(),
         "options": review_input::options(request),
-    })
+    });
+    // As in a review, empty fields are absent: an expression tests them with `has`.
+    for (field, text) in [
+        ("subResource", request.subresource),
+        ("requestSubResource", request.subresource),
+        ("name", name),
+        ("namespace", request.shown_namespace(name)),
+    ] {
+        if !text.is_empty() {
+            shown[field] = json!(text);
+        }
+    }
+    shown
 }
 
 static NULL: Value = Value::Null;

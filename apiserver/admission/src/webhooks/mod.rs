@@ -88,7 +88,7 @@ impl Webhooks {
         let uid = context.env.uid();
         let sent = review::request(version, &uid, context.request, &call.target(), reviewed, old).to_string();
         let (body, timeout) = (Bytes::from(sent), hook.timeout);
-        let request = WebhookRequest { body, timeout, sends_timeout: true, response_bytes_max: RESPONSE_BYTES_MAX };
+        let request = WebhookRequest { body, timeout, response_bytes_max: RESPONSE_BYTES_MAX };
         let called = client.post(&self.caller, request).await;
         let response = called.map_err(|no| failed(format!("failed to call webhook: {}", no.why), no.code))?;
         review::parse(&response.bytes, version, &uid, mutating).map_err(|why| failed(why, 503))

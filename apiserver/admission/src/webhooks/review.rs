@@ -8,10 +8,10 @@ use machinery_api::GroupVersionKind;
 use machinery_api::error::{ApiError, Cause, Details};
 use machinery_api::selector::go_quoted;
 use serde::Deserialize;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use crate::Request;
-use crate::review_input::options;
+use crate::review_input::{options, user};
 
 /// The first supported review version in the webhook's order of preference; `None` if none is supported.
 pub(super) fn version(hook: &Value) -> Option<&'static str> {
@@ -54,7 +54,7 @@ pub(super) fn request(
         "dryRun": request.options.dry_run(),
         "options": options(request),
     });
-    for (field, text) in [("name", request.name), ("namespace", request.namespace)] {
+    for (field, text) in [("name", request.name), ("namespace", request.shown_namespace(request.name))] {
         if !text.is_empty() {
             sent[field] = json!(text);
         }
@@ -64,22 +64,6 @@ pub(super) fn request(
         sent["requestSubResource"] = json!(request.subresource);
     }
     json!({"kind": "AdmissionReview", "apiVersion": format!("admission.k8s.io/{version}"), "request": sent})
-}
-
-fn user(request: &Request<'_>) -> Value {
-    let mut user = Map::new();
-    for (field, text) in [("username", &request.user.name), ("uid", &request.user.uid)] {
-        if !text.is_empty() {
-            user.insert(field.into(), json!(text));
-        }
-    }
-    if !request.user.groups.is_empty() {
-        user.insert("groups".into(), json!(request.user.groups));
-    }
-    if !request.user.extra.is_empty() {
-        user.insert("extra".into(), json!(request.user.extra));
-    }
-    user.into()
 }
 
 /// A parsed response.
