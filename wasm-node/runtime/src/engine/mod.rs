@@ -270,6 +270,11 @@ impl Engine {
         &self.inner.disk
     }
 
+    /// Shares the files of `wasi:keyvalue` with another process, until it is called with `false`. Blocking.
+    pub fn share_keyvalue_files(&self, with_another_process: bool) {
+        self.inner.keyvalue.share(with_another_process);
+    }
+
     pub(crate) fn keyvalue(&self) -> &Arc<Stores> {
         &self.inner.keyvalue
     }

@@ -16,7 +16,9 @@ mod write;
 use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use runtime_api::KeyvalueOwner;
 use runtime_api::ledger::Ledger;
@@ -42,6 +44,10 @@ pub(crate) const PAGE_KEYS_MAX: usize = 1000;
 
 /// Maximum open files: each has a descriptor and a cache of [`CACHE_BYTES`].
 const OPEN_MAX: usize = 64;
+/// Pause between two attempts to open a file that is in use, and their maximum number: 5 s. Another process has it for one
+/// operation at a time.
+const IN_USE_PAUSE: Duration = Duration::from_millis(2);
+const IN_USE_ATTEMPTS_MAX: usize = 2_500;
 /// Cache bytes of a file: the system caches the rest.
 const CACHE_BYTES: usize = 512 << 10;
 
@@ -122,6 +128,8 @@ pub(crate) struct Stores {
     known: Mutex<HashMap<String, Arc<Namespace>>>,
     /// Namespaces with an open file, the last opened one at the end.
     open: Mutex<VecDeque<Arc<Namespace>>>,
+    /// Another process uses the files as well: each is open for one operation only.
+    is_shared: AtomicBool,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -131,7 +139,14 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Stores {
     /// `ledger`: the node's, which accounts descriptors of open files.
     pub(crate) fn new(dir: PathBuf, quota: Quota, ledger: &Arc<Ledger>) -> Arc<Self> {
-        Arc::new(Self { dir, quota, ledger: ledger.clone(), known: Mutex::default(), open: Mutex::default() })
+        Arc::new(Self {
+            dir,
+            quota,
+            ledger: ledger.clone(),
+            known: Mutex::default(),
+            open: Mutex::default(),
+            is_shared: AtomicBool::new(false),
+        })
     }
 
     /// A namespace's store. Opens no file before its use, creates none before a write.
@@ -176,6 +191,22 @@ impl Stores {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
             _ => Ok(()),
         }
+    }
+
+    /// Shares the files with another process until `false`: two processes serve during a takeover, and a file that is open
+    /// belongs to one.
+    pub(crate) fn share(&self, with_another_process: bool) {
+        self.is_shared.store(with_another_process, Ordering::Release);
+        if with_another_process {
+            lock(&self.open).clear();
+            let known: Vec<_> = lock(&self.known).values().cloned().collect();
+            // A file in use is closed at the end of its operation.
+            known.iter().for_each(|namespace| namespace.forget());
+        }
+    }
+
+    fn is_shared(&self) -> bool {
+        self.is_shared.load(Ordering::Acquire)
     }
 
     /// Records an open file, and closes an unused one where there are too many.

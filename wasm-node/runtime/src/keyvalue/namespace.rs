@@ -4,13 +4,14 @@ use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, Weak};
 
-use redb::{Database, ReadTransaction, ReadableDatabase as _, TableDefinition, TableError};
+use redb::{Database, DatabaseError, ReadTransaction, ReadableDatabase as _, TableDefinition, TableError};
 use runtime_api::ledger::{Resource, ResourceGuard};
 use tokio::sync::oneshot;
 
 use super::write::{Tables, Write, Written};
 use super::{
-    BATCH_BYTES_MAX, BATCH_KEYS_MAX, CACHE_BYTES, PAGE_KEYS_MAX, StoreError, Stores, check_key, lock, make_dir,
+    BATCH_BYTES_MAX, BATCH_KEYS_MAX, CACHE_BYTES, IN_USE_ATTEMPTS_MAX, IN_USE_PAUSE, PAGE_KEYS_MAX, StoreError, Stores,
+    check_key, lock, make_dir,
 };
 
 /// By bucket and key: 8 bytes of revision, then the value.
@@ -89,6 +90,14 @@ impl Namespace {
         true
     }
 
+    /// Closes the file at the end of its operations.
+    pub(super) fn forget(&self) {
+        let mut file = lock(&self.file);
+        if matches!(*file, StoreFile::Open(..)) {
+            *file = StoreFile::Closed;
+        }
+    }
+
     pub(super) fn mark_removed(&self) {
         *lock(&self.file) = StoreFile::Removed;
     }
@@ -107,15 +116,34 @@ impl Namespace {
         }
         make_dir(&stores.dir).map_err(StoreError::io)?;
         let held = stores.ledger.hold(Resource::Descriptors, 1).map_err(|_| StoreError::Descriptors)?;
-        let database = Database::builder().set_cache_size(CACHE_BYTES).create(&self.path).map_err(|error| {
-            tracing::error!(file = %self.path.display(), %error, "cannot open a namespace's keyvalue store");
-            StoreError::io(error)
-        })?;
-        let database = Arc::new(database);
+        if stores.is_shared() {
+            // Open for this operation only, so that the other process gets its turn. Unlocked: the file may be in use here.
+            drop(file);
+            return Ok(Some(self.open()?));
+        }
+        let database = self.open()?;
         *file = StoreFile::Open(database.clone(), held);
         drop(file);
         stores.record_open(self);
         Ok(Some(database))
+    }
+
+    /// Opens the file, in turns with another process.
+    fn open(&self) -> Result<Arc<Database>, StoreError> {
+        let mut attempts = 0;
+        loop {
+            match Database::builder().set_cache_size(CACHE_BYTES).create(&self.path) {
+                Ok(database) => return Ok(Arc::new(database)),
+                Err(DatabaseError::DatabaseAlreadyOpen) if attempts < IN_USE_ATTEMPTS_MAX => {
+                    attempts += 1;
+                    std::thread::sleep(IN_USE_PAUSE);
+                }
+                Err(error) => {
+                    tracing::error!(file = %self.path.display(), %error, "cannot open a namespace's keyvalue store");
+                    return Err(StoreError::io(error));
+                }
+            }
+        }
     }
 
     /// Reopens the file after a disk error: it contains the committed writes and nothing else.

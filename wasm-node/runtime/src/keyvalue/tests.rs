@@ -259,3 +259,24 @@ fn a_store_leaves_room_above_the_threshold_of_eviction() {
     assert_eq!(super::free_bytes_min(250 * GIB), GIB / 5 * 6, "1.2 GiB of a large disk");
     assert_eq!(super::free_bytes_min(5 * GIB), GIB / 10 * 6, "12% of a small one");
 }
+
+#[test]
+fn two_processes_share_the_files_during_a_takeover() {
+    const EACH: i64 = 40;
+    let bench = Bench::new();
+    let (old, new) = (bench.stores(QUOTA), bench.stores(QUOTA));
+    let of = |stores: &Arc<Stores>| stores.of(&owned("a", "1")).unwrap();
+    increment(&of(&old), "n", 1).unwrap();
+    // The old process had the file open, and goes on to use it.
+    old.share(true);
+    new.share(true);
+    std::thread::scope(|scope| {
+        for stores in [&old, &new] {
+            scope.spawn(move || (0..EACH).for_each(|_| drop(increment(&of(stores), "n", 1).unwrap())));
+        }
+    });
+    assert_eq!(text(&of(&old), "default", "n"), text(&of(&new), "default", "n"));
+    new.share(false);
+    increment(&of(&new), "n", 1).unwrap();
+    assert_eq!(text(&of(&new), "default", "n"), Some((2 * EACH + 2).to_string()));
+}
