@@ -99,6 +99,11 @@ impl<T> Receiver<T> {
         look(&state.value)
     }
 
+    /// Reads the value under the lock, and doesn't mark it as read.
+    pub(crate) fn peek<R>(&self, look: impl FnOnce(&T) -> R) -> R {
+        look(&self.shared.state().value)
+    }
+
     /// Waits for a version after the last one read.
     pub(crate) async fn changed(&mut self) -> Result<(), Closed> {
         loop {

@@ -226,4 +226,9 @@ pub trait Serve: Send + Sync + 'static {
     fn datagrams(&self, _: &Origin) -> Result<DatagramPipe, CallRejected<()>> {
         Err(CallRejected::Closed)
     }
+
+    /// Whether it serves on at a takeover of its process, when the node's agent has ended.
+    fn outlives_agent(&self) -> bool {
+        false
+    }
 }

@@ -18,7 +18,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::fake_api::{FakeCluster, Watch, send_event};
 use super::{
-    Addresses, Capacity, Local, Measurer, NodeConfig, PodViews, SharedNodeParts, fake_api, log, register, share,
+    Addresses, Capacity, Handover, Local, Measurer, NodeConfig, PodViews, SharedNodeParts, fake_api, log, register,
+    share,
 };
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::record::NodeRecord;
@@ -273,6 +274,7 @@ impl Node {
             dial: Arc::new(NoDial),
             env: env.clone(),
             node_warnings: tokio::sync::broadcast::channel(1).0,
+            handover: Handover::default(),
         };
         let logs = config.data_dir.join("logs");
         let local = Local {
@@ -405,6 +407,38 @@ async fn a_server_is_ready_answers_and_drains() {
     for reason in ["Pulled", "Created", "Started", "Killing"] {
         assert!(reasons.iter().any(|said| said == reason), "{reasons:?}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn at_a_takeover_servers_outlive_their_agent_and_commands_end() {
+    let mut node = Node::start().await;
+    let image = node.image("sidecar", "command");
+    node.run("web", "server status=204", &json!({}));
+    node.run("job", "command", &json!({}));
+    let sidecar = json!({"name": "s", "image": image});
+    let server = json!({"name": "c", "image": node.image("mixed", "server status=204")});
+    node.run("mixed", "server status=204", &json!({"containers": [server, sidecar]}));
+    let running = |status: &Value| status["phase"] == "Running";
+    node.until("job", "running", running).await;
+    let mut ips = Vec::new();
+    for name in ["web", "mixed"] {
+        let status = node.until(name, "ready", is_ready).await;
+        ips.push(status["podIP"].as_str().unwrap().parse::<std::net::IpAddr>().unwrap());
+    }
+    node.shared.parts.handover.begin();
+    node.stop.cancel();
+    for task in std::mem::take(&mut node.tasks) {
+        task.await.unwrap();
+    }
+    let find = |ip| node.network.find(ip, Protocol::Tcp, PORT);
+    assert!(find(ips[1]).is_none(), "a server with a command beside it ends");
+    let origin = Origin { peer: Peer::Node, local: (ips[0], PORT).into(), via: None };
+    let body: Body = Empty::new().map_err(|never| match never {}).boxed_unsync();
+    let serve = find(ips[0]).expect("the server outlives its agent");
+    assert_eq!(serve.http(&origin, Request::get("http://web/").body(body).unwrap()).await.unwrap().status(), 204);
+    assert!(serve.outlives_agent());
+    node.shared.parts.handover.end();
+    assert!(find(ips[0]).is_none());
 }
 
 #[tokio::test(start_paused = true)]

@@ -64,6 +64,7 @@ use crate::volume::manager::VolumeManager;
 use crate::volume::measure::Measurer;
 use crate::volume::memory::MemoryFolder;
 
+pub use crate::pod::handover::Handover;
 pub use crate::pod::shared::{NodeWarning, SharedNodeParts};
 pub use crate::pod::shutdown::{Shutdown, ShutdownGrace};
 pub use config_files::{reload_registries, reload_signature_policy};

@@ -18,10 +18,13 @@ use crate::config::{pull_secrets, sources};
 use crate::latest::{Sender, latest};
 use crate::pod::admit::{Claim, Rejection};
 use crate::pod::shared::NodeContext;
-use crate::pod::worker::{EarlierRun, PodInput, PodView, PodWorker, StatusTarget};
+use crate::pod::worker::{EarlierRun, LastingPod, PodInput, PodView, PodWorker, StatusTarget};
 use crate::pod::{admit, resize};
 use crate::spec::containers;
 use crate::spec::requests::requested;
+
+/// Time of the workers to leave their pods to the next process: it waits meanwhile. A worker needs no I/O for it.
+const HANDOVER_MAX: Duration = Duration::from_secs(1);
 
 /// The delay before a panicked worker is restarted.
 const WORKER_RETRY: Duration = Duration::from_secs(10);
@@ -34,7 +37,8 @@ struct PodManager {
     node: Arc<NodeContext>,
     /// By uid.
     workers: BTreeMap<String, Sender<PodInput>>,
-    running: JoinSet<String>,
+    /// Yield the uid, and the servers of a pod that was handed over.
+    running: JoinSet<(String, Option<LastingPod>)>,
     /// Resizes that are not granted, with their order of arrival.
     pending_resizes: BTreeMap<String, (u64, Arc<Pod>)>,
     resize_count: u64,
@@ -59,7 +63,7 @@ pub(super) async fn run(node: Arc<NodeContext>) {
         let event = tokio::select! {
             () = stop.cancelled() => break,
             Some(ended) = pods.running.join_next() => {
-                if let Ok(uid) = ended {
+                if let Ok((uid, _)) = ended {
                     pods.checkpoint().remove_pod(&uid);
                     pods.workers.remove(&uid);
                     pods.pending_resizes.remove(&uid);
@@ -106,16 +110,41 @@ pub(super) async fn run(node: Arc<NodeContext>) {
             }
         }
     }
-    // Guests end with their workers. The API isn't notified, so that the next start resumes them.
-    pods.running.shutdown().await;
-    for container in pods.node.pods.all().iter().flat_map(|view| view.snapshot().containers) {
-        container.log.close();
-    }
+    pods.end().await;
 }
 
 impl PodManager {
     fn checkpoint(&self) -> &Checkpoint {
         &self.node.checkpoint
+    }
+
+    /// Ends the workers, and the guests with them unless the next process takes over. The API isn't notified, so that the next
+    /// start resumes them.
+    async fn end(mut self) {
+        if self.node.parts.handover.has_begun() {
+            self.hand_over().await;
+        }
+        self.running.shutdown().await;
+        for container in self.node.pods.all().iter().flat_map(|view| view.snapshot().containers) {
+            container.log.close();
+        }
+    }
+
+    /// Ends the workers; the servers of their pods go on.
+    async fn hand_over(&mut self) {
+        self.workers.values().for_each(|worker| worker.set(|input| input.handed_over = true));
+        let env = self.node.parts.env.clone();
+        let leave = async {
+            while let Some(ended) = self.running.join_next().await {
+                if let Ok((uid, Some(lasting))) = ended {
+                    self.node.pods.remove(&uid);
+                    self.node.parts.handover.keep(lasting);
+                }
+            }
+        };
+        if env.timeout(HANDOVER_MAX, leave).await.is_err() {
+            tracing::warn!(node = self.node.identity.name, pods = self.running.len(), "pods do not end in time");
+        }
     }
 
     /// Starts the pods of the checkpoint and the static pods, as the API doesn't answer.
@@ -229,8 +258,8 @@ impl PodManager {
                 // On the heap: the size of a task is that of its largest state.
                 let (context, view, receiver) = (node.clone(), view.clone(), receiver.clone());
                 let worker = Box::new(PodWorker::new(context, view, receiver, std::mem::take(&mut *earlier)));
-                if AssertUnwindSafe(worker.run(rejected.take())).catch_unwind().await.is_ok() {
-                    return uid;
+                if let Ok(lasting) = AssertUnwindSafe(worker.run(rejected.take())).catch_unwind().await {
+                    return (uid, lasting);
                 }
                 // A pod's failure never ends the node: the pod is adopted again, as after a restart of the node.
                 tracing::error!(uid, "a pod's worker panicked; it is restarted");

@@ -16,6 +16,7 @@ pub mod container;
 pub mod event;
 mod first_actions;
 mod handler;
+pub(crate) mod handover;
 mod host_ports;
 mod hosts_file;
 mod listen;

@@ -52,6 +52,11 @@ pub(crate) trait Runner: Send {
 
     /// Ends the run at once.
     fn kill(&mut self);
+
+    /// Whether each request has an instance, so that the next process may serve as well ([`super::handover`]).
+    fn is_server(&self) -> bool {
+        false
+    }
 }
 
 /// The environment of a container's run.

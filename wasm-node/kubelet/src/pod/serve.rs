@@ -97,6 +97,10 @@ impl ServerHandle {
 
 #[async_trait::async_trait]
 impl Serve for ServerHandle {
+    fn outlives_agent(&self) -> bool {
+        true
+    }
+
     async fn http(&self, from: &Origin, request: Request<Body>) -> Result<Response<Body>, CallRejected<Request<Body>>> {
         // The node's own calls say nothing about clients.
         let meter = self.responses.as_ref().filter(|_| request.extensions().get::<NodeCall>().is_none());

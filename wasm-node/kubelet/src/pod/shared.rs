@@ -16,6 +16,7 @@ use tokio::sync::{Notify, broadcast, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::addresses::Addresses;
+use super::handover::Handover;
 use super::node_facts::NodeFacts;
 use super::sandbox::Sandboxes;
 use super::shutdown::Shutdown;
@@ -45,6 +46,8 @@ pub struct SharedNodeParts {
     pub env: Env,
     /// Warnings about shared parts, which become events of every Node.
     pub node_warnings: broadcast::Sender<NodeWarning>,
+    /// The takeover of the process.
+    pub handover: Handover,
 }
 
 /// A warning event of a Node.

@@ -44,6 +44,7 @@ use sources::{Deadlines, StatusRequest, WorkerEvent};
 
 mod admission;
 mod checkpoint;
+mod lasting;
 mod message;
 mod perform;
 mod report;
@@ -55,6 +56,7 @@ mod view;
 mod volumes;
 
 pub(crate) use checkpoint::EarlierRun;
+pub(crate) use lasting::LastingPod;
 pub(crate) use message::{Message, container_message};
 pub(crate) use view::{ContainerSnapshot, Packers, PodSnapshot, PodView};
 
@@ -74,6 +76,8 @@ pub(crate) struct PodInput {
     pub(crate) pending_resize: Option<PendingResize>,
     /// The API object that receives the status.
     pub(crate) status_target: StatusTarget,
+    /// The next process has the pod.
+    pub(crate) handed_over: bool,
 }
 
 impl AsRef<Arc<Compressed<Pod>>> for PodInput {
@@ -85,7 +89,14 @@ impl AsRef<Arc<Compressed<Pod>>> for PodInput {
 impl PodInput {
     pub(crate) fn new(pod: Arc<Pod>, status_target: StatusTarget) -> Self {
         let claim = Claim::of(&pod);
-        Self { pod: Arc::new(pod.into()), claim, removed: false, pending_resize: None, status_target }
+        Self {
+            pod: Arc::new(pod.into()),
+            claim,
+            removed: false,
+            pending_resize: None,
+            status_target,
+            handed_over: false,
+        }
     }
 
     /// Replaces the pod by a newer state.
@@ -188,20 +199,25 @@ impl PodWorker {
         self.node.parts.env.elapsed()
     }
 
-    /// Runs the pod until it is removed. A stopping node drops the future. `rejection` is the admission failure.
-    pub(crate) async fn run(mut self: Box<Self>, rejection: Option<Rejection>) {
+    /// Runs the pod until it is removed, or handed over to another process: then returns its servers. A stopping node drops
+    /// the future. `rejection` is the admission failure.
+    pub(crate) async fn run(mut self: Box<Self>, rejection: Option<Rejection>) -> Option<LastingPod> {
         let now = self.now();
         // On the heap for its duration: the size of a pod's task is that of its largest state.
         let admission = Box::pin(self.admit(rejection)).await;
         self.begin(admission, now);
         let mut request: Option<StatusRequest> = None;
         while !(self.state.is_removed() && *self.state.stage() == Stage::Ended) {
+            if self.input.peek(|input| input.handed_over) {
+                return self.leave();
+            }
             let deadlines = self.prepare_wait(&mut request);
             match self.next_event(&mut request, deadlines).await {
-                WorkerEvent::InputClosed => return,
+                WorkerEvent::InputClosed => return None,
                 event => self.handle(event),
             }
         }
+        None
     }
 
     /// The first step of the pod's state.

@@ -98,6 +98,10 @@ impl Runner for PortConflict {
 }
 
 impl Runner for HttpServer {
+    fn is_server(&self) -> bool {
+        true
+    }
+
     fn stop(&mut self, restart: bool, ends: watch::Receiver<Deadline>) -> Option<Task> {
         let read_message = self.read_message.take()?;
         let (context, server, address) = (self.context.clone(), self.server.clone(), self.address.clone());

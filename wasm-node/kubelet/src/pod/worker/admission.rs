@@ -85,13 +85,16 @@ impl PodWorker {
         }
     }
 
-    /// Applies API updates to a pod that has not started, until its deletion is requested.
+    /// Applies API updates to a pod that has not started, until its deletion is requested or another process has it.
     async fn await_deletion(&mut self, admission: &mut Admission) {
         while !admission.ends() && !self.state.ending() {
             if self.input.changed().await.is_err() {
                 return std::future::pending().await;
             }
-            let PodInput { pod, removed, status_target, .. } = self.input.read(PodInput::clone);
+            let PodInput { pod, removed, status_target, handed_over, .. } = self.input.read(PodInput::clone);
+            if handed_over {
+                return;
+            }
             self.set_pod(pod);
             let version = version_of(&self.pod().metadata);
             self.step_writer(StatusEvent::Observed { target: status_target, version });
