@@ -50,8 +50,7 @@ impl Network {
     pub(crate) fn choose(config: &NetworkConfig, remembered: &Path) -> anyhow::Result<Self> {
         match (config.service_cidr, config.cluster_cidr) {
             (services, pods) if cfg!(target_os = "linux") && (services.is_none() || pods.is_none()) => {
-                let before = std::fs::read_to_string(remembered).ok().and_then(|text| text.trim().parse().ok());
-                let (block, claim) = claim_block(before)?;
+                let (block, claim) = claim_block(read_block(remembered))?;
                 write_atomically(remembered, format!("{block}\n").as_bytes())?;
                 Self::within(config, block, Some(claim)).check_blocks()
             }
@@ -86,6 +85,20 @@ impl Network {
             None => Self { services: stored, ..Self::usual(config) },
         };
         network.check_blocks()
+    }
+
+    /// The ranges that [`Network::choose`] chooses if the block in the file `remembered` is free, without a claim. `None` if
+    /// the file names no block.
+    ///
+    /// # Errors
+    /// If the flags contradict each other.
+    pub(crate) fn remembered(config: &NetworkConfig, remembered: &Path) -> anyhow::Result<Option<Self>> {
+        let has_blocks = cfg!(target_os = "linux") && (config.service_cidr.is_none() || config.cluster_cidr.is_none());
+        let network = match has_blocks {
+            true => read_block(remembered).map(|block| Self::within(config, block, None)),
+            false => Some(Self::usual(config)),
+        };
+        network.map(Self::check_blocks).transpose()
     }
 
     /// The flags, else the parts of a block.
@@ -163,6 +176,11 @@ impl Network {
         );
         Ok(self)
     }
+}
+
+/// The block of an earlier run.
+fn read_block(remembered: &Path) -> Option<Ipv4Net> {
+    std::fs::read_to_string(remembered).ok().and_then(|text| text.trim().parse().ok())
 }
 
 /// The address of each block's claim.

@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use machinery_serve::descriptors::{Class, DescriptorPermit, Descriptors};
 use machinery_serve::net::{DatagramPipe, Origin, Peer, Protocol};
-use machinery_serve::sockets::{SocketKey, SocketTable};
+use machinery_serve::sockets::{Layer, SocketKey, SocketTable};
 use tokio::net::UdpSocket;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -67,7 +67,7 @@ impl DatagramListener {
             let ready = tokio::select! {
                 () = this.stop.cancelled() => return,
                 // The next process receives; answers to what this one has received are still sent.
-                () = table.retired() => return this.stop.cancelled().await,
+                () = table.retired(Layer::Pods) => return this.stop.cancelled().await,
                 ready = this.socket.readable() => ready,
             };
             let batch = ready.and_then(|()| this.receive_batch());

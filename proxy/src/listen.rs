@@ -11,7 +11,9 @@ use arc_swap::ArcSwap;
 use machinery_api::ObjectKey;
 use machinery_serve::accept::{self, Limit, Listener};
 use machinery_serve::descriptors::Class;
+use machinery_serve::net::Protocol;
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::datagrams::DatagramListener;
@@ -33,6 +35,7 @@ pub(crate) struct BindFailure {
 struct OpenListener {
     route: ListenerRoute,
     stop: CancellationToken,
+    task: JoinHandle<()>,
 }
 
 /// The route of an open listener, which follows changes of the table.
@@ -102,6 +105,31 @@ impl Listeners {
         for (listen, route) in failed {
             self.set(listen, route);
         }
+    }
+
+    /// Ends the listeners without an endpoint that serves on when the node's agent has ended. Returns their tasks, which
+    /// complete open requests.
+    pub(crate) fn close_unreachable(&mut self) -> Vec<JoinHandle<()>> {
+        let state = &self.state;
+        let closed = self.open.extract_if(|listen, open| {
+            let route = open.route.now();
+            let protocol = match listen {
+                // These have no endpoint.
+                Listen::Health(_) => return false,
+                Listen::Datagrams(_) => Protocol::Udp,
+                _ => Protocol::Tcp,
+            };
+            let stays = |at: SocketAddr| match state.network.find(at.ip(), protocol, at.port()) {
+                Some(serve) => serve.outlives_agent(),
+                None => state.may_dial(&route, at),
+            };
+            !route.usable().iter().any(|endpoint| stays(endpoint.address()))
+        });
+        let closed = closed.map(|(_, open)| {
+            open.stop.cancel();
+            open.task
+        });
+        closed.collect()
     }
 
     fn set(&mut self, listen: Listen, route: Arc<PortRoute>) -> Option<BindFailure> {
@@ -187,8 +215,8 @@ impl Listeners {
             let (sender, route) = watch::channel(route.clone());
             let sources_only = matches!(entrance, Entrance::Balancer(..));
             let listener = DatagramListener { state, socket, address, route, sources_only, stop: stop.clone() };
-            tokio::spawn(listener.serve(held));
-            return Ok(OpenListener { route: ListenerRoute::Datagrams(sender), stop });
+            let task = tokio::spawn(listener.serve(held));
+            return Ok(OpenListener { route: ListenerRoute::Datagrams(sender), stop, task });
         }
         let listener = Listener::bind(address)?;
         let route = Arc::new(ArcSwap::new(route.clone()));
@@ -197,8 +225,8 @@ impl Listeners {
             Listen::Health(_) => ListenerClients::Balancers,
             _ => ListenerClients::All,
         };
-        tokio::spawn(run(state, listener, route.clone(), clients, stop.clone()));
-        Ok(OpenListener { route: ListenerRoute::Streams(route), stop })
+        let task = tokio::spawn(run(state, listener, route.clone(), clients, stop.clone()));
+        Ok(OpenListener { route: ListenerRoute::Streams(route), stop, task })
     }
 }
 
@@ -243,4 +271,56 @@ async fn run(
         }
     };
     accept::serve(listener, limit, None, &state.env, &stop, each).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use ::http::{Request, Response};
+    use machinery_serve::net::{Body, CallRejected, Listen as At, Origin, Serve};
+
+    use super::*;
+    use crate::plane::tests::plane;
+    use crate::table::tests::route;
+
+    struct Pod {
+        outlives_agent: bool,
+    }
+
+    #[async_trait::async_trait]
+    impl Serve for Pod {
+        async fn http(&self, _: &Origin, _: Request<Body>) -> Result<Response<Body>, CallRejected<Request<Body>>> {
+            Err(CallRejected::Closed)
+        }
+
+        fn outlives_agent(&self) -> bool {
+            self.outlives_agent
+        }
+    }
+
+    #[tokio::test]
+    async fn at_a_takeover_listeners_without_a_lasting_endpoint_leave_their_clients_to_the_next_process() {
+        let plane = plane();
+        let state = plane.state.clone();
+        let attach = |ip: &str, outlives_agent| {
+            state.network.attach(At::tcp(ip.parse().unwrap(), 80), Arc::new(Pod { outlives_agent })).unwrap()
+        };
+        let _attached = [attach("127.66.0.2", true), attach("127.66.0.3", false)];
+        let mut listeners = Listeners::new(state.clone(), CancellationToken::new());
+        let free = || std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        for (ips, lasts) in [
+            (&["127.66.0.2"][..], true),
+            (&["127.66.0.3"], false),
+            (&["127.66.0.2", "127.66.0.3"], true),
+            (&["127.66.0.9"], false),
+            (&[], false),
+        ] {
+            let listen = Listen::Node(free());
+            assert!(listeners.set(listen, Arc::new(route(ips))).is_none());
+            let closed = listeners.close_unreachable();
+            assert_eq!((closed.len(), listeners.open.contains_key(&listen)), (usize::from(!lasts), lasts), "{ips:?}");
+            for task in closed {
+                task.await.unwrap();
+            }
+        }
+    }
 }

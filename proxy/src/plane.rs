@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use ::http::{Request, Response};
 use machinery_api::ObjectKey;
@@ -49,6 +50,15 @@ impl DataPlane {
     /// Ends [`DataPlane::hold_requests`]: requests without an endpoint fail, unless their workload scales from zero.
     pub fn release_requests(&self) {
         self.state.activation.set_resuming(false);
+    }
+
+    /// Keeps the routes as they are, as the next process follows the API. Listeners without a reachable endpoint accept no
+    /// more: their clients wait for the next process. Returns when nothing is written any more and those listeners have
+    /// completed their requests, or after `time_max`. Called again when the agents of the nodes have ended.
+    pub async fn freeze(&self, time_max: Duration) {
+        if self.state.env.timeout(time_max, self.state.freeze.request()).await.is_err() {
+            tracing::debug!("requests to programs of pods are cut");
+        }
     }
 
     /// Counters of this data plane.

@@ -12,7 +12,7 @@ use machinery_env::Env;
 use machinery_rules::address_pool::AddressPool;
 use machinery_serve::descriptors::{Class, Descriptors};
 use machinery_serve::net::PodNetwork;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 
 use crate::activation::ActivationQueues;
 use crate::egress::{BadCertificate, Egress};
@@ -56,6 +56,40 @@ pub struct Config {
     pub checkpoint: Option<PathBuf>,
 }
 
+/// The end of all changes of the routes at a takeover, when the next process follows the API. Each request is a round: its
+/// number is that of the last one begun, and the last one completed.
+#[derive(Debug, Default)]
+pub(crate) struct Freeze(watch::Sender<(u32, u32)>);
+
+impl Freeze {
+    /// Requests a round, and waits until it is complete.
+    pub(crate) async fn request(&self) {
+        let mut round = 0;
+        self.0.send_modify(|(begun, _)| {
+            *begun += 1;
+            round = *begun;
+        });
+        // The sender lives as long as `self`.
+        let _ = self.0.subscribe().wait_for(|(_, completed)| *completed >= round).await;
+    }
+
+    /// Resolves when a round was requested.
+    pub(crate) async fn requested(&self) {
+        let _ = self.0.subscribe().wait_for(|(begun, _)| *begun > 0).await;
+    }
+
+    /// The next round that isn't complete.
+    pub(crate) async fn next(&self) -> u32 {
+        let mut rounds = self.0.subscribe();
+        let open = rounds.wait_for(|(begun, completed)| begun > completed).await;
+        open.map_or(0, |round| round.0)
+    }
+
+    pub(crate) fn done(&self, round: u32) {
+        self.0.send_modify(|(_, completed)| *completed = round);
+    }
+}
+
 #[derive(Debug)]
 pub(crate) struct ProxyState {
     pub(crate) env: Env,
@@ -71,6 +105,8 @@ pub(crate) struct ProxyState {
     pub(crate) flows: Mutex<Flows>,
     /// Whether the routes are complete: set once, after the first state of the API.
     synced: AtomicBool,
+    /// The end of all changes of the routes.
+    pub(crate) freeze: Freeze,
 }
 
 impl ProxyState {
@@ -91,6 +127,7 @@ impl ProxyState {
             activation: ActivationQueues::default(),
             flows: Mutex::new(Flows::new(flows)),
             synced: AtomicBool::new(false),
+            freeze: Freeze::default(),
         })
     }
 
@@ -137,5 +174,28 @@ impl ProxyState {
             via.is_some_and(|via| via.service.namespace == "default" && via.service.name == "kubernetes")
         };
         !is_special(at.ip()) || (self.config.api_server == Some(at) && kubernetes())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_freeze_waits_for_its_own_round() {
+        let freeze = Freeze::default();
+        let rounds = async {
+            freeze.requested().await;
+            for _ in 0..2 {
+                let round = freeze.next().await;
+                freeze.done(round);
+            }
+        };
+        let requests = async {
+            freeze.request().await;
+            freeze.request().await;
+        };
+        tokio::join!(rounds, requests);
+        assert_eq!(*freeze.0.borrow(), (2, 2));
     }
 }

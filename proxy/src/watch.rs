@@ -69,17 +69,29 @@ pub async fn run(plane: DataPlane, client: Client, stop: CancellationToken, sync
             wait = write(feed, state.config.checkpoint.as_deref()).await;
         }
     };
-    tokio::select! {
-        () = stop.cancelled() => {}
-        () = keep => {}
-        () = services.run(|event| feed().service_event(event)) => {}
-        () = slices.run(|event| feed().slice_event(event)) => {}
-        () = autoscalers.run(|event| feed().autoscaler_event(event)) => {}
-        () = activation::write_conditions(&state.activation, client, &env, &stop) => {}
-        () = retry => {}
-    }
+    let is_frozen = tokio::select! {
+        () = stop.cancelled() => false,
+        () = state.freeze.requested() => true,
+        () = keep => false,
+        () = services.run(|event| feed().service_event(event)) => false,
+        () = slices.run(|event| feed().slice_event(event)) => false,
+        () = autoscalers.run(|event| feed().autoscaler_event(event)) => false,
+        () = activation::write_conditions(&state.activation, client, &env, &stop) => false,
+        () = retry => false,
+    };
     // The last changes.
     write(feed, state.config.checkpoint.as_deref()).await;
+    if is_frozen {
+        let freeze = async {
+            loop {
+                let round = state.freeze.next().await;
+                let closed = feed().listeners.close_unreachable();
+                futures::future::join_all(closed).await;
+                state.freeze.done(round);
+            }
+        };
+        stop.run_until_cancelled(freeze).await;
+    }
 }
 
 /// Uses the routes of the earlier run unless the API answers in time.

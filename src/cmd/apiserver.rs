@@ -2,7 +2,7 @@
 //! controllers and kubelets run elsewhere and act through the API. `coracle up` shares its flags, start, `ready` line
 //! and stop.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,13 +16,14 @@ use machinery_env::Env;
 use super::Failure;
 use super::flags::features::FeatureFlags;
 use super::flags::store::StoreFlags;
-use super::flags::takeover::{TakeoverFlags, report};
+use super::flags::takeover::{self as flags_of_takeover, TakeoverFlags};
+use crate::compose::preflight::check_cluster;
 use crate::compose::{self, Part};
 use crate::config::{ApiServerConfig, ClusterConfig, Common, NetworkConfig};
 use crate::data_dir::DataDir;
 use crate::notify;
 use crate::progress::Progress;
-use crate::takeover;
+use crate::takeover::{self, ListenAddress};
 
 /// Grace period of tasks that still run when the runtimes end; a stop takes 5 s at most (contract.md §2).
 const LAST_MOMENT: Duration = Duration::from_millis(500);
@@ -148,7 +149,10 @@ pub(super) fn until_stopped(
         let stop = compose::stop_signal();
         tokio::pin!(stop);
         let started = async {
-            let taken = takeover.take(&env, &data, progress).await?;
+            let address = SocketAddr::new(config.api.bind, config.api.port);
+            let check = check_cluster(&env, &config, &data);
+            let wanted = [ListenAddress { flag: "--port", address }];
+            let taken = takeover.take(&env, &data, progress, &wanted, check).await?;
             Ok::<_, anyhow::Error>((compose::start(&env, config, up_to, &data, progress).await?, taken))
         };
         let (cluster, taken) = tokio::select! {
@@ -157,15 +161,20 @@ pub(super) fn until_stopped(
         };
         let mut handovers = takeover::listen(&env, &data);
         progress.done();
-        report(taken, &env);
+        flags_of_takeover::complete(taken, &env, cluster.engine()).await;
         let kubeconfig = data.kubeconfig();
         notify::ready(format_args!("ready server={} kubeconfig={}{also}", cluster.server, kubeconfig.display()))?;
         compose::memory::release_after_start(&env);
         tokio::select! {
             () = &mut stop => {}
             given = handovers.committed() => {
-                given.keep_until_exit();
-                cluster.hand_over().await;
+                // The next process has a control socket of its own.
+                drop(handovers);
+                let leaving = cluster.hand_over(given).await;
+                tokio::select! {
+                    () = &mut stop => {}
+                    () = leaving.complete() => {}
+                }
                 return Ok(());
             }
             error = cluster.failed() => {

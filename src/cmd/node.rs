@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use super::Failure;
 use super::flags::features::FeatureFlags;
 use super::flags::nodes::NodeFlags;
-use super::flags::takeover::{TakeoverFlags, report};
+use super::flags::takeover::{self as flags_of_takeover, TakeoverFlags};
 use super::proxy::NetworkFlags;
 use super::standalone::MetricsFlags;
 use crate::compose;
@@ -28,7 +28,7 @@ use crate::joining::node::{NodeSource, TokenSource, check_name};
 use crate::joining::token::BootstrapToken;
 use crate::notify;
 use crate::progress::Progress;
-use crate::takeover;
+use crate::takeover::{self, ListenAddress};
 
 /// The port of the kubelet API (upstream's).
 const KUBELET_PORT: u16 = 10_250;
@@ -164,7 +164,10 @@ pub(crate) fn run(flags: &Node, common: &Common) -> Result<(), Failure> {
         let mut registry = Registry::default();
         features::register(&mut registry, &flags.features.features());
         let started = async {
-            let taken = flags.takeover.take(&env, &data, progress).await?;
+            let of = |flag, port| ListenAddress { flag, address: SocketAddr::new(config.address, port) };
+            let mut wanted = vec![of("--kubelet-port", config.kubelet_port), of("--tunnel-port", config.tunnel_port)];
+            wanted.extend(flags.metrics.bind().map(|address| ListenAddress { flag: "--metrics-bind", address }));
+            let taken = flags.takeover.take(&env, &data, progress, &wanted, async { Ok(()) }).await?;
             let node = NodeProcess::start(&env, &config, source, &data, &mut registry, progress).await?;
             Ok::<_, anyhow::Error>((node, taken))
         };
@@ -176,7 +179,7 @@ pub(crate) fn run(flags: &Node, common: &Common) -> Result<(), Failure> {
         let serving = CancellationToken::new();
         let metrics = flags.metrics.serve(registry, &env, &serving).await?;
         progress.done();
-        report(taken, &env);
+        flags_of_takeover::complete(taken, &env, Some(node.engine.clone())).await;
         notify::ready(format_args!(
             "ready node={} server={} address={}{metrics}",
             config.name, node.server, config.address
@@ -185,8 +188,13 @@ pub(crate) fn run(flags: &Node, common: &Common) -> Result<(), Failure> {
         let ended = tokio::select! {
             () = &mut signal => Ok(()),
             given = handovers.committed() => {
-                given.keep_until_exit();
-                node.hand_over().await;
+                // The next process has a control socket of its own.
+                drop(handovers);
+                let leaving = node.hand_over(given).await;
+                tokio::select! {
+                    () = &mut signal => {}
+                    () = leaving.complete() => {}
+                }
                 return Ok(());
             }
             error = node.failed() => Err(error),

@@ -109,6 +109,11 @@ async fn connect(env: &Env, kubeconfig: &Path, agent: &'static str) -> anyhow::R
 }
 
 impl MetricsFlags {
+    /// The address, if there is one.
+    pub(super) fn bind(&self) -> Option<SocketAddr> {
+        self.metrics_bind
+    }
+
     /// Serves the metrics if enabled; returns the `ready` line's text about them.
     ///
     /// # Errors

@@ -38,7 +38,7 @@ fn bind(data: &DataDir, cluster: Option<Ipv4Addr>) -> anyhow::Result<Vec<DnsSock
 
 pub(super) fn build(ground: &Ground) -> anyhow::Result<Vec<Component>> {
     let threads = ground.engine.as_ref().map(|engine| engine.guest_runtime().clone());
-    let (plane, stop) = (ground.data_plane.clone(), ground.stop.components.clone());
+    let (plane, stop) = (ground.data_plane.clone(), ground.stop.pods.clone());
     Ok(vec![component(&ground.data, ground.network.dns(), plane, stop, threads)?])
 }
 
@@ -58,5 +58,5 @@ pub(super) fn component(
         dns::serve(&plane, sockets, &stop).await?;
         Ok(())
     };
-    Ok(Component::new("cluster DNS", run).on(threads))
+    Ok(Component::new("cluster DNS", run).of_pods().on(threads))
 }

@@ -16,7 +16,7 @@ use apiserver_storage::store::Store;
 use apiserver_storage::store::embedded::{EmbeddedStore, Options};
 use apiserver_storage::store::etcd::EtcdStore;
 use images::{Images, RegistryAccess};
-use kubelet::node::Shutdown;
+use kubelet::node::{Handover, Shutdown};
 use machinery_client::Informer;
 use machinery_env::Env;
 use machinery_serve::accept::Listener;
@@ -28,6 +28,7 @@ use wasm_runtime::engine::Engine;
 
 use super::identities::ComponentIdentity;
 use super::image_metadata::chain_extensions;
+use super::preflight::embedded_path;
 use super::{
     Part, address_change, apiserver as api, node_configuration, nodes, proxy, registry, shared_store, storage,
 };
@@ -39,9 +40,12 @@ use crate::network::Network;
 use crate::telemetry;
 
 /// Stop tokens, one a stage.
+#[derive(Default)]
 pub(super) struct Stops {
     pub(super) servers: CancellationToken,
     pub(super) components: CancellationToken,
+    /// The layer of pods: data plane, DNS, tunnel.
+    pub(super) pods: CancellationToken,
 }
 
 /// Shared resources of the roles.
@@ -82,6 +86,8 @@ pub(super) struct Ground {
     pub(super) ready: CancellationToken,
     /// The nodes' graceful shutdowns, one each.
     pub(super) shutdowns: Vec<Shutdown>,
+    /// The takeover of the nodes.
+    pub(super) handover: Handover,
     listeners: Mutex<Listeners>,
     _lock: Lock,
 }
@@ -164,7 +170,7 @@ impl Ground {
         telemetry::register(&mut metrics);
         let metrics = Arc::new(Mutex::new(metrics));
         let certificates = Arc::new(Certificates::new(&pki.with_authority(pki.serving()))?);
-        let stop = Stops { servers: CancellationToken::new(), components: CancellationToken::new() };
+        let stop = Stops::default();
         let modules = Modules::open(env, &config, data, &pki).await?;
         let Modules { registry_listener, registry_password, engine, blobs, registry, images } = modules;
         let apiserver = Apiserver::open_with(
@@ -217,6 +223,7 @@ impl Ground {
             stop,
             ready: CancellationToken::new(),
             shutdowns,
+            handover: Handover::default(),
             _lock: lock,
         };
         ground.bootstrap().await?;
@@ -276,17 +283,11 @@ async fn open_store(
     config: &StoreConfig,
     data: &DataDir,
 ) -> anyhow::Result<(Arc<dyn Store>, Option<Arc<EmbeddedStore>>)> {
-    let path = match config {
-        StoreConfig::DataFolder => data.store(),
-        StoreConfig::Folder(path) => {
-            std::path::absolute(path).with_context(|| format!("--store sled:{}", path.display()))?
-        }
-        StoreConfig::Etcd(etcd) => {
-            let store = EtcdStore::open(etcd, env.clone()).await;
-            return Ok((Arc::new(store.with_context(|| format!("--store etcd:{}", etcd.endpoints.join(",")))?), None));
-        }
-    };
-    let store = open_embedded(env, path, data).await?;
+    if let StoreConfig::Etcd(etcd) = config {
+        let store = EtcdStore::open(etcd, env.clone()).await;
+        return Ok((Arc::new(store.with_context(|| format!("--store etcd:{}", etcd.endpoints.join(",")))?), None));
+    }
+    let store = open_embedded(env, embedded_path(config, data)?, data).await?;
     Ok((store.clone(), Some(store)))
 }
 

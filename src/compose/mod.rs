@@ -16,6 +16,7 @@ mod node_configuration;
 mod node_host;
 pub(crate) mod node_process;
 mod nodes;
+pub(crate) mod preflight;
 mod proxy;
 mod ready;
 mod registry;
@@ -29,14 +30,16 @@ use std::sync::{Mutex, PoisonError};
 use std::task::Poll;
 use std::time::Duration;
 
+use ::proxy::DataPlane;
 use anyhow::Context as _;
 use kube::Client;
-use kubelet::node::Shutdown;
+use kubelet::node::{Handover, Shutdown};
 use machinery_env::Env;
-use machinery_serve::sockets::SocketTable;
+use machinery_serve::sockets::{Layer, SocketTable};
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
+use wasm_runtime::engine::Engine;
 
 use self::ground::Ground;
 use self::identities::ComponentIdentity;
@@ -45,8 +48,8 @@ use crate::config::ClusterConfig;
 use crate::data_dir::DataDir;
 use crate::notify;
 use crate::progress::Progress;
-use crate::takeover::REQUESTS_MAX;
 use crate::takeover::resumption::{self, Resumption};
+use crate::takeover::{CONTROL_REQUESTS_MAX, HandedOver, NEXT_READY_MAX, REQUESTS_MAX};
 
 pub(crate) use node_configuration::GivenAddresses;
 pub(crate) use proxy::lone_plane;
@@ -149,6 +152,7 @@ pub(crate) struct Cluster {
     failures: Mutex<mpsc::Receiver<anyhow::Error>>,
     servers: RunningComponents,
     components: RunningComponents,
+    pods: RunningComponents,
     ground: Ground,
 }
 
@@ -179,10 +183,15 @@ pub(crate) async fn start(
     let resumption = Resumption::begin(env, &admin, nodes::node_names(nodes), &ground.data_plane).await;
     let (failed, failures) = mpsc::channel(1);
     let mut servers = RunningComponents::new(ground.stop.servers.clone(), failed.clone());
-    let mut components = RunningComponents::new(ground.stop.components.clone(), failed);
+    let mut components = RunningComponents::new(ground.stop.components.clone(), failed.clone());
+    let mut pods = RunningComponents::new(ground.stop.pods.clone(), failed);
     let mut waits = Vec::new();
     for (role, component) in built {
-        let running = if role.part == Part::Servers { &mut servers } else { &mut components };
+        let running = match component.layer {
+            Layer::Pods => &mut pods,
+            Layer::Control if role.part == Part::Servers => &mut servers,
+            Layer::Control => &mut components,
+        };
         waits.extend(running.start(component));
     }
     let api_ready_after = env.elapsed().saturating_sub(began);
@@ -203,7 +212,7 @@ pub(crate) async fn start(
     }
     ground.ready.cancel();
     let server = ground.server_url();
-    Ok(Cluster { server, admin, api_ready_after, failures: Mutex::new(failures), servers, components, ground })
+    Ok(Cluster { server, admin, api_ready_after, failures: Mutex::new(failures), servers, components, pods, ground })
 }
 
 impl Cluster {
@@ -216,6 +225,11 @@ impl Cluster {
         images::push(&ground.env, module.to_vec(), image_metadata::MODULE_INSPECTOR, reference, &ground.registry)
             .await?;
         Ok(())
+    }
+
+    /// The engine of this process's guests; `None` without nodes.
+    pub(crate) fn engine(&self) -> Option<Engine> {
+        self.ground.engine.clone()
     }
 
     /// Waits for a component that ended before the stop.
@@ -242,24 +256,40 @@ impl Cluster {
         self.end().await;
     }
 
-    /// Ends for a process that has this one's listening sockets: completes requests first. Pods are not terminated, but
-    /// interrupted: the other process starts them again.
-    pub(crate) async fn hand_over(self) {
-        let env = self.ground.env.clone();
-        retire_listeners(&env).await;
-        self.end().await;
+    /// Ends for a process that has this one's listening sockets, and releases store and data folder to it. Pods aren't
+    /// terminated: the other process starts them again, and their servers serve on here meanwhile.
+    pub(crate) async fn hand_over(self, given: HandedOver) -> Leaving {
+        let Self { servers, components, pods, ground, .. } = self;
+        let (env, plane) = (ground.env.clone(), ground.data_plane.clone());
+        let leaving = Leaving { env: env.clone(), given, pods, handover: ground.handover.clone() };
+        retire_control(&env, (!leaving.pods.is_empty()).then_some(&plane), &ground.handover, components).await;
+        if let Some(engine) = ground.engine.clone() {
+            share_keyvalue_files(engine).await;
+        }
+        ground.apiserver.stop();
+        let store = ground.embedded_store.clone();
+        end_servers(&env, servers).await;
+        if let Some(store) = store {
+            // Without a limit: the other process can't open it before.
+            let _ = tokio::task::spawn_blocking(move || store.close()).await;
+        }
+        // The lock of the folder.
+        drop(ground);
+        leaving.given.released(&env).await;
+        leaving
     }
 
     /// Stops the components, then the servers, the store last.
-    async fn end(mut self) {
-        let env = self.ground.env.clone();
-        if !self.components.drain(&env, DRAIN).await {
+    async fn end(self) {
+        let Self { mut components, mut pods, servers, ground, .. } = self;
+        let env = ground.env.clone();
+        let (components, pods) = tokio::join!(components.drain(&env, DRAIN), pods.drain(&env, DRAIN));
+        if !(components && pods) {
             tracing::warn!("components did not end in time and are aborted");
         }
-        self.ground.apiserver.stop();
-        self.servers.drain(&env, LAST_ANSWERS).await;
-        self.servers.abort().await;
-        let Some(store) = self.ground.embedded_store.clone() else { return };
+        ground.apiserver.stop();
+        end_servers(&env, servers).await;
+        let Some(store) = ground.embedded_store.clone() else { return };
         let closed = tokio::task::spawn_blocking(move || store.close());
         if env.timeout(LAST_CHECKPOINT, closed).await.is_err() {
             tracing::warn!("the store's checkpoint is behind its log; the next start reads more of the log");
@@ -267,12 +297,63 @@ impl Cluster {
     }
 }
 
-/// Leaves new connections to the process that takes over, and completes the requests of those that this one has accepted.
-pub(super) async fn retire_listeners(env: &Env) {
+async fn end_servers(env: &Env, mut servers: RunningComponents) {
+    servers.drain(env, LAST_ANSWERS).await;
+    servers.abort().await;
+}
+
+/// Leaves new connections of the control layer to the process that takes over, completes the requests of those that this one
+/// has accepted, and ends the components. `plane` is the running data plane.
+async fn retire_control(env: &Env, plane: Option<&DataPlane>, handover: &Handover, mut components: RunningComponents) {
     let table = SocketTable::process();
-    table.retire();
-    if env.timeout(REQUESTS_MAX, table.drained()).await.is_err() {
-        tracing::warn!("requests that have lasted for more than {} s are cut", REQUESTS_MAX.as_secs());
+    table.retire(Layer::Control);
+    // Programs of pods end with the agents: their requests are waited for as well.
+    let freeze = async |time_max| match plane {
+        Some(plane) => plane.freeze(time_max).await,
+        None => {}
+    };
+    let requests = env.timeout(CONTROL_REQUESTS_MAX, table.drained(Layer::Control));
+    let (requests, ()) = tokio::join!(requests, freeze(CONTROL_REQUESTS_MAX));
+    if requests.is_err() {
+        tracing::info!("requests that last for more than {} ms are cut", CONTROL_REQUESTS_MAX.as_millis());
+    }
+    handover.begin();
+    if !components.drain(env, DRAIN).await {
+        tracing::warn!("components did not end in time and are aborted");
+    }
+    components.abort().await;
+    // Pods with a program beside their server have ended as well.
+    freeze(CONTROL_REQUESTS_MAX / 10).await;
+}
+
+/// Both processes serve pods now: a file belongs to one of them for an operation.
+async fn share_keyvalue_files(engine: Engine) {
+    let _ = tokio::task::spawn_blocking(move || engine.share_keyvalue_files(true)).await;
+}
+
+/// A process that has released everything but its pods' servers, which serve until the next process is ready.
+pub(crate) struct Leaving {
+    env: Env,
+    given: HandedOver,
+    pods: RunningComponents,
+    handover: Handover,
+}
+
+impl Leaving {
+    /// Serves until the next process does, or has gone; then completes the requests.
+    pub(crate) async fn complete(mut self) {
+        let env = &self.env;
+        if !self.given.taken(env, NEXT_READY_MAX).await {
+            tracing::warn!("the process that takes over does not serve; this one ends all the same");
+        }
+        let table = SocketTable::process();
+        table.retire(Layer::Pods);
+        if env.timeout(REQUESTS_MAX, table.drained(Layer::Pods)).await.is_err() {
+            tracing::info!("requests that have lasted for more than {} s are cut", REQUESTS_MAX.as_secs());
+        }
+        self.handover.end();
+        self.pods.drain(env, LAST_ANSWERS).await;
+        self.pods.abort().await;
     }
 }
 

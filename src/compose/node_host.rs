@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use images::Images;
 use kube::Client;
-use kubelet::node::{Capacity, NodeConfig, SharedNodeParts, Shutdown};
+use kubelet::node::{Capacity, Handover, NodeConfig, SharedNodeParts, Shutdown};
 use kubelet::server::ServingTls;
 use kubelet::volume::local::LocalVolumes;
 use kubelet::volume::local_provisioner::{self, LocalVolumesByNode};
@@ -52,6 +52,8 @@ pub(super) struct NodeHost {
     /// The cache and the client of the local volumes' provisioner.
     pub(super) volumes: (Arc<Informer>, ApiClient),
     pub(super) stop: CancellationToken,
+    /// The takeover of the process.
+    pub(super) handover: Handover,
     /// Cancelled when the process is ready: starts tasks that no start waits for.
     pub(super) ready: CancellationToken,
 }
@@ -88,6 +90,7 @@ impl NodeHost {
             dial: Arc::new(self.data_plane.clone()),
             env: self.env.clone(),
             node_warnings: tokio::sync::broadcast::channel(NODE_WARNINGS_MAX).0,
+            handover: self.handover.clone(),
         };
         let volumes: LocalVolumesByNode = self
             .agents

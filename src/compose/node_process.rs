@@ -7,29 +7,32 @@ use std::time::Duration;
 
 use http::Uri;
 use images::{Images, RegistryAccess};
-use kubelet::node::Shutdown;
+use kubelet::node::{Handover, Shutdown};
 use kubelet::server::ServingTls;
 use machinery_api::names;
 use machinery_client::{Informer, TlsIdentity};
 use machinery_env::Env;
 use machinery_serve::net::PodNetwork;
+use machinery_serve::sockets::Layer;
 use prometheus_client::registry::Registry;
 use proxy::DataPlane;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
+use wasm_runtime::engine::Engine;
 
 use super::node_configuration::{self, GivenAddresses, NodeConfiguration};
 use super::node_host::{Agent, NodeHost};
 use super::role::{Component, RunningComponents};
 use super::tunnel::{self, BoundTunnel, TunnelParts};
-use super::{DRAIN, dns, nodes, proxy as plane, retire_listeners, serves_tls};
+use super::{DRAIN, Leaving, dns, nodes, proxy as plane, retire_control, serves_tls, share_keyvalue_files};
 use crate::compiled;
 use crate::config::NodesConfig;
 use crate::data_dir::{DataDir, Lock};
 use crate::joining::node::{JoinedNode, NodeSource, join};
 use crate::joining::serving::serving;
 use crate::progress::Progress;
+use crate::takeover::HandedOver;
 use crate::takeover::resumption::{self, Resumption};
 
 /// Interval of reading the cluster's registries: an API server that was added is pulled from after it.
@@ -59,8 +62,12 @@ pub(crate) struct NodeProcess {
     env: Env,
     failures: mpsc::Receiver<anyhow::Error>,
     components: RunningComponents,
+    pods: RunningComponents,
     shutdown: Shutdown,
-    _lock: Lock,
+    handover: Handover,
+    plane: DataPlane,
+    pub(crate) engine: Engine,
+    lock: Lock,
 }
 
 /// What all parts of the process use.
@@ -71,6 +78,9 @@ struct Parts<'a> {
     node: &'a JoinedNode,
     serving: ServingTls,
     stop: CancellationToken,
+    /// The stop of the layer of pods.
+    pods_stop: CancellationToken,
+    handover: Handover,
 }
 
 impl NodeProcess {
@@ -88,15 +98,25 @@ impl NodeProcess {
         progress: Progress,
     ) -> anyhow::Result<Self> {
         let lock = data.lock()?;
-        let stop = CancellationToken::new();
+        let (stop, pods_stop) = (CancellationToken::new(), CancellationToken::new());
         progress.doing("joining the cluster");
         let (node, renewal) = join(env, source, &data.pki(), &config.name).await?;
         let (serving, serving_renewal) = serving(env, &node)?;
         progress.doing("reading the cluster's addresses");
         let cluster = node_configuration::known(env, &node, &config.given, &data.node_configuration()).await?;
-        let parts = Parts { env, config, data, node: &node, serving, stop: stop.clone() };
+        let handover = Handover::default();
+        let parts = Parts {
+            env,
+            config,
+            data,
+            node: &node,
+            serving,
+            stop: stop.clone(),
+            pods_stop: pods_stop.clone(),
+            handover: handover.clone(),
+        };
         let (shutdown, ready) = (Shutdown::new(config.nodes.shutdown_grace), CancellationToken::new());
-        let (mut components, plane) = parts.components(&cluster, shutdown.clone(), ready.clone(), metrics)?;
+        let (mut components, plane, engine) = parts.components(&cluster, shutdown.clone(), ready.clone(), metrics)?;
         let resumption = Resumption::begin(env, &node.client, [config.name.clone()], &plane).await;
         components.push(Component::until(&stop, "client certificate", renewal));
         if cluster.is_coracle {
@@ -107,8 +127,13 @@ impl NodeProcess {
         }
         components.push(Component::until(&stop, "serving certificate", serving_renewal));
         let (failed, failures) = mpsc::channel(1);
-        let mut running = RunningComponents::new(stop, failed);
-        let waits: Vec<_> = components.into_iter().filter_map(|component| running.start(component)).collect();
+        let mut running = RunningComponents::new(stop, failed.clone());
+        let mut pods = RunningComponents::new(pods_stop, failed);
+        let start = |component: Component| match component.layer {
+            Layer::Control => running.start(component),
+            Layer::Pods => pods.start(component),
+        };
+        let waits: Vec<_> = components.into_iter().filter_map(start).collect();
         for wait in waits {
             progress.doing(wait.what);
             wait.ready.await?;
@@ -120,7 +145,18 @@ impl NodeProcess {
         }
         ready.cancel();
         let server = node.server.clone();
-        Ok(Self { server, env: env.clone(), failures, components: running, shutdown, _lock: lock })
+        Ok(Self {
+            server,
+            env: env.clone(),
+            failures,
+            components: running,
+            pods,
+            shutdown,
+            handover,
+            plane,
+            engine,
+            lock,
+        })
     }
 
     /// Waits for a component that ended before the stop.
@@ -137,18 +173,24 @@ impl NodeProcess {
         self.end().await;
     }
 
-    /// Ends for a process that has this one's listening sockets: completes requests first. Pods are not terminated, but
-    /// interrupted: the other process starts them again.
-    pub(crate) async fn hand_over(self) {
-        retire_listeners(&self.env).await;
-        self.end().await;
+    /// Ends for a process that has this one's listening sockets, and releases the data folder to it. Pods aren't terminated:
+    /// the other process starts them again, and their servers serve on here meanwhile.
+    pub(crate) async fn hand_over(self, given: HandedOver) -> Leaving {
+        let Self { env, components, pods, handover, plane, engine, lock, .. } = self;
+        retire_control(&env, Some(&plane), &handover, components).await;
+        share_keyvalue_files(engine).await;
+        drop(lock);
+        given.released(&env).await;
+        Leaving { env, given, pods, handover }
     }
 
-    async fn end(mut self) {
-        if !self.components.drain(&self.env, DRAIN).await {
+    async fn end(self) {
+        let Self { env, mut components, mut pods, .. } = self;
+        if let (false, _) | (_, false) = tokio::join!(components.drain(&env, DRAIN), pods.drain(&env, DRAIN)) {
             tracing::warn!("components did not end in time and are aborted");
         }
-        self.components.abort().await;
+        components.abort().await;
+        pods.abort().await;
     }
 }
 
@@ -160,7 +202,7 @@ impl Parts<'_> {
         shutdown: Shutdown,
         ready: CancellationToken,
         metrics: &mut Registry,
-    ) -> anyhow::Result<(Vec<Component>, DataPlane)> {
+    ) -> anyhow::Result<(Vec<Component>, DataPlane, Engine)> {
         let pods = PodNetwork::default();
         let data_plane = DataPlane::new(self.env.clone(), self.plane(cluster), pods.clone())?;
         let engine = nodes::engine(self.env, self.data, &self.config.nodes)?;
@@ -202,16 +244,17 @@ impl Parts<'_> {
             namespaces: client.clone(),
             volumes: (informer, client.clone().into()),
             stop: self.stop.clone(),
+            handover: self.handover.clone(),
             ready,
         };
         let proxy = self.node.client_as(self.env, "kube-proxy")?;
-        let mut components = vec![plane::component(data_plane.clone(), proxy, self.stop.clone(), threads.clone())];
+        let mut components = vec![plane::component(data_plane.clone(), proxy, self.pods_stop.clone(), threads.clone())];
         components.push(self.follow_registries(cluster, images));
-        let stop = self.stop.clone();
+        let stop = self.pods_stop.clone();
         components.push(dns::component(self.data, cluster.dns, data_plane.clone(), stop, threads)?);
         components.extend(tunnel.components);
         components.extend(host.components()?);
-        Ok((components, data_plane))
+        Ok((components, data_plane, engine))
     }
 
     fn tunnel(
@@ -229,7 +272,7 @@ impl Parts<'_> {
             pods: pods.clone(),
             peers: Some(self.data.node(&self.config.name).join("peers")),
             client: self.node.client.clone(),
-            stop: self.stop.clone(),
+            stop: self.pods_stop.clone(),
             threads,
         };
         tunnel::bind(self.config.address, self.config.tunnel_port, parts)

@@ -9,6 +9,7 @@ use kubelet::server::ServingTls;
 use machinery_api::names;
 use machinery_client::TlsIdentity;
 use machinery_env::Env;
+use machinery_serve::sockets::SocketTable;
 use oci_registry::BlobStore;
 use tokio::sync::watch;
 use wasm_runtime::engine::{CompileProcess, Engine, EngineConfig, GuestThreads};
@@ -53,7 +54,10 @@ pub(super) fn engine(env: &Env, data: &DataDir, nodes: &NodesConfig) -> anyhow::
     };
     let cores = std::thread::available_parallelism().map_or(2, usize::from);
     let threads = GuestThreads::start(cores, env).context("cannot start the guests' threads")?;
-    Ok(Engine::new(config, threads, env.clone())?)
+    let engine = Engine::new(config, threads, env.clone())?;
+    // After a takeover the process before serves on by its pods for a while.
+    engine.share_keyvalue_files(!SocketTable::process().is_admitting());
+    Ok(engine)
 }
 
 /// The images of this process's nodes.
@@ -116,6 +120,7 @@ pub(super) fn build(ground: &Ground) -> anyhow::Result<Vec<Component>> {
         // As the binder: nodes may change no volumes.
         volumes: (ground.informer.clone(), client(ComponentIdentity::Controller("persistent-volume-binder")).into()),
         stop: ground.stop.components.clone(),
+        handover: ground.handover.clone(),
         ready: ground.ready.clone(),
     };
     let mut components = host.components()?;
@@ -159,7 +164,7 @@ fn tunnel(ground: &Ground) -> anyhow::Result<Option<BoundTunnel>> {
         pod_cidrs: vec![ground.network.pods.into()],
         pods: ground.pods.clone(),
         peers: None,
-        stop: ground.stop.components.clone(),
+        stop: ground.stop.pods.clone(),
         threads: ground.engine.as_ref().map(|engine| engine.guest_runtime().clone()),
     };
     let tunnel = tunnel::bind(reachable(nodes.bind), 0, parts)?;

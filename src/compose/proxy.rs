@@ -79,7 +79,7 @@ pub(super) fn build(ground: &Ground) -> anyhow::Result<Vec<Component>> {
     ground.with_metrics(|registry| plane.metrics().register(registry));
     let client = ComponentIdentity::Proxy.client(&ground.env, &ground.service);
     let threads = ground.engine.as_ref().map(|engine| engine.guest_runtime().clone());
-    Ok(vec![component(plane, client, ground.stop.components.clone(), threads)])
+    Ok(vec![component(plane, client, ground.stop.pods.clone(), threads)])
 }
 
 /// The data plane on some threads. It is ready when it has the Services.
@@ -101,5 +101,5 @@ pub(super) fn component(
     let known = async move {
         routes_known.await.context("the data plane ended before it had the Services; see --log-level info")
     };
-    Component::new("data plane", run).on(threads).ready("waiting for the data plane", known)
+    Component::new("data plane", run).of_pods().on(threads).ready("waiting for the data plane", known)
 }

@@ -4,6 +4,7 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use machinery_env::Env;
+use machinery_serve::sockets::Layer;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -30,6 +31,8 @@ pub(super) struct Component {
     run: Work,
     on: Option<Handle>,
     wait: Option<StartCondition>,
+    /// One of the layer of pods outlives the others at a takeover.
+    pub(super) layer: Layer,
 }
 
 /// A condition that the start waits for.
@@ -42,7 +45,7 @@ pub(super) struct StartCondition {
 impl Component {
     /// A component that runs until the stop; an earlier end fails the process.
     pub(super) fn new(name: &'static str, run: impl Future<Output = anyhow::Result<()>> + Send + 'static) -> Self {
-        Self { name, run: Box::pin(run), on: None, wait: None }
+        Self { name, run: Box::pin(run), on: None, wait: None, layer: Layer::Control }
     }
 
     /// A component without an end of its own: it runs until `stop`.
@@ -61,6 +64,11 @@ impl Component {
     /// Runs it on other threads than the control plane's.
     pub(super) fn on(self, threads: Option<Handle>) -> Self {
         Self { on: threads, ..self }
+    }
+
+    /// Moves it to the layer of pods, which has a stop of its own.
+    pub(super) fn of_pods(self) -> Self {
+        Self { layer: Layer::Pods, ..self }
     }
 
     /// Adds a condition that the start waits for.
@@ -87,7 +95,7 @@ impl RunningComponents {
 
     /// Starts a component; its end before the stop is reported as a failure.
     pub(super) fn start(&mut self, component: Component) -> Option<StartCondition> {
-        let Component { name, run, on, wait } = component;
+        let Component { name, run, on, wait, .. } = component;
         let reporter = FailureReporter { name, stop: self.stop.clone(), failed: self.failed.clone() };
         let supervised = async move {
             let ended = run.await;
@@ -95,6 +103,11 @@ impl RunningComponents {
         };
         self.tasks.spawn_on(supervised, &on.unwrap_or_else(Handle::current));
         wait
+    }
+
+    /// Whether none was started.
+    pub(super) fn is_empty(&self) -> bool {
+        self.tasks.is_empty()
     }
 
     /// Stops all components; returns whether they ended in time.

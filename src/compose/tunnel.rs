@@ -54,6 +54,7 @@ pub(super) fn bind(address: IpAddr, port: u16, parts: TunnelParts) -> anyhow::Re
     let listener = Listener::bind_own("tunnel", SocketAddr::new(address, port)).with_context(|| {
         format!("the tunnel cannot listen on {address}:{port}: choose another port with --tunnel-port")
     })?;
+    let listener = listener.of_pods();
     let address = listener.local_addr()?;
     let (newest, followed) = follow(certificate)?;
     let config = tunnel::Config { node: node.into(), certificate: newest, ca_pem, pod_cidrs };
@@ -74,7 +75,8 @@ pub(super) fn bind(address: IpAddr, port: u16, parts: TunnelParts) -> anyhow::Re
         })
     };
     let certificates = Component::until(&stop, "certificate of the tunnel", followed);
-    Ok(BoundTunnel { tunnel, address, components: vec![serving.on(threads), following, certificates] })
+    let components = vec![serving.on(threads), following, certificates];
+    Ok(BoundTunnel { tunnel, address, components: components.into_iter().map(Component::of_pods).collect() })
 }
 
 /// The newest certificate in the tunnel's form. One that can't be used is logged, and the last one stays.

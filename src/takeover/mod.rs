@@ -1,10 +1,12 @@
 //! A process takes over the listening sockets of the running one with the same data folder, and no request is dropped
-//! (docs/decisions/0112-takeover.md). The exchange itself is [`machinery_serve::handover`].
+//! (docs/decisions/0112-takeover.md, docs/decisions/0126-takeover-in-layers.md). The exchange itself is [`machinery_serve::handover`].
 //!
 //! - [`control`]: the socket of a running process, at which the next one asks for its sockets.
+//! - [`addresses`]: the addresses that a process is about to listen on.
 //! - [`taking`]: the start of a process with `--takeover`.
 //! - [`resumption`]: the pods that have to run again before their listeners accept.
 
+mod addresses;
 #[cfg(unix)]
 mod control;
 pub(crate) mod resumption;
@@ -12,17 +14,26 @@ mod taking;
 
 use std::time::Duration;
 
+pub(crate) use addresses::ListenAddress;
 pub(crate) use taking::{TakenOver, take};
 
-/// Time of requests in flight at the process that gives its sockets away. Those that last longer are cut.
+/// Time of requests and streams of pods at the process that gives its sockets away, when the next one serves. Those that
+/// last longer are cut.
 pub(crate) const REQUESTS_MAX: Duration = Duration::from_secs(10);
-/// Time within which the process that gives its sockets away ends: its requests, its components' and its store's stop (5 s,
-/// contract.md §2), and a margin.
+/// Time of requests to the API server, the registry and the node agents, and to programs of pods, at the process that gives
+/// its sockets away: new requests to them wait for it.
+pub(crate) const CONTROL_REQUESTS_MAX: Duration = Duration::from_millis(500);
+/// Time in which the next process becomes ready. The one that gives its sockets away serves its pods' clients until then.
+pub(crate) const NEXT_READY_MAX: Duration = Duration::from_secs(90);
+/// Time within which the process that gives its sockets away releases its data folder: its requests, its components' and its
+/// store's stop (5 s, contract.md §2), and a margin for a large store.
 #[cfg(unix)]
-const END_MAX: Duration = Duration::from_secs(30);
+const RELEASE_MAX: Duration = Duration::from_secs(30);
 
 #[cfg(unix)]
 pub(crate) use control::listen;
+#[cfg(unix)]
+pub(crate) use machinery_serve::handover::HandedOver;
 
 /// Systems without Unix sockets hand nothing over.
 #[cfg(not(unix))]
@@ -31,19 +42,23 @@ pub(crate) struct HandoverRequests;
 
 #[cfg(not(unix))]
 impl HandoverRequests {
-    pub(crate) async fn committed(&mut self) -> NoHandover {
+    pub(crate) async fn committed(&mut self) -> HandedOver {
         std::future::pending().await
     }
 }
 
 /// Never happens.
 #[cfg(not(unix))]
-pub(crate) enum NoHandover {}
+pub(crate) enum HandedOver {}
 
 #[cfg(not(unix))]
-impl NoHandover {
-    pub(crate) fn keep_until_exit(self) {
-        match self {}
+impl HandedOver {
+    pub(crate) async fn released(&self, _: &machinery_env::Env) {
+        match *self {}
+    }
+
+    pub(crate) async fn taken(&self, _: &machinery_env::Env, _: Duration) -> bool {
+        match *self {}
     }
 }
 

@@ -4,7 +4,6 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use futures::FutureExt as _;
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
 use kube::Client;
 use machinery_client::{Reflector, ReflectorEvent, shared};
@@ -14,10 +13,11 @@ use proxy::DataPlane;
 
 /// Time for the list of the pods. Without an API server a node starts them from its checkpoint.
 const LIST_MAX: Duration = Duration::from_secs(3);
-/// Time in which the pods become Ready again. Requests wait in the meantime; a pod that needs longer holds up no other one.
-const READY_MAX: Duration = Duration::from_secs(15);
+/// Time in which the pods become Ready again. The process before serves meanwhile, and clients of commands wait; a pod that needs
+/// longer holds up no other one.
+const READY_MAX: Duration = Duration::from_secs(30);
 /// Time from the start of the node after which all listeners accept, whatever its state, such as without an API server.
-const ADMIT_MAX: Duration = Duration::from_secs(25);
+const ADMIT_MAX: Duration = Duration::from_secs(45);
 /// Time in which requests without an endpoint still wait after the pods are Ready: EndpointSlices follow their pods.
 const ENDPOINTS_MAX: Duration = Duration::from_secs(3);
 /// Time in which everything is bound again: a failed bind is retried after 2 s. Other inherited sockets are closed then.
@@ -107,8 +107,7 @@ impl Resumption {
         nodes: impl IntoIterator<Item = String>,
         plane: &DataPlane,
     ) -> Option<Self> {
-        // Known at once.
-        if SocketTable::process().admitted().now_or_never().is_some() {
+        if SocketTable::process().is_admitting() {
             return None;
         }
         plane.hold_requests();
@@ -126,7 +125,10 @@ impl Resumption {
         let Self { nodes, plane } = self;
         let ready = futures::future::join_all(nodes.into_iter().map(NodePods::ready));
         if env.timeout(READY_MAX, ready).await.is_err() {
-            tracing::warn!("after {} s some pods are not Ready again; requests wait no longer", READY_MAX.as_secs());
+            tracing::warn!(
+                "after {} s some pods are not Ready again; this process serves without them",
+                READY_MAX.as_secs()
+            );
         }
         SocketTable::process().admit();
         let env = env.clone();

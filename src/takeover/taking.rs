@@ -3,45 +3,82 @@
 use std::time::Duration;
 
 use machinery_env::Env;
+use machinery_serve::sockets::SocketTable;
+use wasm_runtime::engine::Engine;
 
+use super::addresses::ListenAddress;
+#[cfg(unix)]
+use super::addresses::check_addresses;
 use crate::data_dir::DataDir;
 
+/// The context of a mistake that is found before the commit.
+#[cfg(unix)]
+const REFUSED: &str = "--takeover: the running process goes on, as this one could not start";
+
 /// What a process has taken over.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 pub(crate) struct TakenOver {
     pid: u32,
     sockets: usize,
     /// When the other process began to leave connections to this one, on the scale of [`Env::elapsed`].
     since: Duration,
+    #[cfg(unix)]
+    peer: machinery_serve::handover::EndingPeer,
 }
 
 impl TakenOver {
-    /// A line for people, once this process answers.
-    pub(crate) fn summary(self, env: &Env) -> String {
-        let Self { pid, sockets, since } = self;
-        let gap = env.elapsed().saturating_sub(since).as_millis();
+    /// Ends the service of the other process, as this one serves. Returns a line for people, with the time in which neither
+    /// accepted requests to the API.
+    pub(crate) async fn complete(self, env: &Env, engine: Option<Engine>) -> String {
+        let Self { pid, sockets, since, .. } = self;
+        #[cfg(unix)]
+        {
+            let peer = self.peer;
+            peer.serving(env).await;
+            tokio::spawn(async move {
+                peer.ended().await;
+                if let Some(engine) = engine {
+                    engine.share_keyvalue_files(false);
+                }
+            });
+        }
+        #[cfg(not(unix))]
+        let _ = (env, engine);
+        let controls_since = SocketTable::process().controls_since().unwrap_or(since);
+        let gap = controls_since.saturating_sub(since).as_millis();
         format!("took over {sockets} sockets from process {pid}; {gap} ms without answers")
     }
 }
 
 #[cfg(not(unix))]
-pub(crate) async fn take(_: &Env, _: &DataDir) -> anyhow::Result<Option<TakenOver>> {
+pub(crate) async fn take(
+    _: &Env,
+    _: &DataDir,
+    _: &[ListenAddress],
+    _: impl Future<Output = anyhow::Result<()>>,
+) -> anyhow::Result<Option<TakenOver>> {
     anyhow::bail!(
         "--takeover needs Unix sockets, which this system lacks: stop the running process, and start without it"
     )
 }
 
-/// Takes over the sockets of the process that uses the data folder, and waits for its end. `None` if there is none.
+/// Takes over the sockets of the process that uses the data folder, and waits until it has released the folder. `None` if
+/// there is none. `check` finds mistakes that would fail this process's start; it listens on `wanted`.
 ///
 /// # Errors
-/// If the process refuses or doesn't answer in time; it goes on then. If it doesn't end after it has given its sockets away.
+/// If `check` fails, or the process refuses or doesn't answer in time; it goes on then. If it doesn't release the folder
+/// after it has given its sockets away.
 #[cfg(unix)]
-pub(crate) async fn take(env: &Env, data: &DataDir) -> anyhow::Result<Option<TakenOver>> {
+pub(crate) async fn take(
+    env: &Env,
+    data: &DataDir,
+    wanted: &[ListenAddress],
+    check: impl Future<Output = anyhow::Result<()>>,
+) -> anyhow::Result<Option<TakenOver>> {
     use std::io::ErrorKind;
 
     use anyhow::Context as _;
     use machinery_serve::handover;
-    use machinery_serve::sockets::SocketTable;
     use tokio::net::UnixStream;
 
     use super::control::{ControlPath, introduction};
@@ -66,15 +103,19 @@ pub(crate) async fn take(env: &Env, data: &DataDir) -> anyhow::Result<Option<Tak
         }
     };
     handover::check_user(&stream).with_context(|| format!("--takeover: the process of {folder}"))?;
+    // Before the exchange, whose time is limited.
+    check.await.context(REFUSED)?;
     let offer = handover::take(env, stream, introduction()).await.with_context(|| format!("--takeover: {folder}"))?;
     let (pid, sockets) = (offer.from.pid, offer.sockets.len());
     tracing::info!(pid, program = offer.from.program, sockets, "the running process offers its sockets");
+    let keys: Vec<_> = offer.sockets.iter().map(|socket| socket.key.clone()).collect();
+    check_addresses(&keys, wanted).context(REFUSED)?;
     let since = env.elapsed();
-    let (taken, inherited) = offer.commit(env).await.with_context(|| format!("--takeover: {folder}"))?;
+    let (peer, inherited) = offer.commit(env).await.with_context(|| format!("--takeover: {folder}"))?;
     SocketTable::process().inherit(inherited);
-    taken.ended(env, super::END_MAX).await.with_context(|| format!("--takeover: process {pid}, {folder}"))?;
+    peer.released(env, super::RELEASE_MAX).await.with_context(|| format!("--takeover: process {pid}, {folder}"))?;
     wait_for_lock(env, data).await?;
-    Ok(Some(TakenOver { pid, sockets, since }))
+    Ok(Some(TakenOver { pid, sockets, since, peer }))
 }
 
 /// Waits until the process that has ended has released the folder.
@@ -101,9 +142,9 @@ mod tests {
     async fn without_a_running_process_it_is_a_normal_start() {
         let temp = tempfile::tempdir().unwrap();
         let data = DataDir::at(temp.path().join("data"));
-        assert!(take(&Env::real(), &data).await.unwrap().is_none());
+        assert!(take(&Env::real(), &data, &[], async { Ok(()) }).await.unwrap().is_none());
         let _held = data.lock().unwrap();
-        let refused = format!("{:#}", take(&Env::real(), &data).await.unwrap_err());
+        let refused = format!("{:#}", take(&Env::real(), &data, &[], async { Ok(()) }).await.unwrap_err());
         assert!(refused.contains("gives no sockets away") && refused.contains("in use by another"), "{refused}");
     }
 }

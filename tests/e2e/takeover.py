@@ -1,9 +1,9 @@
-"""takeover.py SECONDS_FILE URL…: clients of HTTP addresses until the file is there; prints the requests, the failed ones, and the longest.
+"""takeover.py SECONDS_FILE URL…: clients of HTTP and HTTPS addresses until the file is there; prints the requests, the failed ones, and the longest.
 
 For each address: clients with a new connection for each request, and clients that keep theirs. A kept connection that the server closes while it is
 idle is replaced, and the request repeated once, as every HTTP client does. Nothing else is repeated.
 """
-import http.client, os, sys, threading, time
+import http.client, os, ssl, sys, threading, time
 from urllib.parse import urlsplit
 
 CLIENTS = 4
@@ -14,7 +14,7 @@ CLOSED = (http.client.RemoteDisconnected, ConnectionResetError, BrokenPipeError)
 
 stop = threading.Event()
 lock = threading.Lock()
-requests, failures, longest = 0, [], 0.0
+requests, failures, longest = 0, [], {}
 
 
 def ask(connection, path):
@@ -33,13 +33,16 @@ def one(kept, at, path):
             return kept
         except CLOSED:
             kept.close()
-    fresh = http.client.HTTPConnection(at.hostname, at.port, timeout=TIMEOUT_S)
+    if at.scheme == "https":
+        fresh = http.client.HTTPSConnection(at.hostname, at.port, timeout=TIMEOUT_S, context=ssl._create_unverified_context())
+    else:
+        fresh = http.client.HTTPConnection(at.hostname, at.port, timeout=TIMEOUT_S)
     ask(fresh, path)
     return fresh
 
 
 def client(url, keeps):
-    global requests, longest
+    global requests
     at, kept, path = urlsplit(url), None, urlsplit(url).path or "/"
     if urlsplit(url).query:
         path += "?" + urlsplit(url).query
@@ -55,7 +58,7 @@ def client(url, keeps):
             kept, failed = None, f"{url} {'kept' if keeps else 'new'} {time.monotonic() - began:.2f} s: {error!r}"
         with lock:
             requests += 1
-            longest = max(longest, time.monotonic() - began)
+            longest[url] = max(longest.get(url, 0.0), time.monotonic() - began)
             if failed:
                 failures.append(failed)
         time.sleep(PAUSE_S)
@@ -69,7 +72,9 @@ while not os.path.exists(sys.argv[1]):
 stop.set()
 for thread in threads:
     thread.join()
-print(f"{requests} requests, {len(failures)} failed, the longest took {longest:.2f} s")
+print(f"{requests} requests, {len(failures)} failed, the longest took {max(longest.values(), default=0.0):.2f} s")
+for url, seconds in longest.items():
+    print(f"{url}: the longest took {seconds:.2f} s")
 for failure in failures[:20]:
     print(failure)
 sys.exit(1 if failures or requests == 0 else 0)

@@ -61,7 +61,7 @@ kind: Service
 metadata: {name: web}
 spec: {type: NodePort, selector: {app: web}, ports: [{port: 8080, targetPort: 8080}]}
 YAML
-  kubectl rollout status deployment web --timeout=60s >/dev/null || fail "the pods did not become ready"
+  kubectl rollout status deployment web --timeout=180s >/dev/null || fail "the pods did not become ready"
   node_port=$(kubectl get service web -o jsonpath='{.spec.ports[0].nodePort}')
 }
 
@@ -90,8 +90,56 @@ finish
 grep -qx kept "$WORK/found" || fail "an object is lost"
 expect "Running Running $TIMES $TIMES" "$(restarts)" "phases and restarts of the pods"
 
+# paused NAME: a takeover with clients of the Service and of the API; sets LONGEST to the longest time of a request in ms.
+paused() {
+  python3 "$HERE/takeover.py" "$WORK/enough" "http://$cluster_ip:8080/" "http://127.0.0.1:$node_port/" "$server/readyz" > "$WORK/clients.out" 2>&1 & CLIENTS=$!
+  local before=$UP_PID
+  taken "$1" up --data-dir "$WORK/data" --port 0
+  UP_PID=$TAKEN
+  touch "$WORK/enough"
+  wait "$CLIENTS" || { cat "$WORK/clients.out"; fail "requests failed"; }
+  rm "$WORK/enough"
+  ended "$before"
+  cat "$WORK/clients.out"
+  LONGEST=$(sed -n '1s/.*longest took \([0-9]*\)\.\([0-9]*\) s.*/\1\2/p' "$WORK/clients.out")
+  LONGEST=$((10#$LONGEST * 10))
+}
+echo "· strangers and streams don't hold up a takeover"
+kubectl scale deployment web --replicas="${TAKEOVER_PODS:-20}" >/dev/null
+"$CORACLE" push --data-dir "$WORK/data" "${SAMPLES_BIN:-sample-workloads/bin}/crash.wasm" registry.local/crash:v1 >/dev/null
+kubectl create deployment crashing --image=registry.local/crash:v1 --replicas=3 >/dev/null
+kubectl rollout status deployment web --timeout=180s >/dev/null || fail "the pods did not become ready"
+paused quiet
+QUIET=$LONGEST
+kubectl wait --for=condition=Ready pod -l app=web --timeout=60s >/dev/null || fail "the pods are not Ready"
+python3 "$HERE/takeover_strangers.py" "${server#https://}" "127.0.0.1:$node_port" > "$WORK/strangers.out" 2>&1 & STRANGERS=$!
+eventually 60 grep -qx open "$WORK/strangers.out"
+paused crowded
+wait "$STRANGERS" || { cat "$WORK/strangers.out"; fail "a stream was cut"; }
+echo "the longest request: $QUIET ms in a quiet takeover, $LONGEST ms with strangers"
+# Half of the time that the old process has for its streams: a machine's load is in both figures.
+[ "$LONGEST" -lt $((QUIET + 5000)) ] || fail "strangers hold up a takeover"
+kubectl delete deployment crashing --wait=false >/dev/null
+kubectl scale deployment web --replicas=2 >/dev/null
+
 echo "· a process that can't start leaves the running one as it is"
 exits 2 "$CORACLE" up --data-dir "$WORK/data" --port 0 --takeover --store sled:
+# refused PATTERN FLAG…: a mistake that shows before the running process gives anything away.
+refused() {
+  local pattern=$1; shift
+  exits 1 "$CORACLE" up --data-dir "$WORK/data" --takeover "$@"
+  grep -q 'the running process goes on' "$WORK/err" && grep -qE -- "$pattern" "$WORK/err" || { cat "$WORK/err"; fail "wanted: $pattern"; }
+  curl -fsS --max-time 5 "http://$cluster_ip:8080/" >/dev/null || fail "the cluster does not answer after $*"
+}
+refused 'load-balancer-pool .* overlap' --port 0 --load-balancer-pool "${cluster_ip%.*}.0/24"
+refused 'store etcd:' --port 0 --store etcd:http://127.0.0.1:1
+python3 -c 'import socket, sys, time; s = socket.socket(); s.bind(("127.0.0.1", 0)); s.listen(); print(s.getsockname()[1], flush=True); time.sleep(600)' > "$WORK/port" & LISTENER=$!
+eventually 10 test -s "$WORK/port"
+refused 'port: cannot listen' --port "$(cat "$WORK/port")"
+kill "$LISTENER"; wait "$LISTENER" 2>/dev/null || true
+echo nonsense > "$WORK/data/pki/revoked"
+refused 'pki/revoked' --port 0
+rm "$WORK/data/pki/revoked"
 curl -fsS --max-time 5 "http://$cluster_ip:8080/" >/dev/null || fail "the cluster does not answer"
 down
 

@@ -129,6 +129,41 @@ impl std::fmt::Debug for Pki {
     }
 }
 
+/// Checks the files of a folder that [`Pki::open_or_create`] and [`Pki::revoked`] can't do without. Writes nothing: another
+/// process may own the folder.
+///
+/// # Errors
+/// If one of them is damaged.
+pub fn check(dir: &Path) -> Result<(), PkiError> {
+    if !dir.exists() {
+        return Ok(());
+    }
+    let files = PkiFolder::existing(dir);
+    if let (Some(cert), Some(key)) = (files.read("ca.crt")?, files.read("ca.key")?) {
+        parse_authority(&files, cert, &key)?;
+    }
+    if let Some(pem) = files.read("sa.key")? {
+        SigningKey::from_pem(&pem).map_err(|e| files.damaged("sa.key", &e))?;
+    }
+    read_revoked(&files, dir).map(drop)
+}
+
+/// The authority of a certificate and a key.
+fn parse_authority(files: &PkiFolder, cert: String, key: &str) -> Result<(String, Issuer<'static, KeyPair>), PkiError> {
+    let key = KeyPair::from_pem(key).map_err(|e| files.damaged("ca.key", &e))?;
+    let public = key.public_key_raw().to_vec();
+    let issuer = Issuer::from_ca_cert_pem(&cert, key).map_err(|e| files.damaged("ca.crt", &e))?;
+    match Leaf::parse(&cert) {
+        Some(leaf) if leaf.public_key == public => Ok((cert, issuer)),
+        _ => Err(files.damaged("ca.crt", &"it doesn't belong to ca.key")),
+    }
+}
+
+fn read_revoked(files: &PkiFolder, dir: &Path) -> Result<HashSet<Fingerprint>, PkiError> {
+    let text = files.read("revoked")?.unwrap_or_default();
+    certificates::read_revoked(&text).map_err(|why| PkiError::Revoked { path: dir.join("revoked"), why })
+}
+
 impl Pki {
     /// Opens the folder and creates missing files. `sans` are names and addresses of the API server other than the
     /// fixed ones: bind addresses and the address of the `kubernetes` Service.
@@ -138,15 +173,7 @@ impl Pki {
     pub fn open_or_create(dir: &Path, env: &Env, sans: &[String]) -> Result<Self, PkiError> {
         let files = PkiFolder::open(dir)?;
         let (ca_pem, issuer) = match (files.read("ca.crt")?, files.read("ca.key")?) {
-            (Some(cert), Some(key)) => {
-                let key = KeyPair::from_pem(&key).map_err(|e| files.damaged("ca.key", &e))?;
-                let public = key.public_key_raw().to_vec();
-                let issuer = Issuer::from_ca_cert_pem(&cert, key).map_err(|e| files.damaged("ca.crt", &e))?;
-                match Leaf::parse(&cert) {
-                    Some(leaf) if leaf.public_key == public => (cert, issuer),
-                    _ => return Err(files.damaged("ca.crt", &"it doesn't belong to ca.key")),
-                }
-            }
+            (Some(cert), Some(key)) => parse_authority(&files, cert, &key)?,
             (None, None) => {
                 let key = KeyPair::generate()?;
                 let params = authority_params(env)?;
@@ -216,9 +243,7 @@ impl Pki {
     /// # Errors
     /// Fails if the file cannot be read or has invalid content.
     pub fn revoked(&self) -> Result<HashSet<Fingerprint>, PkiError> {
-        let files = PkiFolder::existing(&self.dir);
-        let text = files.read("revoked")?.unwrap_or_default();
-        certificates::read_revoked(&text).map_err(|why| PkiError::Revoked { path: self.dir.join("revoked"), why })
+        read_revoked(&PkiFolder::existing(&self.dir), &self.dir)
     }
 
     /// The authority's certificate in PEM.
@@ -493,7 +518,9 @@ mod tests {
         assert_eq!(pki.revoked().unwrap().len(), 0);
         fs::write(dir.path().join("revoked"), "ab".repeat(32)).unwrap();
         assert_eq!(pki.revoked().unwrap(), [[0xab; 32]].into());
+        check(dir.path()).unwrap();
         fs::write(dir.path().join("revoked"), "nonsense").unwrap();
+        assert!(check(dir.path()).unwrap_err().to_string().contains("revoked"));
         let error = pki.revoked().unwrap_err().to_string();
         assert!(error.contains("line 1") && error.contains("mend"), "{error}");
     }

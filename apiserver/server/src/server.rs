@@ -17,7 +17,7 @@ use machinery_api::GroupVersionResource;
 use machinery_api::features::Features;
 use machinery_env::Env;
 use machinery_serve::accept::Listener;
-use machinery_serve::sockets::SocketTable;
+use machinery_serve::sockets::{Layer, SocketTable};
 use machinery_serve::unread::{UnreadBody, UnreadBounds};
 use prometheus_client::registry::Registry as MetricsRegistry;
 use tokio_util::sync::CancellationToken;
@@ -287,7 +287,7 @@ impl Apiserver {
                 tokio::select! {
                     () = stop.cancelled() => {}
                     // Other processes get their answers from the next process; this one's components go on.
-                    () = SocketTable::process().retired() => handler.connections_stop.cancel(),
+                    () = SocketTable::process().retired(Layer::Control) => handler.connections_stop.cancel(),
                 }
                 stop.cancelled().await;
                 handler.stop.cancel();

@@ -136,6 +136,7 @@ async fn connection<H, F, B>(
     let handshake = acceptor.env.timeout(HANDSHAKE_TIMEOUT, acceptor.tls.accept(socket));
     let stream = tokio::select! {
         () = stops.stop.cancelled() => return,
+        () = accept::end_of_handshake(&acceptor.env, &stops.ending) => return,
         done = handshake => match done {
             Ok(Ok(stream)) => stream,
             Ok(Err(error)) => return tracing::debug!(%address, %error, "TLS handshake failed"),

@@ -16,7 +16,7 @@ use tokio_util::task::TaskTracker;
 use crate::descriptors::{Class, DescriptorPermit, Descriptors};
 use crate::net::Protocol;
 pub use crate::seats::{Seat, Seats};
-use crate::sockets::{SocketKey, SocketTable};
+use crate::sockets::{Layer, SocketKey, SocketTable};
 
 /// Pause after a failed `accept` (the process has no descriptors left), in order not to spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -28,6 +28,16 @@ const KEEP_ALIVE_TRIES: u32 = 9;
 
 /// Time of a stream of bytes after the end of its listener: it may carry a request, or be open for days.
 const STREAM_END: Duration = Duration::from_secs(2);
+
+/// Time of an idle connection, and of an unfinished handshake or request head, after the end of a control listener: the next
+/// process waits for them. A client that sends something now needs milliseconds.
+pub const LAST_REQUEST_MAX: Duration = Duration::from_millis(250);
+
+/// Resolves when an unfinished handshake is given up: shortly after `ending`.
+pub async fn end_of_handshake(env: &Env, ending: &CancellationToken) {
+    ending.cancelled().await;
+    env.sleep(LAST_REQUEST_MAX).await;
+}
 
 /// Resolves when a stream of bytes, whose requests are unknown, is to be closed: a while after `ending`.
 pub async fn end_of_stream(env: &Env, ending: &CancellationToken) {
@@ -104,8 +114,10 @@ impl ConnectionPermit {
 pub struct Listener {
     socket: Arc<TcpListener>,
     table: Arc<SocketTable>,
-    /// Of a Service or a pod, whose descriptors are limited, and which may have to wait for its pods.
-    held: Option<[DescriptorPermit; 2]>,
+    /// One of the layer of pods may have to wait for them.
+    layer: Layer,
+    /// Of a Service or a pod, whose descriptors are limited.
+    _held: Option<[DescriptorPermit; 2]>,
 }
 
 impl Listener {
@@ -125,10 +137,16 @@ impl Listener {
         let descriptors = Descriptors::process();
         let held = [descriptors.take(Class::Listeners)?, descriptors.take(Class::Listeners)?];
         let listener = Self::register(table, "", table.bind_tcp("", address)?)?;
-        Ok(Self { held: Some(held), ..listener })
+        Ok(Self { _held: Some(held), ..listener.of_pods() })
     }
 
-    /// Listens for the process itself: these are few and not limited. `name`: the use of the socket, by which the next
+    /// Moves the listener to the layer of pods: it changes hands with them.
+    #[must_use]
+    pub fn of_pods(self) -> Self {
+        Self { layer: Layer::Pods, ..self }
+    }
+
+    /// Listens for the control layer of the process: these are few and not limited. `name`: the use of the socket, by which the next
     /// process finds it where the port is 0.
     ///
     /// # Errors
@@ -150,7 +168,7 @@ impl Listener {
         let key = SocketKey { protocol: Protocol::Tcp, address: socket.local_addr()?, name: name.to_owned() };
         let socket = Arc::new(TcpListener::from_std(socket)?);
         table.register(key, &socket);
-        Ok(Self { socket, table: table.clone(), held: None })
+        Ok(Self { socket, table: table.clone(), layer: Layer::Control, _held: None })
     }
 
     /// The bound address.
@@ -163,8 +181,9 @@ impl Listener {
 
     /// Resolves when the listener may accept.
     async fn admitted(&self) {
-        if self.held.is_some() {
-            self.table.admitted().await;
+        match self.layer {
+            Layer::Control => {}
+            Layer::Pods => self.table.admitted().await,
         }
     }
 }
@@ -172,7 +191,7 @@ impl Listener {
 /// A listener that another process doesn't take over.
 impl From<TcpListener> for Listener {
     fn from(socket: TcpListener) -> Self {
-        Self { socket: Arc::new(socket), table: SocketTable::process().clone(), held: None }
+        Self { socket: Arc::new(socket), table: SocketTable::process().clone(), layer: Layer::Control, _held: None }
     }
 }
 
@@ -180,7 +199,7 @@ impl From<TcpListener> for Listener {
 /// rest. `serve` makes the future of each connection, which is closed when that ends; its token is cancelled when the
 /// connection is to complete its requests and to end.
 ///
-/// When the listener's table is retired, the loop ends as well: the connections complete without a limit until `stop`.
+/// When the listener's layer is retired, the loop ends as well: the connections complete without a limit until `stop`.
 ///
 /// An idle listener holds no permit: an accepted connection takes one, and one waits at each listener at most. Dropping
 /// the future aborts all connections.
@@ -197,12 +216,15 @@ pub async fn serve<F>(
     let connections = TaskTracker::new();
     let (cut, ending) = (CancellationToken::new(), stop.child_token());
     let _cut_when_dropped = cut.clone().drop_guard();
-    let table = listener.table.clone();
-    let serving = table.keep_serving();
+    let (table, layer) = (listener.table.clone(), listener.layer);
+    let serving = table.keep_serving(layer);
+    if layer == Layer::Control {
+        table.record_control(env.elapsed());
+    }
     loop {
         let (stream, peer) = tokio::select! {
             () = stop.cancelled() => break,
-            () = table.retired() => break,
+            () = table.retired(layer) => break,
             next = async { listener.admitted().await; accept(&listener.socket, env).await } => next,
         };
         // A retired table doesn't interrupt this: the connection is not the next process's any more.

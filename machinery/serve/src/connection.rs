@@ -24,9 +24,10 @@ use machinery_env::Env;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_util::sync::CancellationToken;
 
+use crate::accept::LAST_REQUEST_MAX;
 use crate::batched::{Batched, HTTP2_BEGINNING, InTurns, Turns};
-use crate::first_request::FirstRequest;
 use crate::hooked::{Hook, Hooked};
+use crate::last_request::LastRequest;
 use crate::net::BoxError;
 
 /// HTTP/1.1: timeout of a request's head, from its first byte or the connection's start (upstream's).
@@ -49,7 +50,7 @@ const HEADER_BYTES_MAX: u32 = 64 * 1024;
 const HEADERS_MAX: usize = 1024;
 
 /// Serves HTTP/1.1 and HTTP/2, upgrades included, until the connection ends, is idle for long, or `stop`; running
-/// requests are completed first.
+/// requests are completed first, and an idle connection has [`LAST_REQUEST_MAX`] for one more.
 ///
 /// # Errors
 /// If the connection breaks.
@@ -62,20 +63,23 @@ where
     B::Error: Into<BoxError>,
 {
     let activity = Arc::new(Activity::new(env));
-    let seen = activity.clone();
+    let last = Arc::new(LastRequest::new(stop.clone()));
+    let (seen, announcer) = (activity.clone(), last.clone());
     let counted = hyper::service::service_fn(move |request: Request<Incoming>| {
         let running = RunningRequest::begin(&seen);
+        announcer.observe(request.version());
         let (head, body) = request.into_parts();
         let answer = match check_host(&head) {
             Ok(()) => Ok(service.call(Request::from_parts(head, body))),
             Err(why) => Err(why),
         };
-        let seen = seen.clone();
+        let (seen, announcer) = (seen.clone(), announcer.clone());
         async move {
-            let answer = match answer {
+            let mut answer = match answer {
                 Ok(answer) => answer.await.map(|answer| answer.map(Either::Left)),
                 Err(why) => Ok(bad_request(why).map(Either::Right)),
             };
+            answer.iter_mut().for_each(|answer| announcer.announce(answer));
             if answer.as_ref().is_ok_and(|answer| answer.status() == StatusCode::SWITCHING_PROTOCOLS) {
                 seen.upgraded.store(true, Ordering::Release);
             }
@@ -92,7 +96,11 @@ where
     loop {
         tokio::select! {
             ended = InTurns { connection: serving.as_mut(), turns: &turns } => return ended,
-            () = async { stop.cancelled().await; activity.first.wait(env).await } => {}
+            () = last.passed(env, LAST_REQUEST_MAX) => {
+                if !last.has_begun() {
+                    return Ok(());
+                }
+            }
             () = env.sleep(IDLE_CHECK) => {
                 if !activity.is_idle() {
                     continue;
@@ -156,7 +164,6 @@ struct Activity {
     env: Env,
     /// Number of requests begun.
     begun: AtomicUsize,
-    first: FirstRequest,
     running: AtomicUsize,
     /// When the last request ended, in seconds of the environment's monotonic clock.
     ended_at: AtomicU64,
@@ -170,7 +177,6 @@ impl Activity {
         Self {
             env: env.clone(),
             begun: AtomicUsize::new(0),
-            first: FirstRequest::default(),
             running: AtomicUsize::new(0),
             ended_at,
             upgraded: AtomicBool::new(false),
@@ -190,7 +196,6 @@ impl RunningRequest {
     fn begin(activity: &Arc<Activity>) -> Self {
         activity.running.fetch_add(1, Ordering::AcqRel);
         activity.begun.fetch_add(1, Ordering::AcqRel);
-        activity.first.mark();
         Self(activity.clone())
     }
 }
@@ -326,6 +331,42 @@ mod tests {
             let (_, read) = tokio::join!(served, client.read_to_string(&mut text));
             read.unwrap();
             assert!(text.starts_with(status) && text.ends_with(end), "{head}: {text}");
+        }
+    }
+
+    #[tokio::test]
+    async fn an_idle_connection_has_one_more_request_when_its_server_ends() {
+        let (env, stop) = (Env::real(), CancellationToken::new());
+        let service = |_| async { Ok::<_, Infallible>(Response::new(Full::<Bytes>::from("served"))) };
+        let (mut client, stream) = tokio::io::duplex(1 << 20);
+        let ended = stop.clone();
+        let asks = async move {
+            client.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+            let mut first = vec![0; 4096];
+            let length = client.read(&mut first).await.unwrap();
+            assert!(!String::from_utf8_lossy(&first[..length]).contains("connection: close"));
+            ended.cancel();
+            client.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+            let mut last = String::new();
+            client.read_to_string(&mut last).await.unwrap();
+            last
+        };
+        let (served, last) = tokio::join!(serve(stream, &env, service_fn(service), &stop), asks);
+        served.unwrap();
+        assert!(last.contains("connection: close") && last.ends_with("served"), "{last}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_unfinished_head_does_not_hold_up_the_end() {
+        let (env, stop) = (Env::real(), CancellationToken::new());
+        let service = |_| async { Ok::<_, Infallible>(Response::new(Full::<Bytes>::from("served"))) };
+        for head in ["", "GET / HT", "PRI * HTTP/2.0\r\n"] {
+            let (mut client, stream) = tokio::io::duplex(1 << 20);
+            client.write_all(head.as_bytes()).await.unwrap();
+            stop.cancel();
+            let begun = env.instant();
+            let _ = serve(stream, &env, service_fn(service), &stop).await;
+            assert!(env.instant() - begun <= 2 * LAST_REQUEST_MAX, "{head:?}");
         }
     }
 

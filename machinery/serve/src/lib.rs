@@ -4,7 +4,7 @@
 //! - [`accept`]: the accept loop: limits, eviction of unauthenticated connections, drain.
 //! - [`connection`]: HTTP on a connection of a server for untrusted clients.
 //! - [`descriptors`]: quotas of the process's file descriptors by class.
-//! - [`first_request`]: connections aren't closed before their first request.
+//! - [`last_request`]: a connection's end is announced in its last response.
 //! - [`net`]: `Dial` and `Serve`, the interface between guests' calls, the data plane and pods.
 //! - [`plain`]: a plain HTTP server of the process itself.
 //! - [`sockets`]: the listening sockets of the process, which the next process may take over.
@@ -20,10 +20,10 @@ pub mod accept;
 mod batched;
 pub mod connection;
 pub mod descriptors;
-pub mod first_request;
 #[cfg(unix)]
 pub mod handover;
 mod hooked;
+pub mod last_request;
 pub mod net;
 pub mod plain;
 mod seats;

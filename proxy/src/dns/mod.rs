@@ -95,7 +95,7 @@ pub async fn serve(plane: &DataPlane, sockets: Vec<DnsSockets>, stop: &Cancellat
     let mut serving = Vec::with_capacity(sockets.len());
     for DnsSockets { udp, tcp } in sockets {
         let udp = server.clone().serve_udp(datagrams::registered(udp)?, stop.clone());
-        let tcp = server.clone().serve_tcp(Listener::from_bound("", tcp)?, stop.clone());
+        let tcp = server.clone().serve_tcp(Listener::from_bound("", tcp)?.of_pods(), stop.clone());
         serving.push(async move { tokio::join!(udp, tcp) });
     }
     futures::future::join_all(serving).await;

@@ -10,7 +10,7 @@ use futures::{StreamExt as _, stream};
 use hickory_resolver::proto::op::{Message, Query, ResponseCode};
 use hickory_resolver::proto::rr::{Record, RecordType};
 use machinery_serve::accept::{self, Limit, Listener, Seats};
-use machinery_serve::sockets::SocketTable;
+use machinery_serve::sockets::{Layer, SocketTable};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::{TcpStream, UdpSocket};
 use tokio_util::sync::CancellationToken;
@@ -215,12 +215,16 @@ impl DnsServer {
     /// Serves a UDP socket until `stop`.
     pub(crate) async fn serve_udp(self: Arc<Self>, socket: Arc<UdpSocket>, stop: CancellationToken) {
         let table = SocketTable::process();
+        // After a takeover the process before answers until this one's routes are complete.
+        if stop.run_until_cancelled(table.admitted()).await.is_none() {
+            return;
+        }
         let forwards = TaskTracker::new();
         let mut buffer = [0_u8; REQUEST_BYTES_MAX];
         loop {
             let received = tokio::select! {
                 () = stop.cancelled() => break,
-                () = table.retired() => break,
+                () = table.retired(Layer::Pods) => break,
                 received = socket.recv_from(&mut buffer) => received,
             };
             let (length, client) = match received {

@@ -2,10 +2,11 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use http::{Request, Response, StatusCode};
-use machinery_serve::first_request::FirstRequest;
+use machinery_serve::last_request::LastRequest;
 use machinery_serve::net::framing::WantsUpgrade;
 use machinery_serve::net::{Body, DialError, Peer, Stream};
 use tokio::net::TcpStream;
@@ -18,7 +19,10 @@ use crate::lifetime::ConnectionLifetime;
 use crate::state::ProxyState;
 use crate::table::PortRoute;
 
-/// Serves `stream` until its end; from `ending` on it completes its requests, also one that is on its way.
+/// Time of an idle connection for one more request when its listener ends. The next process serves meanwhile.
+const IDLE_END_MAX: Duration = Duration::from_secs(2);
+
+/// Serves `stream` until its end; from `ending` on it completes its requests, and one more if it is idle.
 pub(crate) async fn serve(
     state: Arc<ProxyState>,
     route: Arc<ArcSwap<PortRoute>>,
@@ -29,14 +33,12 @@ pub(crate) async fn serve(
 ) {
     // `local_addr` fails on a closed connection.
     let local = stream.local_addr().unwrap_or(SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0));
-    let (lifetime, first, env) = (Arc::new(lifetime), Arc::new(FirstRequest::default()), state.env.clone());
-    let begun = first.clone();
-    let stop = async move {
-        ending.cancelled().await;
-        first.wait(&env).await;
-    };
+    let (lifetime, last, env) = (Arc::new(lifetime), Arc::new(LastRequest::new(ending)), state.env.clone());
+    let announcer = last.clone();
+    let stop = async move { last.passed(&env, IDLE_END_MAX).await };
     let answer = move |mut request: Request<Body>| {
-        begun.mark();
+        announcer.observe(request.version());
+        let announcer = announcer.clone();
         let (state, route) = (state.clone(), route.load_full());
         if request.extensions().get::<WantsUpgrade>().is_some() {
             request.extensions_mut().insert(ConnectionLifetime::clone(&lifetime));
@@ -49,7 +51,9 @@ pub(crate) async fn serve(
             let span = spans::of_host(&route, (name, peer), &mut request);
             let exchange = Exchange { from: Peer::Host(peer), name, https: false, span: &span };
             let answer = span.within(activator::send(&state, &route, &exchange, request)).await;
-            spans::answered(span, answer.unwrap_or_else(|error| refusal(&error)), 500)
+            let mut answer = spans::answered(span, answer.unwrap_or_else(|error| refusal(&error)), 500);
+            announcer.announce(&mut answer);
+            answer
         }
     };
     if let Err(error) = machinery_serve::net::http::serve(Stream::Tcp(stream), local, stop, answer).await {

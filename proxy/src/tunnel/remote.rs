@@ -224,6 +224,10 @@ async fn carry(mut stream: Stream, mut io: TunnelIo) {
 
 #[async_trait::async_trait]
 impl Serve for RemotePod {
+    fn outlives_agent(&self) -> bool {
+        true
+    }
+
     async fn http(&self, from: &Origin, request: Request<Body>) -> Result<Response<Body>, CallRejected<Request<Body>>> {
         self.metrics.call(Direction::Out);
         let (parts, mut body) = request.into_parts();

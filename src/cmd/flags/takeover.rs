@@ -2,11 +2,12 @@
 
 use clap::Args;
 use machinery_env::Env;
+use wasm_runtime::engine::Engine;
 
 use crate::data_dir::DataDir;
 use crate::output::print_stderr;
 use crate::progress::Progress;
-use crate::takeover::{self, TakenOver};
+use crate::takeover::{self, ListenAddress, TakenOver};
 
 /// The flag of processes with a data folder.
 #[derive(Debug, Clone, Args)]
@@ -18,21 +19,23 @@ pub(crate) struct TakeoverFlags {
 }
 
 impl TakeoverFlags {
-    /// Takes over, if wanted.
+    /// Takes over, if wanted and if `check` finds no mistake that would fail this process's start. It listens on `wanted`.
     ///
     /// # Errors
-    /// If the running process refuses, or doesn't end after it has given its sockets away.
+    /// If `check` fails or the running process refuses, which goes on then. If it doesn't release its data folder.
     pub(crate) async fn take(
         &self,
         env: &Env,
         data: &DataDir,
         progress: Progress,
+        wanted: &[ListenAddress],
+        check: impl Future<Output = anyhow::Result<()>>,
     ) -> anyhow::Result<Option<TakenOver>> {
         if !self.takeover {
             return Ok(None);
         }
         progress.doing("taking over from the running process");
-        let taken = takeover::take(env, data).await?;
+        let taken = takeover::take(env, data, wanted, check).await?;
         if taken.is_none() {
             progress.done();
             print_stderr!("coracle: no process runs with {}: this is a normal start", data.path().display());
@@ -41,9 +44,9 @@ impl TakeoverFlags {
     }
 }
 
-/// Reports a takeover once the process answers.
-pub(crate) fn report(taken: Option<TakenOver>, env: &Env) {
+/// Completes a takeover once the process serves, and reports it.
+pub(crate) async fn complete(taken: Option<TakenOver>, env: &Env, engine: Option<Engine>) {
     if let Some(taken) = taken {
-        print_stderr!("coracle: {}", taken.summary(env));
+        print_stderr!("coracle: {}", taken.complete(env, engine).await);
     }
 }

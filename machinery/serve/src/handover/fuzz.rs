@@ -10,6 +10,8 @@ const PIECES: [&str; 13] = [
     "offer 1 ",
     "sockets\n",
     "commit",
+    "released",
+    "serving",
     "refused ",
     "42 ",
     "-1 ",

@@ -29,6 +29,8 @@ pub(super) enum Message {
     /// The keys of the descriptors that come with it.
     Sockets(Vec<SocketKey>),
     Commit,
+    Released,
+    Serving,
     Refused(String),
 }
 
@@ -52,6 +54,8 @@ impl fmt::Display for Message {
                 Ok(())
             }
             Self::Commit => f.write_str("commit"),
+            Self::Released => f.write_str("released"),
+            Self::Serving => f.write_str("serving"),
             Self::Refused(why) => write!(f, "refused {}", line(why)),
         }
     }
@@ -103,6 +107,8 @@ impl Message {
                 lines.map(socket).collect::<Option<_>>().map(Self::Sockets)
             }
             "commit" if rest.is_empty() => Some(Self::Commit),
+            "released" if rest.is_empty() => Some(Self::Released),
+            "serving" if rest.is_empty() => Some(Self::Serving),
             "refused" => plain(rest).map(Self::Refused),
             _ => None,
         }

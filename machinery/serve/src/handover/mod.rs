@@ -6,11 +6,15 @@
 //!                                 ←    offer VERSION PID SOCKETS PROGRAM
 //!                                 ←    sockets … (with descriptors; as often as needed)
 //! commit                          →                                       nothing can be rolled back from here on
+//!                                      ends its control plane and node agents, closes store and data folder
+//!                                 ←    released
+//! starts in the data folder            goes on to serve Services by its pods
+//! serving                         →
 //!                                      ends accepting, completes requests, ends
-//!                                 ←    the end of the connection
 //! ```
 //!
-//! Until `commit` the old process goes on serving, whatever the new one does. A refusal is `refused REASON`.
+//! Until `commit` the old process goes on serving, whatever the new one does. A refusal is `refused REASON`. The end of the
+//! connection stands for the messages that can't come any more: the locks say whether the other process has gone.
 //!
 //! - [`message`]: the messages' text. Pure.
 //! - `frame`: messages with their descriptors on a stream.
@@ -33,7 +37,7 @@ use self::message::Message;
 use crate::sockets::{InheritedSocket, SocketTable};
 
 /// The version of this exchange. Another one is refused.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// Time for the exchange up to the commit: the other process only reads and writes.
 const EXCHANGE_MAX: Duration = Duration::from_secs(10);
 /// Sockets of a process: more than its quota of listeners (`descriptors`) and its own.
@@ -54,8 +58,8 @@ pub enum HandoverError {
     /// The other process was too slow.
     #[error("the running process did not answer within {} s", .0.as_secs())]
     Slow(Duration),
-    /// The other process has not ended after the commit.
-    #[error("the running process did not end within {} s after it had given its sockets away", .0.as_secs())]
+    /// The other process has not released its data folder after the commit.
+    #[error("the running process did not release its data folder within {} s after it had given its sockets away", .0.as_secs())]
     Lost(Duration),
 }
 
@@ -90,7 +94,7 @@ pub fn check_user(stream: &UnixStream) -> Result<(), HandoverError> {
     }
 }
 
-/// A committed handover at the process that gives. Its peer waits for the end of this connection.
+/// A committed handover at the process that gives.
 #[derive(Debug)]
 pub struct HandedOver {
     stream: UnixStream,
@@ -99,9 +103,15 @@ pub struct HandedOver {
 }
 
 impl HandedOver {
-    /// Keeps the connection open until the end of this process, by which all its locks are released.
-    pub fn keep_until_exit(self) {
-        std::mem::forget(self.stream);
+    /// Reports that this process uses its data folder and its store no more.
+    pub async fn released(&self, env: &Env) {
+        // A process that has gone is noticed by `taken`.
+        let _ = env.timeout(EXCHANGE_MAX, send(&self.stream, &Message::Released, &[])).await;
+    }
+
+    /// Waits until the other process serves in place of this one. False if it has gone, or isn't ready within `time_max`.
+    pub async fn taken(&self, env: &Env, time_max: Duration) -> bool {
+        matches!(env.timeout(time_max, receive(&self.stream, 0)).await, Ok(Ok((Message::Serving, _))))
     }
 }
 
@@ -204,7 +214,7 @@ pub async fn take(env: &Env, stream: UnixStream, own: Introduction) -> Result<Of
     Ok(Offer { stream, from, sockets })
 }
 
-/// A committed handover at the process that takes: the peer stops.
+/// A committed handover at the process that takes: the peer stops, step by step.
 #[derive(Debug)]
 pub struct EndingPeer(UnixStream);
 
@@ -221,12 +231,24 @@ impl Offer {
 }
 
 impl EndingPeer {
-    /// Resolves when the other process has ended.
+    /// Resolves when the other process has released its data folder, or has ended.
     ///
     /// # Errors
     /// [`HandoverError::Lost`] if it has not within `time_max`.
-    pub async fn ended(&self, env: &Env, time_max: Duration) -> Result<(), HandoverError> {
-        // There are no further messages. The lock of its data folder says for sure whether it has gone.
+    pub async fn released(&self, env: &Env, time_max: Duration) -> Result<(), HandoverError> {
+        // The locks say for sure whether it uses anything.
         env.timeout(time_max, receive(&self.0, 0)).await.map(drop).map_err(|_| HandoverError::Lost(time_max))
+    }
+
+    /// Reports that this process serves. The other one completes its requests and ends.
+    pub async fn serving(&self, env: &Env) {
+        // It may have ended already.
+        let _ = env.timeout(EXCHANGE_MAX, send(&self.0, &Message::Serving, &[])).await;
+    }
+
+    /// Resolves when the other process has ended.
+    pub async fn ended(&self) {
+        // It sends nothing any more.
+        while receive(&self.0, 0).await.is_ok() {}
     }
 }

@@ -8,7 +8,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use super::*;
 use crate::accept::Listener;
 use crate::net::Protocol;
-use crate::sockets::SocketKey;
+use crate::sockets::{Layer, SocketKey};
 
 const LOOPBACK: &str = "127.0.0.1:0";
 
@@ -47,7 +47,7 @@ async fn all_sockets_of_a_process_are_given_in_order() {
     let (given, (taken, sockets)) = tokio::join!(giving, taking);
     // The old process goes; no connect is refused at any time.
     let addresses: Vec<_> = listeners.iter().map(|listener| listener.local_addr().unwrap()).collect();
-    old.retire();
+    old.retire(Layer::Pods);
     drop((listeners, udp));
     let client = tokio::net::TcpStream::connect(addresses[599]).await.unwrap();
     let new = Arc::new(SocketTable::default());
@@ -55,9 +55,37 @@ async fn all_sockets_of_a_process_are_given_in_order() {
     let listener = new.bind_tcp("", addresses[599]).unwrap();
     assert_eq!(listener.accept().unwrap().1, client.local_addr().unwrap());
     assert_eq!(new.close_unclaimed().len(), 600);
-    assert!(matches!(taken.ended(&env, Duration::from_millis(1)).await, Err(HandoverError::Lost(_))));
     drop(given);
-    taken.ended(&env, Duration::from_secs(10)).await.unwrap();
+    taken.ended().await;
+}
+
+#[tokio::test]
+async fn the_folder_is_released_before_the_peer_serves_and_ends() {
+    const SOON: Duration = Duration::from_millis(20);
+    let (env, (old, _listeners)) = (Env::real(), table(1));
+    let exchange = async || {
+        let (near, far) = UnixStream::pair().unwrap();
+        let giving = async {
+            let to = read_request(&env, &far).await.unwrap();
+            give(&env, far, &old, own(1), to).await.unwrap()
+        };
+        let taking = async { take(&env, near, own(2)).await.unwrap().commit(&env).await.unwrap().0 };
+        tokio::join!(giving, taking)
+    };
+    let (given, taken) = exchange().await;
+    assert!(matches!(taken.released(&env, SOON).await, Err(HandoverError::Lost(_))));
+    given.released(&env).await;
+    taken.released(&env, Duration::from_secs(10)).await.unwrap();
+    assert!(!given.taken(&env, SOON).await, "it isn't ready");
+    taken.serving(&env).await;
+    assert!(given.taken(&env, Duration::from_secs(10)).await);
+    // A process that has gone releases everything, and one that goes never serves.
+    let (given, taken) = exchange().await;
+    drop(given);
+    taken.released(&env, Duration::from_secs(10)).await.unwrap();
+    let (given, taken) = exchange().await;
+    drop(taken);
+    assert!(!given.taken(&env, Duration::from_secs(10)).await);
 }
 
 #[tokio::test]
@@ -98,9 +126,9 @@ async fn hostile_requests_are_refused() {
         (vec![0xff; 8], "a message of 4294967295 bytes"),
         (framed("GET / HTTP/1.1"), "GET / HTTP/1.1"),
         (framed("commit"), "invalid message: commit"),
-        (framed("takeover 2 7 x"), "version 2 of the takeover, and this process version 1"),
-        (framed("takeover 1 7 \u{1b}[2J"), "invalid"),
-        (framed("takeover 1 7 x")[..9].to_vec(), "failed"),
+        (framed("takeover 1 7 x"), "version 1 of the takeover, and this process version 2"),
+        (framed("takeover 2 7 \u{1b}[2J"), "invalid"),
+        (framed("takeover 2 7 x")[..9].to_vec(), "failed"),
         (Vec::new(), "failed"),
     ] {
         let refused = against(&bytes, async |near| read_request(&env, &near).await).await.unwrap_err().to_string();
@@ -113,12 +141,12 @@ async fn hostile_offers_are_refused() {
     let env = Env::real();
     for (messages, wanted) in [
         (vec!["refused busy"], "refuses: busy"),
-        (vec!["offer 1 7 99999999 x"], "99999999 sockets"),
+        (vec!["offer 2 7 99999999 x"], "99999999 sockets"),
         (vec!["offer 9 7 1 x"], "version 9"),
-        (vec!["offer 1 7 1 x", "sockets"], "0 names of 0 sockets"),
-        (vec!["offer 1 7 1 x", "sockets\ntcp 127.0.0.1:1 "], "1 names of 0 sockets"),
-        (vec!["offer 1 7 1 x", "commit"], "invalid message: commit"),
-        (vec!["offer 1 7 1 x"], "failed"),
+        (vec!["offer 2 7 1 x", "sockets"], "0 names of 0 sockets"),
+        (vec!["offer 2 7 1 x", "sockets\ntcp 127.0.0.1:1 "], "1 names of 0 sockets"),
+        (vec!["offer 2 7 1 x", "commit"], "invalid message: commit"),
+        (vec!["offer 2 7 1 x"], "failed"),
     ] {
         let bytes: Vec<u8> = messages.iter().flat_map(|message| framed(message)).collect();
         let refused = against(&bytes, async |near| take(&env, near, own(2)).await).await.unwrap_err().to_string();

@@ -4,6 +4,7 @@
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use ::http::header::{CONNECTION, CONTENT_TYPE};
@@ -29,7 +30,8 @@ const HTTP2_PING_INTERVAL: Duration = Duration::from_secs(30);
 /// Timeout of a ping's answer, after which the connection is closed.
 const HTTP2_PING_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Serves `stream` until its end; after `stop` its open requests are completed first.
+/// Serves `stream` until its end; after `stop` its open requests are completed first, and a connection without a request is
+/// dropped.
 ///
 /// `answer` receives requests that [`framing::request`] has accepted: one `Host`, no hop-by-hop fields. `local` is the
 /// called address.
@@ -52,7 +54,10 @@ where
     let broken = ResetOnBrokenBody::default();
     let connection = broken.connection(stream);
     let local: Arc<str> = local.to_string().into();
+    let has_request = Arc::new(AtomicBool::new(false));
+    let begun = has_request.clone();
     let service = service_fn(move |request: Request<Incoming>| {
+        begun.store(true, Ordering::Relaxed);
         let (answer, local) = (answer.clone(), local.clone());
         let broken = (request.version() == Version::HTTP_10).then(|| broken.clone());
         async move {
@@ -89,7 +94,11 @@ where
     tokio::pin!(connection);
     tokio::select! {
         result = connection.as_mut() => return result,
-        () = stop => connection.as_mut().graceful_shutdown(),
+        // hyper would wait for the rest of a first head.
+        () = stop => match has_request.load(Ordering::Relaxed) {
+            true => connection.as_mut().graceful_shutdown(),
+            false => return Ok(()),
+        },
     }
     connection.await
 }

@@ -1,8 +1,9 @@
 //! The listening sockets of a process: one table through which all of them are bound, so that the next process can take
-//! them over without a refused connection (docs/decisions/0112-takeover.md).
+//! them over without a refused connection (docs/decisions/0126-takeover-in-layers.md).
 //!
-//! - A process that gives its sockets away retires the table: accept loops end, and their sockets stay open in the other
-//!   process.
+//! - A process that gives its sockets away retires the table in two steps: its control listeners at the commit
+//!   ([`Layer::Control`]), those of pods and Services when the other process has their pods ([`Layer::Pods`]). Accept loops
+//!   end, and their sockets stay open in the other process.
 //! - A process that takes sockets puts them into the table before it binds: an inherited address is not bound again.
 //!   Listeners of pods and Services accept after [`SocketTable::admit`], when the pods run again.
 
@@ -13,6 +14,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::time::Duration;
 
 use socket2::{Domain, Socket, Type};
 use tokio::sync::watch;
@@ -60,6 +62,27 @@ pub struct InheritedSocket {
     pub socket: Socket,
 }
 
+/// The part of a process that a listener belongs to. At a takeover they change hands one after the other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Layer {
+    /// API server, registry, kubelet API: there is one owner at a time.
+    Control,
+    /// Services, pods, cluster DNS, tunnel: both processes serve until the older one has completed its requests.
+    Pods,
+}
+
+/// The retirement of one layer.
+struct Retirement {
+    begun: CancellationToken,
+    serving: TaskTracker,
+}
+
+impl Default for Retirement {
+    fn default() -> Self {
+        Self { begun: CancellationToken::new(), serving: TaskTracker::new() }
+    }
+}
+
 #[derive(Default)]
 struct OpenSockets {
     by_key: BTreeMap<SocketKey, Weak<dyn Descriptor>>,
@@ -70,9 +93,11 @@ struct OpenSockets {
 pub struct SocketTable {
     open: Mutex<OpenSockets>,
     inherited: Mutex<Vec<InheritedSocket>>,
-    retired: CancellationToken,
+    control: Retirement,
+    pods: Retirement,
     admitting: watch::Sender<bool>,
-    serving: TaskTracker,
+    /// When the last control listener began to accept, on the scale of `Env::elapsed`, before pods were admitted.
+    controls_since: Mutex<Option<Duration>>,
 }
 
 impl Default for SocketTable {
@@ -80,9 +105,10 @@ impl Default for SocketTable {
         Self {
             open: Mutex::default(),
             inherited: Mutex::default(),
-            retired: CancellationToken::new(),
+            control: Retirement::default(),
+            pods: Retirement::default(),
             admitting: watch::Sender::new(true),
-            serving: TaskTracker::new(),
+            controls_since: Mutex::default(),
         }
     }
 }
@@ -155,37 +181,64 @@ impl SocketTable {
         open.by_key.iter().filter_map(|(key, socket)| Some((key.clone(), socket.upgrade()?))).collect()
     }
 
-    /// Ends all accept loops for good. Accepted connections are completed.
-    pub fn retire(&self) {
-        self.retired.cancel();
-        self.serving.close();
+    fn layer(&self, layer: Layer) -> &Retirement {
+        match layer {
+            Layer::Control => &self.control,
+            Layer::Pods => &self.pods,
+        }
     }
 
-    /// Resolves when the table is retired.
-    pub async fn retired(&self) {
-        self.retired.cancelled().await;
+    /// Ends the accept loops of a layer for good. Accepted connections are completed.
+    pub fn retire(&self, layer: Layer) {
+        let layer = self.layer(layer);
+        layer.begun.cancel();
+        layer.serving.close();
     }
 
-    /// A token that is cancelled when the table is retired.
+    /// Resolves when the layer is retired.
+    pub async fn retired(&self, layer: Layer) {
+        self.layer(layer).begun.cancelled().await;
+    }
+
+    /// A token that is cancelled when the layer is retired.
     #[must_use]
-    pub fn retirement(&self) -> CancellationToken {
-        self.retired.child_token()
+    pub fn retirement(&self, layer: Layer) -> CancellationToken {
+        self.layer(layer).begun.child_token()
     }
 
-    /// Resolves when the connections of the retired table have ended.
-    pub async fn drained(&self) {
-        self.serving.wait().await;
+    /// Resolves when the connections of the retired layer have ended.
+    pub async fn drained(&self, layer: Layer) {
+        self.layer(layer).serving.wait().await;
     }
 
     /// Keeps [`SocketTable::drained`] waiting until it is dropped.
-    pub fn keep_serving(&self) -> TaskTrackerToken {
-        self.serving.token()
+    pub fn keep_serving(&self, layer: Layer) -> TaskTrackerToken {
+        self.layer(layer).serving.token()
+    }
+
+    /// Records that a control listener begins to accept after a takeover.
+    pub(crate) fn record_control(&self, now: Duration) {
+        if !self.is_admitting() {
+            *lock(&self.controls_since) = Some(now);
+        }
+    }
+
+    /// When the last control listener began to accept after a takeover, on the scale of `Env::elapsed`.
+    #[must_use]
+    pub fn controls_since(&self) -> Option<Duration> {
+        *lock(&self.controls_since)
     }
 
     /// Takes the sockets of another process. Listeners of pods and Services don't accept before [`SocketTable::admit`].
     pub fn inherit(&self, sockets: Vec<InheritedSocket>) {
         self.admitting.send_replace(false);
         lock(&self.inherited).extend(sockets);
+    }
+
+    /// Whether the listeners of pods and Services may accept. False in a process that has taken over and isn't ready.
+    #[must_use]
+    pub fn is_admitting(&self) -> bool {
+        *self.admitting.borrow()
     }
 
     /// Lets the listeners of pods and Services accept.
@@ -195,7 +248,7 @@ impl SocketTable {
 
     /// Resolves when the listeners of pods and Services may accept.
     pub async fn admitted(&self) {
-        if *self.admitting.borrow() {
+        if self.is_admitting() {
             return;
         }
         // The sender lives as long as `self`.

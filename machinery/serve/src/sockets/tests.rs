@@ -66,8 +66,8 @@ async fn a_retired_table_completes_what_was_accepted_and_leaves_the_rest() {
     let mut accepted = TcpStream::connect(address).await.unwrap();
     accepted.write_u8(1).await.unwrap();
     assert_eq!(accepted.read_u8().await.unwrap(), 1);
-    table.retire();
-    let mut drained = Box::pin(table.drained());
+    table.retire(Layer::Pods);
+    let mut drained = Box::pin(table.drained(Layer::Pods));
     assert!(Env::real().timeout(Duration::from_millis(50), drained.as_mut()).await.is_err(), "one is open");
     let mut waiting = TcpStream::connect(address).await.expect("the socket stays open");
     waiting.write_u8(7).await.unwrap();

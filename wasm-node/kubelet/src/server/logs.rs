@@ -10,7 +10,7 @@ use axum::response::{IntoResponse as _, Response};
 use futures::StreamExt as _;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::ContainerStatus;
-use machinery_serve::sockets::SocketTable;
+use machinery_serve::sockets::{Layer, SocketTable};
 use percent_encoding::percent_decode_str;
 use tokio::sync::mpsc;
 
@@ -147,7 +147,7 @@ pub(super) async fn get(
         Some((Ok::<_, std::convert::Infallible>(piece), pieces))
     });
     // A followed log would hold up the process that takes over.
-    let pieces = pieces.take_until(SocketTable::process().retirement().cancelled_owned());
+    let pieces = pieces.take_until(SocketTable::process().retirement(Layer::Control).cancelled_owned());
     ([(header::CONTENT_TYPE, "text/plain")], Body::from_stream(pieces)).into_response()
 }
 

@@ -150,9 +150,11 @@ async fn connection(
     env: Env,
     ending: CancellationToken,
 ) {
-    let Ok(Ok(stream)) = env.timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await else {
-        return;
+    let shaken = tokio::select! {
+        () = accept::end_of_handshake(&env, &ending) => return,
+        shaken = env.timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)) => shaken,
     };
+    let Ok(Ok(stream)) = shaken else { return };
     let peer = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
     let identity = peer.and_then(|certificate| Identity::of_certificate(certificate));
     let router = router.layer(axum::Extension(identity)).layer(axum::Extension(permit));

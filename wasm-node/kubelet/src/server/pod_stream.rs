@@ -15,7 +15,7 @@ use axum::response::{IntoResponse as _, Response};
 use hyper_util::rt::TokioIo;
 use machinery_serve::accept::{ConnectionPermit, end_of_stream};
 use machinery_serve::net::{Origin, Peer, Protocol, Stream};
-use machinery_serve::sockets::SocketTable;
+use machinery_serve::sockets::{Layer, SocketTable};
 use machinery_streaming::websocket::upgrade_of;
 
 use super::Kubelet;
@@ -47,7 +47,7 @@ pub(super) async fn upgrade(
     tokio::spawn(async move {
         // It may carry a request, which the end of the listener doesn't cut.
         let table = SocketTable::process();
-        let (_held, ending) = ((permit, counted, table.keep_serving()), table.retirement());
+        let (_held, ending) = ((permit, counted, table.keep_serving(Layer::Control)), table.retirement(Layer::Control));
         let origin = Origin { peer: Peer::Node, local: SocketAddr::new(ip, port), via: None };
         let stream = async {
             let io = TokioIo::new(upgraded.await.map_err(io::Error::other)?);

@@ -123,6 +123,19 @@ pub struct EmbeddedStore {
 }
 
 impl EmbeddedStore {
+    /// Checks that this program can read the format of the store in a folder, which another process may have open.
+    ///
+    /// # Errors
+    /// [`StoreError::Damaged`] if it can't.
+    pub fn check_format(path: &Path) -> Result<(), StoreError> {
+        let format = path.join("format");
+        match std::fs::read_to_string(&format) {
+            Ok(text) => folder::check_format(&format, &text),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(folder::unusable(&format, &error)),
+        }
+    }
+
     /// Opens or creates the store in a folder of its own. Blocking: reads everything into memory. Writes begin with
     /// [`EmbeddedStore::start`].
     pub fn open(path: &Path, env: Env, options: Options) -> Result<Arc<Self>, StoreError> {
