@@ -85,6 +85,8 @@ pub(crate) struct ApiServerConfig {
     pub(crate) bind: IpAddr,
     /// The listen port; 0 for a free one.
     pub(crate) port: u16,
+    /// Further names and addresses in the serving certificate.
+    pub(crate) tls_sans: Vec<String>,
     pub(crate) store: StoreConfig,
     /// Where to get the cluster's keys, if the data folder has none.
     pub(crate) join: Option<JoinConfig>,
@@ -234,6 +236,7 @@ impl ClusterConfig {
             api: ApiServerConfig {
                 bind: localhost,
                 port: 0,
+                tls_sans: Vec::new(),
                 store: StoreConfig::DataFolder,
                 join: None,
                 default_toleration_seconds: 300,

@@ -1,7 +1,7 @@
 //! The cluster's addresses: on Linux the first free block `127.(64+4k).0.0/14`, elsewhere upstream's usual ones
 //! (contract.md §3).
 
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, TcpListener, UdpSocket};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -224,9 +224,64 @@ fn claim_block(before: Option<Ipv4Net>) -> anyhow::Result<(Ipv4Net, Arc<TcpListe
         .context("all 47 blocks 127.(64+4k).0.0/14 are in use by other clusters: stop one, or give --service-cidr and --cluster-cidr")
 }
 
+/// The address by which others reach a server that listens on `bind`: for a wildcard that towards the default route, else the
+/// one of the first network that the machine is connected to. `None` if there is none.
+pub(crate) fn machine_address(bind: IpAddr) -> Option<IpAddr> {
+    if !bind.is_unspecified() {
+        return Some(bind);
+    }
+    // Addresses for documentation: only the route matters.
+    let outside: IpAddr = match bind {
+        IpAddr::V4(_) => Ipv4Addr::new(192, 0, 2, 1).into(),
+        IpAddr::V6(_) => Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1).into(),
+    };
+    let connected = || match bind {
+        IpAddr::V4(_) => std::fs::read_to_string(ROUTES).map(|text| connected_networks(&text)).unwrap_or_default(),
+        IpAddr::V6(_) => Vec::new(),
+    };
+    let own = |to: IpAddr| source_address(bind, to).filter(|ip| !ip.is_loopback() && !ip.is_unspecified());
+    own(outside).or_else(|| connected().into_iter().find_map(|to| own(to.into())))
+}
+
+/// The address from which the system would connect. Connecting a UDP socket sends nothing.
+fn source_address(bind: IpAddr, to: IpAddr) -> Option<IpAddr> {
+    let socket = UdpSocket::bind(SocketAddr::new(bind, 0)).ok()?;
+    socket.connect(SocketAddr::new(to, 9)).ok()?;
+    Some(socket.local_addr().ok()?.ip())
+}
+
+/// The routes of IPv4 on Linux; other systems have no such file.
+const ROUTES: &str = "/proc/net/route";
+
+/// The first host of each network without a gateway, in the order of the table.
+fn connected_networks(routes: &str) -> Vec<Ipv4Addr> {
+    let field = |hex: &str| u32::from_str_radix(hex, 16).ok().map(u32::swap_bytes);
+    let first_host = |line: &str| {
+        let mut fields = line.split_ascii_whitespace().skip(1);
+        let (network, gateway) = (field(fields.next()?)?, field(fields.next()?)?);
+        (network != 0 && gateway == 0).then(|| Ipv4Addr::from(network.saturating_add(1)))
+    };
+    routes.lines().skip(1).filter_map(first_host).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_machine_without_a_default_route_has_the_address_of_its_first_network() {
+        let table = "Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\n\
+            eth0\t00000000\t0100580A\t0003\t0\t0\t0\t00000000\n\
+            eth0\t0000580A\t00000000\t0001\t0\t0\t0\t00FFFFFF\n\
+            eth1\t0002000A\t0100580A\t0003\t0\t0\t0\t00FFFFFF\n\
+            eth1\tnonsense\n\nwg0\tFFFFFFFF\t00000000\t0001\n";
+        assert_eq!(connected_networks(table), [Ipv4Addr::new(10, 88, 0, 1), Ipv4Addr::BROADCAST]);
+        assert!(connected_networks("").is_empty());
+        let given: IpAddr = "127.0.0.1".parse().unwrap();
+        assert_eq!(machine_address(given), Some(given));
+        let found = machine_address(Ipv4Addr::UNSPECIFIED.into());
+        assert!(found.is_none_or(|ip| !ip.is_loopback() && !ip.is_unspecified()), "{found:?}");
+    }
 
     #[test]
     fn a_block_is_split_as_the_contract_says() {

@@ -11,6 +11,7 @@ use apiserver_admission::AdmissionConfiguration;
 use clap::Args;
 use ipnet::Ipv4Net;
 use machinery_api::features::Features;
+use machinery_api::selector::subdomain_problems;
 use machinery_env::Env;
 
 use super::Failure;
@@ -21,6 +22,7 @@ use crate::compose::preflight::check_cluster;
 use crate::compose::{self, Part};
 use crate::config::{ApiServerConfig, ClusterConfig, Common, NetworkConfig};
 use crate::data_dir::DataDir;
+use crate::network::machine_address;
 use crate::notify;
 use crate::progress::Progress;
 use crate::takeover::{self, ListenAddress};
@@ -42,6 +44,10 @@ pub(crate) struct ServerFlags {
     /// Port of the API server; 0 picks a free one
     #[arg(long, env = "CORACLE_PORT", default_value_t = 6443, value_name = "PORT")]
     pub(crate) port: u16,
+    /// Further names and addresses by which clients reach the API server, such as a load balancer's: they are added to its
+    /// certificate. May be repeated
+    #[arg(long, env = "CORACLE_TLS_SAN", value_name = "NAME", value_delimiter = ',', value_parser = parse_alternative_name)]
+    tls_san: Vec<String>,
     #[command(flatten)]
     store: StoreFlags,
     /// Addresses of Services [default on Linux: the first /16 of a free block of 127.0.0.0/8, else 10.96.0.0/12]
@@ -78,9 +84,17 @@ impl ServerFlags {
     /// # Errors
     /// If a flag of the store or of admission is invalid.
     pub(super) fn config(&self, toleration: u32) -> Result<ApiServerConfig, Failure> {
+        if machine_address(self.bind).is_none() {
+            return Err(Failure::Usage(format!(
+                "--bind {}: this machine has no address that others reach; give the address to announce, such as --bind \
+                 127.0.0.1",
+                self.bind
+            )));
+        }
         Ok(ApiServerConfig {
             bind: self.bind,
             port: self.port,
+            tls_sans: self.tls_san.clone(),
             store: self.store.config()?,
             join: None,
             default_toleration_seconds: self.default_toleration_seconds.unwrap_or(toleration),
@@ -110,6 +124,19 @@ impl ServerFlags {
     pub(super) fn network(&self) -> NetworkConfig {
         NetworkConfig { service_cidr: self.service_cidr, cluster_cidr: self.cluster_cidr, node_cidr_mask_size: None }
     }
+}
+
+/// A name or an address in a certificate: a name of DNS in lower case, of which the first label may be `*`.
+fn parse_alternative_name(name: &str) -> Result<String, String> {
+    let host = name.strip_prefix("*.").unwrap_or(name);
+    let is_valid = match name.parse::<IpAddr>() {
+        Ok(ip) => !ip.is_unspecified(),
+        Err(_) => subdomain_problems(host).is_empty(),
+    };
+    if is_valid {
+        return Ok(name.to_owned());
+    }
+    Err("it is no name of DNS (lower case letters, digits, `-` and `.`) and no address".into())
 }
 
 /// Flags of `coracle apiserver`.
@@ -187,4 +214,19 @@ pub(super) fn until_stopped(
     });
     runtime.shutdown_timeout(LAST_MOMENT);
     Ok(done?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn alternative_names_are_names_or_addresses() {
+        for good in ["api.example", "*.example", "10.0.0.1", "2001:db8::1", "localhost"] {
+            assert_eq!(parse_alternative_name(good).unwrap(), good);
+        }
+        for bad in ["", "*", "a_b", "API", "https://a", "a:1", "0.0.0.0", "a b", "*.*.example"] {
+            assert!(parse_alternative_name(bad).is_err(), "{bad}");
+        }
+    }
 }

@@ -36,7 +36,7 @@ use crate::config::{ClusterConfig, StoreConfig, host_name};
 use crate::data_dir::{DataDir, Lock, write_atomically};
 use crate::features;
 use crate::joining::accept::fetch_missing;
-use crate::network::Network;
+use crate::network::{Network, machine_address};
 use crate::telemetry;
 
 /// Stop tokens, one a stage.
@@ -122,7 +122,11 @@ impl Claims {
         let network = network.check(&config.controllers.balancer_pool)?;
         let api_listener = listen(config.api.bind, config.api.port)?;
         let service_ip = network.services.hosts().next().context("--service-cidr has no address")?;
-        let pki = Arc::new(Pki::open_or_create(&data.pki(), env, &names(reachable(config.api.bind), service_ip))?);
+        let pki = Arc::new(Pki::open_or_create(
+            &data.pki(),
+            env,
+            &names(reachable(config.api.bind), service_ip, &config.api.tls_sans),
+        )?);
         let mut candidate = None;
         if embedded_store.is_none() {
             shared_store::check_keys(&*store, &pki, data).await?;
@@ -316,22 +320,9 @@ fn kubernetes_address(apiserver: &Apiserver) -> Option<Ipv4Addr> {
     service["spec"]["clusterIP"].as_str()?.parse().ok()
 }
 
-/// The first address of the machine where `bind` is a wildcard (contract.md §2).
+/// The first address of the machine where `bind` is a wildcard (contract.md §2). The flags are rejected without one.
 pub(super) fn reachable(bind: IpAddr) -> IpAddr {
-    if !bind.is_unspecified() {
-        return bind;
-    }
-    // Connecting a UDP socket sends nothing; the system only selects the source address.
-    let any: IpAddr = if bind.is_ipv4() {
-        Ipv4Addr::new(192, 0, 2, 1).into()
-    } else {
-        std::net::Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1).into()
-    };
-    let ours = std::net::UdpSocket::bind(SocketAddr::new(bind, 0)).and_then(|socket| {
-        socket.connect(SocketAddr::new(any, 9))?;
-        socket.local_addr()
-    });
-    ours.map_or(Ipv4Addr::LOCALHOST.into(), |address| address.ip())
+    machine_address(bind).unwrap_or(bind)
 }
 
 fn listen(bind: IpAddr, port: u16) -> anyhow::Result<Listener> {
@@ -342,7 +333,7 @@ fn listen(bind: IpAddr, port: u16) -> anyhow::Result<Listener> {
 }
 
 /// The names and addresses in the serving certificate.
-fn names(advertise: IpAddr, service_ip: Ipv4Addr) -> Vec<String> {
+fn names(advertise: IpAddr, service_ip: Ipv4Addr, further: &[String]) -> Vec<String> {
     let mut names: Vec<String> = [
         "kubernetes",
         "kubernetes.default",
@@ -354,6 +345,7 @@ fn names(advertise: IpAddr, service_ip: Ipv4Addr) -> Vec<String> {
     .map(str::to_owned)
     .into();
     names.extend([service_ip.to_string(), advertise.to_string()]);
+    names.extend_from_slice(further);
     names.dedup();
     names
 }
