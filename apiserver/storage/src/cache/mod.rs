@@ -170,6 +170,7 @@ impl WatchCache {
         tokio::spawn(async move {
             interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
             let mut compressor = compress::ColdCompressor::new();
+            let mut failing = false;
             loop {
                 interval.tick().await;
                 let Some(cache) = weak.upgrade() else { return };
@@ -177,9 +178,14 @@ impl WatchCache {
                 cache.probe().await;
                 let store = cache.store.clone();
                 drop(cache);
-                if let Err(error) = store.tick().await {
+                let ticked = store.tick().await;
+                // Once per series: a process that is taken over has closed its store and serves on for a while.
+                if let Err(error) = ticked.as_ref()
+                    && !failing
+                {
                     tracing::warn!(%error, "the store's expiry or compaction failed");
                 }
+                failing = ticked.is_err();
             }
         });
         Ok(cache)
