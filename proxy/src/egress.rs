@@ -17,6 +17,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use ipnet::IpNet;
 use machinery_env::Env;
 use machinery_serve::descriptors::{Class, DescriptorPermit, Descriptors};
+use machinery_serve::joined::JoinedBody;
 use machinery_serve::net::framing::{self, WantsUpgrade};
 use machinery_serve::net::{Body, BoxError, Caller, DialError, Io, Stream, empty_body};
 use rustls::pki_types::pem::PemObject as _;
@@ -438,6 +439,7 @@ async fn send_http2(
     if let Err(error) = to_http2(&mut request) {
         return Err(SendError::Lost(to.failed(error.into())));
     }
+    let request = request.map(|body| JoinedBody::new(body).boxed_unsync());
     let response = match sender.try_send_request(request).await {
         Ok(response) => response,
         Err(error) => return Err(to.classify_send_error(error)),

@@ -27,6 +27,7 @@ use tokio_util::sync::CancellationToken;
 use crate::accept::LAST_REQUEST_MAX;
 use crate::batched::{Batched, HTTP2_BEGINNING, InTurns, Turns};
 use crate::hooked::{Hook, Hooked};
+use crate::joined::JoinedBody;
 use crate::last_request::LastRequest;
 use crate::net::BoxError;
 
@@ -84,7 +85,9 @@ where
                 seen.upgraded.store(true, Ordering::Release);
             }
             // The body holds the guard until it has been sent or dropped.
-            answer.map(|answer| answer.map(|body| BodyWithRunningRequest { body: Box::pin(body), _running: running }))
+            answer.map(|answer| {
+                answer.map(|body| BodyWithRunningRequest { body: JoinedBody::new(Box::pin(body)), _running: running })
+            })
         }
     });
     let turns = Turns::default();
@@ -257,20 +260,20 @@ impl<S: AsyncRead + Unpin> Hook<S> for RequestHeadTimeout {
 }
 
 /// A body that keeps its request running until it is dropped.
-struct BodyWithRunningRequest<B> {
-    body: Pin<Box<B>>,
+struct BodyWithRunningRequest<B: http_body::Body> {
+    body: JoinedBody<Pin<Box<B>>>,
     _running: RunningRequest,
 }
 
-impl<B: http_body::Body> http_body::Body for BodyWithRunningRequest<B> {
-    type Data = B::Data;
+impl<B: http_body::Body<Data = Bytes>> http_body::Body for BodyWithRunningRequest<B> {
+    type Data = Bytes;
     type Error = B::Error;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
-    ) -> Poll<Option<Result<http_body::Frame<B::Data>, B::Error>>> {
-        self.body.as_mut().poll_frame(context)
+    ) -> Poll<Option<Result<http_body::Frame<Bytes>, B::Error>>> {
+        Pin::new(&mut self.body).poll_frame(context)
     }
 
     fn is_end_stream(&self) -> bool {

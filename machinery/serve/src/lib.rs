@@ -4,6 +4,7 @@
 //! - [`accept`]: the accept loop: limits, eviction of unauthenticated connections, drain.
 //! - [`connection`]: HTTP on a connection of a server for untrusted clients.
 //! - [`descriptors`]: quotas of the process's file descriptors by class.
+//! - [`joined`]: bodies of few, non-empty pieces, for connections.
 //! - [`last_request`]: a connection's end is announced in its last response.
 //! - [`net`]: `Dial` and `Serve`, the interface between guests' calls, the data plane and pods.
 //! - [`plain`]: a plain HTTP server of the process itself.
@@ -23,6 +24,7 @@ pub mod descriptors;
 #[cfg(unix)]
 pub mod handover;
 mod hooked;
+pub mod joined;
 pub mod last_request;
 pub mod net;
 pub mod plain;

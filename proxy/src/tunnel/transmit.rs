@@ -8,11 +8,10 @@ use bytes::{Bytes, BytesMut};
 use h2::{Reason, SendStream};
 use http_body::{Body as _, Frame};
 use http_body_util::BodyExt as _;
+use machinery_serve::joined::{SMALL_BYTES, UnsentPieces};
 use machinery_serve::net::{Body, BoxError};
 
-/// Frames below this size are joined while more of them are ready …
-const SMALL_BYTES: usize = 1 << 10;
-/// … up to this size.
+/// Small frames are joined up to this size while more of them are ready, or while too many of them are unsent.
 const JOINED_BYTES_MAX: usize = 8 << 10;
 
 /// How the sending of a body ended.
@@ -30,7 +29,7 @@ pub(super) enum Transmitted {
 ///
 /// Frames are taken from the body only while the window has space: `record` relies on it.
 pub(super) async fn transmit(body: Body, stream: SendStream<Bytes>) -> Transmitted {
-    let mut sending = Sending { body, stream, joined: BytesMut::new(), next: None };
+    let mut sending = Sending { body, stream, joined: BytesMut::new(), next: None, unsent: UnsentPieces::default() };
     loop {
         let Some(frame) = poll_fn(|context| sending.poll_frame(context)).await else { return Transmitted::Stopped };
         let stream = &mut sending.stream;
@@ -120,6 +119,7 @@ struct Sending {
     joined: BytesMut,
     /// What comes after `joined`, if it was taken from the body already.
     next: Option<NextFrame>,
+    unsent: UnsentPieces,
 }
 
 impl Sending {
@@ -140,9 +140,10 @@ impl Sending {
             return Poll::Ready(Some(next));
         }
         let most = JOINED_BYTES_MAX.min(self.stream.capacity());
+        let least = if self.unsent.is_full(context) { SMALL_BYTES.min(most) } else { 1 };
         loop {
             let frame = match Pin::new(&mut self.body).poll_frame(context) {
-                Poll::Pending if self.joined.is_empty() => return Poll::Pending,
+                Poll::Pending if self.joined.len() < least => return Poll::Pending,
                 Poll::Pending => break,
                 Poll::Ready(frame) => frame,
             };
@@ -160,7 +161,7 @@ impl Sending {
                 }
             }
         }
-        Poll::Ready(Some(Some(Ok(Frame::data(self.joined.split().freeze())))))
+        Poll::Ready(Some(Some(Ok(Frame::data(self.unsent.track(self.joined.split().freeze()))))))
     }
 }
 

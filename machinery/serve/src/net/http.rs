@@ -17,6 +17,7 @@ use hyper_util::server::conn::auto;
 
 use super::reset::ResetOnBrokenBody;
 use super::{Body, CallRejected, Origin, Serve, Stream, empty_body, framing};
+use crate::joined::JoinedBody;
 use machinery_api::names::REASON_HEADER;
 
 /// Timeout of a request's head: slow clients must not occupy connections.
@@ -74,10 +75,11 @@ where
                     response
                 }
             };
-            Ok::<_, Infallible>(match broken {
+            let response = match broken {
                 Some(broken) => response.map(|body| broken.watch(body)),
                 None => response,
-            })
+            };
+            Ok::<_, Infallible>(response.map(JoinedBody::new))
         }
     });
     let mut builder = auto::Builder::new(TokioExecutor::new());
