@@ -234,14 +234,20 @@ impl OutputStream for FileOutput {
             let message = "write not permitted: more than check_write allows";
             return Err(StreamError::Trap(wasmtime::Error::msg(message)));
         }
-        self.state = WriteState::Waiting(bytes);
-        self.try_waiting();
+        // An empty write takes no thread, and is no change of the volume.
+        if !bytes.is_empty() {
+            self.state = WriteState::Waiting(bytes);
+            self.try_waiting();
+        }
         Ok(())
     }
 
     async fn blocking_write_and_flush(&mut self, bytes: Bytes) -> StreamResult<()> {
         self.finish_waiting().await;
         self.settled()?;
+        if bytes.is_empty() {
+            return Ok(());
+        }
         self.state = WriteState::Waiting(bytes);
         self.finish_waiting().await;
         self.settled()
@@ -274,7 +280,11 @@ impl Pollable for FileOutput {
 
 #[cfg(test)]
 mod tests {
+    use machinery_env::Env;
+    use runtime_api::ledger::Ledger;
+
     use super::*;
+    use crate::host::disk::NodeDisk;
 
     fn place(file: File) -> FileAccess {
         FileAccess { file: Arc::new(file), disk: None, _held: None }
@@ -301,6 +311,25 @@ mod tests {
         assert_eq!(input.read(2).unwrap(), Bytes::from_static(b"ef"));
         assert_eq!(input.blocking_read(100).await.unwrap(), Bytes::from_static(b"ghij"));
         assert!(matches!(input.read(1), Err(StreamError::Closed)));
+    }
+
+    /// They are no change to measure, in either way of writing.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn empty_writes_change_nothing() {
+        let root = tempfile::tempdir().unwrap();
+        let ledger = Ledger::node();
+        let node = NodeDisk::new(&Env::real(), &ledger, None);
+        let own = Ledger::container(&Ledger::pod(&ledger));
+        let disk = Arc::new(Disk::new(&node, &own, &"default".into(), Vec::new()));
+        let file = Arc::new(File::create(root.path().join("f")).unwrap());
+        let mut output = FileOutput::new(FileAccess { file, disk: Some(disk.clone()), _held: None }, None);
+        for _ in 0..10 {
+            output.write(Bytes::new()).unwrap();
+            output.blocking_write_and_flush(Bytes::new()).await.unwrap();
+        }
+        assert_eq!(disk.changes(), 0);
+        output.blocking_write_and_flush("x".into()).await.unwrap();
+        assert_eq!(disk.changes(), 1);
     }
 
     #[tokio::test]

@@ -13,6 +13,7 @@ use machinery_serve::net::{BoxError, DialError};
 use machinery_serve::trace;
 use wasmtime::StoreContextMut;
 use wasmtime::component::{Linker, Resource};
+use wasmtime_wasi::p2::DynOutputStream;
 use wasmtime_wasi_http::p2::bindings::http::types::{self, ErrorCode};
 use wasmtime_wasi_http::p2::body::{HostIncomingBody, HostOutgoingBody};
 use wasmtime_wasi_http::p2::types::{
@@ -23,6 +24,7 @@ use wasmtime_wasi_http::{
 };
 
 use super::guest::Guest;
+use super::io::NonEmptyWrites;
 use super::outgoing_body::{CheckedBody, OpenBodies};
 use super::state::{ComponentState, InterfaceState};
 use crate::bounds::limits::{BODY_CHUNK_BYTES, HTTP_FIELDS_BYTES_MAX};
@@ -216,6 +218,16 @@ pub(crate) fn link(linker: &mut Linker<ComponentState>) -> wasmtime::Result<()> 
                 *slot = slot.take().map(|made| CheckedBody::of(made, open, body.rep()));
             }
             Ok((made,))
+        },
+    )?;
+    types.func_wrap(
+        "[method]outgoing-body.write",
+        |mut store: StoreContextMut<'_, ComponentState>, (body,): (Resource<HostOutgoingBody>,)| {
+            let state = store.data_mut();
+            state.account();
+            let Some(stream) = state.table.get_mut(&body)?.take_output_stream() else { return Ok((Err(()),)) };
+            let stream: DynOutputStream = Box::new(NonEmptyWrites(stream));
+            Ok((Ok(state.table.push_child(stream, &body)?),))
         },
     )?;
     types.func_wrap(

@@ -22,6 +22,7 @@ use wasmtime_wasi::p2::{DynInputStream, DynOutputStream, DynPollable, Pollable, 
 
 use super::guest::Guest;
 use super::http::{OUTGOING_TIMEOUT_MAX, is_refusal};
+use super::io::NonEmptyWrites;
 use super::state::ComponentState;
 
 const NAME: &str = "coracle:host/net@0.1.0";
@@ -234,7 +235,7 @@ fn streams(store: &mut Guests<'_>, (stream, held): (Stream, Arc<ResourceGuard>))
     let (reads, writes) = tokio::io::split(stream);
     let input: DynInputStream = Box::new(AsyncReadStream::new(ReadStream(reads, held.clone())));
     let writes = WriteStream(Some((writes, held)), store.data().guest.clock().clone());
-    let output: DynOutputStream = Box::new(AsyncWriteStream::new(WRITE_BYTES, writes));
+    let output: DynOutputStream = Box::new(NonEmptyWrites(Box::new(AsyncWriteStream::new(WRITE_BYTES, writes))));
     let table = &mut store.data_mut().table;
     Ok((table.push(input)?, table.push(output)?))
 }

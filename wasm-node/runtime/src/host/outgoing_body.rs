@@ -1,5 +1,7 @@
 //! Bodies written by a guest, of its response and of its own requests: only its own `finish` ends one cleanly. If the guest
 //! traps, times out or drops it, the reader gets an error.
+//!
+//! Empty writes end in the guest's own call: a queue for a slow reader counts bytes, and would hold them without end.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -51,9 +53,15 @@ impl Body for CheckedBody {
     type Error = Error;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
-        match std::task::ready!(Pin::new(&mut self.body).poll_frame(cx)) {
-            None if !self.finished.load(Ordering::Acquire) => Poll::Ready(Some(Err(Error::HttpProtocolError))),
-            frame => Poll::Ready(frame),
+        // The channel of the guest's writes yields by itself.
+        loop {
+            match std::task::ready!(Pin::new(&mut self.body).poll_frame(cx)) {
+                Some(Ok(frame)) if frame.data_ref().is_some_and(Bytes::is_empty) => {}
+                None if !self.finished.load(Ordering::Acquire) => {
+                    return Poll::Ready(Some(Err(Error::HttpProtocolError)));
+                }
+                frame => return Poll::Ready(frame),
+            }
         }
     }
 
@@ -68,8 +76,10 @@ impl Body for CheckedBody {
 
 #[cfg(test)]
 mod tests {
+    use wasmtime_wasi::p2::{OutputStream as _, StreamError};
     use wasmtime_wasi_http::p2::body::{HostOutgoingBody, StreamContext};
 
+    use super::super::io::NonEmptyWrites;
     use super::*;
 
     #[tokio::test]
@@ -91,5 +101,26 @@ mod tests {
         assert!(open.0.is_empty());
         assert!(forgotten.collect().await.is_err());
         assert!(finished.collect().await.is_ok() && again.collect().await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn empty_writes_reach_no_reader() {
+        let (mut host, body) = HostOutgoingBody::new(StreamContext::Response, None, 1, 1024);
+        let mut open = OpenBodies::default();
+        let mut body = CheckedBody::of(body, &mut open, 1);
+        // By the body: as if the guest's stream had passed it on.
+        let mut bare = host.take_output_stream().unwrap();
+        bare.write(Bytes::new()).unwrap();
+        bare.write("a".into()).unwrap();
+        assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), "a");
+        // By the stream: more of them than the channel holds, and nothing waits.
+        let mut stream = NonEmptyWrites(bare);
+        for _ in 0..1000 {
+            stream.blocking_write_and_flush(Bytes::new()).await.unwrap();
+        }
+        stream.blocking_write_and_flush("b".into()).await.unwrap();
+        assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), "b");
+        drop(body);
+        assert!(matches!(stream.write(Bytes::new()), Err(StreamError::Closed)));
     }
 }

@@ -3,6 +3,7 @@
 mod bounds;
 mod commands;
 mod compiler;
+mod empties;
 mod exchange;
 mod features;
 mod files;
