@@ -16,6 +16,7 @@ use http_body_util::BodyExt as _;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use ipnet::IpNet;
 use machinery_env::Env;
+use machinery_serve::control_frames::Limited;
 use machinery_serve::descriptors::{Class, DescriptorPermit, Descriptors};
 use machinery_serve::joined::JoinedBody;
 use machinery_serve::net::framing::{self, WantsUpgrade};
@@ -366,7 +367,10 @@ impl Egress {
         let stream = self.connect_to(to).await?;
         let mut builder = hyper::client::conn::http2::Builder::new(TokioExecutor::new());
         builder.timer(TokioTimer::new()).keep_alive_interval(PING_INTERVAL).keep_alive_timeout(PING_TIMEOUT);
-        let shake = self.env.timeout(CONNECT_TIMEOUT, builder.handshake::<_, Body>(TokioIo::new(stream))).await;
+        let shake = self
+            .env
+            .timeout(CONNECT_TIMEOUT, builder.handshake::<_, Body>(TokioIo::new(Limited::of_server(stream))))
+            .await;
         let (sender, connection) =
             shake.map_err(|_| DialError::Timeout(to.address.to_string()))?.map_err(|error| to.failed(error.into()))?;
         let address = to.address;

@@ -476,9 +476,39 @@ def kubelet():
             c.close()
 
 
+def control_frames():
+    """Frames of HTTP/2 that no request needs, from clients without credentials: the connection ends, and others are served."""
+    def frame(kind, content=b"", stream=0):
+        return len(content).to_bytes(3, "big") + bytes((kind, 0)) + stream.to_bytes(4, "big") + content
+
+    def floods(what, address, tls):
+        for kind, flood in (("PING", frame(6, b"\0" * 8)), ("SETTINGS", frame(4)), ("PRIORITY", frame(2, b"\0\0\0\3\1", 1)), ("of an unknown type", frame(200))):
+            with socket.create_connection(address, TIMEOUT_S) as plain:
+                s = tls.wrap_socket(plain, server_hostname=address[0]) if tls else plain
+                try:
+                    s.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(4))
+                    for _ in range(1000):
+                        s.sendall(flood * 100)
+                    wrong(f"{what}: 100,000 frames {kind} are taken")
+                except TimeoutError as e:
+                    wrong(f"{what}: frames {kind}: {e!r}")
+                except OSError:
+                    pass
+
+    anyone = ssl._create_unverified_context()
+    anyone.set_alpn_protocols(["h2"])
+    node = json.loads(ask("GET", "/api/v1/nodes")[2])["items"][0]["status"]["daemonEndpoints"]["kubeletEndpoint"]["Port"]
+    service = json.loads(ask("GET", NS + "/services/hello")[2])["spec"]
+    registry = open(f"{DATA}/registry-address").read().strip().rsplit(":", 1)
+    floods("the API server", (HOST, PORT), anyone)
+    floods("a kubelet", ("127.0.0.1", node), anyone)
+    floods("the registry", (registry[0], int(registry[1])), None)
+    floods("a Service", (service["clusterIP"], service["ports"][0]["port"]), None)
+
+
 started = time.monotonic()
 slow = slow_clients()
-for check in [globals()[n] for n in sys.argv[3:]] or (malformed_bodies, unknown_fields, sizes, names, typed_nonsense, random_bytes, broken_clients, anonymous, registry, kubelet, pages, watches):
+for check in [globals()[n] for n in sys.argv[3:]] or (malformed_bodies, unknown_fields, sizes, names, typed_nonsense, random_bytes, broken_clients, anonymous, registry, kubelet, control_frames, pages, watches):
     before = time.monotonic()
     try:
         check()

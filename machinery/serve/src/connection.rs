@@ -26,6 +26,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::accept::LAST_REQUEST_MAX;
 use crate::batched::{Batched, HTTP2_BEGINNING, InTurns, Turns};
+use crate::control_frames;
 use crate::hooked::{Hook, Hooked};
 use crate::joined::JoinedBody;
 use crate::last_request::LastRequest;
@@ -91,6 +92,7 @@ where
         }
     });
     let turns = Turns::default();
+    let stream = control_frames::Limited::of_client(stream);
     let stream = Hooked::new(stream, RequestHeadTimeout::new(activity.clone(), HEADER_TIMEOUT));
     let stream = Batched::new(stream, turns.clone());
     let server = builder();

@@ -3,6 +3,7 @@
 //!
 //! - [`accept`]: the accept loop: limits, eviction of unauthenticated connections, drain.
 //! - [`connection`]: HTTP on a connection of a server for untrusted clients.
+//! - [`control_frames`]: a limit of HTTP/2 frames that no request pays for.
 //! - [`descriptors`]: quotas of the process's file descriptors by class.
 //! - [`joined`]: bodies of few, non-empty pieces, for connections.
 //! - [`last_request`]: a connection's end is announced in its last response.
@@ -20,6 +21,7 @@
 pub mod accept;
 mod batched;
 pub mod connection;
+pub mod control_frames;
 pub mod descriptors;
 #[cfg(unix)]
 pub mod handover;

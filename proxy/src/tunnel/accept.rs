@@ -13,6 +13,7 @@ use h2::{Reason, RecvStream};
 use http::{Request, Response};
 use http_body::Body as _;
 use machinery_serve::accept::{self, ConnectionPermit, Limit, Listener};
+use machinery_serve::control_frames::Limited;
 use machinery_serve::descriptors::Descriptors;
 use machinery_serve::net::{Body, CallRejected, Caller, Origin, Peer, Serve, Stream};
 use tokio::net::TcpStream;
@@ -138,7 +139,7 @@ async fn serve_connection(
 async fn handshake(
     tunnel: &Tunnel,
     stream: Heard<TcpStream>,
-) -> Result<(Connection<Tls, Bytes>, PeerIdentity), machinery_serve::net::BoxError> {
+) -> Result<(Connection<Limited<Tls>, Bytes>, PeerIdentity), machinery_serve::net::BoxError> {
     let stream = TlsAcceptor::from(tunnel.tls.server.clone()).accept(stream).await?;
     let session = stream.get_ref().1;
     if session.alpn_protocol() != Some(ALPN) {
@@ -155,14 +156,14 @@ async fn handshake(
         .max_send_buffer_size(STREAM_WINDOW_BYTES as usize)
         .data_frame_budget(FRAME_OVERHEAD_MAX)
         .max_header_list_size(HEAD_BYTES_MAX);
-    Ok((builder.handshake(stream).await?, identity))
+    Ok((builder.handshake(Limited::of_client(stream)).await?, identity))
 }
 
 /// Serves the calls of a connection until its end; drains them after `stop`, after the expiry of the peer's certificate,
 /// and once it is idle.
 async fn run(
     tunnel: &Arc<Tunnel>,
-    mut connection: Connection<Tls, Bytes>,
+    mut connection: Connection<Limited<Tls>, Bytes>,
     peer: &Arc<ConnectedPeer>,
     expires_at: i64,
     stop: &CancellationToken,

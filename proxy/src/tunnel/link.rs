@@ -10,6 +10,7 @@ use bytes::Bytes;
 use h2::client::{Connection, SendRequest};
 use h2::{Ping, PingPong};
 use machinery_env::Env;
+use machinery_serve::control_frames::Limited;
 use machinery_serve::descriptors::{Class, DescriptorPermit, Descriptors};
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
@@ -118,7 +119,7 @@ impl LinkState {
 
 /// A connected link's driver, to be run until the end.
 pub(super) struct LinkDriver {
-    connection: Connection<Tls, Bytes>,
+    connection: Connection<Limited<Tls>, Bytes>,
     pings: PingPong,
     heard: LastHeard,
     expires_at: i64,
@@ -151,7 +152,8 @@ pub(super) async fn connect(
         }
         let identity = session.peer_certificates().and_then(|chain| PeerIdentity::of(chain.first()?));
         let expires_at = identity.map_or(i64::MIN, |identity| identity.expires_at);
-        let (requests, mut connection) = builder().handshake(stream).await.map_err(DialFailure::of_h2)?;
+        let (requests, mut connection) =
+            builder().handshake(Limited::of_server(stream)).await.map_err(DialFailure::of_h2)?;
         let mut pings = connection.ping_pong().ok_or(DialFailure::Protocol("no pings".to_owned()))?;
         tokio::select! {
             pong = pings.ping(Ping::opaque()) => {

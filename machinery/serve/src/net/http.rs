@@ -17,6 +17,7 @@ use hyper_util::server::conn::auto;
 
 use super::reset::ResetOnBrokenBody;
 use super::{Body, CallRejected, Origin, Serve, Stream, empty_body, framing};
+use crate::control_frames;
 use crate::joined::JoinedBody;
 use machinery_api::names::REASON_HEADER;
 
@@ -53,7 +54,7 @@ where
     // request, which is answered. A half-close of a socket means that the client is gone.
     let half_closes = matches!(stream, Stream::Pipe(_));
     let broken = ResetOnBrokenBody::default();
-    let connection = broken.connection(stream);
+    let connection = control_frames::Limited::of_client(broken.connection(stream));
     let local: Arc<str> = local.to_string().into();
     let has_request = Arc::new(AtomicBool::new(false));
     let begun = has_request.clone();
