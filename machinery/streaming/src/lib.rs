@@ -7,5 +7,6 @@
 //! Excluded by design: HTTP servers and clients, and the destinations of streams.
 #![warn(missing_docs)]
 
+mod empty_messages;
 pub mod spdy;
 pub mod websocket;

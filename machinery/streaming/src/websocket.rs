@@ -18,6 +18,8 @@ use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig
 use tokio_tungstenite::tungstenite::{Error, Message};
 use tokio_util::io::{CopyToBytes, SinkWriter, StreamReader};
 
+use crate::empty_messages::{EmptyMessages, TooMany};
+
 /// Maximum bytes of a received message: clients write 32 KiB at once.
 pub const MESSAGE_BYTES_MAX: usize = 1 << 20;
 /// Interval of the server's pings. While nothing reads the incoming messages, pongs aren't read either, and only a
@@ -128,10 +130,26 @@ async fn server<S: AsyncRead + AsyncWrite + Unpin>(io: S) -> WebSocketStream<S> 
     WebSocketStream::from_raw_socket(io, Role::Server, Some(config)).await
 }
 
+/// Messages of a client, which end in an error after too many without content.
+fn limited<S>(messages: S, env: Env) -> impl Stream<Item = Result<Message, Error>> + Unpin
+where
+    S: Stream<Item = Result<Message, Error>> + Unpin,
+{
+    let mut empty = EmptyMessages::new(env.elapsed());
+    messages.map(move |message| {
+        // A message of one byte has only the number of its channel.
+        let is_empty = message.as_ref().is_ok_and(|m| m.is_ping() || m.is_pong() || m.len() <= 1 && !m.is_close());
+        if is_empty && !empty.charge(|| env.elapsed()) {
+            return Err(Error::Io(io::Error::other(TooMany)));
+        }
+        message
+    })
+}
+
 /// A byte stream over a connection after the handshake; binary messages carry its bytes.
-pub async fn tunnel<S: AsyncRead + AsyncWrite + Unpin + Send>(io: S) -> impl AsyncRead + AsyncWrite + Unpin {
+pub async fn tunnel<S: AsyncRead + AsyncWrite + Unpin + Send>(io: S, env: Env) -> impl AsyncRead + AsyncWrite + Unpin {
     let (sink, stream) = server(io).await.split();
-    let pieces = stream.filter_map(|message| future::ready(message_bytes(message)));
+    let pieces = limited(stream, env).filter_map(|message| future::ready(message_bytes(message)));
     let messages =
         sink.sink_map_err(io_error).with(|bytes: Bytes| future::ready(Ok::<_, io::Error>(Message::Binary(bytes))));
     tokio::io::join(StreamReader::new(pieces), SinkWriter::new(CopyToBytes::new(messages)))
@@ -213,7 +231,8 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send,
     F: Future<Output = ()>,
 {
-    let (mut sink, mut stream) = server(io).await.split();
+    let (mut sink, stream) = server(io).await.split();
+    let mut stream = limited(stream, env.clone());
     let moved = AtomicU64::new(0);
     let reads = async {
         while let Some(message) = stream.next().await {
@@ -272,6 +291,7 @@ mod tests {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
     use super::*;
+    use crate::empty_messages::EMPTY_MESSAGES_MAX;
 
     fn request(fields: &[(&'static str, &str)]) -> HeaderMap {
         let mut headers = HeaderMap::new();
@@ -324,7 +344,7 @@ mod tests {
     async fn a_tunnel_carries_bytes_both_ways_and_its_end() {
         let (own, other) = tokio::io::duplex(1 << 16);
         let mut client = client(own).await;
-        let mut tunnel = tunnel(other).await;
+        let mut tunnel = tunnel(other, Env::real()).await;
         client.send(Message::Binary(Bytes::from_static(b"hel"))).await.unwrap();
         client.send(Message::Ping(Bytes::from_static(b"?"))).await.unwrap();
         client.send(Message::Binary(Bytes::from_static(b"lo"))).await.unwrap();
@@ -348,9 +368,32 @@ mod tests {
         for message in [Message::text("x"), Message::Binary(vec![0; MESSAGE_BYTES_MAX + 1].into())] {
             let (own, other) = tokio::io::duplex(4 << 20);
             let mut client = client(own).await;
-            let mut tunnel = tunnel(other).await;
+            let mut tunnel = tunnel(other, Env::real()).await;
             client.send(message).await.unwrap();
             assert!(tunnel.read(&mut [0; 8]).await.is_err());
+        }
+    }
+
+    /// Pings, empty messages and messages of a channel's number alone, without end: the connection ends.
+    #[tokio::test]
+    async fn floods_of_empty_messages_end_the_connection() {
+        for message in [Message::Ping(Bytes::new()), Message::Binary(Bytes::new()), Message::Binary("\0".into())] {
+            let (own, other) = tokio::io::duplex(1 << 16);
+            let (mut sink, mut answers) = client(own).await.split();
+            let (mut channels, run) = channels(other, Duration::from_secs(60), Env::real());
+            let run = tokio::spawn(run);
+            let floods = async {
+                let mut sent = 0;
+                while sent < 50 * EMPTY_MESSAGES_MAX && sink.send(message.clone()).await.is_ok() {
+                    sent += 1;
+                }
+                sent
+            };
+            let reads = async { while answers.next().await.is_some_and(|answer| answer.is_ok()) {} };
+            let takes = async { while channels.incoming.recv().await.is_some() {} };
+            let (sent, (), ()) = tokio::join!(floods, reads, takes);
+            assert!(sent < 50 * EMPTY_MESSAGES_MAX, "{message:?}");
+            assert_eq!(run.await.unwrap().unwrap_err().to_string(), "too many messages without content");
         }
     }
 

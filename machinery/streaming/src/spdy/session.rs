@@ -13,6 +13,8 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::sync::mpsc;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use crate::empty_messages::{EmptyMessages, TooMany};
+
 use super::frame::{Decoder, Encoder, Frame, Headers, SpdyError, status};
 
 /// Maximum concurrent streams of a connection: a browser's page over a forwarded port needs a dozen.
@@ -128,6 +130,7 @@ where
         seats: Arc::new(Semaphore::new(STREAMS_MAX)),
         outgoing,
         opened,
+        empty: EmptyMessages::new(env.elapsed()),
         activity: &activity,
         idle,
         env,
@@ -145,6 +148,7 @@ struct Session<'a> {
     seats: Arc<Semaphore>,
     outgoing: mpsc::Sender<Frame>,
     opened: mpsc::Sender<SpdyStream>,
+    empty: EmptyMessages,
     activity: &'a AtomicU64,
     idle: Duration,
     env: &'a Env,
@@ -170,7 +174,22 @@ impl Session<'_> {
         }
     }
 
+    /// Whether a frame opens, feeds or ends a stream.
+    fn is_of_stream(&self, frame: &Frame) -> bool {
+        match frame {
+            Frame::SynStream { .. } => true,
+            Frame::Data { id, fin, bytes } => self.streams.contains_key(id) && (*fin || !bytes.is_empty()),
+            Frame::Reset { id, .. } => self.streams.contains_key(id),
+            Frame::Headers { id, fin, .. } => *fin && self.streams.contains_key(id),
+            Frame::Ping(_) | Frame::SynReply { .. } | Frame::GoAway { .. } | Frame::Ignored => false,
+        }
+    }
+
     async fn take(&mut self, frame: Frame, accept: impl Fn(&Headers) -> bool) -> io::Result<()> {
+        let env = self.env;
+        if !self.is_of_stream(&frame) && !self.empty.charge(|| env.elapsed()) {
+            return Err(io::Error::other(TooMany));
+        }
         match frame {
             Frame::SynStream { id, fin, headers } => self.open(id, fin, headers, accept).await,
             Frame::Data { id, fin, bytes } => {
@@ -266,6 +285,7 @@ mod tests {
     use tokio::io::DuplexStream;
 
     use super::*;
+    use crate::empty_messages::EMPTY_MESSAGES_MAX;
 
     const IDLE: Duration = Duration::from_secs(60);
 
@@ -342,6 +362,25 @@ mod tests {
         assert_eq!(client.recv().await, Some(Frame::Ping(5)));
         drop(client);
         session.await.unwrap().unwrap();
+    }
+
+    /// Pings, empty pieces and resets of unknown streams, without end: the connection ends.
+    #[tokio::test]
+    async fn floods_of_empty_frames_end_the_connection() {
+        for frame in
+            [Frame::Ping(1), Frame::Ping(2), data(1, false, ""), Frame::Reset { id: 9, status: status::CANCEL }]
+        {
+            let (mut client, mut streams, session) = start();
+            client.open(1, "a").await;
+            let _a = streams.recv().await.unwrap();
+            let mut flood = BytesMut::new();
+            for _ in 0..2 * EMPTY_MESSAGES_MAX {
+                client.encoder.encode(&frame, &mut flood).unwrap();
+            }
+            let _ = client.io.write_all(&flood).await;
+            let error = session.await.unwrap().unwrap_err();
+            assert_eq!(error.to_string(), "too many messages without content", "{frame:?}");
+        }
     }
 
     #[tokio::test]

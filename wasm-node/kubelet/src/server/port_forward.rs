@@ -173,7 +173,10 @@ impl ForwardedPod {
     async fn serve(self, io: TokioIo<Upgraded>, wire: Wire) -> io::Result<()> {
         match wire {
             Wire::Spdy => self.serve_pairs(io).await,
-            Wire::Tunnel => self.serve_pairs(websocket::tunnel(io).await).await,
+            Wire::Tunnel => {
+                let tunnel = websocket::tunnel(io, self.env.clone()).await;
+                self.serve_pairs(tunnel).await
+            }
             Wire::Channels(ports) => self.serve_channels(io, &ports).await,
         }
     }
