@@ -4,6 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
+#[path = "tidy/advisories.rs"]
+mod advisories;
 #[path = "tidy/codecs.rs"]
 mod codecs;
 #[path = "tidy/fields.rs"]

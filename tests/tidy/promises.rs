@@ -6,7 +6,7 @@ use super::{check, read, root};
 
 /// The (test, file) pairs that a row's last cell names: tests stand before the file that holds them, or are in the same file as the
 /// last one named.
-fn proofs<'a>(cell: &'a str, same: &mut &'a str) -> Vec<(Option<&'a str>, &'a str)> {
+pub(super) fn proofs<'a>(cell: &'a str, same: &mut &'a str) -> Vec<(Option<&'a str>, &'a str)> {
     let mut found = Vec::new();
     for clause in cell.split(';') {
         let mut tests: Vec<&str> = Vec::new();
@@ -30,7 +30,7 @@ fn is_name(text: &str) -> bool {
     !text.is_empty() && text.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_')
 }
 
-fn holds_test(text: &str, name: &str) -> bool {
+pub(super) fn holds_test(text: &str, name: &str) -> bool {
     [format!("fn {name}("), format!("def {name}("), format!("{name}()"), format!("# {name}")]
         .iter()
         .any(|form| text.contains(form.as_str()))
