@@ -24,6 +24,8 @@ use crate::state::ProxyState;
 
 /// Maximum size of a request in bytes. The longest name with EDNS options needs some 300.
 const REQUEST_BYTES_MAX: usize = 4_096;
+/// Size of a message's header (RFC 1035 §4.1.1).
+const HEADER_BYTES: usize = 12;
 /// Maximum TCP connections of one listener; at the limit the oldest is closed for a new one (RFC 7766 §6.2.2).
 const CONNECTIONS_MAX: usize = 256;
 /// Time without a request after which a TCP connection is closed (CoreDNS' value), and timeout of a write.
@@ -320,13 +322,29 @@ impl DnsServer {
     }
 }
 
-/// Reads a request behind its length (RFC 1035 §4.2.2); `None` at the end, or if it is too long.
+/// Reads a request behind its length (RFC 1035 §4.2.2); `None` at the end, or if it is too long or too short to be one: such
+/// packets get no answer, and their number has no limit.
 async fn read_packet(reads: &mut (impl tokio::io::AsyncRead + Unpin)) -> Option<Vec<u8>> {
     let length = usize::from(reads.read_u16().await.ok()?);
-    if length > REQUEST_BYTES_MAX {
+    if !(HEADER_BYTES..=REQUEST_BYTES_MAX).contains(&length) {
         return None;
     }
     let mut packet = vec![0; length];
     reads.read_exact(&mut packet).await.ok()?;
     Some(packet)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn packets_without_a_header_end_the_connection() {
+        for (length, is_read) in
+            [(0, false), (HEADER_BYTES - 1, false), (HEADER_BYTES, true), (REQUEST_BYTES_MAX + 1, false)]
+        {
+            let framed = [&(length as u16).to_be_bytes()[..], &vec![0; length]].concat();
+            assert_eq!(read_packet(&mut &framed[..]).await.is_some(), is_read, "{length}");
+        }
+    }
 }
