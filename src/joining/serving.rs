@@ -105,7 +105,7 @@ fn has_other_names(node: Option<&Node>, wanted: &BTreeSet<String>) -> bool {
 }
 
 /// The DNS names and IP addresses of a Node; none: it has no IP address yet (upstream's `addressesToHostnamesAndIPs` and
-/// `newGetTemplateFn`).
+/// `newGetTemplateFn`). Loopback addresses are every machine's, and approved for no node: there API servers verify the name.
 fn names(node: &Node) -> BTreeSet<String> {
     let addresses = node.status.iter().flat_map(|status| status.addresses.iter().flatten());
     let mut names = BTreeSet::new();
@@ -114,7 +114,9 @@ fn names(node: &Node) -> BTreeSet<String> {
         match (address.type_.as_str(), address.address.parse::<IpAddr>()) {
             ("Hostname" | "InternalIP" | "ExternalIP", Ok(ip)) => {
                 has_address = true;
-                names.insert(ip.to_string());
+                if !ip.to_canonical().is_loopback() {
+                    names.insert(ip.to_string());
+                }
             }
             ("Hostname" | "InternalDNS" | "ExternalDNS", _) if !address.address.is_empty() => {
                 names.insert(address.address.clone());
@@ -151,6 +153,7 @@ mod tests {
         ]);
         assert!(names(&all).iter().eq(["192.0.2.1", "192.0.2.2", "2001:db8::1", "n1", "n1.internal"]));
         assert!(names(&node(&[("Hostname", "n1")])).is_empty(), "no address");
+        assert!(names(&node(&[("Hostname", "n1"), ("InternalIP", "127.0.0.1"), ("InternalIP", "::1")])).iter().eq(["n1"]));
         assert!(names(&Node::default()).is_empty());
     }
 

@@ -2,17 +2,21 @@
 //! these requests to the administrator, and so does this controller with all that it doesn't approve: it denies nothing.
 //!
 //! A node writes the addresses in its status itself. So they don't suffice: foreign DNS names, names of Services and the API
-//! server, and addresses of Services, API servers and older Nodes are left to the administrator. An administrator labels the
-//! Nodes on the machines of API servers: kubelets can't (NodeRestriction).
+//! server, loopback addresses, the ranges of Services and pods, and addresses of Services, API servers and older Nodes are
+//! left to the administrator. An administrator labels the Nodes on the machines of API servers: kubelets can't
+//! (NodeRestriction). A certificate lives longer than a server's absence, so an API server's address is one that the record
+//! `API_SERVERS` lists, whether or not a server listens there. Without the record nothing is approved.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use jiff::Timestamp;
 use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
-use k8s_openapi::api::core::v1::{Endpoints, Node, Service};
-use machinery_api::ObjectKey;
+use k8s_openapi::api::core::v1::{ConfigMap, Endpoints, Node, Service};
+use k8s_openapi::api::networking::v1::ServiceCIDR;
+use machinery_api::{ObjectKey, names};
 use machinery_client::driver::own_key;
 use machinery_client::{Change, Context, Controller, EventRecord, Input, ObjectCache, Plan, key_of};
 use machinery_rules::certificate_request::CertificateRequest;
@@ -45,7 +49,9 @@ pub(crate) const CONTROLLER: Controller<Settings> = Controller {
         Input::of::<Node>(of_node),
         // Only read: their changes approve nothing.
         Input::of::<Service>(|_, _| Vec::new()),
+        Input::of::<ServiceCIDR>(|_, _| Vec::new()),
         Input::of::<Endpoints>(|_, _| Vec::new()),
+        Input::of::<ConfigMap>(of_record),
     ],
     reconcile,
 };
@@ -73,6 +79,20 @@ fn of_node(view: &ObjectCache, change: &Change) -> Vec<ObjectKey> {
         .filter(of_it)
         .map(|csr| key_of(&csr.metadata))
         .collect()
+}
+
+/// All open requests when the record of API servers appears: they wait for it.
+fn of_record(view: &ObjectCache, change: &Change) -> Vec<ObjectKey> {
+    let is_new = change.before::<ConfigMap>().is_none() && change.after::<ConfigMap>().is_some();
+    if !is_new || *change.key != record_key() {
+        return Vec::new();
+    }
+    let open = view.all::<CertificateSigningRequest>().filter(|csr| is_open(csr));
+    open.map(|csr| key_of(&csr.metadata)).collect()
+}
+
+fn record_key() -> ObjectKey {
+    ObjectKey::new("kube-system", names::API_SERVERS)
 }
 
 fn reconcile(view: &ObjectCache, key: &ObjectKey, context: &Context<'_, Settings>) -> Plan {
@@ -186,10 +206,10 @@ fn is_below(node: &str, asked: &str) -> bool {
     address(asked).is_some() || rest().is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
 }
 
-/// Names of the API server and of Services, patterns, and addresses that are no machine's.
+/// Names of the API server and of Services, patterns, and addresses that are no machine's, or every machine's.
 fn is_reserved(asked: &str) -> bool {
     if let Some(ip) = address(asked) {
-        return ip.is_unspecified() || ip.is_multicast();
+        return ip.is_unspecified() || ip.is_multicast() || ip.is_loopback();
     }
     let name = asked.trim_end_matches('.').to_ascii_lowercase();
     let labels: Vec<&str> = name.split('.').collect();
@@ -200,9 +220,8 @@ fn is_reserved(asked: &str) -> bool {
         || name.ends_with("cluster.local")
 }
 
-/// Whose a name or address is, other than the Node's. All nodes of one machine may have its loopback address.
+/// Whose a name or address is, other than the Node's.
 fn taken(view: &ObjectCache, node: &Node, asked: &str) -> Option<String> {
-    let ip = address(asked);
     let born = |node: &Node| node.metadata.creation_timestamp.as_ref().map(|born| born.0);
     let first = |other: &Node| (born(other), &other.metadata.name) < (born(node), &node.metadata.name);
     let is_its_name =
@@ -211,27 +230,43 @@ fn taken(view: &ObjectCache, node: &Node, asked: &str) -> Option<String> {
     if others().any(is_its_name) {
         return Some("another Node's name".to_owned());
     }
-    if ip.is_some_and(|ip| ip.is_loopback()) {
-        return None;
-    }
     if let Some(older) = others().filter(|other| first(other)).find(|other| is_own(&addresses(other), asked)) {
         return Some(format!("an address of the older Node {}", older.metadata.name.as_deref().unwrap_or_default()));
     }
+    let ip = address(asked)?;
     let of_service = |service: &Service| {
         let spec = service.spec.as_ref();
         let cluster = spec.and_then(|spec| spec.cluster_ips.as_ref()).into_iter().flatten();
         let external = spec.and_then(|spec| spec.external_ips.as_ref()).into_iter().flatten();
-        cluster.chain(external).any(|text| ip.is_some() && address(text) == ip)
+        cluster.chain(external).any(|text| address(text) == Some(ip))
     };
     if view.all::<Service>().any(of_service) {
         return Some("an address of a Service".to_owned());
     }
+    let is_in = |cidr: &String| cidr.parse::<IpNet>().is_ok_and(|cidr| cidr.contains(&ip));
+    if view.all::<ServiceCIDR>().filter_map(|range| range.spec.as_ref()?.cidrs.as_ref()).flatten().any(is_in) {
+        return Some("in a range of Services".to_owned());
+    }
+    if view.all::<Node>().filter_map(|node| node.spec.as_ref()?.pod_cidrs.as_ref()).flatten().any(is_in) {
+        return Some("in a node's range of pods".to_owned());
+    }
+    if is_control_plane(node) {
+        return None;
+    }
+    let Some(record) = view.get::<ConfigMap>(&record_key()) else {
+        return Some(format!(
+            "not known to be no API server's: the ConfigMap kube-system/{} is missing",
+            names::API_SERVERS
+        ));
+    };
+    let record = record.data.as_ref().and_then(|data| data.get(names::API_SERVER_ADDRESSES));
+    let recorded = record.into_iter().flat_map(|lines| lines.lines()).map(str::trim);
     let servers = view.get::<Endpoints>(&ObjectKey::new("default", "kubernetes"));
-    let mut servers = servers.iter().flat_map(|servers| servers.subsets.iter().flatten());
-    let of_server =
-        servers.any(|subset| subset.addresses.iter().flatten().any(|of| ip.is_some() && address(&of.ip) == ip));
-    (of_server && !is_control_plane(node))
-        .then(|| format!("an API server's address: if the node is on its machine, label the Node with {CONTROL_PLANE}"))
+    let subsets = servers.iter().flat_map(|servers| servers.subsets.iter().flatten());
+    let present = subsets.flat_map(|subset| subset.addresses.iter().flatten()).map(|of| of.ip.as_str());
+    recorded.chain(present).any(|text| address(text) == Some(ip)).then(|| {
+        format!("an API server's address: if the node is on its machine, label the Node with {CONTROL_PLANE}")
+    })
 }
 
 #[cfg(test)]
@@ -305,9 +340,17 @@ mod tests {
         node("n1", "2025-12-31T00:00:00Z", &addresses)
     }
 
+    fn record(lines: &str) -> Value {
+        json!({
+            "apiVersion": "v1", "kind": "ConfigMap",
+            "metadata": {"name": names::API_SERVERS, "namespace": "kube-system"},
+            "data": {names::API_SERVER_ADDRESSES: lines},
+        })
+    }
+
     /// The verdict in a cluster of objects, the Node n1 among them.
     fn verdict(csr: &CertificateSigningRequest, request: &CertificateRequest, others: Vec<Value>) -> Verdict {
-        let simulation = crate::simulation(start(), others.into_iter().chain([n1()]));
+        let simulation = crate::simulation(start(), others.into_iter().chain([n1(), record("192.0.2.77\n")]));
         let view = &simulation.view;
         let found = node_of(csr).and_then(|name| view.get(&ObjectKey::cluster(name)));
         judge(csr, request, found, start(), &|node, name| taken(view, node, name))
@@ -324,7 +367,6 @@ mod tests {
     fn a_node_gets_its_own_addresses() {
         let all = CertificateRequest {
             dns_names: vec!["n1".into(), "n1.example".into()],
-            ip_addresses: ["192.0.2.1", "2001:db8::1", "127.0.0.1"].map(|ip| ip.parse().unwrap()).to_vec(),
             ..request()
         };
         assert_eq!(verdict(&csr(json!({})), &all, Vec::new()), Verdict::Approve);
@@ -354,6 +396,7 @@ mod tests {
         leaves(&ours, &with(&|r| r.dns_names.push("N1.example.".into())), "is not among");
         leaves(&ours, &with(&|r| r.ip_addresses.push("192.0.2.2".parse().unwrap())), "192.0.2.2 is not among");
         leaves(&ours, &with(&|r| r.dns_names.push("*.example".into())), "is no node's");
+        leaves(&ours, &with(&|r| r.ip_addresses.push("127.0.0.1".parse().unwrap())), "is no node's");
         leaves(&ours, &with(&|r| r.dns_names.push("kubernetes.default".into())), "is no node's");
         leaves(&ours, &with(&|r| r.dns_names.push("api.example".into())), "other than the Node's");
         leaves(&ours, &with(&|r| r.uris.push("https://n1".into())), "URI");
@@ -385,6 +428,17 @@ mod tests {
             "spec": {"clusterIPs": ["192.0.2.1"]},
         });
         assert_eq!(why(vec![service]), "192.0.2.1 is an address of a Service");
+        let range = |cidr: &str| {
+            json!({
+                "apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR", "metadata": {"name": "r"},
+                "spec": {"cidrs": [cidr]},
+            })
+        };
+        assert_eq!(why(vec![range("2001:db8::/64")]), "2001:db8::1 is in a range of Services");
+        assert_eq!(why(vec![range("198.51.100.0/24")]), "Approve");
+        let mut with_pods = node("n2", "2025-12-31T23:00:00Z", &[]);
+        with_pods["spec"] = json!({"podCIDRs": ["192.0.2.0/30"]});
+        assert_eq!(why(vec![with_pods]), "192.0.2.1 is in a node's range of pods");
         // The same address in IPv6's notation.
         let mapped = CertificateRequest { ip_addresses: vec!["::ffff:192.0.2.9".parse().unwrap()], ..request() };
         let service = json!({
@@ -400,7 +454,7 @@ mod tests {
         assert!(why(vec![servers.clone()]).starts_with("192.0.2.1 is an API server's address"));
         let mut labelled = n1();
         labelled["metadata"]["labels"] = json!({CONTROL_PLANE: ""});
-        let simulation = crate::simulation(start(), [servers, labelled]);
+        let simulation = crate::simulation(start(), [servers, labelled, record("192.0.2.1")]);
         let found = simulation.view.get(&ObjectKey::cluster("n1"));
         let given =
             judge(&csr(json!({})), &request(), found, start(), &|node, name| taken(&simulation.view, node, name));
@@ -416,11 +470,34 @@ mod tests {
             ("web.shop.svc", true),
             ("0.0.0.0", true),
             ("ff02::1", true),
+            ("127.0.0.1", true),
+            ("127.64.0.1", true),
+            ("::1", true),
+            ("::ffff:127.0.0.1", true),
             ("kubernetes-1", false),
             ("n1.svcs.example", false),
         ] {
             assert_eq!(is_reserved(name), reserved, "{name}");
         }
+    }
+
+    /// A server that is stopped is no endpoint, but its clients come back.
+    #[test]
+    fn a_stopped_api_servers_address_is_not_given() {
+        let given = |others: Vec<Value>| {
+            let simulation = crate::simulation(start(), others.into_iter().chain([n1()]));
+            let found = simulation.view.get(&ObjectKey::cluster("n1"));
+            judge(&csr(json!({})), &request(), found, start(), &|node, name| taken(&simulation.view, node, name))
+        };
+        let leaves = |others: Vec<Value>, why: &str| match given(others) {
+            Verdict::Leave(said) => assert!(said.starts_with(why), "{said}"),
+            other => panic!("{other:?} instead of {why}"),
+        };
+        leaves(vec![record("192.0.2.9\n192.0.2.1\n")], "192.0.2.1 is an API server's address");
+        leaves(vec![record(" ::ffff:192.0.2.1 ")], "192.0.2.1 is an API server's address");
+        leaves(Vec::new(), "192.0.2.1 is not known to be no API server's");
+        assert_eq!(given(vec![record("192.0.2.9\n2001:db8::2\n")]), Verdict::Approve);
+        assert_eq!(given(vec![record("")]), Verdict::Approve);
     }
 
     #[test]
@@ -429,7 +506,7 @@ mod tests {
         (waiting["apiVersion"], waiting["kind"]) =
             ("certificates.k8s.io/v1".into(), "CertificateSigningRequest".into());
         waiting["spec"]["request"] = serde_json::to_value(k8s_openapi::ByteString(SERVING.into())).unwrap();
-        let mut simulation = crate::simulation(start(), [waiting]);
+        let mut simulation = crate::simulation(start(), [waiting, record("")]);
         let key = ObjectKey::cluster("r");
         assert_eq!(decide(NAME, &simulation, &key), Plan::nothing());
         let mut registered = n1();

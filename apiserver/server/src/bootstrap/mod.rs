@@ -14,6 +14,7 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 
 use ipnet::Ipv4Net;
+use machinery_api::names;
 use serde_json::{Map, Value, json};
 
 use apiserver_auth::rules::{Rule, missing_rules};
@@ -72,6 +73,8 @@ enum ReconcilePolicy {
     CreateOnly,
     /// These fields are overwritten.
     Overwrite(&'static [&'static str]),
+    /// Missing lines of this key of `data` are added; lines are never removed.
+    AddLines(&'static str),
     /// Missing rules and labels are added; additional ones are kept.
     Role,
     /// Missing subjects and labels are added; a different role recreates the binding.
@@ -157,6 +160,7 @@ pub fn desired(cluster: &Cluster, live: &BTreeSet<SocketAddr>, catalog: &Catalog
     let account = "system:serviceaccount:kube-system:certificate-controller";
     desired.extend(role_and_binding("coracle:kubelet-serving-approver", &serving_rules, "User", account));
     desired.push(authentication(cluster));
+    desired.push(api_servers(cluster, live));
     desired.push(service_cidr(cluster));
     desired.extend(endpoints::desired(cluster, live));
     desired
@@ -271,6 +275,7 @@ fn plan_object(objects: &dyn ObjectReader, desired: &Desired) -> Option<Write> {
                 overwrite(&mut object, wanted, field);
             }
         }
+        ReconcilePolicy::AddLines(key) => add_lines(&mut object, wanted, key),
         ReconcilePolicy::Role => {
             add_labels(&mut object, wanted);
             reconcile_role(&mut object, wanted);
@@ -312,6 +317,21 @@ fn authentication(cluster: &Cluster) -> Desired {
     Desired { group: "", plural: "configmaps", object, policy: ReconcilePolicy::Overwrite(&["data"]) }
 }
 
+/// The record of API servers' addresses for the approval of nodes' serving certificates. It comes before the endpoints, and
+/// outlives its servers: a certificate that a node gets while a server is stopped is valid when the server is back.
+fn api_servers(cluster: &Cluster, live: &BTreeSet<SocketAddr>) -> Desired {
+    let addresses: BTreeSet<IpAddr> = live.iter().chain([&cluster.address]).map(SocketAddr::ip).collect();
+    let lines: String = addresses.iter().map(|address| format!("{address}\n")).collect();
+    let object = json!({
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {"name": names::API_SERVERS, "namespace": "kube-system"},
+        "data": {names::API_SERVER_ADDRESSES: lines},
+    });
+    let policy = ReconcilePolicy::AddLines(names::API_SERVER_ADDRESSES);
+    Desired { group: "", plural: "configmaps", object, policy }
+}
+
 /// The CIDR of Service addresses, as created by upstream's API server and its controller.
 fn service_cidr(cluster: &Cluster) -> Desired {
     let object = json!({
@@ -335,6 +355,24 @@ fn overwrite(object: &mut Value, wanted: &Value, field: &str) {
     if let (Some(map), Some(value)) = (object.as_object_mut(), wanted.get(field)) {
         map.insert(field.to_owned(), value.clone());
     }
+}
+
+/// Adds the missing lines of a text in `data`; existing ones stay.
+fn add_lines(object: &mut Value, wanted: &Value, key: &str) {
+    let text = |of: &Value| of["data"][key].as_str().unwrap_or_default().to_owned();
+    let (mut own, wanted) = (text(object), text(wanted));
+    let missing = |line: &&str| !own.lines().any(|own| own.trim() == *line);
+    let added: String = wanted.lines().filter(missing).map(|line| format!("{line}\n")).collect();
+    if added.is_empty() {
+        return;
+    }
+    if !own.is_empty() && !own.ends_with('\n') {
+        own.push('\n');
+    }
+    if !object["data"].is_object() {
+        object["data"] = json!({});
+    }
+    object["data"][key] = (own + &added).into();
 }
 
 /// Adds missing labels and annotations; existing ones keep their values.
@@ -505,6 +543,30 @@ mod tests {
         assert!(may("system:node:n1", Some(apiserver_auth::NODES), "watch", "node.k8s.io", "runtimeclasses"));
         assert!(!may("system:node:n1", Some(apiserver_auth::NODES), "create", "", "services"));
         assert!(!may("jo", None, "get", "", "pods"));
+    }
+
+    #[test]
+    fn the_record_of_api_servers_never_shrinks() {
+        let objects = ObjectReader::default();
+        let recorded = || {
+            let record = objects.get("", "configmaps", "kube-system", names::API_SERVERS).unwrap();
+            record["data"][names::API_SERVER_ADDRESSES].as_str().unwrap().to_owned()
+        };
+        let start = |addresses: &[&str]| {
+            let live = addresses.iter().map(|address| address.parse().unwrap()).collect();
+            let own = Cluster { address: addresses[0].parse().unwrap(), ..cluster() };
+            apply(&objects, plan(&objects, &super::desired(&own, &live, built_in())));
+        };
+        start(&["10.0.0.3:6443", "10.0.0.1:6443"]);
+        assert_eq!(recorded(), "10.0.0.1\n10.0.0.3\n");
+        start(&["10.0.0.1:6443"]);
+        assert_eq!(recorded(), "10.0.0.1\n10.0.0.3\n", "the stopped server's stays");
+        // An administrator's lines stay, too.
+        let mut edited = Value::clone(&objects.get("", "configmaps", "kube-system", names::API_SERVERS).unwrap());
+        edited["data"][names::API_SERVER_ADDRESSES] = "192.0.2.9 \n10.0.0.1".into();
+        objects.put("", "configmaps", edited);
+        start(&["[2001:db8::1]:6443", "10.0.0.1:6443"]);
+        assert_eq!(recorded(), "192.0.2.9 \n10.0.0.1\n2001:db8::1\n");
     }
 
     #[test]

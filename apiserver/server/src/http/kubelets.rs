@@ -1,6 +1,7 @@
 //! The client for kubelets: TLS with a client certificate of the server, at the address in the Node's status, over
 //! pooled connections.
 
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -91,6 +92,7 @@ impl IdleConnections {
 pub(crate) struct NodeAddress {
     /// The Node's uid: a new Node at the same address is another node.
     uid: String,
+    name: String,
     address: String,
     port: u16,
 }
@@ -101,8 +103,8 @@ impl NodeAddress {
         let addresses = node["status"]["addresses"].as_array()?;
         let address = addresses.iter().find(|a| a["type"] == "InternalIP")?["address"].as_str()?.to_owned();
         let port = node["status"]["daemonEndpoints"]["kubeletEndpoint"]["Port"].as_u64().filter(|p| *p > 0);
-        let uid = node["metadata"]["uid"].as_str().unwrap_or_default().to_owned();
-        Some(Self { uid, address, port: u16::try_from(port.unwrap_or(KUBELET_PORT)).ok()? })
+        let text = |field: &str| node["metadata"][field].as_str().unwrap_or_default().to_owned();
+        Some(Self { uid: text("uid"), name: text("name"), address, port: u16::try_from(port.unwrap_or(KUBELET_PORT)).ok()? })
     }
 
     /// Whether address and port are equal, whichever Node they belong to.
@@ -112,6 +114,14 @@ impl NodeAddress {
 
     pub(super) const fn port(&self) -> u16 {
         self.port
+    }
+
+    /// The name that the kubelet's certificate must have: its address. A loopback address is every machine's, and no
+    /// certificate is proof of it: there it is the Node's name.
+    fn server_name(&self) -> Result<ServerName<'static>, String> {
+        let is_loopback = self.address.parse::<IpAddr>().is_ok_and(|ip| ip.to_canonical().is_loopback());
+        let name = if is_loopback { &self.name } else { &self.address };
+        ServerName::try_from(name.clone()).map_err(|error| error.to_string())
     }
 
     /// The host part of a URL.
@@ -183,7 +193,7 @@ impl Kubelets {
 
     async fn connect(&self, to: &NodeAddress) -> Result<TlsStream<TcpStream>, String> {
         let tls = self.tls.clone().ok_or("this server has no client certificate for nodes")?;
-        let server = ServerName::try_from(to.address.clone()).map_err(|e| e.to_string())?;
+        let server = to.server_name()?;
         let connect = async {
             let socket = TcpStream::connect((to.address.as_str(), to.port)).await.map_err(|e| e.to_string())?;
             keep_alive(&socket);
@@ -309,5 +319,16 @@ mod tests {
         assert_eq!(at("::1", Value::Null).as_deref(), Some("[::1]:10250"));
         assert_eq!(at("127.0.0.2", json!(70_000)), None);
         assert_eq!(NodeAddress::of(&json!({})), None);
+    }
+
+    #[test]
+    fn a_loopback_address_proves_no_node() {
+        let name = |address: &str| {
+            let addresses = json!([{"type": "InternalIP", "address": address}]);
+            let node = json!({"metadata": {"name": "n"}, "status": {"addresses": addresses}});
+            NodeAddress::of(&node).unwrap().server_name().unwrap().to_str().into_owned()
+        };
+        assert_eq!(["192.0.2.1", "2001:db8::1"].map(name), ["192.0.2.1", "2001:db8::1"]);
+        assert_eq!(["127.0.0.1", "127.64.0.1", "::1", "::ffff:127.0.0.1"].map(name), ["n"; 4]);
     }
 }
