@@ -47,7 +47,7 @@ pub(super) struct NodeHost {
     pub(super) pods: PodNetwork,
     pub(super) data_plane: DataPlane,
     pub(super) agents: Vec<Agent>,
-    /// A client that may read namespaces.
+    /// A client that may read the namespaces of the nodes' pods, at least.
     pub(super) namespaces: Client,
     /// The cache and the client of the local volumes' provisioner.
     pub(super) volumes: (Arc<Informer>, ApiClient),

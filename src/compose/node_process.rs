@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use http::Uri;
 use images::{Images, RegistryAccess};
+use k8s_openapi::api::core::v1::{Node, PersistentVolume};
+use kube::Client;
 use kubelet::node::{Handover, Shutdown};
 use kubelet::server::ServingTls;
 use machinery_api::names;
@@ -120,9 +122,9 @@ impl NodeProcess {
         let resumption = Resumption::begin(env, &node.client, [config.name.clone()], &plane).await;
         components.push(Component::until(&stop, "client certificate", renewal));
         if cluster.is_coracle {
-            let (node, timers) = (node.clone(), env.clone());
+            let (node, timers, client) = (node.clone(), env.clone(), node.data_plane_client(env, true)?);
             components.push(Component::until(&stop, "list of API servers", async move {
-                node.follow_servers(&timers).await
+                node.follow_servers(&timers, &client).await
             }));
         }
         components.push(Component::until(&stop, "serving certificate", serving_renewal));
@@ -211,7 +213,8 @@ impl Parts<'_> {
             nodes::images(self.env, &self.config.nodes, &engine, (&blobs, access(&cluster.registries, self.node)))?;
         let client = &self.node.client;
         let threads = Some(engine.guest_runtime().clone());
-        let tunnel = self.tunnel(cluster, &pods, threads.clone())?;
+        let proxy = self.node.data_plane_client(self.env, cluster.is_coracle)?;
+        let tunnel = self.tunnel(cluster, &pods, proxy.clone(), threads.clone())?;
         tunnel.tunnel.metrics().register(metrics);
         data_plane.metrics().register(metrics);
         let mut annotations: BTreeMap<_, _> = [(names::TUNNEL_ADDRESS.to_owned(), tunnel.address.to_string())].into();
@@ -232,6 +235,9 @@ impl Parts<'_> {
             is_autonomous: true,
         };
         let informer = Informer::new(client.clone(), self.env.clone(), &self.stop);
+        // What a node may read (docs/decisions/0129-node-rights.md).
+        informer.watch_selected::<PersistentVolume>("", &format!("{}={}", names::VOLUME_NODE, self.config.name));
+        informer.watch_selected::<Node>(&format!("metadata.name={}", self.config.name), "");
         let host = NodeHost {
             env: self.env.clone(),
             data: self.data.clone(),
@@ -247,7 +253,6 @@ impl Parts<'_> {
             handover: self.handover.clone(),
             ready,
         };
-        let proxy = self.node.client_as(self.env, "kube-proxy")?;
         let mut components = vec![plane::component(data_plane.clone(), proxy, self.pods_stop.clone(), threads.clone())];
         components.push(self.follow_registries(cluster, images));
         let stop = self.pods_stop.clone();
@@ -261,6 +266,7 @@ impl Parts<'_> {
         &self,
         cluster: &NodeConfiguration,
         pods: &PodNetwork,
+        client: Client,
         threads: Option<Handle>,
     ) -> anyhow::Result<BoundTunnel> {
         let parts = TunnelParts {
@@ -271,7 +277,7 @@ impl Parts<'_> {
             pod_cidrs: vec![cluster.pods.into()],
             pods: pods.clone(),
             peers: Some(self.data.node(&self.config.name).join("peers")),
-            client: self.node.client.clone(),
+            client,
             stop: self.pods_stop.clone(),
             threads,
         };

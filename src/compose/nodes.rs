@@ -105,7 +105,9 @@ pub(super) fn build(ground: &Ground) -> anyhow::Result<Vec<Component>> {
         })
     });
     let agents = agents.collect::<anyhow::Result<Vec<_>>>()?;
-    let Some(first) = agents.first() else { return Ok(Vec::new()) };
+    if agents.is_empty() {
+        return Ok(Vec::new());
+    }
     let host = NodeHost {
         env: ground.env.clone(),
         data: ground.data.clone(),
@@ -114,10 +116,10 @@ pub(super) fn build(ground: &Ground) -> anyhow::Result<Vec<Component>> {
         images: images.clone(),
         pods: ground.pods.clone(),
         data_plane: ground.data_plane.clone(),
-        // Every node may read namespaces.
-        namespaces: first.client.clone(),
+        // One collector serves all nodes of the process, and a node reads only its pods' namespaces.
+        namespaces: client(ComponentIdentity::Controller("namespace-controller")),
         agents,
-        // As the binder: nodes may change no volumes.
+        // As the binder, whose cache has the volumes of all nodes.
         volumes: (ground.informer.clone(), client(ComponentIdentity::Controller("persistent-volume-binder")).into()),
         stop: ground.stop.components.clone(),
         handover: ground.handover.clone(),
@@ -157,7 +159,7 @@ fn tunnel(ground: &Ground) -> anyhow::Result<Option<BoundTunnel>> {
     let identity = TlsIdentity { cert_pem: identity.cert_pem, key_pem: identity.key_pem };
     let parts = TunnelParts {
         env: ground.env.clone(),
-        client: ComponentIdentity::Node(node.clone()).client(&ground.env, &ground.service),
+        client: ComponentIdentity::Proxy.client(&ground.env, &ground.service),
         node,
         certificate: watch::channel(Arc::new(identity)).1,
         ca_pem: ground.pki.ca_pem().to_owned(),

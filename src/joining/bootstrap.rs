@@ -10,6 +10,7 @@ use machinery_client::{Api, Kind, ListOptions};
 use machinery_env::Env;
 use serde_json::{Value, json};
 
+use super::node::is_coracle;
 use super::token::{BootstrapToken, is_id};
 use super::{RBAC, SYSTEM, token_secret};
 
@@ -19,8 +20,8 @@ const TYPE: &str = "bootstrap.kubernetes.io/token";
 /// our bindings.
 const GROUP: &str = "system:bootstrappers:coracle:node-token";
 const NODES: &str = "system:nodes";
-/// The bindings of kubeadm, with names of our own: name, role and group. A node has a data plane, and the rights of one.
-const BINDINGS: [(&str, &str, &str); 4] = [
+/// The bindings of kubeadm, with names of our own: name, role and group.
+const BINDINGS: [(&str, &str, &str); 3] = [
     ("coracle:node-bootstrapper", "system:node-bootstrapper", GROUP),
     ("coracle:node-autoapprove-bootstrap", "system:certificates.k8s.io:certificatesigningrequests:nodeclient", GROUP),
     (
@@ -28,10 +29,12 @@ const BINDINGS: [(&str, &str, &str); 4] = [
         "system:certificates.k8s.io:certificatesigningrequests:selfnodeclient",
         NODES,
     ),
-    ("coracle:node-proxier", "system:node-proxier", NODES),
 ];
-/// The role of a Coracle node beside `system:node`, which a Coracle API server makes itself: namespaces by name
-/// (docs/decisions/0057-keyvalue.md).
+/// Only in a cluster that isn't Coracle's: a node's data plane acts as the node there. A Coracle API server lets it act as
+/// `system:kube-proxy` instead (docs/decisions/0129-node-rights.md).
+const PROXIER: (&str, &str, &str) = ("coracle:node-proxier", "system:node-proxier", NODES);
+/// The role of a Coracle node beside `system:node` in such a cluster: namespaces by name (docs/decisions/0057-keyvalue.md). A
+/// Coracle API server allows those of the node's pods.
 const NAMESPACES: &str = "coracle:node-namespaces";
 /// Maximum tokens in one page of a list.
 const PAGE: usize = 500;
@@ -52,8 +55,13 @@ pub(crate) async fn create(env: &Env, client: &Client, request: &TokenRequest) -
     for (name, role, group) in BINDINGS {
         create_missing(client, &binding(name, role, group)).await.with_context(|| name.to_owned())?;
     }
-    create_missing(client, &namespaces_role()).await.context(NAMESPACES)?;
-    create_missing(client, &binding(NAMESPACES, NAMESPACES, NODES)).await.context(NAMESPACES)?;
+    let version: Value = ApiClient::from(client.clone()).get_path("/version").await?;
+    if !is_coracle(&version) {
+        let (name, role, group) = PROXIER;
+        create_missing(client, &binding(name, role, group)).await.context(name)?;
+        create_missing(client, &namespaces_role()).await.context(NAMESPACES)?;
+        create_missing(client, &binding(NAMESPACES, NAMESPACES, NODES)).await.context(NAMESPACES)?;
+    }
     let token = BootstrapToken::new(env);
     let secrets: Api<Secret> = Api::namespaced(client.clone(), SYSTEM);
     secrets.create(&secret(&token, request, env.now())?).await?;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use http::header::USER_AGENT;
-use http::{HeaderValue, Uri};
+use http::{HeaderName, HeaderValue, Uri};
 use kube::config::AuthInfo;
 use kube::{Client, Config};
 use machinery_api::selector::subdomain_problems;
@@ -26,6 +26,11 @@ use super::{authority, kubeconfig, servers};
 const NODE_PREFIX: &str = "system:node:";
 /// The user agent of a node's agent: the field manager of its writes.
 const AGENT: &str = "kubelet";
+/// The user agent of a node's data plane.
+const DATA_PLANE_AGENT: &str = "kube-proxy";
+/// The user as which a node's data plane acts.
+const DATA_PLANE_USER: &str = "system:kube-proxy";
+const IMPERSONATE_USER: HeaderName = HeaderName::from_static("impersonate-user");
 /// In the version of every Coracle API server.
 const CORACLE: &str = "+coracle";
 /// The time after which every API server knows a new token and the rights of its holder.
@@ -79,17 +84,23 @@ impl std::fmt::Debug for JoinedNode {
 }
 
 impl JoinedNode {
-    /// A client of the node with another user agent, such as that of the data plane.
+    /// The client of the node's data plane. In a Coracle cluster it acts as `system:kube-proxy`, which nodes may impersonate:
+    /// the node itself has no rights on other nodes' objects. Elsewhere it acts as the node.
     ///
     /// # Errors
     /// If the certificate can't be used.
-    pub(crate) fn client_as(&self, env: &Env, agent: &'static str) -> Result<Client, ClientError> {
-        agent_client(env, &self.config, agent, &self.certificate, self.servers.subscribe())
+    pub(crate) fn data_plane_client(&self, env: &Env, is_coracle: bool) -> Result<Client, ClientError> {
+        let mut config = self.config.clone();
+        if is_coracle {
+            config.headers.push((IMPERSONATE_USER, HeaderValue::from_static(DATA_PLANE_USER)));
+        }
+        agent_client(env, &config, DATA_PLANE_AGENT, &self.certificate, self.servers.subscribe())
     }
 
-    /// Follows the list of API servers of a Coracle cluster, for all clients of this node.
-    pub(crate) async fn follow_servers(&self, env: &Env) {
-        servers::follow(env, &self.client, &self.server, &self.servers).await;
+    /// Follows the list of API servers of a Coracle cluster, for all clients of this node. `client` may list EndpointSlices:
+    /// the data plane's.
+    pub(crate) async fn follow_servers(&self, env: &Env, client: &Client) {
+        servers::follow(env, client, &self.server, &self.servers).await;
     }
 
     /// Whether the API server is Coracle's.
@@ -106,7 +117,7 @@ impl JoinedNode {
     }
 }
 
-fn is_coracle(version: &Value) -> bool {
+pub(super) fn is_coracle(version: &Value) -> bool {
     version["gitVersion"].as_str().is_some_and(|version| version.contains(CORACLE))
 }
 

@@ -38,7 +38,11 @@ impl Plugin for NodeRestriction {
 
     fn mutate<'a>(&'a self, context: &'a Context<'_>, object: &'a mut Value, _: &'a mut Effects) -> MaybeReady<'a> {
         let request = context.request;
-        let Some(node) = request.user.node() else { return MaybeReady::Ready(Ok(())) };
+        let Some(node) = request.user.node() else {
+            let is_status = (request.group, request.resource, request.subresource) == ("", "services", "status");
+            let is_bounded = is_status && request.user.name == DATA_PLANE;
+            return MaybeReady::Ready(if is_bounded { service_status(context, object) } else { Ok(()) });
+        };
         if node.is_empty() {
             let why = format!("could not determine node from user {:?}", request.user.name);
             return MaybeReady::Ready(Err(request.forbidden(object, why)));
@@ -55,7 +59,7 @@ impl Plugin for NodeRestriction {
             ("", "serviceaccounts", "token") => {
                 return MaybeReady::Pending(Box::pin(async move { node_request.token().await }));
             }
-            ("", "services", "status") => node_request.service_status(),
+            ("", "services", "status") => service_status(context, node_request.object),
             ("", "persistentvolumes", "") => node_request.volume(),
             ("", "persistentvolumeclaims", "status") => node_request.claim_status(),
             ("coordination.k8s.io", "leases", _) => node_request.lease(),
@@ -65,6 +69,18 @@ impl Plugin for NodeRestriction {
             _ => Ok(()),
         })
     }
+}
+
+/// The user of data planes, as which each node may act.
+const DATA_PLANE: &str = "system:kube-proxy";
+
+/// A data plane reports requests that wait for a Service, and changes nothing else of Services.
+fn service_status(context: &Context<'_>, object: &Value) -> ApiResult<()> {
+    if node_writes::is_waiting_requests(object, context.old.unwrap_or(&Value::Null)) {
+        return Ok(());
+    }
+    let why = format!("a data plane can only update the condition {CONDITION} of services");
+    Err(context.request.forbidden(object, why))
 }
 
 struct NodeRequest<'a> {
@@ -220,14 +236,6 @@ impl NodeRequest<'_> {
             Operation::Delete | Operation::Connect => {}
         }
         Ok(())
-    }
-
-    fn service_status(&self) -> ApiResult<()> {
-        let old = self.context.old.unwrap_or(&Value::Null);
-        if node_writes::is_waiting_requests(self.object, old) {
-            return Ok(());
-        }
-        self.forbid(format!("node {:?} can only update the condition {CONDITION} of services", self.node))
     }
 
     fn volume(&self) -> ApiResult<()> {

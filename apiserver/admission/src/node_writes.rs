@@ -4,12 +4,12 @@
 //! Upstream's nodes write none of them but the claim's status. Here the data plane and the volumes' provisioner are parts of
 //! the node (docs/security.md, "Nodes").
 
+use apiserver_auth::node::is_volume_of;
 use machinery_rules::activation;
 use serde_json::Value;
 
 /// The finalizer of a volume whose storage a node removes.
 const DELETION_PROTECTION: &str = "external-provisioner.volume.kubernetes.io/finalizer";
-const HOSTNAME: &str = "kubernetes.io/hostname";
 /// The fields of a claim's status that an expansion changes (upstream's `admitPVCStatus`).
 const EXPANSION_FIELDS: [&str; 4] = ["capacity", "conditions", "allocatedResources", "allocatedResourceStatuses"];
 /// Metadata that the server writes.
@@ -42,20 +42,7 @@ pub(super) fn is_removal_of_own_volume(node: &str, new: &Value, old: &Value) -> 
         }
         volume
     };
-    old["metadata"]["deletionTimestamp"].is_string() && is_on(node, old) && others(new) == others(old)
-}
-
-/// Whether a volume's affinity names this node alone.
-fn is_on(node: &str, volume: &Value) -> bool {
-    let terms = volume["spec"]["nodeAffinity"]["required"]["nodeSelectorTerms"].as_array();
-    let names_node = |term: &Value| {
-        term["matchExpressions"].as_array().into_iter().flatten().any(|expression| {
-            expression["key"] == HOSTNAME
-                && expression["operator"] == "In"
-                && expression["values"].as_array().is_some_and(|values| values.iter().eq([node]))
-        })
-    };
-    terms.is_some_and(|terms| !terms.is_empty() && terms.iter().all(names_node))
+    old["metadata"]["deletionTimestamp"].is_string() && is_volume_of(node, old) && others(new) == others(old)
 }
 
 /// Whether an update of a claim's status changes the fields of its expansion alone.
@@ -80,6 +67,7 @@ fn without_servers_metadata(object: &Value) -> Value {
 
 #[cfg(test)]
 mod tests {
+    use machinery_api::names::HOSTNAME;
     use serde_json::json;
 
     use super::*;

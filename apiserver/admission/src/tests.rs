@@ -316,6 +316,27 @@ fn who_names_no_class_gets_the_newest_default() {
 }
 
 #[test]
+fn a_data_plane_reports_waiting_requests_alone() {
+    let world = world();
+    let old = json!({"metadata": {"name": "s"}, "spec": {}, "status": {"loadBalancer": {}}});
+    let update = |user: &UserInfo, status: Value| {
+        let request = Request { subresource: "status", ..request(user, "services", Operation::Update, "ns", "s") };
+        let mut new = old.clone();
+        new["status"] = status;
+        world.run(&request, &mut new, Some(&old))
+    };
+    let waiting = json!({"conditions": [{"type": machinery_rules::activation::CONDITION, "status": "True"}]});
+    let waiting = || json!({"loadBalancer": {}, "conditions": waiting["conditions"]});
+    let address = || json!({"loadBalancer": {"ingress": [{"ip": "192.0.2.1"}]}});
+    for user in [UserInfo::component("system:kube-proxy", None), UserInfo::component("system:node:n1", Some(NODES))] {
+        assert_eq!(update(&user, waiting()), Ok(()), "{}", user.name);
+        let refused = update(&user, address()).unwrap_err();
+        assert!(refused.contains("a data plane can only update the condition"), "{refused}");
+    }
+    assert_eq!(update(&UserInfo::component("jo", None), address()), Ok(()), "RBAC decides");
+}
+
+#[test]
 fn claims_grow_where_their_class_lets_them() {
     let world = world();
     let class = |name: &str, grows: bool| json!({"metadata": {"name": name}, "allowVolumeExpansion": grows});

@@ -27,6 +27,8 @@ pub struct Attributes<'a> {
     pub is_resource: bool,
     /// The field selector's requirements of the form `field=value`.
     pub fields: &'a [(String, String)],
+    /// The label selector of a list, watch or deletecollection, as in the request; empty for none.
+    pub labels: &'a str,
 }
 
 /// The result of an authorizer or of the whole chain.

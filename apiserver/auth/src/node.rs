@@ -3,9 +3,12 @@
 //!
 //! The admission plugin NodeRestriction restricts its writes further.
 
-use machinery_api::selector::go_quoted;
+use machinery_api::ObjectKey;
+use machinery_api::names::VOLUME_NODE;
+use machinery_api::selector::{LabelSelector, Operator, go_quoted};
 
 use super::node_graph::NodeGraph;
+pub use super::node_references::is_volume_of;
 use super::node_references::{Reference, ReferenceKind, claim_of_volume, is_on_node};
 use super::rules::Rule;
 use super::{Attributes, Decision, UserInfo, node_own};
@@ -14,6 +17,9 @@ use apiserver_resources::objects::ObjectReader;
 
 /// The namespace of node leases.
 pub const LEASE_NAMESPACE: &str = "kube-node-lease";
+
+/// The namespace whose uid is the cluster's identity.
+const SYSTEM_NAMESPACE: &str = "kube-system";
 
 /// The rules that do not depend on the node: those of the default role `system:node`.
 #[must_use]
@@ -51,6 +57,7 @@ impl NodeAuthorizer {
                 ("", "serviceaccounts") => return node_request.service_account(),
                 ("", "persistentvolumeclaims") => return node_request.claim(),
                 ("", "persistentvolumes") => return node_request.volume(),
+                ("", "namespaces") => return node_request.namespace(),
                 ("", "nodes") => return own_node(node, request),
                 ("", "pods") => return pods(objects, node, request),
                 ("coordination.k8s.io", "leases") => return lease(node, request),
@@ -116,22 +123,71 @@ impl NodeRequest<'_> {
 
     fn claim(&self) -> Decision {
         match (self.request.verb, self.request.subresource) {
-            ("update" | "patch", "status") => self.check_related(ReferenceKind::Claim),
+            ("update" | "patch", "status") => self.related_claim(),
             (_, "status") => Decision::no_opinion("can only get/update/patch this type"),
-            _ => self.check_get().err().unwrap_or_else(|| self.check_related(ReferenceKind::Claim)),
+            _ => self.check_get().err().unwrap_or_else(|| self.related_claim()),
         }
+    }
+
+    /// A claim is related through a pod, or through the local volume that it is bound to: a node expands its volumes also
+    /// while no pod uses them.
+    fn related_claim(&self) -> Decision {
+        let (namespace, name) = (self.request.namespace, self.request.name);
+        let of_volume = || {
+            let claim = self.objects.get_uncached("", "persistentvolumeclaims", namespace, name)?;
+            let volume = claim["spec"]["volumeName"].as_str().filter(|volume| !volume.is_empty())?;
+            let volume = self.objects.get_uncached("", "persistentvolumes", "", volume)?;
+            let uid = claim["metadata"]["uid"].as_str()?;
+            let bound = claim_of_volume(&volume)? == ObjectKey::new(namespace, name);
+            (bound && volume["spec"]["claimRef"]["uid"] == uid && is_volume_of(self.node, &volume)).then_some(())
+        };
+        match of_volume() {
+            Some(()) => Decision::allow(""),
+            None => self.check_related(ReferenceKind::Claim),
+        }
+    }
+
+    /// The namespaces of the node's pods, the system's (its uid is the cluster's), and the absence of others: the node then
+    /// removes what it keeps for them.
+    fn namespace(&self) -> Decision {
+        if let Err(decision) = self.check_get() {
+            return decision;
+        }
+        let name = self.request.name;
+        if name == SYSTEM_NAMESPACE || self.objects.version("", "namespaces", "", name).is_none() {
+            return Decision::allow("");
+        }
+        self.check_referenced(ReferenceKind::Namespace, "", name)
     }
 
     fn resource_claim(&self) -> Decision {
         self.check_get().err().unwrap_or_else(|| self.check_named(ReferenceKind::ResourceClaim))
     }
 
-    /// A volume is related through the claim that it is bound to.
+    /// A volume is related through the claim that it is bound to, or by its affinity to the node alone. The latter a node may
+    /// update, within NodeRestriction. It lists and watches those with its label, which only the provisioner and
+    /// administrators write.
     fn volume(&self) -> Decision {
+        let request = self.request;
+        if request.subresource.is_empty() && matches!(request.verb, "list" | "watch") {
+            return if selects_volumes_of(self.node, request.labels) {
+                Decision::allow("")
+            } else {
+                Decision::no_opinion(format!("can only list/watch persistentvolumes with label selector {VOLUME_NODE}"))
+            };
+        }
+        let volume = || self.objects.get_uncached("", "persistentvolumes", "", request.name);
+        if (request.verb, request.subresource) == ("update", "") {
+            let is_own = volume().is_some_and(|volume| is_volume_of(self.node, &volume));
+            return if is_own { Decision::allow("") } else { unrelated(self.node) };
+        }
         if let Err(decision) = self.check_get() {
             return decision;
         }
-        let volume = self.objects.get_uncached("", "persistentvolumes", "", self.request.name);
+        let volume = volume();
+        if volume.as_ref().is_some_and(|volume| is_volume_of(self.node, volume)) {
+            return Decision::allow("");
+        }
         match volume.and_then(|volume| claim_of_volume(&volume)) {
             Some(claim) => self.check_referenced(ReferenceKind::Claim, &claim.namespace, &claim.name),
             None => unrelated(self.node),
@@ -157,6 +213,15 @@ impl NodeRequest<'_> {
             unrelated(self.node)
         }
     }
+}
+
+/// Whether a label selector selects no other volumes than those with the node's label.
+fn selects_volumes_of(node: &str, labels: &str) -> bool {
+    let selector = LabelSelector::parse(labels).unwrap_or_else(|_| LabelSelector::everything());
+    selector.requirements().iter().any(|one| {
+        let is_in = matches!(one.operator, Operator::In | Operator::Equals | Operator::DoubleEquals);
+        one.key == VOLUME_NODE && is_in && one.values.iter().eq([node])
+    })
 }
 
 fn lease(node: &str, request: &Attributes<'_>) -> Decision {
@@ -217,7 +282,7 @@ mod tests {
     use super::*;
     use crate::NODES;
     use apiserver_resources::objects::memory::MemoryObjects;
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     #[test]
     fn volumes_are_reached_by_the_claims_of_a_nodes_pods() {
@@ -264,8 +329,93 @@ mod tests {
             ("m2", "get", "mine", false),
             ("m1", "get", "free", false),
             ("m1", "patch", "mine", false),
+            ("m1", "update", "mine", false),
+            ("m1", "list", "", false),
         ] {
             assert_eq!(ask(node, verb, "persistentvolumes", "", "", name), allowed, "{node} {verb} {name}");
+        }
+    }
+
+    /// Volumes of m1 with their claims, and namespaces, of which m1 has pods in two.
+    fn volumes_and_namespaces() -> MemoryObjects {
+        let map = MemoryObjects::default();
+        let on = |node: &str| json!([{"key": "kubernetes.io/hostname", "operator": "In", "values": [node]}]);
+        let volume = |name: &str, claim: &str| {
+            let affinity = json!({"required": {"nodeSelectorTerms": [{"matchExpressions": on("m1")}]}});
+            let claim = json!({"namespace": "ns", "name": claim, "uid": "u"});
+            json!({"metadata": {"name": name}, "spec": {"claimRef": claim, "nodeAffinity": affinity}})
+        };
+        let claim = |name: &str, uid: &str, volume: &str| json!({"metadata": {"namespace": "ns", "name": name, "uid": uid}, "spec": {"volumeName": volume}});
+        map.put("", "persistentvolumes", volume("v", "c"));
+        for claim in [claim("c", "u", "v"), claim("thief", "u", "v"), claim("free", "u", "")] {
+            map.put("", "persistentvolumeclaims", claim);
+        }
+        map.put("", "persistentvolumes", volume("w", "later"));
+        map.put("", "persistentvolumeclaims", claim("later", "x", "w"));
+        let pod = |name: &str, annotations: Value| json!({"metadata": {"namespace": name, "name": "a", "annotations": annotations}, "spec": {"nodeName": "m1"}});
+        map.put("", "pods", pod("ns", json!({})));
+        map.put("", "pods", pod("mirror", json!({"kubernetes.io/config.mirror": "x"})));
+        for name in ["ns", "mirror", "other", "kube-system"] {
+            map.put("", "namespaces", json!({"metadata": {"name": name}}));
+        }
+        map
+    }
+
+    #[test]
+    fn a_node_reaches_its_local_volumes_their_claims_and_its_pods_namespaces() {
+        let (map, authorizer) = (volumes_and_namespaces(), NodeAuthorizer::new(Vec::new()));
+        let may = |node: &str, verb: &str, resource: &str, name: &str, labels: &str| {
+            let user = UserInfo::component(format!("system:node:{node}"), Some(NODES));
+            let (resource, subresource) = resource.split_once('/').unwrap_or((resource, ""));
+            let namespace = if resource == "persistentvolumeclaims" { "ns" } else { "" };
+            let request = Attributes {
+                verb,
+                resource,
+                subresource,
+                namespace,
+                name,
+                labels,
+                is_resource: true,
+                ..Attributes::default()
+            };
+            authorizer.authorize(&map, &user, &request).allowed
+        };
+        for (verb, resource, name, labels, allowed) in [
+            ("get", "persistentvolumes", "v", "", true),
+            ("update", "persistentvolumes", "v", "", true),
+            ("delete", "persistentvolumes", "v", "", false),
+            ("update", "persistentvolumes/status", "v", "", false),
+            ("list", "persistentvolumes", "", "coracle.dev/volume-node=m1", true),
+            ("watch", "persistentvolumes", "", "a=b,coracle.dev/volume-node in (m1)", true),
+            ("list", "persistentvolumes", "", "", false),
+            ("list", "persistentvolumes", "", "coracle.dev/volume-node=m2", false),
+            ("list", "persistentvolumes", "", "coracle.dev/volume-node in (m1,m2)", false),
+            ("list", "persistentvolumes", "", "coracle.dev/volume-node notin (m1)", false),
+            ("list", "persistentvolumes", "", "coracle.dev/volume-node", false),
+            ("list", "persistentvolumes", "", "coracle.dev/volume-node=m1=", false),
+            ("get", "persistentvolumeclaims", "c", "", true),
+            ("update", "persistentvolumeclaims/status", "c", "", true),
+            ("update", "persistentvolumeclaims", "c", "", false),
+            ("update", "persistentvolumeclaims/status", "thief", "", false),
+            ("update", "persistentvolumeclaims/status", "free", "", false),
+            ("update", "persistentvolumeclaims/status", "later", "", false),
+            ("list", "persistentvolumeclaims", "", "", false),
+            ("get", "namespaces", "ns", "", true),
+            ("get", "namespaces", "kube-system", "", true),
+            ("get", "namespaces", "gone", "", true),
+            ("get", "namespaces", "other", "", false),
+            ("get", "namespaces", "mirror", "", false),
+            ("list", "namespaces", "", "", false),
+            ("update", "namespaces", "ns", "", false),
+        ] {
+            assert_eq!(may("m1", verb, resource, name, labels), allowed, "{verb} {resource} {name} {labels}");
+            let for_all = resource == "namespaces" && verb == "get" && matches!(name, "gone" | "kube-system");
+            let own_selector = labels.contains("m2") && !labels.contains("m1");
+            assert_eq!(
+                may("m2", verb, resource, name, labels),
+                for_all || own_selector,
+                "m2: {verb} {resource} {name}"
+            );
         }
     }
 

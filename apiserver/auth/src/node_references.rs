@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use machinery_api::ObjectKey;
+use machinery_api::{ObjectKey, names};
 use serde_json::Value;
 
 /// The kinds that a pod can reference in its namespace.
@@ -13,6 +13,8 @@ pub(super) enum ReferenceKind {
     ServiceAccount,
     Claim,
     ResourceClaim,
+    /// A pod's own.
+    Namespace,
 }
 
 /// An object that a pod references.
@@ -45,6 +47,20 @@ pub(super) fn is_on_node(pod: &Value, node: &str) -> bool {
     pod["spec"]["nodeName"].as_str() == Some(node)
 }
 
+/// Whether a volume is on a node alone, by its affinity to the node's host name.
+#[must_use]
+pub fn is_volume_of(node: &str, volume: &Value) -> bool {
+    let terms = volume["spec"]["nodeAffinity"]["required"]["nodeSelectorTerms"].as_array();
+    let names_node = |term: &Value| {
+        items(term, "matchExpressions").any(|expression| {
+            expression["key"] == names::HOSTNAME
+                && expression["operator"] == "In"
+                && expression["values"].as_array().is_some_and(|values| values.iter().eq([node]))
+        })
+    };
+    terms.is_some_and(|terms| !terms.is_empty() && terms.iter().all(names_node))
+}
+
 fn items<'a>(value: &'a Value, field: &str) -> impl Iterator<Item = &'a Value> {
     value[field].as_array().into_iter().flatten()
 }
@@ -57,6 +73,7 @@ pub(super) fn of_pod(pod: &Value) -> BTreeSet<Reference> {
         return references;
     }
     let namespace = pod["metadata"]["namespace"].as_str().unwrap_or_default();
+    references.insert(Reference::new(ReferenceKind::Namespace, "", namespace));
     let mut add = |kind: ReferenceKind, name: &Value| {
         if let Some(name) = name.as_str().filter(|name| !name.is_empty()) {
             references.insert(Reference::new(kind, namespace, name));
@@ -180,6 +197,7 @@ mod tests {
     fn a_pod_names_the_secret_of_an_azure_file() {
         let volumes = json!([{"name": "v", "azureFile": {"secretName": "s", "shareName": "f"}}]);
         let pod = json!({"metadata": {"namespace": "ns", "name": "p"}, "spec": {"volumes": volumes}});
-        assert_eq!(of_pod(&pod), [Reference::new(ReferenceKind::Secret, "ns", "s")].into());
+        let namespace = Reference::new(ReferenceKind::Namespace, "", "ns");
+        assert_eq!(of_pod(&pod), [Reference::new(ReferenceKind::Secret, "ns", "s"), namespace].into());
     }
 }

@@ -9,9 +9,11 @@ use k8s_openapi::api::core::v1::{
 use k8s_openapi::api::storage::v1::StorageClass;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use machinery_api::ObjectKey;
+use machinery_api::names::VOLUME_NODE;
+use machinery_api::selector::label_value_problems;
 use machinery_client::claims::{
     self, DELETION_PROTECTION, LOCAL_DRIVER, NodeTopology, PROVISIONED_BY, SELECTED_NODE, STORAGE_PROVISIONER,
-    annotation, class_of_claim,
+    annotation, class_of_claim, local_node_of,
 };
 use machinery_client::driver::own_key;
 use machinery_client::{Action, BackOff, Change, Context, Controller, EventRecord, Input, ObjectCache, Plan, key_of};
@@ -200,6 +202,7 @@ fn new_volume(claim: &PersistentVolumeClaim, class: &StorageClass, node: &Node, 
         metadata: ObjectMeta {
             name: Some(name.clone()),
             annotations: Some([(PROVISIONED_BY.to_owned(), LOCAL_DRIVER.to_owned())].into()),
+            labels: Some([(VOLUME_NODE.to_owned(), hostname(node).to_owned())].into()),
             finalizers: (policy == "Delete").then(|| vec![DELETION_PROTECTION.to_owned()]),
             ..ObjectMeta::default()
         },
@@ -225,8 +228,24 @@ fn new_volume(claim: &PersistentVolumeClaim, class: &StorageClass, node: &Node, 
     }
 }
 
-/// The next write for a volume of this provisioner, by its reclaim policy.
+/// The label of the volume's node, by which that node finds it, if it is missing: on volumes of earlier versions and of
+/// administrators.
+fn missing_label(volume: &PersistentVolume) -> Option<Action> {
+    let node = local_node_of(volume).filter(|node| label_value_problems(node).is_empty())?;
+    let labels = volume.metadata.labels.as_ref();
+    if labels.and_then(|labels| labels.get(VOLUME_NODE)).map(String::as_str) == Some(node) {
+        return None;
+    }
+    let mut labelled = volume.clone();
+    labelled.metadata.labels.get_or_insert_default().insert(VOLUME_NODE.to_owned(), node.to_owned());
+    Some(Action::update(&labelled))
+}
+
+/// The next write for a local volume: its label, then what its reclaim policy says if it is this provisioner's.
 fn reconcile_volume(view: &ObjectCache, volume: &PersistentVolume) -> Plan {
+    if let Some(label) = missing_label(volume) {
+        return vec![label].into();
+    }
     if annotation(&volume.metadata, PROVISIONED_BY) != Some(LOCAL_DRIVER) || !is_local(volume) {
         return Plan::nothing();
     }

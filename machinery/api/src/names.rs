@@ -36,6 +36,8 @@ pub const RUNTIME: &str = "node.coracle.dev/runtime";
 pub const REASON_HEADER: &str = "coracle-reason";
 /// Header with a plugin's session, in requests and responses.
 pub const SESSION_HEADER: &str = "coracle-session";
+/// Label of a local volume: the host name of its node, as in its affinity. A node lists and watches the volumes with its name.
+pub const VOLUME_NODE: &str = "coracle.dev/volume-node";
 /// The `loadBalancerClass` of Services with an address of the pool; Services without a class get one too.
 pub const ADDRESS_POOL_CLASS: &str = "coracle.dev/address-pool";
 /// The Service that an EndpointSlice belongs to.

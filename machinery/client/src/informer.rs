@@ -85,6 +85,17 @@ impl Informer {
         self.start(Kind::of::<K>(), Some(std::any::type_name::<K>()), None, reflector);
     }
 
+    /// Watches the objects of a kind that these selectors select (empty: all), as [`Informer::watch`]. A later call for the
+    /// kind does nothing.
+    ///
+    /// # Panics
+    /// As [`Informer::watch`].
+    pub fn watch_selected<K: Typed>(self: &Arc<Self>, field_selector: &str, label_selector: &str) {
+        let reflector = Reflector::of::<K>(self.client.clone(), self.env.clone());
+        let reflector = reflector.selecting(field_selector).labelled(label_selector);
+        self.start(Kind::of::<K>(), Some(std::any::type_name::<K>()), None, reflector);
+    }
+
     /// Lists a kind that can't be watched at an interval; see [`ObjectCache::replaced_at`].
     ///
     /// # Panics

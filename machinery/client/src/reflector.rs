@@ -171,6 +171,8 @@ pub struct Reflector {
     namespace: String,
     /// Empty for all objects.
     field_selector: String,
+    /// Empty for all objects.
+    label_selector: String,
 }
 
 /// A client with `Debug`.
@@ -196,8 +198,8 @@ impl Reflector {
     }
 
     pub(super) fn with(client: Client, env: Env, kind: Kind, typed: bool, decode: Decode) -> Self {
-        let (namespace, field_selector) = Default::default();
-        Self { client: ClientHandle(client), env, kind, typed, decode, namespace, field_selector }
+        let (namespace, field_selector, label_selector) = Default::default();
+        Self { client: ClientHandle(client), env, kind, typed, decode, namespace, field_selector, label_selector }
     }
 
     /// Restricts it to one namespace.
@@ -210,6 +212,12 @@ impl Reflector {
     #[must_use]
     pub fn selecting(self, field_selector: impl Into<String>) -> Self {
         Self { field_selector: field_selector.into(), ..self }
+    }
+
+    /// Restricts it to a label selector, such as `app=web`.
+    #[must_use]
+    pub fn labelled(self, label_selector: impl Into<String>) -> Self {
+        Self { label_selector: label_selector.into(), ..self }
     }
 
     /// Starts the reflector. Failures are retried for ever and the known state stays valid meanwhile. That includes a
@@ -309,6 +317,9 @@ impl Reflector {
     ) -> Result<Request<Vec<u8>>, ReflectorError> {
         if !self.field_selector.is_empty() {
             query.push(("fieldSelector", &self.field_selector));
+        }
+        if !self.label_selector.is_empty() {
+            query.push(("labelSelector", &self.label_selector));
         }
         Request::get(format!("{}?{}", self.kind.collection_path(&self.namespace), query_string(&query)))
             .header(ACCEPT, accept)

@@ -39,6 +39,7 @@ impl CelAuthorizer for ExpressionAuthorizer<'_> {
             path: request.path.as_deref().unwrap_or_default(),
             is_resource: request.path.is_none(),
             fields: &[],
+            labels: "",
         };
         // Authorizers decide from caches. One that has to wait fails the check, because an expression cannot await.
         match context.authorizer.authorize(context.objects, user, &attributes).now_or_never() {

@@ -9,6 +9,9 @@ mod apiservices;
 pub mod cidr_migration;
 pub mod endpoints;
 pub mod joining;
+mod retired;
+
+pub use retired::retirements;
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
@@ -130,8 +133,6 @@ pub fn desired(cluster: &Cluster, live: &BTreeSet<SocketAddr>, catalog: &Catalog
         }),
         policy: ReconcilePolicy::CreateOnly,
     });
-    let namespace_rules = json!([{"apiGroups": [""], "resources": ["namespaces"], "verbs": ["get"]}]);
-    desired.extend(role_and_binding("coracle:node-namespaces", &namespace_rules, "Group", NODES));
     let scale_from_zero_rules = json!([
         {"apiGroups": ["autoscaling"], "resources": ["horizontalpodautoscalers"], "verbs": ["list", "watch"]},
         {"apiGroups": [""], "resources": ["services/status"], "verbs": ["patch"]},
@@ -147,7 +148,12 @@ pub fn desired(cluster: &Cluster, live: &BTreeSet<SocketAddr>, catalog: &Catalog
         "Group",
         NODES,
     ));
-    desired.extend(role_and_binding("coracle:node", &node_rules(), "Group", NODES));
+    // A node's data plane has the node's certificate, and acts as upstream's kube-proxy: nodes themselves have upstream's
+    // rights only.
+    let data_plane_rules = json!([
+        {"apiGroups": [""], "resources": ["users"], "resourceNames": ["system:kube-proxy"], "verbs": ["impersonate"]},
+    ]);
+    desired.extend(role_and_binding("coracle:node-data-plane", &data_plane_rules, "Group", NODES));
     desired.extend(metrics_readers());
     let address_pool_rules =
         json!([{"apiGroups": ["networking.k8s.io"], "resources": ["ipaddresses"], "verbs": ["create", "delete"]}]);
@@ -164,19 +170,6 @@ pub fn desired(cluster: &Cluster, live: &BTreeSet<SocketAddr>, catalog: &Catalog
     desired.push(service_cidr(cluster));
     desired.extend(endpoints::desired(cluster, live));
     desired
-}
-
-/// What a node's data plane and volumes read in addition to what the node authorizer allows.
-fn node_rules() -> Value {
-    json!([
-        {"apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": ["list", "watch"]},
-        {"apiGroups": ["autoscaling"], "resources": ["horizontalpodautoscalers"], "verbs": ["list", "watch"]},
-        // Admission bounds what a node may change of them.
-        {"apiGroups": [""], "resources": ["services/status"], "verbs": ["patch"]},
-        {"apiGroups": [""], "resources": ["persistentvolumes"], "verbs": ["list", "update", "watch"]},
-        {"apiGroups": [""], "resources": ["persistentvolumeclaims"], "verbs": ["list", "watch"]},
-        {"apiGroups": [""], "resources": ["persistentvolumeclaims/status"], "verbs": ["update"]},
-    ])
 }
 
 /// Roles that the aggregated roles `view`, `edit` and `admin` include, so that a user of a namespace reads its metrics:
@@ -204,9 +197,7 @@ fn metrics_readers() -> [Desired; 2] {
     ]
 }
 
-/// Roles in addition to upstream's. Nodes read a namespace by name for its UID, which distinguishes it from an earlier
-/// one: `wasi:keyvalue` data has the namespace's lifetime (`docs/decisions/0057-keyvalue.md`). The data plane reports
-/// requests that wait for a workload scaled to zero.
+/// Roles in addition to upstream's. The data plane reports requests that wait for a workload scaled to zero.
 fn role_and_binding(name: &str, rules: &Value, kind: &str, subject: &str) -> [Desired; 2] {
     let meta = json!({"name": name, "annotations": {AUTOUPDATE: "true"}});
     let names =
@@ -541,7 +532,31 @@ mod tests {
         assert!(may("system:kube-proxy", None, "watch", "discovery.k8s.io", "endpointslices"));
         assert!(may("system:node:n1", Some(apiserver_auth::NODES), "create", "", "events"));
         assert!(may("system:node:n1", Some(apiserver_auth::NODES), "watch", "node.k8s.io", "runtimeclasses"));
-        assert!(!may("system:node:n1", Some(apiserver_auth::NODES), "create", "", "services"));
+        let nodes = Some(apiserver_auth::NODES);
+        assert!(!may("system:node:n1", nodes, "create", "", "services"));
+        for (verb, api, resource) in [
+            ("list", "discovery.k8s.io", "endpointslices"),
+            ("list", "autoscaling", "horizontalpodautoscalers"),
+            ("list", "", "persistentvolumes"),
+            ("list", "", "persistentvolumeclaims"),
+            ("update", "", "persistentvolumeclaims/status"),
+            ("patch", "", "services/status"),
+            ("list", "", "namespaces"),
+            ("impersonate", "", "users"),
+            ("impersonate", "", "groups"),
+        ] {
+            assert!(!may("system:node:n1", nodes, verb, api, resource), "{verb} {resource}");
+        }
+        let data_plane = Attributes {
+            verb: "impersonate",
+            resource: "users",
+            name: "system:kube-proxy",
+            is_resource: true,
+            ..Attributes::default()
+        };
+        let node = UserInfo::component("system:node:n1", nodes);
+        let decision = authorizer.authorize(&objects, &node, &data_plane).now_or_never().expect("no link waits");
+        assert!(decision.allowed);
         assert!(!may("jo", None, "get", "", "pods"));
     }
 

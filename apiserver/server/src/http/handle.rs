@@ -363,3 +363,4 @@ pub(super) fn exact_fields(info: &RequestInfo) -> Vec<(String, String)> {
     let fields = FieldSelector::parse(&info.field_selector).unwrap_or_default();
     fields.requirements.into_iter().filter(|one| one.equal).map(|one| (one.field, one.value)).collect()
 }
+        labels: &info.label_selector,

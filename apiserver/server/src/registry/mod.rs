@@ -348,6 +348,7 @@ impl Registry {
             path: "",
             is_resource: true,
             fields: &[],
+            labels: "",
         };
         self.authorizer.check(&*self.objects, call.user, &attributes).await
     }

@@ -35,6 +35,7 @@ impl Apiserver {
         for _ in 0..BOOTSTRAP_TRIES_MAX {
             let mut writes = bootstrap::plan(&*registry.objects, &desired);
             writes.extend(bootstrap::endpoints::removals(&*registry.objects, &desired));
+            writes.extend(bootstrap::retirements(&*registry.objects));
             if writes.is_empty() {
                 break;
             }

@@ -1,6 +1,6 @@
 //! The provisioner of local volumes: removes the content of a volume that is being deleted, before its object is
-//! removed, and expands volumes. One task serves all nodes of a process. It does not act as a node, as nodes may not
-//! change volumes.
+//! removed, and expands volumes. One task serves all nodes of a process. A process of one node acts as the node, which reads
+//! only the volumes on it and the claims that are bound to them, each by its name (docs/decisions/0129-node-rights.md).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -8,10 +8,11 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Node, PersistentVolume, PersistentVolumeClaim};
 use machinery_api::ObjectKey;
+use machinery_api::quantity::Quantity;
 use machinery_client::claims::{self, DELETION_PROTECTION, LOCAL_DRIVER, NodeTopology};
 use machinery_client::informer::Listener;
-use machinery_client::request::ApiClient;
-use machinery_client::{Change, Informer, Kind, ObjectCache, key_of};
+use machinery_client::request::{ApiClient, status_code};
+use machinery_client::{Change, Informer, Kind, ObjectCache};
 use machinery_env::Env;
 use serde::de::IgnoredAny;
 use tokio::sync::Notify;
@@ -25,8 +26,8 @@ const RETRY: Duration = Duration::from_secs(1);
 /// The next operation for a volume.
 #[derive(Debug, Clone, PartialEq)]
 enum VolumeOperation {
-    /// Sets the volume's capacity, and updates its claim's status.
-    Grow { node: String, uid: String, capacity: u64, expanded: Option<Box<PersistentVolumeClaim>> },
+    /// Sets the volume's capacity, and updates the status of the claim that it is bound to.
+    Grow { node: String, uid: String, capacity: u64, claim: Option<(ObjectKey, Box<PersistentVolume>)> },
     /// Removes the data, then the volume's finalizer.
     Remove { node: String, uid: String, left: Box<PersistentVolume> },
 }
@@ -56,7 +57,6 @@ pub async fn run(
     stop: CancellationToken,
 ) {
     informer.watch::<PersistentVolume>();
-    informer.watch::<PersistentVolumeClaim>();
     informer.watch::<Node>();
     let marks = Arc::new(DirtyVolumes::default());
     let listener: Arc<Listener> = {
@@ -97,9 +97,6 @@ fn volumes_of<'a>(view: &'a ObjectCache, change: &'a Change, nodes: &BTreeSet<St
     if change.kind == Kind::of::<PersistentVolume>() {
         return vec![&change.key.name];
     }
-    if let Some(claim) = change.after::<PersistentVolumeClaim>() {
-        return vec![claims::volume_name(claim)];
-    }
     let labels = |node: Option<&'a Node>| node.map(|node| &node.metadata.labels);
     let same = labels(change.before()) == labels(change.after());
     if same || !nodes.contains(&*change.key.name) {
@@ -134,28 +131,40 @@ fn next_operation(view: &ObjectCache, key: &ObjectKey, nodes: &LocalVolumesByNod
         return over.then_some(VolumeOperation::Remove { node, uid, left });
     }
     let bytes = claims::capacity(volume);
-    let claim = claims::claim_ref(volume)
-        .map(|r| ObjectKey::new(r.namespace.clone().unwrap_or_default(), r.name.clone().unwrap_or_default()));
-    let claim = claim.and_then(|key| view.get::<PersistentVolumeClaim>(&key));
-    let expanded = claim
-        .filter(|claim| claims::is_for(volume, claim))
-        .and_then(|claim| expanded_claim(claim, volume).map(Box::new));
-    Some(VolumeOperation::Grow { node, uid, capacity: u64::try_from(bytes.value()).unwrap_or_default(), expanded })
+    let bound = claims::claim_ref(volume).filter(|_| phase == Some("Bound"));
+    let claim =
+        bound.map(|r| ObjectKey::new(r.namespace.clone().unwrap_or_default(), r.name.clone().unwrap_or_default()));
+    let claim = claim.map(|key| (key, Box::new(volume.clone())));
+    Some(VolumeOperation::Grow { node, uid, capacity: u64::try_from(bytes.value()).unwrap_or_default(), claim })
 }
 
-/// Returns the claim with the status of the finished expansion; `None` if the claim expects none.
-fn expanded_claim(claim: &PersistentVolumeClaim, volume: &PersistentVolume) -> Option<PersistentVolumeClaim> {
-    let mut claim = claim.clone();
-    let status = claim.status.as_mut()?;
-    let steps = status.allocated_resource_statuses.as_mut()?;
-    if steps.remove("storage")? != "NodeResizePending" {
-        return None;
+/// What a claim's status says about the capacity of its volume.
+#[derive(Debug, PartialEq)]
+enum Expansion {
+    /// The claim has the capacity of its volume, or isn't the volume's.
+    Done,
+    /// The cluster has yet to let the node finish the expansion.
+    Pending,
+    /// The claim with the status of the finished expansion.
+    Finish(Box<PersistentVolumeClaim>),
+}
+
+/// Returns what is left of an expansion. Pure.
+fn expansion(claim: &PersistentVolumeClaim, volume: &PersistentVolume) -> Expansion {
+    let capacity = volume.spec.as_ref().and_then(|spec| spec.capacity.as_ref()?.get("storage"));
+    let (Some(capacity), true) = (capacity, claims::is_for(volume, claim)) else { return Expansion::Done };
+    let mut claim = Box::new(claim.clone());
+    let Some(status) = claim.status.as_mut() else { return Expansion::Pending };
+    let step = status.allocated_resource_statuses.as_mut().and_then(|steps| steps.remove("storage"));
+    if step.as_deref() != Some("NodeResizePending") {
+        let reported = status.capacity.as_ref().and_then(|capacity| Quantity::parse(&capacity.get("storage")?.0).ok());
+        let is_behind = reported.is_none_or(|reported| reported < claims::capacity(volume));
+        return if is_behind { Expansion::Pending } else { Expansion::Done };
     }
     let conditions = status.conditions.get_or_insert_default();
     conditions.retain(|of| !["Resizing", "FileSystemResizePending"].contains(&&*of.type_));
-    let capacity = volume.spec.as_ref()?.capacity.as_ref()?.get("storage")?;
     status.capacity.get_or_insert_default().insert("storage".to_owned(), capacity.clone());
-    Some(claim)
+    Expansion::Finish(claim)
 }
 
 async fn perform(
@@ -165,14 +174,24 @@ async fn perform(
     step: VolumeOperation,
 ) -> Result<(), String> {
     match step {
-        VolumeOperation::Grow { node, uid, capacity, expanded } => {
+        VolumeOperation::Grow { node, uid, capacity, claim } => {
             if let Some(volumes) = nodes.get(&node) {
                 volumes.grow(&uid, capacity);
             }
-            let Some(claim) = expanded else { return Ok(()) };
-            let (kind, key) = (Kind::of::<PersistentVolumeClaim>(), key_of(&claim.metadata));
-            let expanded = client.update::<IgnoredAny>(&kind, &key, Some("status"), &*claim).await;
-            expanded.map(drop).map_err(|error| error.to_string())
+            let Some((key, volume)) = claim else { return Ok(()) };
+            let kind = Kind::of::<PersistentVolumeClaim>();
+            let found = match client.get::<PersistentVolumeClaim>(&kind, &key).await {
+                Err(error) if status_code(&error) == 404 => return Ok(()),
+                found => found.map_err(|error| error.to_string())?,
+            };
+            match expansion(&found, &volume) {
+                Expansion::Done => Ok(()),
+                Expansion::Pending => Err("the claim's expansion is not at the node yet".to_owned()),
+                Expansion::Finish(claim) => {
+                    let expanded = client.update::<IgnoredAny>(&kind, &key, Some("status"), &*claim).await;
+                    expanded.map(drop).map_err(|error| error.to_string())
+                }
+            }
         }
         VolumeOperation::Remove { node, uid, left } => {
             let Some(volumes) = nodes.get(&node).cloned() else { return Ok(()) };
@@ -192,12 +211,11 @@ mod tests {
 
     use super::*;
 
-    fn view(volume: Value, claim: Value) -> ObjectCache {
+    fn view(volume: Value) -> ObjectCache {
         let mut view = ObjectCache::default();
         let node = json!({"metadata": {"name": "n", "labels": {"kubernetes.io/hostname": "n"}}});
         view.put(&Kind::of::<Node>(), decode::<Node>(&node.to_string()).unwrap());
         view.put(&Kind::of::<PersistentVolume>(), decode::<PersistentVolume>(&volume.to_string()).unwrap());
-        view.put(&Kind::of::<PersistentVolumeClaim>(), decode::<PersistentVolumeClaim>(&claim.to_string()).unwrap());
         view
     }
 
@@ -214,18 +232,19 @@ mod tests {
         volume
     }
 
-    fn decide(volume: Value, claim: Value) -> Option<VolumeOperation> {
+    fn decide(volume: Value) -> Option<VolumeOperation> {
         let nodes = LocalVolumesByNode::from([(
             "n".to_owned(),
             Arc::new(LocalVolumes::new("/nowhere".as_ref(), machinery_env::Env::real())),
         )]);
-        next_operation(&view(volume, claim), &ObjectKey::cluster("v"), &nodes)
+        next_operation(&view(volume), &ObjectKey::cluster("v"), &nodes)
     }
 
-    fn claim(statuses: Value) -> Value {
-        json!({"metadata": {"name": "c", "namespace": "a", "uid": "c", "resourceVersion": "3"},
-            "status": {"capacity": {"storage": "1Ki"}, "allocatedResourceStatuses": statuses,
-                "conditions": [{"type": "FileSystemResizePending", "status": "True"}]}})
+    fn claim(uid: &str, capacity: &str, statuses: Value) -> PersistentVolumeClaim {
+        let claim = json!({"metadata": {"name": "c", "namespace": "a", "uid": uid, "resourceVersion": "3"},
+            "status": {"capacity": {"storage": capacity}, "allocatedResourceStatuses": statuses,
+                "conditions": [{"type": "FileSystemResizePending", "status": "True"}]}});
+        serde_json::from_value(claim).unwrap()
     }
 
     #[test]
@@ -237,22 +256,20 @@ mod tests {
                 volume["spec"]["persistentVolumeReclaimPolicy"] = policy.into();
             }
         };
-        let Some(VolumeOperation::Remove { node, uid, left }) =
-            decide(volume("n", going("Released", "Delete")), claim(Value::Null))
-        else {
+        let Some(VolumeOperation::Remove { node, uid, left }) = decide(volume("n", going("Released", "Delete"))) else {
             panic!("it stays")
         };
         assert_eq!((&*node, &*uid, left.metadata.finalizers), ("n", "u", Some(vec!["a/b".to_owned()])));
-        assert_eq!(decide(volume("m", going("Released", "Delete")), claim(Value::Null)), None, "another node's");
-        assert_eq!(decide(volume("n", going("Bound", "Delete")), claim(Value::Null)), None);
-        assert_eq!(decide(volume("n", going("Released", "Retain")), claim(Value::Null)), None);
+        assert_eq!(decide(volume("m", going("Released", "Delete"))), None, "another node's");
+        assert_eq!(decide(volume("n", going("Bound", "Delete"))), None);
+        assert_eq!(decide(volume("n", going("Released", "Retain"))), None);
         let other = volume("n", |volume| volume["spec"]["csi"]["driver"] = "d".into());
-        assert_eq!(decide(other, claim(Value::Null)), None);
+        assert_eq!(decide(other), None);
     }
 
     #[test]
     fn a_volume_that_was_heard_of_first_is_looked_at_again_with_its_node() {
-        let view = view(volume("n", |_| ()), claim(Value::Null));
+        let view = view(volume("n", |_| ()));
         let node = |name: &str, label: &str| -> Arc<dyn machinery_client::Object> {
             let node = json!({"metadata": {"name": name, "labels": {"l": label}}});
             decode::<Node>(&node.to_string()).unwrap()
@@ -268,19 +285,31 @@ mod tests {
     }
 
     #[test]
-    fn a_claim_hears_that_it_has_grown() {
-        let Some(VolumeOperation::Grow { capacity: 2048, expanded: Some(expanded), .. }) =
-            decide(volume("n", |_| ()), claim(json!({"storage": "NodeResizePending"})))
+    fn the_claim_of_a_bound_volume_gets_its_capacity() {
+        let Some(VolumeOperation::Grow { capacity: 2048, claim: Some((key, bound)), .. }) = decide(volume("n", |_| ()))
         else {
-            panic!("nothing is told")
+            panic!("the volume is bound")
+        };
+        assert_eq!(key, ObjectKey::new("a", "c"));
+        let Expansion::Finish(expanded) =
+            expansion(&claim("c", "1Ki", json!({"storage": "NodeResizePending"})), &bound)
+        else {
+            panic!("the node finishes it")
         };
         let status = expanded.status.unwrap();
         assert_eq!(
             (json!(status.capacity), json!(status.conditions), json!(status.allocated_resource_statuses)),
             (json!({"storage": "2Ki"}), json!([]), json!({}))
         );
-        let Some(VolumeOperation::Grow { expanded: None, .. }) = decide(volume("n", |_| ()), claim(Value::Null)) else {
-            panic!("it waits for nothing")
+        let left = |uid: &str, capacity: &str, statuses: Value| expansion(&claim(uid, capacity, statuses), &bound);
+        assert_eq!(left("c", "1Ki", Value::Null), Expansion::Pending);
+        assert_eq!(left("c", "1Ki", json!({"storage": "ControllerResizeInProgress"})), Expansion::Pending);
+        assert_eq!(left("c", "2048", Value::Null), Expansion::Done);
+        assert_eq!(left("later", "1Ki", json!({"storage": "NodeResizePending"})), Expansion::Done, "another claim");
+        let Some(VolumeOperation::Grow { claim: None, .. }) =
+            decide(volume("n", |volume| volume["status"]["phase"] = "Available".into()))
+        else {
+            panic!("it is bound to no claim")
         };
     }
 }
