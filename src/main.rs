@@ -26,6 +26,7 @@ mod scheduler_plugins;
 mod status;
 mod takeover;
 mod telemetry;
+mod token_arguments;
 
 use std::process::ExitCode;
 
@@ -49,6 +50,7 @@ fn main() -> ExitCode {
             }
         };
     }
+    token_arguments::hide();
     let cli = match cmd::Cli::read(std::env::args_os()) {
         Ok(cli) => cli,
         Err(error) => return report_parse_error(&error),

@@ -25,7 +25,7 @@ use crate::data_dir::DataDir;
 use crate::features;
 use crate::joining::authority;
 use crate::joining::node::{NodeSource, TokenSource, check_name};
-use crate::joining::token::BootstrapToken;
+use crate::joining::token::{self, BootstrapToken};
 use crate::notify;
 use crate::progress::Progress;
 use crate::takeover::{self, ListenAddress};
@@ -55,6 +55,9 @@ pub(crate) struct Node {
     /// Token of `coracle token create`; a node that has joined needs none
     #[arg(long, env = "CORACLE_TOKEN", value_name = "TOKEN", requires = "server", hide_env_values = true)]
     token: Option<BootstrapToken>,
+    /// File with the token: unlike arguments, other users of the machine can't read it
+    #[arg(long, env = "CORACLE_TOKEN_FILE", value_name = "FILE", requires = "server", conflicts_with = "token")]
+    token_file: Option<PathBuf>,
     /// Hash of the cluster's authority: sha256:…
     #[arg(long, env = "CORACLE_CA_HASH", value_name = "HASH", requires = "server")]
     ca_hash: Option<String>,
@@ -94,7 +97,11 @@ impl Node {
                 authority::check_server(server).map_err(|form| Failure::Usage(format!("--server {server}: {form}")))?;
                 authority::check_hash(ca_hash)
                     .map_err(|form| Failure::Usage(format!("--ca-hash {ca_hash}: {form}")))?;
-                let (server, token, ca_hash) = (server.clone(), self.token.clone(), ca_hash.clone());
+                let token = match &self.token_file {
+                    Some(file) => token::read_file(file).map_err(Failure::Usage)?,
+                    None => self.token.clone(),
+                };
+                let (server, ca_hash) = (server.clone(), ca_hash.clone());
                 Ok(NodeSource::Token(TokenSource { server, token, ca_hash }))
             }
             _ => Err(Failure::Usage("--kubeconfig, or --server and --ca-hash: how to find the cluster".into())),

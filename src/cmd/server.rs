@@ -1,6 +1,8 @@
 //! `coracle server`: API server, scheduler and controllers in one process, a machine of the control plane. Several share an
 //! etcd cluster and elect who schedules and controls; nodes run elsewhere.
 
+use std::path::PathBuf;
+
 use clap::Args;
 use http::Uri;
 
@@ -13,7 +15,7 @@ use crate::compose::Part;
 use crate::config::{ApiServerConfig, ClusterConfig, Common, NetworkConfig, NodesConfig, StoreConfig};
 use crate::joining::accept::JoinConfig;
 use crate::joining::authority;
-use crate::joining::token::ControlPlaneToken;
+use crate::joining::token::{self, ControlPlaneToken};
 
 /// Flags of `coracle server`.
 #[derive(Debug, Clone, Args)]
@@ -37,11 +39,14 @@ pub(crate) struct Server {
 #[derive(Debug, Clone, Args)]
 struct JoinFlags {
     /// API server from which a new one gets the cluster's keys: https://HOST:PORT
-    #[arg(long = "server", env = "CORACLE_SERVER", value_name = "URL", requires_all = ["token", "ca_hash"])]
+    #[arg(long = "server", env = "CORACLE_SERVER", value_name = "URL", requires = "ca_hash")]
     url: Option<Uri>,
     /// Token of `coracle token create --control-plane`
     #[arg(long, env = "CORACLE_TOKEN", value_name = "TOKEN", requires = "url", hide_env_values = true)]
     token: Option<ControlPlaneToken>,
+    /// File with the token: unlike arguments, other users of the machine can't read it
+    #[arg(long, env = "CORACLE_TOKEN_FILE", value_name = "FILE", requires = "url", conflicts_with = "token")]
+    token_file: Option<PathBuf>,
     /// Hash of the cluster's authority: sha256:…
     #[arg(long, env = "CORACLE_CA_HASH", value_name = "HASH", requires = "url")]
     ca_hash: Option<String>,
@@ -49,13 +54,20 @@ struct JoinFlags {
 
 impl JoinFlags {
     fn config(&self, store: &StoreConfig) -> Result<Option<JoinConfig>, Failure> {
-        let (Some(url), Some(token), Some(ca_hash)) = (&self.url, &self.token, &self.ca_hash) else { return Ok(None) };
+        let (Some(url), Some(ca_hash)) = (&self.url, &self.ca_hash) else { return Ok(None) };
+        let token = match (&self.token_file, &self.token) {
+            (Some(file), _) => token::read_file(file).map_err(Failure::Usage)?,
+            (None, token) => token.clone(),
+        };
+        let Some(token) = token else {
+            return Err(Failure::Usage("--server needs --token or --token-file".into()));
+        };
         authority::check_server(url).map_err(|form| Failure::Usage(format!("--server {url}: {form}")))?;
         authority::check_hash(ca_hash).map_err(|form| Failure::Usage(format!("--ca-hash {ca_hash}: {form}")))?;
         if !matches!(store, StoreConfig::Etcd(_)) {
             return Err(Failure::Usage("--server needs the store of that cluster: --store etcd:…".into()));
         }
-        Ok(Some(JoinConfig { server: url.clone(), token: token.clone(), ca_hash: ca_hash.clone() }))
+        Ok(Some(JoinConfig { server: url.clone(), token, ca_hash: ca_hash.clone() }))
     }
 }
 

@@ -2,6 +2,9 @@
 //! third part decrypts.
 
 use std::fmt;
+use std::fs::File;
+use std::io::{self, Read as _};
+use std::path::Path;
 use std::str::FromStr;
 
 use apiserver_storage::store::embedded::sealed::SealingKey;
@@ -11,6 +14,25 @@ use machinery_env::Env;
 const LETTERS: &[u8; 36] = b"abcdefghijklmnopqrstuvwxyz0123456789";
 const ID_LETTERS: usize = 6;
 const SECRET_LETTERS: usize = 16;
+
+/// Far above any token.
+const FILE_BYTES_MAX: u64 = 4096;
+
+/// Reads a token from a file; `None` if there is no such file, as it may be removed once a node has joined.
+///
+/// # Errors
+/// If the file can't be read or holds no token. The error doesn't repeat its content.
+pub(crate) fn read_file<T: FromStr<Err = &'static str>>(file: &Path) -> Result<Option<T>, String> {
+    let mut text = String::new();
+    let opened = match File::open(file) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        opened => opened,
+    };
+    let read = opened.and_then(|opened| opened.take(FILE_BYTES_MAX).read_to_string(&mut text));
+    let failed = |why: &dyn fmt::Display| format!("--token-file {}: {why}", file.display());
+    read.map_err(|error| failed(&error))?;
+    text.trim().parse().map(Some).map_err(|form: &str| failed(&form))
+}
 
 /// A parsed bootstrap token.
 #[derive(Clone, PartialEq, Eq)]
@@ -124,6 +146,21 @@ impl FromStr for ControlPlaneToken {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_file_holds_a_token_or_is_gone() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("token");
+        assert_eq!(read_file::<BootstrapToken>(&file), Ok(None));
+        std::fs::write(&file, " abcdef.0123456789abcdef\n").unwrap();
+        let token: BootstrapToken = "abcdef.0123456789abcdef".parse().unwrap();
+        assert_eq!(read_file(&file), Ok(Some(token)));
+        for wrong in [b"abcdef.short".as_slice(), b"", b"\xff", &[b'a'; 5000]] {
+            std::fs::write(&file, wrong).unwrap();
+            let error = read_file::<BootstrapToken>(&file).unwrap_err();
+            assert!(error.starts_with("--token-file ") && !error.contains("short"), "{error}");
+        }
+    }
 
     #[test]
     fn tokens_have_one_form() {
