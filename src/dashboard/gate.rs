@@ -5,15 +5,13 @@
 //! but the dashboard's files.
 
 use apiserver::http::static_files::is_below;
+use apiserver_auth::browsers::comes_from_own_page;
 use apiserver_auth::websocket_token::WebSocketToken;
-use http::header::{AUTHORIZATION, HOST, ORIGIN, SEC_WEBSOCKET_PROTOCOL};
-use http::{HeaderMap, HeaderName, StatusCode};
+use http::header::{AUTHORIZATION, HOST, SEC_WEBSOCKET_PROTOCOL};
+use http::{HeaderMap, StatusCode};
 
 use super::files::PREFIX;
 use super::secret::Secret;
-
-/// Set by browsers: whether the page that sends the request is of the same server (Fetch Metadata).
-const FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
 /// The rules of one server.
 #[derive(Debug)]
@@ -67,11 +65,10 @@ impl Gate {
 
     /// Programs that aren't browsers send neither header.
     fn comes_from_this_server(&self, headers: &HeaderMap) -> bool {
-        let own_origin = headers.get_all(ORIGIN).iter().all(|origin| {
-            let host = origin.as_bytes().strip_prefix(b"http://");
+        comes_from_own_page(headers, |origin| {
+            let host = origin.strip_prefix(b"http://");
             host.is_some_and(|host| self.hosts.iter().any(|own| host == own.as_bytes()))
-        });
-        own_origin && headers.get_all(FETCH_SITE).iter().all(|site| site == "same-origin" || site == "none")
+        })
     }
 
     fn has_secret(&self, headers: &HeaderMap) -> bool {
@@ -101,6 +98,7 @@ pub(super) fn protocols(headers: &HeaderMap) -> impl Iterator<Item = &str> {
 
 #[cfg(test)]
 mod tests {
+    use http::HeaderName;
     use machinery_env::Env;
 
     use super::*;

@@ -26,6 +26,21 @@ refused || fail "a wrong line revokes nobody"
 rm "$WORK/data/pki/revoked"
 eventually 15 kubectl --kubeconfig "$WORK/lost" get namespace default
 
+# A certificate in a browser serves pages of this server alone (Origin, Sec-Fetch-Site); programs send neither header.
+of_user() { kubectl config view --raw -o jsonpath="{.users[0].user.$1}" | base64 -d; }
+of_user client-certificate-data > "$WORK/user.crt"; of_user client-key-data > "$WORK/user.key"
+code() { curl -sk --max-time 10 -o "$WORK/answer" -w '%{http_code}' --cert "$WORK/user.crt" --key "$WORK/user.key" "https://$address/api/v1/namespaces" "$@"; }
+[ "$(code)" = 200 ] || fail "a program: $(cat "$WORK/answer")"
+[ "$(code -H "Origin: https://$address" -H 'Sec-Fetch-Site: same-origin')" = 200 ] || fail "a page of this server"
+for page in 'Origin: https://evil.example' 'Origin: null' 'Sec-Fetch-Site: cross-site' 'Sec-Fetch-Site: same-site'; do
+  [ "$(code -H "$page")" = 403 ] || fail "$page: $(cat "$WORK/answer")"
+  grep -q 'page of another site' "$WORK/answer" || fail "$page: $(cat "$WORK/answer")"
+done
+[ "$(code -H 'Origin: https://evil.example' -X POST -d '{"metadata": {"name": "evil"}}')" = 403 ] || fail "a write of a page"
+upgrade=(-H 'Connection: Upgrade' -H 'Upgrade: websocket' -H 'Sec-WebSocket-Version: 13' -H 'Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==')
+[ "$(code --http1.1 "${upgrade[@]}" -H 'Origin: https://evil.example')" = 403 ] || fail "a WebSocket of a page"
+kubectl get namespace evil > /dev/null 2>&1 && fail "a page has made a namespace"
+
 # The server's own.
 serial() { openssl s_client -connect "$address" < /dev/null 2>/dev/null | openssl x509 -noout -serial; }
 first=$(serial)

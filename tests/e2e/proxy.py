@@ -24,6 +24,10 @@ for method in ("PUT", "PATCH", "DELETE"):
     expect((405, True), (answer.status, "audit-id" in answer.headers), f"the guest's answer to {method}")
 answer, body = ask("GET", f"{SERVICE}/env/%50OD_NAME/../VERSION?a=b")
 expect((200, b"one\n"), (answer.status, body), "a path is cleaned, never its place left")
+for path in (f"{SERVICE}/", f"/api/v1/namespaces/default/pods/{POD}:8080/proxy/", "/api/v1/nodes/coracle-1/proxy/healthz"):
+    answer, body = ask("GET", path)
+    isolation = ("Content-Security-Policy", "X-Content-Type-Options")
+    expect((200, ["sandbox", "nosniff"]), (answer.status, [answer.headers[name] for name in isolation]), f"{path} in a browser")
 answer, body = ask("GET", SERVICE + "?x=1")
 expect((301, SERVICE + "/?x=1"), (answer.status, answer.headers["location"]), "no slash")
 answer, body = ask("GET", f"{SERVICE}/stream?n=200000")

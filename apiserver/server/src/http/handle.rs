@@ -11,6 +11,7 @@ use futures::future::BoxFuture;
 use http::header::{CACHE_CONTROL, HeaderMap, HeaderValue, WARNING};
 use http::{Request, Response};
 use machinery_api::ApiError;
+use machinery_api::error::GroupResource;
 use machinery_api::selector::FieldSelector;
 use machinery_env::Env;
 use tokio::sync::watch;
@@ -30,10 +31,15 @@ use super::warnings;
 use crate::fair_queue::FairQueue;
 use crate::registry::Registry;
 use crate::tls::{self, Peer};
-use apiserver_auth::{ANONYMOUS, Attributes, Authenticator, Authorizer, MASTERS, UserInfo, impersonate};
+use apiserver_auth::tls::PeerCertificate;
+use apiserver_auth::{ANONYMOUS, Attributes, Authenticator, Authorizer, MASTERS, UserInfo, browsers, impersonate};
 use apiserver_catalog::Catalog;
 use apiserver_resources::query::Query;
 use apiserver_storage::store::Revision;
+
+/// The 403 of a request that a browser sends for a page of another site.
+const FOREIGN_PAGE: &str = "a page of another site must not use the browser's client certificate: open the API with \
+                            \"coracle dashboard\", or send a bearer token from a browser without one";
 
 /// The dependencies of a [`RequestHandler`].
 pub struct HandlerDeps {
@@ -206,6 +212,10 @@ impl RequestHandler {
         let objects = &*self.deps.registry.objects;
         let offered = tls::websocket_token(&parts.headers);
         let credentials = tls::credentials(&parts.headers, &parts.extensions, offered.as_ref());
+        let has_certificate = matches!(credentials.certificate, Some(PeerCertificate::Verified(..)));
+        if has_certificate && !browsers::may_use_certificate(&parts.headers, &parts.uri) {
+            return Err(ApiError::Forbidden(GroupResource::default(), String::new(), FOREIGN_PAGE.to_owned()));
+        }
         let user = self.deps.authenticator.authenticate(objects, &credentials).await?;
         if user.name != ANONYMOUS
             && let Some(peer) = parts.extensions.get::<Peer>()
@@ -353,6 +363,7 @@ pub(super) fn attributes<'a>(info: &'a RequestInfo, fields: &'a [(String, String
         path: &info.path,
         is_resource: info.is_resource,
         fields,
+        labels: &info.label_selector,
     }
 }
 
@@ -363,4 +374,3 @@ pub(super) fn exact_fields(info: &RequestInfo) -> Vec<(String, String)> {
     let fields = FieldSelector::parse(&info.field_selector).unwrap_or_default();
     fields.requirements.into_iter().filter(|one| one.equal).map(|one| (one.field, one.value)).collect()
 }
-        labels: &info.label_selector,

@@ -27,6 +27,7 @@ use super::connect::forward_subprotocols;
 use super::handle::{RequestContext, RequestHandler};
 use super::kubelets::{self, NodeAddress};
 use crate::registry::RequestScope;
+use apiserver_auth::browsers;
 use apiserver_resources::ProxyBackend;
 use apiserver_resources::objects::ObjectReader;
 pub(super) use limit::ProxyLimits;
@@ -287,6 +288,7 @@ fn response(
             head.headers.insert(header::LOCATION, location);
         }
     }
+    browsers::isolate(&mut head.headers);
     let body = body.map_frame(move |frame| {
         let _held_to_the_end = &permit;
         frame
