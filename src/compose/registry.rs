@@ -6,10 +6,10 @@ use anyhow::Context as _;
 use apiserver::tls::{self, Acceptor, Peer};
 use apiserver_auth::NODES;
 use apiserver_auth::pki::Pki;
-use apiserver_auth::tls::PeerCertificate;
 use http::Request;
 use hyper::body::Incoming;
 use images::RegistryAccess;
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::Client;
 use machinery_client::Api;
@@ -90,10 +90,10 @@ pub(super) fn build(ground: &Ground) -> anyhow::Result<Vec<Component>> {
     let acceptor = Acceptor::new(&ground.env, ground.certificates.clone(), ground.pki.ca_pem())?;
     let run = async move {
         let handle = move |request: Request<Incoming>| {
-            let router = router.clone();
+            let (router, now) = (router.clone(), env.now());
             async move {
                 // The router is infallible.
-                let Ok(response) = router.oneshot(with_reader(request)).await;
+                let Ok(response) = router.oneshot(with_reader(request, now)).await;
                 response
             }
         };
@@ -104,11 +104,9 @@ pub(super) fn build(ground: &Ground) -> anyhow::Result<Vec<Component>> {
 }
 
 /// Marks the requests of nodes.
-fn with_reader(mut request: Request<Incoming>) -> Request<Incoming> {
-    let node = request.extensions().get::<Peer>().is_some_and(|peer| match &peer.certificate {
-        PeerCertificate::Verified(user, _) => user.groups.iter().any(|group| group == NODES),
-        _ => false,
-    });
+fn with_reader(mut request: Request<Incoming>, now: Timestamp) -> Request<Incoming> {
+    let user = request.extensions().get::<Peer>().and_then(|peer| peer.certificate.user_at(now));
+    let node = user.is_some_and(|user| user.groups.iter().any(|group| group == NODES));
     if node {
         request.extensions_mut().insert(registry::NodeReader);
     }

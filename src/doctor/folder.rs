@@ -57,8 +57,8 @@ pub(super) fn permissions(facts: &Facts) -> CheckResult {
 
 pub(super) fn certificates(facts: &Facts) -> CheckResult {
     let all = &facts.folder.certificates;
-    let findings = all.iter().filter(|one| one.ends_soon()).map(|one| {
-        let level = if one.has_expired() { Level::Error } else { Level::Warning };
+    let findings = all.iter().filter(|one| one.needs_attention()).map(|one| {
+        let level = if one.has_expired() || one.begins_later() { Level::Error } else { Level::Warning };
         Finding::new(level, one.warning(), one.remedy())
     });
     CheckResult::of(findings.collect(), || match all.iter().map(|one| one.days_left).min() {

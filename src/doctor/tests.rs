@@ -64,6 +64,7 @@ fn certificate(days_left: i64) -> CertificateEnd {
         not_before: "2026-01-01T00:00:00Z".parse().unwrap(),
         not_after: "2027-01-01T00:00:00Z".parse().unwrap(),
         days_left,
+        begins_later: false,
     }
 }
 
@@ -193,6 +194,9 @@ fn the_data_folder_s_state_is_found() {
     let certificates = |days: i64| move |facts: &mut Facts| facts.folder.certificates = vec![certificate(days)];
     expect("certificates", Level::Warning, ["ends in 29 days", "renews"], certificates(29));
     expect("certificates", Level::Error, ["has expired", "renews"], certificates(-1));
+    expect("certificates", Level::Error, ["not valid before 2026-01-01", "clock"], |facts| {
+        facts.folder.certificates = vec![CertificateEnd { begins_later: true, ..certificate(764) }];
+    });
     expect("sockets", Level::Info, ["left from a process", "rm /d/control"], |facts| {
         facts.folder.leftover_socket = Some(PathBuf::from("/d/control"));
     });

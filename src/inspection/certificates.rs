@@ -30,18 +30,31 @@ pub(crate) struct CertificateEnd {
     pub(crate) not_after: Timestamp,
     /// Whole days to its end; negative after it.
     pub(crate) days_left: i64,
+    /// Whether its start is in the future.
+    #[serde(skip)]
+    pub(crate) begins_later: bool,
 }
 
 impl CertificateEnd {
     fn new(file: String, Validity { not_before, not_after }: Validity, now: Timestamp) -> Self {
         let seconds_per_day = SECONDS_PER_DAY.cast_signed();
         let days_left = (not_after.as_second() - now.as_second()).div_euclid(seconds_per_day);
-        Self { file, not_before, not_after, days_left }
+        Self { file, not_before, not_after, days_left, begins_later: now < not_before }
     }
 
     /// Whether its end has passed.
     pub(crate) fn has_expired(&self) -> bool {
         self.days_left < 0
+    }
+
+    /// Whether its validity begins later: the clock was ahead at its issue, or is behind now.
+    pub(crate) fn begins_later(&self) -> bool {
+        self.begins_later
+    }
+
+    /// Whether it is not valid, or not for long.
+    pub(crate) fn needs_attention(&self) -> bool {
+        self.begins_later() || self.ends_soon()
     }
 
     /// Whether its end is near or has passed.
@@ -54,10 +67,12 @@ impl CertificateEnd {
         self.file == "pki/ca.crt"
     }
 
-    /// What is wrong with one that ends soon.
+    /// What is wrong with one that needs attention.
     pub(crate) fn warning(&self) -> String {
         let (file, end) = (&self.file, self.not_after);
-        if self.has_expired() {
+        if self.begins_later() {
+            format!("the certificate {file} is not valid before {}", self.not_before)
+        } else if self.has_expired() {
             format!("the certificate {file} has expired ({end})")
         } else {
             format!("the certificate {file} ends in {} days ({end})", self.days_left)
@@ -66,7 +81,12 @@ impl CertificateEnd {
 
     /// What to do about it.
     pub(crate) fn remedy(&self) -> &'static str {
-        if self.is_authority() {
+        if self.begins_later() && self.is_authority() {
+            "set this machine's clock, or begin a new cluster if the authority was made by a clock that was ahead"
+        } else if self.begins_later() {
+            "set this machine's clock (date, timedatectl), then start the process of this data folder: it issues its certificates \
+             again"
+        } else if self.is_authority() {
             "begin a new cluster before the end and move the workloads: an authority is never replaced (docs/operations.md, \
              \"Certificates\")"
         } else {

@@ -18,7 +18,7 @@ use serde_json::Value;
 use tokio::sync::watch;
 
 use super::requesting::{self, WantedCertificate};
-use super::rotation::{rotate_at, sleep_until};
+use super::rotation::{rotate_at, sleep_until_due};
 use super::stored::{Authorities, Folder, NodeCertificate, Use};
 use super::token::BootstrapToken;
 use super::{authority, kubeconfig, servers};
@@ -161,13 +161,24 @@ pub(crate) async fn join(
         |stored: &NodeCertificate| own.as_ref().is_some_and(|own| own.content.not_after > stored.content.not_after);
     let stored = folder.read(Use::Client, &cluster, &user, env.now()).filter(|stored| !own_is_newer(stored));
     let bootstrap = Bootstrap { config: config.clone(), credentials };
-    let held = match stored.or(own) {
+    let (later, held) = match stored {
+        Some(stored) if stored.begins_later(env.now()) => (Some(stored), own),
+        stored => (None, stored.or(own)),
+    };
+    let held = match held {
         Some(held) => held,
-        None => {
-            let held = bootstrap.obtain(env, &WantedCertificate::client(&user)).await?;
-            folder.write(Use::Client, &cluster, &held.identity)?;
-            held
-        }
+        None => match (bootstrap.obtain(env, &WantedCertificate::client(&user)).await, later) {
+            (Ok(held), _) => {
+                folder.write(Use::Client, &cluster, &held.identity)?;
+                held
+            }
+            (Err(error), Some(later)) => {
+                let begin = later.content.not_before;
+                tracing::warn!(error = &*error, %begin, "the node's client certificate is not valid yet, and is used all the same");
+                later
+            }
+            (Err(error), None) => return Err(error),
+        },
     };
     config.auth_info = AuthInfo::default();
     let (sender, certificate) = watch::channel(held.identity.clone());
@@ -280,6 +291,9 @@ impl Bootstrap {
     }
 }
 
+/// The interval of renewals while this machine's clock is behind the API server's: each certificate begins later.
+pub(super) const SKEWED_RENEWAL_INTERVAL: Duration = Duration::from_hours(1);
+
 /// Renews the client certificate.
 struct Renewal {
     env: Env,
@@ -293,7 +307,7 @@ impl Renewal {
     async fn run(mut self) {
         let env = self.env.clone();
         loop {
-            sleep_until(&env, rotate_at(&env, &self.held.content)).await;
+            sleep_until_due(&env, rotate_at(&env, &self.held.content), &self.held.content).await;
             let mut waits = BackOff::new(RENEWAL_WAITS.0, RENEWAL_WAITS.1);
             while let Err(error) = self.renew().await {
                 let end = self.held.content.not_after;
@@ -301,13 +315,16 @@ impl Renewal {
                 env.sleep(waits.next(&env)).await;
             }
             tracing::info!(end = %self.held.content.not_after, "the node's client certificate is renewed");
+            if self.held.begins_later(env.now()) {
+                env.sleep(SKEWED_RENEWAL_INTERVAL).await;
+            }
         }
     }
 
     async fn renew(&mut self) -> anyhow::Result<()> {
         let wanted = WantedCertificate::client(&self.node.user());
-        let expired = !self.held.is_valid(&self.node.user(), self.env.now());
-        let held = match expired && self.bootstrap.credentials.is_some() {
+        let invalid = !self.held.is_valid(&self.node.user(), self.env.now());
+        let held = match invalid && self.bootstrap.credentials.is_some() {
             true => self.bootstrap.obtain(&self.env, &wanted).await?,
             false => requesting::obtain(&self.env, &self.node.client, &wanted).await?,
         };

@@ -19,11 +19,17 @@ pub(super) fn rotate_at(env: &Env, of: &HeldCertificate) -> Timestamp {
     of.not_before.saturating_add(Duration::from_secs(after.max(0).cast_unsigned())).unwrap_or(of.not_after)
 }
 
-/// Waits until a time of the machine's clock.
-pub(super) async fn sleep_until(env: &Env, at: Timestamp) {
+/// Whether a certificate is to be renewed at `at` or earlier: one that begins later was issued by a clock that was set back.
+pub(super) fn is_due(at: Timestamp, of: &HeldCertificate, now: Timestamp) -> bool {
+    at <= now || now < of.not_before
+}
+
+/// Waits until a certificate is due by the machine's clock, which may be set meanwhile.
+pub(super) async fn sleep_until_due(env: &Env, at: Timestamp, of: &HeldCertificate) {
     loop {
-        let left = Duration::try_from(at.duration_since(env.now())).unwrap_or_default();
-        if left.is_zero() {
+        let now = env.now();
+        let left = Duration::try_from(at.duration_since(now)).unwrap_or_default();
+        if left.is_zero() || is_due(at, of, now) {
             return;
         }
         env.sleep(left.min(CLOCK_CHECK)).await;

@@ -15,9 +15,9 @@ use machinery_client::{Api, TlsIdentity};
 use machinery_env::Env;
 use tokio::sync::watch;
 
-use super::node::JoinedNode;
+use super::node::{JoinedNode, SKEWED_RENEWAL_INTERVAL};
 use super::requesting::{self, WantedCertificate};
-use super::rotation::{rotate_at, sleep_until};
+use super::rotation::{self, rotate_at, sleep_until_due};
 use super::stored::{NodeCertificate, Use};
 
 /// The wait between two failed requests: at first, and at most. Where no one approves, each try leaves a request.
@@ -64,8 +64,9 @@ impl Renewal {
             let found = nodes.wait_until(&env, &name, |node| node.is_some_and(|node| !names(node).is_empty())).await;
             let Some(wanted) = found.as_deref().map(names) else { continue };
             if let Some(due) = due.filter(|due| !is_due(self.held.as_ref(), &wanted, *due, env.now())) {
+                let Some(held) = &self.held else { continue };
                 tokio::select! {
-                    () = sleep_until(&env, due) => {}
+                    () = sleep_until_due(&env, due, &held.content) => {}
                     _ = nodes.wait_until(&env, &name, |node| has_other_names(node, &wanted)) => {}
                 }
                 continue;
@@ -75,6 +76,9 @@ impl Renewal {
                     waits.reset();
                     due = Some(rotate_at(&env, &held.content));
                     tracing::info!(end = %held.content.not_after, "the node has a new serving certificate");
+                    if held.begins_later(env.now()) {
+                        env.sleep(SKEWED_RENEWAL_INTERVAL).await;
+                    }
                     self.held = Some(held);
                 }
                 Err(error) => {
@@ -94,10 +98,10 @@ impl Renewal {
     }
 }
 
-/// Whether another certificate is needed: the time has come, or the present one lacks a name.
+/// Whether another certificate is needed: the time has come, or the present one begins later or lacks a name.
 fn is_due(held: Option<&NodeCertificate>, wanted: &BTreeSet<String>, due: Timestamp, now: Timestamp) -> bool {
     let lacks = held.is_none_or(|held| wanted.iter().any(|name| !held.content.names.contains(name)));
-    lacks || due <= now
+    lacks || held.is_some_and(|held| rotation::is_due(due, &held.content, now))
 }
 
 fn has_other_names(node: Option<&Node>, wanted: &BTreeSet<String>) -> bool {
@@ -153,7 +157,9 @@ mod tests {
         ]);
         assert!(names(&all).iter().eq(["192.0.2.1", "192.0.2.2", "2001:db8::1", "n1", "n1.internal"]));
         assert!(names(&node(&[("Hostname", "n1")])).is_empty(), "no address");
-        assert!(names(&node(&[("Hostname", "n1"), ("InternalIP", "127.0.0.1"), ("InternalIP", "::1")])).iter().eq(["n1"]));
+        assert!(
+            names(&node(&[("Hostname", "n1"), ("InternalIP", "127.0.0.1"), ("InternalIP", "::1")])).iter().eq(["n1"])
+        );
         assert!(names(&Node::default()).is_empty());
     }
 
@@ -169,6 +175,8 @@ mod tests {
         assert!(is_due(Some(&held), &wanted(&["192.0.2.2"]), later, now));
         assert!(is_due(Some(&held), &wanted(&["192.0.2.1"]), now, now));
         assert!(is_due(None, &wanted(&["192.0.2.1"]), later, now));
+        let before: Timestamp = "2025-12-01T00:00:00Z".parse().unwrap();
+        assert!(is_due(Some(&held), &wanted(&["192.0.2.1"]), later, before), "the clock was set back");
         let n1 = node(&[("InternalIP", "192.0.2.1")]);
         assert!(!has_other_names(Some(&n1), &wanted(&["192.0.2.1"])) && !has_other_names(None, &wanted(&[])));
         assert!(has_other_names(Some(&n1), &wanted(&["192.0.2.2"])));

@@ -60,9 +60,19 @@ impl NodeCertificate {
         Ok(Self { identity: Arc::new(TlsIdentity { cert_pem, key_pem }), content })
     }
 
-    /// Whether it is a user's, and not at its end.
+    /// Whether it is a user's, and valid now.
     pub(super) fn is_valid(&self, user: &str, now: Timestamp) -> bool {
-        self.content.user == user && now < self.content.not_after
+        self.content.user == user && !self.has_expired(now) && !self.begins_later(now)
+    }
+
+    pub(super) fn has_expired(&self, now: Timestamp) -> bool {
+        now >= self.content.not_after
+    }
+
+    /// Whether its period begins later. Either it was issued by a clock that was set back since, and no API server accepts it,
+    /// or this machine's clock is behind, and it is good.
+    pub(super) fn begins_later(&self, now: Timestamp) -> bool {
+        now < self.content.not_before
     }
 }
 
@@ -102,7 +112,7 @@ impl Folder {
             _ if known.is_disjoint(&cluster.hashes()) => "it is another cluster's",
             None => "it can't be read",
             Some(held) if held.content.user != user => "it is another node's",
-            Some(held) if !held.is_valid(user, now) => "it has expired",
+            Some(held) if held.has_expired(now) => "it has expired",
             Some(held) => return Some(held),
         };
         tracing::warn!(file = %path.display(), "the certificate is not used: {reason}");
@@ -171,6 +181,10 @@ mod tests {
         assert_eq!(held.identity.cert_pem.trim_end(), identity.cert_pem.trim_end());
         assert_eq!(held.identity.key_pem.trim_end(), identity.key_pem.trim_end());
         assert!(folder.read(Use::Serving, &ours, "system:node:n1", env.now()).is_none());
+        let earlier = "2025-06-01T00:00:00Z".parse().unwrap();
+        let later = folder.read(Use::Client, &ours, "system:node:n1", earlier).unwrap();
+        assert!(later.begins_later(earlier) && !later.is_valid("system:node:n1", earlier), "the clock was set back");
+        assert!(held.is_valid("system:node:n1", env.now()) && !held.is_valid("system:node:n2", env.now()));
         assert!(folder.read(Use::Client, &other, "system:node:n1", env.now()).is_none(), "another cluster");
         assert!(folder.read(Use::Client, &ours, "system:node:n2", env.now()).is_none(), "another node");
         // One authority of several is enough: they are being replaced.

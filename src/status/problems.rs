@@ -43,7 +43,7 @@ pub(crate) fn find(report: &StatusReport, folder: Option<&DataDir>, elsewhere: O
         ));
     }
     found.extend(
-        report.certificates.iter().filter(|one| one.ends_soon()).map(|one| problem(one.warning(), one.remedy())),
+        report.certificates.iter().filter(|one| one.needs_attention()).map(|one| problem(one.warning(), one.remedy())),
     );
     found
 }

@@ -38,6 +38,7 @@ fn healthy() -> StatusReport {
         not_before: "2026-01-01T00:00:00Z".parse().unwrap(),
         not_after: "2036-01-01T00:00:00Z".parse().unwrap(),
         days_left: 3650,
+        begins_later: false,
     };
     StatusReport {
         state: ClusterState::Running,

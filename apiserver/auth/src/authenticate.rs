@@ -77,11 +77,8 @@ impl Authenticator {
             return Ok(with_group(user.clone()));
         }
         let now = self.env.now();
-        match credentials.certificate {
-            Some(PeerCertificate::Verified(user, until)) if now <= *until => {
-                return Ok(with_group(UserInfo::clone(user)));
-            }
-            _ => {}
+        if let Some(user) = credentials.certificate.and_then(|certificate| certificate.user_at(now)) {
+            return Ok(with_group(UserInfo::clone(user)));
         }
         let offered = match credentials.websocket {
             Some(WebSocketToken::Valid(token)) => Some(token.as_str()),
@@ -173,6 +170,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::held::Validity;
     use apiserver_resources::objects::memory::MemoryObjects;
 
     #[test]
@@ -196,8 +194,16 @@ mod tests {
             assert_eq!(ask(offered), Err(ApiError::Unauthorized));
         }
         let user = UserInfo { name: "jo".into(), ..UserInfo::default() };
-        let until = env.now().saturating_add(std::time::Duration::from_secs(60)).unwrap();
-        let certificate = PeerCertificate::Verified(Arc::new(user.clone()), until);
+        let in_seconds = |seconds: u64| env.now().saturating_add(std::time::Duration::from_secs(seconds)).unwrap();
+        let verified = |start: u64, end: u64| {
+            let valid = Validity { not_before: in_seconds(start), not_after: in_seconds(end) };
+            PeerCertificate::Verified(Arc::new(user.clone()), valid)
+        };
+        // The clock was set back after the handshake.
+        let later = verified(30, 60);
+        let by_later = Credentials { certificate: Some(&later), ..Credentials::default() };
+        assert_eq!(ask(by_later), Err(ApiError::Unauthorized));
+        let certificate = verified(0, 60);
         let by_certificate = Credentials { certificate: Some(&certificate), ..bearer };
         assert_eq!(ask(by_certificate), Ok("jo".into()));
         clock.advance(std::time::Duration::from_secs(61));

@@ -111,16 +111,28 @@ pub struct Validity {
     pub not_after: Timestamp,
 }
 
+impl Validity {
+    pub(super) fn of(certificate: &X509Certificate<'_>) -> Option<Self> {
+        let (start, end) = (certificate.validity().not_before, certificate.validity().not_after);
+        Some(Self {
+            not_before: Timestamp::from_second(start.timestamp()).ok()?,
+            not_after: Timestamp::from_second(end.timestamp()).ok()?,
+        })
+    }
+
+    /// Whether the period contains a time. Both ends are inside, as in upstream's verification.
+    #[must_use]
+    pub fn contains(&self, now: Timestamp) -> bool {
+        (self.not_before..=self.not_after).contains(&now)
+    }
+}
+
 /// The validity of the first certificate in a PEM text; `None` if it has none that can be read.
 #[must_use]
 pub fn validity(pem: &str) -> Option<Validity> {
     let der = CertificateDer::from_pem_slice(pem.as_bytes()).ok()?;
     let (_, certificate) = X509Certificate::from_der(&der).ok()?;
-    let (start, end) = (certificate.validity().not_before, certificate.validity().not_after);
-    Some(Validity {
-        not_before: Timestamp::from_second(start.timestamp()).ok()?,
-        not_after: Timestamp::from_second(end.timestamp()).ok()?,
-    })
+    Validity::of(&certificate)
 }
 
 #[cfg(test)]

@@ -6,13 +6,15 @@ use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 use x509_parser::prelude::FromDer;
 
+use super::held::Validity;
+
 /// The parsed fields.
 pub(super) struct Leaf {
     pub(super) names: Vec<String>,
     pub(super) subject: String,
     pub(super) issuer_key: Vec<u8>,
     pub(super) public_key: Vec<u8>,
-    pub(super) not_after: i64,
+    pub(super) valid: Validity,
 }
 
 impl Leaf {
@@ -44,7 +46,7 @@ impl Leaf {
             subject: cert.subject().to_string(),
             issuer_key,
             public_key: cert.public_key().subject_public_key.data.to_vec(),
-            not_after: cert.validity().not_after.timestamp(),
+            valid: Validity::of(&cert)?,
         })
     }
 }

@@ -19,7 +19,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::certificates::{self, Fingerprint};
 use super::folder::PkiFolder;
-use super::held::alternative_names;
+use super::held::{Validity, alternative_names};
 use super::jwt::SigningKey;
 use super::leaf::Leaf;
 
@@ -367,7 +367,7 @@ fn load_or_issue(
     let (cert_file, key_file) = (format!("{stem}.crt"), format!("{stem}.key"));
     if let (Some(cert_pem), Some(key_pem)) = (files.read(&cert_file)?, files.read(&key_file)?)
         && let Some(leaf) = Leaf::parse(&cert_pem)
-        && leaf.not_after > env.now().as_second().saturating_add(LEAF_RENEW.as_secs().cast_signed())
+        && is_current(&leaf.valid, env.now())
     {
         let loaded = Identity { cert_pem, key_pem };
         if last_read == Some(&loaded) || matches_spec(&leaf, &loaded.key_pem, env, issuer, spec)? {
@@ -378,6 +378,12 @@ fn load_or_issue(
     files.write(&key_file, &identity.key_pem)?;
     files.write(&cert_file, &identity.cert_pem)?;
     Ok(identity)
+}
+
+/// Whether a certificate is valid now and has time left. One of the future was issued before the clock was set back: no client
+/// accepts it.
+fn is_current(valid: &Validity, now: Timestamp) -> bool {
+    valid.contains(now) && now.saturating_add(LEAF_RENEW).is_ok_and(|renewal| renewal < valid.not_after)
 }
 
 /// Whether the certificate has the names, subject and issuer of one issued now, and belongs to the key.
@@ -523,6 +529,26 @@ mod tests {
         assert!(check(dir.path()).unwrap_err().to_string().contains("revoked"));
         let error = pki.revoked().unwrap_err().to_string();
         assert!(error.contains("line 1") && error.contains("mend"), "{error}");
+    }
+
+    /// The clock was years ahead, and is set back.
+    #[test]
+    fn certificates_of_the_future_are_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let (env, clock) = env();
+        let first = Pki::open_or_create(dir.path(), &env, &[]).unwrap();
+        let (ahead, _) = Env::seeded(2, "2027-06-01T00:00:00Z".parse().unwrap());
+        let later = Pki::open_or_create(dir.path(), &ahead, &[]).unwrap();
+        assert_ne!(first.serving(), later.serving());
+        let mended = Pki::open_or_create(dir.path(), &env, &[]).unwrap();
+        assert!(mended.serving() != later.serving() && mended.admin() != later.admin(), "at the next start");
+        Pki::open_or_create(dir.path(), &ahead, &[]).unwrap();
+        let renewed = first.reload_and_renew().unwrap();
+        let valid = crate::held::validity(&renewed.serving.cert_pem).unwrap();
+        assert!(valid.contains(env.now()), "while the server runs");
+        assert_eq!(first.reload_and_renew().unwrap().serving, renewed.serving, "once");
+        clock.advance(Duration::from_hours(1));
+        assert_eq!(first.reload_and_renew().unwrap().serving, renewed.serving);
     }
 
     #[test]

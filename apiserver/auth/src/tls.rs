@@ -21,6 +21,7 @@ use sha2::{Digest, Sha256};
 use x509_parser::prelude::FromDer;
 
 use super::certificates::{Certificates, Fingerprint, user_entry};
+use super::held::Validity;
 use super::pki::PkiError;
 use super::{CREDENTIAL_ID, UserInfo};
 
@@ -29,10 +30,21 @@ use super::{CREDENTIAL_ID, UserInfo};
 pub enum PeerCertificate {
     /// The peer sent none.
     Absent,
-    /// The certificate is valid for this user until this time.
-    Verified(Arc<UserInfo>, Timestamp),
-    /// The certificate is expired, revoked, of another authority, or not for clients.
+    /// The certificate is this user's, in this period.
+    Verified(Arc<UserInfo>, Validity),
+    /// The certificate was not valid at the handshake: by its period, revoked, of another authority, or not for clients.
     Invalid,
+}
+
+impl PeerCertificate {
+    /// The user of a certificate that is valid now. A connection outlives its certificate, and clocks are set.
+    #[must_use]
+    pub fn user_at(&self, now: Timestamp) -> Option<&Arc<UserInfo>> {
+        match self {
+            Self::Verified(user, valid) if valid.contains(now) => Some(user),
+            Self::Verified(..) | Self::Absent | Self::Invalid => None,
+        }
+    }
 }
 
 /// Verifies the certificates of clients.
@@ -96,7 +108,7 @@ impl PeerVerifier {
             return PeerCertificate::Invalid;
         }
         let known = subject(leaf).filter(|(user, _)| !self.certificates.is_revoked(&user_entry(&user.name)));
-        known.map_or(PeerCertificate::Invalid, |(user, until)| PeerCertificate::Verified(Arc::new(user), until))
+        known.map_or(PeerCertificate::Invalid, |(user, valid)| PeerCertificate::Verified(Arc::new(user), valid))
     }
 
     /// Waits until one of the [`revocation_entries`] is revoked.
@@ -118,9 +130,9 @@ pub fn revocation_entries(leaf: &CertificateDer<'_>) -> Vec<Fingerprint> {
     std::iter::once(fingerprint(leaf)).chain(user).collect()
 }
 
-/// The user in a certificate, and its expiry. Of several common names the last one counts, as in Go and in
+/// The user in a certificate, and its period. Of several common names the last one counts, as in Go and in
 /// `CertificateRequest`: the approved name is the user.
-fn subject(leaf: &CertificateDer<'_>) -> Option<(UserInfo, Timestamp)> {
+fn subject(leaf: &CertificateDer<'_>) -> Option<(UserInfo, Validity)> {
     let (_, cert) = x509_parser::certificate::X509Certificate::from_der(leaf).ok()?;
     let name = cert.subject().iter_common_name().last()?.as_str().ok()?.to_owned();
     if name.is_empty() {
@@ -132,10 +144,10 @@ fn subject(leaf: &CertificateDer<'_>) -> Option<(UserInfo, Timestamp)> {
         .map(|o| o.as_str().map(str::to_owned))
         .collect::<Result<Vec<_>, _>>()
         .ok()?;
-    let until = Timestamp::from_second(cert.validity().not_after.timestamp()).ok()?;
+    let valid = Validity::of(&cert)?;
     let id = format!("X509SHA256={}", hex::encode(fingerprint(leaf)));
     let extra = std::iter::once((CREDENTIAL_ID.to_owned(), vec![id])).collect();
-    Some((UserInfo { name, uid: String::new(), groups, extra }, until))
+    Some((UserInfo { name, uid: String::new(), groups, extra }, valid))
 }
 
 /// Supplies the environment's clock to rustls.

@@ -12,7 +12,7 @@ use apiserver_auth::tls::{PeerCertificate, PeerVerifier, revocation_entries};
 use apiserver_auth::websocket_token::WebSocketToken;
 use apiserver_auth::{Credentials, UserInfo};
 use bytes::Bytes;
-use http::{Extensions, HeaderMap, HeaderValue, Request, Response};
+use http::{Extensions, HeaderMap, HeaderValue, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use machinery_env::Env;
 use machinery_serve::accept::{self, ConnectionPermit, Limit, Listener, Seats};
@@ -150,12 +150,24 @@ async fn connection<H, F, B>(
     if verified {
         peer.mark_authenticated();
     }
+    // The verdict on a certificate is the handshake's, and clock and revocations change: a rejected certificate ends its
+    // connection, and is verified again with the next one.
+    let rejected = stops.ending.child_token();
+    let (ending, env) = (rejected.clone(), acceptor.env.clone());
     let service = hyper::service::service_fn(move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(peer.clone());
-        let response = handle(request);
-        async move { Ok::<_, Infallible>(response.await) }
+        let is_rejected =
+            !matches!(peer.certificate, PeerCertificate::Absent) && peer.certificate.user_at(env.now()).is_none();
+        let (response, rejected) = (handle(request), rejected.clone());
+        async move {
+            let response = response.await;
+            if is_rejected && response.status() == StatusCode::UNAUTHORIZED {
+                rejected.cancel();
+            }
+            Ok::<_, Infallible>(response)
+        }
     });
-    let served = machinery_serve::connection::serve(stream, &acceptor.env, service, &stops.ending);
+    let served = machinery_serve::connection::serve(stream, &acceptor.env, service, &ending);
     let Some(revocation) = revocation.filter(|_| verified) else { return log_end(address, served.await) };
     tokio::select! {
         done = served => log_end(address, done),
@@ -202,7 +214,11 @@ mod tests {
                 PeerCertificate::Invalid => "refused".to_owned(),
                 PeerCertificate::Verified(user, _) => format!("{} {:?}", user.name, user.groups),
             };
-            Response::new(Full::new(Bytes::from(format!("{who} {:?}", request.version()))))
+            let mut response = Response::new(Full::new(Bytes::from(format!("{who} {:?}", request.version()))));
+            if who == "refused" {
+                *response.status_mut() = StatusCode::UNAUTHORIZED;
+            }
+            response
         };
         let serving = tokio::spawn(serve(listener, acceptor, handle, stop.clone()));
         (address, stop, serving)
@@ -262,6 +278,42 @@ mod tests {
         serving.await.unwrap();
         assert!(TcpStream::connect(address).await.is_err());
         drop(silent);
+    }
+
+    /// A client that keeps its connection would keep the verdict of its handshake.
+    #[tokio::test]
+    async fn a_rejected_certificate_ends_its_connection() {
+        let folder = tempfile::tempdir().unwrap();
+        let env = Env::real();
+        let pki = Pki::open_or_create(folder.path(), &env, &[]).unwrap();
+        let certificates = Arc::new(Certificates::new(pki.serving()).unwrap());
+        let (address, stop, serving) = start(&env, &pki, certificates.clone()).await;
+        let client = pki.issue_client("ada", "dev").unwrap();
+        certificates.revoke([user_entry("ada")].into());
+        let request = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n";
+        let mut kept = connect(address, pki.ca_pem(), Some(&client)).await;
+        kept.write_all(request).await.unwrap();
+        let mut response = String::new();
+        let ended = env.timeout(HANDSHAKE_TIMEOUT, kept.read_to_string(&mut response)).await;
+        assert!(ended.is_ok() && response.starts_with("HTTP/1.1 401"), "{response}");
+        certificates.revoke(Default::default());
+        assert_eq!(ask(address, pki.ca_pem(), Some(&client)).await, "ada [\"dev\"] HTTP/1.1");
+        // Without a certificate, and with a good one, connections stay.
+        for identity in [None, Some(&client)] {
+            let mut kept = connect(address, pki.ca_pem(), identity).await;
+            for _ in 0..2 {
+                kept.write_all(request).await.unwrap();
+                let mut head = [0; 12];
+                kept.read_exact(&mut head).await.unwrap();
+                assert_eq!(&head, b"HTTP/1.1 200");
+                let mut rest = Vec::new();
+                while !rest.ends_with(b"HTTP/1.1") {
+                    rest.push(kept.read_u8().await.unwrap());
+                }
+            }
+        }
+        stop.cancel();
+        serving.await.unwrap();
     }
 
     #[tokio::test]

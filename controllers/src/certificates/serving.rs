@@ -162,6 +162,10 @@ fn judge(
     if created.saturating_add(AGE_MAX).is_ok_and(|end| end < now) {
         return leave("it is older than an hour");
     }
+    // Of an API server whose clock was ahead: it would stay young for as long as that.
+    if now.saturating_add(AGE_MAX).is_ok_and(|latest| latest < created) {
+        return leave("it is more than an hour in the future");
+    }
     let Some(node) = node else { return Verdict::Wait };
     if node.metadata.creation_timestamp.as_ref().is_some_and(|born| born.0 > created) {
         return leave("it is older than the Node: the request of an earlier node of that name");
@@ -264,9 +268,10 @@ fn taken(view: &ObjectCache, node: &Node, asked: &str) -> Option<String> {
     let servers = view.get::<Endpoints>(&ObjectKey::new("default", "kubernetes"));
     let subsets = servers.iter().flat_map(|servers| servers.subsets.iter().flatten());
     let present = subsets.flat_map(|subset| subset.addresses.iter().flatten()).map(|of| of.ip.as_str());
-    recorded.chain(present).any(|text| address(text) == Some(ip)).then(|| {
-        format!("an API server's address: if the node is on its machine, label the Node with {CONTROL_PLANE}")
-    })
+    recorded
+        .chain(present)
+        .any(|text| address(text) == Some(ip))
+        .then(|| format!("an API server's address: if the node is on its machine, label the Node with {CONTROL_PLANE}"))
 }
 
 #[cfg(test)]
@@ -365,10 +370,7 @@ mod tests {
 
     #[test]
     fn a_node_gets_its_own_addresses() {
-        let all = CertificateRequest {
-            dns_names: vec!["n1".into(), "n1.example".into()],
-            ..request()
-        };
+        let all = CertificateRequest { dns_names: vec!["n1".into(), "n1.example".into()], ..request() };
         assert_eq!(verdict(&csr(json!({})), &all, Vec::new()), Verdict::Approve);
         assert_eq!(verdict(&csr(json!({})), &request(), Vec::new()), Verdict::Approve);
     }
@@ -411,6 +413,7 @@ mod tests {
         // Objects of another time.
         leaves(&csr(json!({"/metadata/creationTimestamp": "2025-12-31T22:59:00Z"})), &base, "older than an hour");
         leaves(&csr(json!({"/metadata/creationTimestamp": null})), &base, "no time");
+        leaves(&csr(json!({"/metadata/creationTimestamp": "2027-01-01T00:00:00Z"})), &base, "in the future");
     }
 
     #[test]

@@ -104,7 +104,12 @@ impl NodeAddress {
         let address = addresses.iter().find(|a| a["type"] == "InternalIP")?["address"].as_str()?.to_owned();
         let port = node["status"]["daemonEndpoints"]["kubeletEndpoint"]["Port"].as_u64().filter(|p| *p > 0);
         let text = |field: &str| node["metadata"][field].as_str().unwrap_or_default().to_owned();
-        Some(Self { uid: text("uid"), name: text("name"), address, port: u16::try_from(port.unwrap_or(KUBELET_PORT)).ok()? })
+        Some(Self {
+            uid: text("uid"),
+            name: text("name"),
+            address,
+            port: u16::try_from(port.unwrap_or(KUBELET_PORT)).ok()?,
+        })
     }
 
     /// Whether address and port are equal, whichever Node they belong to.

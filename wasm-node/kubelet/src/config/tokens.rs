@@ -33,8 +33,14 @@ pub(crate) struct Token {
 
 impl Token {
     pub(crate) fn is_due(&self, now: Timestamp) -> bool {
-        self.refresh_at <= now
+        is_refresh_due(self.refresh_at, now)
     }
+}
+
+/// Whether a token is to be refreshed. A time beyond any token's age was set by a clock that was ahead: its token may be valid
+/// only from then on.
+pub(crate) fn is_refresh_due(refresh_at: Timestamp, now: Timestamp) -> bool {
+    refresh_at <= now || now.saturating_add(AGE_MAX).is_ok_and(|latest| latest < refresh_at)
 }
 
 /// The reason why there is no new token.

@@ -25,7 +25,7 @@ use crate::checkpoint::API_WAIT;
 use crate::config::env_file::FileValues;
 use crate::config::environment::EnvContext;
 use crate::config::sources::{ConfigSource, ConfigSourceManager, SourceKind, SourceState, named_by_volumes};
-use crate::config::tokens::{self as token_requests, Token, TokenError, TokenParams};
+use crate::config::tokens::{self as token_requests, Token, TokenError, TokenParams, is_refresh_due};
 use crate::latest::{Receiver, Wake};
 use crate::mailbox::Sender;
 use crate::spec::compressed::Compressed;
@@ -104,7 +104,7 @@ impl Filled {
     /// has to be refreshed.
     pub(crate) fn is_due(&self, now: Timestamp) -> bool {
         let changed = self.watched.iter().any(|(_, _, known)| known.has_changed().unwrap_or_default());
-        changed || self.refresh_at().is_some_and(|at| at <= now)
+        changed || self.tokens.iter().any(|token| is_refresh_due(token.refresh_at, now))
     }
 
     /// Returns whether the volumes are filled for this version of the pod. Status updates, which are more frequent,
@@ -361,7 +361,7 @@ async fn current_tokens(
             // Without one in memory, it is that of the agent's earlier run.
             Some(_) | None => written_token(volumes, &wanted, dir).await,
         };
-        let due = had.is_none_or(|at| held[at].refresh_at <= now);
+        let due = had.is_none_or(|at| is_refresh_due(held[at].refresh_at, now));
         if let Some(current) = current.clone().filter(|_| !due) {
             values.insert(wanted, current);
             continue;
@@ -493,6 +493,7 @@ mod tests {
         filled.tokens = vec![due(9), due(5)];
         assert_eq!((filled.refresh_at(), filled.is_due(at(4))), (Some(at(5)), false));
         assert!(filled.is_due(at(5)));
+        assert!(filled.is_due(at(5 - 100_000)), "the clock was set back by more than a token's age");
         let stop = tokio_util::sync::CancellationToken::new();
         let of = Arc::new(ConfigSource::of(known.clone(), stop));
         filled =
