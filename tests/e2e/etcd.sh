@@ -54,6 +54,30 @@ expect "$uid" "$(kubectl get deployment/web -o jsonpath='{.metadata.uid}')" "uid
 kubectl rollout status deployment/web --timeout=60s >/dev/null
 ! has 'moved from' cat "$WORK/up.log" || fail "the addresses moved: $(cat "$WORK/up.log")"
 
+# etcd goes back in time under the running cluster: lists, watches and pods follow.
+stop_member 0
+cp -a "$WORK/m0" "$WORK/older"
+start_member 0
+eventually 15 kubectl get --raw /readyz
+kubectl create configmap gone >/dev/null
+kubectl delete configmap after >/dev/null
+kubectl get configmaps --watch -o name > "$WORK/seen" 2>/dev/null & watcher=$!
+eventually 15 grep -q configmap/gone "$WORK/seen"
+stop_member 0
+rm -rf "$WORK/m0"
+mv "$WORK/older" "$WORK/m0"
+start_member 0
+eventually 30 kubectl get configmap after
+! kubectl get configmap gone >/dev/null 2>&1 || fail "an object of the lost history"
+kubectl create configmap anew >/dev/null
+has configmap/anew kubectl get configmaps -o name || fail "a new object is in no list"
+has '^coracle_etcd_replaced_histories_total 1$' kubectl get --raw /metrics || fail "the replaced history isn't counted"
+has 'etcd went back in time' cat "$WORK/up.log" || fail "the log has nothing of it"
+wait $watcher 2>/dev/null || true
+kubectl scale deployment/web --replicas=3 >/dev/null
+kubectl rollout status deployment/web --timeout=60s >/dev/null
+kubectl delete configmap anew >/dev/null
+
 # Backups from etcd into another prefix and into the embedded store, and from there into etcd.
 exits 0 "$CORACLE" backup "$WORK/shop.backup" --store "etcd:$at" "${tls[@]}"
 grep -Eq "^$WORK/shop.backup: [0-9]+ objects at revision [0-9]+$" "$WORK/out" || fail "backup printed: $(cat "$WORK/out")"

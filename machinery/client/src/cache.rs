@@ -358,6 +358,10 @@ impl ObjectCache {
 
     /// Adds or replaces one object. A state older than the cached one is dropped.
     pub fn put(&mut self, kind: &Kind, object: Arc<dyn Object>) -> Option<Change> {
+        self.put_version(kind, object, false)
+    }
+
+    fn put_version(&mut self, kind: &Kind, object: Arc<dyn Object>, takes_older: bool) -> Option<Change> {
         let key = key_of(object.metadata());
         let table = self.tables.entry(kind.clone()).or_default();
         let version = version_of(object.metadata());
@@ -365,7 +369,7 @@ impl ObjectCache {
         let (shared, appeared_at, old) = match known {
             Some((shared, CachedObject { object: old, appeared_at, .. })) => {
                 let same = old.metadata().uid == object.metadata().uid;
-                if version != 0 && version_of(old.metadata()) > version && same {
+                if version != 0 && version_of(old.metadata()) > version && same && !takes_older {
                     return None;
                 }
                 table.unindex(&shared, &*old);
@@ -397,9 +401,11 @@ impl ObjectCache {
         Some(Change { kind: kind.clone(), key, old: Some(old), new: None })
     }
 
-    /// Replaces a kind's objects by a complete list at `version`.
+    /// Replaces a kind's objects by a complete list at `version`. A list below the known version is of a server that was
+    /// restored: its objects replace newer ones, too.
     pub fn replace(&mut self, kind: &Kind, objects: Vec<Arc<dyn Object>>, version: u64) -> Vec<Change> {
         self.open(kind);
+        let went_back = version != 0 && self.tables[kind].seen > version;
         let listed: BTreeSet<ObjectKey> = objects.iter().map(|o| key_of(o.metadata())).collect();
         let known = self.tables[kind].objects.keys();
         let gone: Vec<Arc<ObjectKey>> = known.filter(|key| !listed.contains(&***key)).cloned().collect();
@@ -411,11 +417,14 @@ impl ObjectCache {
                     && known.metadata().resource_version == object.metadata().resource_version
             });
             if !same {
-                changes.extend(self.put(kind, object));
+                changes.extend(self.put_version(kind, object, went_back));
             }
         }
         self.progress(kind, version);
         if let Some(table) = self.tables.get_mut(kind) {
+            if went_back {
+                table.seen = version;
+            }
             table.synced = true;
             table.replaced_at = Some(self.elapsed);
         }

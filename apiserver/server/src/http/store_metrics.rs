@@ -10,6 +10,7 @@ use apiserver_storage::store::StoreMeasurements;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric as _, NoLabelSet};
 use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -100,6 +101,12 @@ impl Collector for StoreCollector {
         let names = objects.iter().map(named);
         gauge(&mut encoder, ("apiserver_storage_objects", "Number of stored objects by resource"), names)?;
         gauge(&mut encoder, ("apiserver_resource_objects", "Number of stored objects by resource"), objects)?;
+        if let Some(count) = cache.store().replaced_histories() {
+            let (name, help) =
+                ("coracle_etcd_replaced_histories", "How often etcd was found to have gone back in time");
+            let encoder = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+            ConstCounter::new(count).encode(encoder)?;
+        }
         match cache.store().measurements() {
             Some(store) => files(&mut encoder, &store),
             None => Ok(()),

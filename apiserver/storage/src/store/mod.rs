@@ -278,6 +278,12 @@ pub trait Store: Send + Sync {
     fn measurements(&self) -> Option<StoreMeasurements> {
         None
     }
+
+    /// How often the history of a store in another process was replaced by an earlier one; `None` for a store whose history
+    /// only grows.
+    fn replaced_histories(&self) -> Option<u64> {
+        None
+    }
 }
 
 /// The end of all keys: keys begin with a slash, and this is the next string after those.

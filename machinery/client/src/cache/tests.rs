@@ -110,3 +110,16 @@ fn indexes_follow_the_objects() {
     assert!(view.by_uid("uid-p").is_none() && view.by_uid("uid-r").is_some());
     assert_eq!((view.list::<Pod>("a").count(), view.list::<Pod>("b").count()), (2, 0));
 }
+
+#[test]
+fn a_list_of_a_restored_server_replaces_newer_objects() {
+    let kind = Kind::of::<Pod>();
+    let mut view = ObjectCache::default();
+    view.replace(&kind, vec![pod("p", 1000, Some("new"))], 1020);
+    assert!(view.put(&kind, pod("p", 900, Some("old"))).is_none(), "a late event");
+    assert_eq!(view.replace(&kind, vec![pod("p", 900, Some("old"))], 950).len(), 1);
+    assert_eq!(view.seen(&kind), Some(950), "writes from here on are waited for");
+    let shown = view.get::<Pod>(&ObjectKey::new("a", "p")).unwrap();
+    assert_eq!(shown.metadata.resource_version.as_deref(), Some("900"));
+    assert!(view.replace(&kind, vec![pod("p", 900, Some("old"))], 960).is_empty());
+}

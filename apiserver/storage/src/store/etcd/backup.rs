@@ -43,7 +43,7 @@ pub async fn backup(
     check_absent(file)?;
     let client = Client::new(config, env.clone())?;
     let mapping = format::read(&client, &config.prefix).await?;
-    let cluster = EtcdCluster::new(client, mapping, env.clone());
+    let cluster = EtcdCluster::new(client, &config.prefix, mapping, env.clone());
     let mut read = feed::read_values(&cluster).await;
     for _ in 1..READS_MAX {
         if !matches!(read, Err(StoreError::Compacted(_))) {
@@ -60,7 +60,7 @@ pub async fn backup(
             None => *expiries.entry(kv.lease).or_insert(expiry(&cluster, kv.lease).await?),
         };
         let Some(expires_ms) = expires_ms else { continue };
-        let entry = cluster.mapping.entry(&kv)?;
+        let entry = cluster.era().mapping.entry(&kv)?;
         if entry.key.starts_with(left_out) {
             continue;
         }
@@ -100,7 +100,7 @@ pub async fn restore(
     let (wanted, rows) = read_backup(file, key)?;
     let client = Client::new(config, env.clone())?;
     let mapping = Mapping::new(&config.prefix, 0);
-    let cluster = EtcdCluster::new(client, mapping, env.clone());
+    let cluster = EtcdCluster::new(client, &config.prefix, mapping, env.clone());
     let record = StoreRecord::restoring(wanted.saturating_sub(cluster.newest().await?));
     let Some(at) = claim(&cluster, record).await? else {
         return Err(BackupError::Keys(config.prefix.clone()));
@@ -119,7 +119,7 @@ pub async fn restore(
 
 /// Writes the record if there are no keys; returns etcd's revision of the record.
 async fn claim(cluster: &EtcdCluster, record: StoreRecord) -> Result<Option<i64>, StoreError> {
-    let ((from, to), key) = (cluster.mapping.all(), cluster.mapping.record());
+    let ((from, to), key) = (cluster.era().mapping.all(), cluster.era().mapping.record());
     let request = TxnRequest {
         compare: vec![CompareRequest::empty(from, to), CompareRequest::version(key.clone(), 0)],
         success: vec![RequestOp::put(key, record.value(), 0)],
@@ -153,10 +153,10 @@ impl Restore<'_> {
                 bytes = 0;
             }
             bytes += value.len();
-            batch.push(RequestOp::put(self.cluster.mapping.key(&row.key)?, value, lease));
+            batch.push(RequestOp::put(self.cluster.era().mapping.key(&row.key)?, value, lease));
         }
         self.write(batch).await?;
-        let complete = RequestOp::put(self.cluster.mapping.record(), self.record.restored().value(), 0);
+        let complete = RequestOp::put(self.cluster.era().mapping.record(), self.record.restored().value(), 0);
         let last = self.write(vec![complete]).await?;
         Ok(revision(last).saturating_add(self.record.revision_offset))
     }
@@ -182,7 +182,7 @@ impl Restore<'_> {
 
     /// Writes in one transaction; returns etcd's revision. A repetition of the same writes changes nothing.
     async fn write(&self, success: Vec<RequestOp>) -> Result<i64, StoreError> {
-        let compare = vec![CompareRequest::modified(self.cluster.mapping.record(), self.at)];
+        let compare = vec![CompareRequest::modified(self.cluster.era().mapping.record(), self.at)];
         let request = TxnRequest { compare, success, failure: Vec::new() };
         let written: TxnResponse = self.cluster.client.call(TXN, request, Repeat::Safe).await?;
         if !written.succeeded {
@@ -193,8 +193,8 @@ impl Restore<'_> {
 
     /// Removes all keys.
     async fn remove_all(&self) -> Result<(), StoreError> {
-        let (key, range_end) = self.cluster.mapping.all();
+        let (key, range_end) = self.cluster.era().mapping.all();
         let all = RequestOp { request: Some(Request::Delete(DeleteRangeRequest { key, range_end })) };
-        self.write(vec![all, RequestOp::delete(self.cluster.mapping.record())]).await.map(|_| ())
+        self.write(vec![all, RequestOp::delete(self.cluster.era().mapping.record())]).await.map(|_| ())
     }
 }

@@ -76,7 +76,11 @@ mod tests {
     use super::*;
 
     fn won(at: i64) -> TxnResponse {
-        TxnResponse { header: Some(ResponseHeader { revision: at }), succeeded: true, responses: Vec::new() }
+        TxnResponse {
+            header: Some(ResponseHeader { revision: at, ..ResponseHeader::default() }),
+            succeeded: true,
+            responses: Vec::new(),
+        }
     }
 
     fn lost(at: i64, version: i64, value: &'static [u8]) -> TxnResponse {

@@ -11,6 +11,7 @@ use tokio::sync::{mpsc, watch};
 use super::super::{Change, Entry, HISTORY_BYTES_MAX, HISTORY_RECORD_BYTES, Revision, Sink, StoreError};
 use super::EtcdCluster;
 use super::client::WatchStream;
+use super::era::{Anchor, Era};
 use super::keys::Mapping;
 use super::messages::{
     KeyValue, RangeRequest, WatchCommand, WatchCreateRequest, WatchProgressRequest, WatchRequest, WatchResponse,
@@ -108,20 +109,25 @@ impl HistorySize {
 
 /// All entries and the revision of the read.
 pub(super) async fn read_all(cluster: &EtcdCluster) -> Result<(Vec<Entry>, Revision), StoreError> {
-    let (kvs, at) = read_values(cluster).await?;
-    let entries = kvs.iter().map(|kv| cluster.mapping.entry(kv)).collect::<Result<_, StoreError>>()?;
+    let era = cluster.present()?;
+    let (kvs, at) = read_values_in(cluster, &era).await?;
+    let entries = kvs.iter().map(|kv| era.mapping.entry(kv)).collect::<Result<_, StoreError>>()?;
     Ok((entries, at))
 }
 
 /// All keys and the revision of the read.
 pub(super) async fn read_values(cluster: &EtcdCluster) -> Result<(Vec<KeyValue>, Revision), StoreError> {
-    let (mut key, range_end) = cluster.mapping.all();
+    read_values_in(cluster, &cluster.present()?).await
+}
+
+async fn read_values_in(cluster: &EtcdCluster, era: &Era) -> Result<(Vec<KeyValue>, Revision), StoreError> {
+    let (mut key, range_end) = era.mapping.all();
     let (mut all, mut at, mut limit) = (Vec::new(), 0, PAGE_KEYS);
     loop {
         let (key_now, range_end) = (key.clone(), range_end.clone());
         let request =
             RangeRequest { key: key_now, range_end, limit: i64::try_from(limit).unwrap_or(i64::MAX), revision: at };
-        let mut page = cluster.range(request).await?;
+        let mut page = cluster.range_in(era, request).await?;
         if at == 0 {
             at = page.header.map_or(0, |header| header.revision);
         }
@@ -131,32 +137,57 @@ pub(super) async fn read_values(cluster: &EtcdCluster) -> Result<(Vec<KeyValue>,
         all.append(&mut page.kvs);
         match next {
             Some(next) => key = next,
-            None => return Ok((all, cluster.mapping.revision(at))),
+            None => return Ok((all, era.mapping.revision(at))),
         }
     }
 }
 
 /// The task that feeds a sink.
 pub(super) struct Follower {
-    pub(super) cluster: Arc<EtcdCluster>,
-    pub(super) sink: Arc<dyn Sink>,
+    cluster: Arc<EtcdCluster>,
+    sink: Arc<dyn Sink>,
     /// All changes up to here were fed.
-    pub(super) position: Revision,
+    position: Revision,
+    /// The number of the position's era.
+    era: u64,
+    /// The last change that was fed; none after a list. Without changes for as long as etcd keeps history, it is dropped.
+    anchor: Option<Anchor>,
     /// The newest revision that a reader waits for; closed when the store is dropped.
-    pub(super) wanted: watch::Receiver<Revision>,
+    wanted: watch::Receiver<Revision>,
     /// The revision up to which history was compacted.
-    pub(super) compacted: watch::Receiver<Revision>,
+    compacted: watch::Receiver<Revision>,
+    /// The number of eras that have ended.
+    ended: watch::Receiver<u64>,
 }
 
 /// Why a watch ended.
 enum End {
     Lost(StoreError),
     Compacted,
+    /// etcd's history was replaced.
+    WentBack,
     /// The store was dropped.
     Dropped,
 }
 
+/// Why etcd ended a watch.
+enum Ended {
+    Compacted,
+    Canceled(String),
+}
+
 impl Follower {
+    pub(super) fn new(
+        cluster: Arc<EtcdCluster>,
+        sink: Arc<dyn Sink>,
+        position: Revision,
+        wanted: watch::Receiver<Revision>,
+        compacted: watch::Receiver<Revision>,
+    ) -> Self {
+        let (ended, era) = (cluster.ended.subscribe(), cluster.era().number);
+        Self { cluster, sink, position, era, anchor: None, wanted, compacted, ended }
+    }
+
     /// Follows until the store is dropped.
     pub(super) async fn run(mut self) {
         let mut pause = BACK_OFF.0;
@@ -170,17 +201,35 @@ impl Follower {
             let lost = match end {
                 End::Dropped => return,
                 End::Lost(error) => error,
-                End::Compacted => match read_all(&self.cluster).await {
-                    Ok((entries, at)) => {
+                // The position may be later than what was compacted.
+                End::Compacted if self.anchor.take().is_some() => continue,
+                End::Compacted => match self.start_again().await {
+                    Ok(()) => {
                         tracing::warn!(
-                            revision = at,
+                            revision = self.position,
                             "etcd compacted changes that were not watched: clients list again"
                         );
-                        self.sink.start(entries, at);
-                        (self.position, size) = (at, HistorySize::default());
+                        size = HistorySize::default();
                         continue;
                     }
                     Err(error) => error,
+                },
+                End::WentBack => match self.begin_era().await {
+                    Ok(()) => {
+                        tracing::error!(
+                            revision = self.position,
+                            "the watch cache was built again from etcd's present state: clients list again"
+                        );
+                        (size, pause) = (HistorySize::default(), BACK_OFF.0);
+                        continue;
+                    }
+                    Err(error) => {
+                        // Once for each outage.
+                        if pause == BACK_OFF.0 {
+                            tracing::error!(%error, "no request is served until etcd's present state can be read");
+                        }
+                        error
+                    }
                 },
             };
             if pause == BACK_OFF.0 {
@@ -197,11 +246,39 @@ impl Follower {
         }
     }
 
+    /// Feeds the present state.
+    async fn start_again(&mut self) -> Result<(), StoreError> {
+        let era = self.cluster.era().number;
+        let (entries, at) = read_all(&self.cluster).await?;
+        self.sink.start(entries, at);
+        (self.position, self.era, self.anchor) = (at, era, None);
+        Ok(())
+    }
+
+    /// Begins an era after the one that has ended, unless an attempt before did so.
+    async fn begin_era(&mut self) -> Result<(), StoreError> {
+        if self.has_ended() {
+            self.cluster.renew().await?;
+        }
+        self.start_again().await
+    }
+
+    fn has_ended(&mut self) -> bool {
+        *self.ended.borrow_and_update() > self.cluster.era().number
+    }
+
     /// One watch, from the position on.
     async fn follow(&mut self, size: &mut HistorySize) -> End {
         let cluster = self.cluster.clone();
+        let era = cluster.era();
+        if self.has_ended() || self.era != era.number {
+            return End::WentBack;
+        }
         let (commands, requests) = mpsc::channel(4);
-        let mut stream = match open(&cluster, requests, &commands, self.position, false).await {
+        // From the last change on, which proves that the history is the one that was fed.
+        let mut unproved = self.anchor.clone();
+        let first = unproved.as_ref().map_or_else(|| era.mapping.after(self.position), |anchor| anchor.modified);
+        let mut stream = match open(&cluster, &era, requests, &commands, first, false).await {
             Ok(stream) => stream,
             Err(error) => return End::Lost(error),
         };
@@ -212,6 +289,11 @@ impl Follower {
             request_at = awaited.then(|| request_at.unwrap_or_else(|| cluster.env.deadline(PROGRESS_EVERY)));
             let response = tokio::select! {
                 biased;
+                ended = self.ended.changed() => match ended {
+                    Ok(()) if self.has_ended() => return End::WentBack,
+                    Ok(()) => continue,
+                    Err(_) => return End::Dropped,
+                },
                 response = stream.next() => match response {
                     Ok(response) => response,
                     Err(error) => return End::Lost(error),
@@ -237,29 +319,59 @@ impl Follower {
                     continue;
                 }
             };
-            match read(&cluster.mapping, response, self.position) {
-                Received::Nothing => {}
-                Received::Changes(changes) => {
-                    let Some(last) = changes.last() else { continue };
-                    self.position = last.revision;
-                    self.sink.commit(&changes);
-                    cluster.saw(self.position);
-                    if let Some(to) = size.add(&changes) {
-                        self.sink.compact(to);
-                    }
-                }
-                Received::Progress(at) => {
-                    self.position = at;
-                    self.sink.progress(at);
-                    cluster.saw(at);
-                }
-                Received::Compacted => return End::Compacted,
-                Received::Canceled(reason) => {
+            if let Err(end) = self.verify(&era, &response, &mut unproved).await {
+                return end;
+            }
+            match self.receive(&era, response, size) {
+                None => {}
+                Some(Ended::Compacted) => return End::Compacted,
+                Some(Ended::Canceled(reason)) => {
                     stream.leave();
                     return End::Lost(StoreError::Unavailable(format!("etcd canceled the watch: {reason}")));
                 }
             }
         }
+    }
+
+    /// Checks that a response is of the history that was fed.
+    async fn verify(&self, era: &Era, response: &WatchResponse, unproved: &mut Option<Anchor>) -> Result<(), End> {
+        // A member may be behind: the newest revision decides.
+        if response.created && era.mapping.header_revision(response.header) < self.position {
+            self.cluster.newest().await.map_err(End::Lost)?;
+        }
+        if !response.events.is_empty()
+            && let Some(anchor) = unproved.take()
+            && !anchor.is_in(&response.events)
+        {
+            self.cluster.end(era, "the last change that was fed is not in its history");
+            return Err(End::WentBack);
+        }
+        Ok(())
+    }
+
+    /// Feeds the changes of a response; returns why the watch has ended, if it has.
+    fn receive(&mut self, era: &Era, response: WatchResponse, size: &mut HistorySize) -> Option<Ended> {
+        let last_change = response.events.last().and_then(Anchor::of);
+        match read(&era.mapping, response, self.position) {
+            Received::Nothing => {}
+            Received::Changes(changes) => {
+                self.position = changes.last()?.revision;
+                self.anchor = last_change;
+                self.sink.commit(&changes);
+                era.saw(self.position);
+                if let Some(to) = size.add(&changes) {
+                    self.sink.compact(to);
+                }
+            }
+            Received::Progress(at) => {
+                self.position = at;
+                self.sink.progress(at);
+                era.saw(at);
+            }
+            Received::Compacted => return Some(Ended::Compacted),
+            Received::Canceled(reason) => return Some(Ended::Canceled(reason)),
+        }
+        None
     }
 }
 
@@ -274,16 +386,16 @@ async fn dropped(wanted: &mut watch::Receiver<Revision>) {
     while wanted.changed().await.is_ok() {}
 }
 
-/// Opens a watch of all keys after a revision.
+/// Opens a watch of all keys from a revision of etcd on.
 async fn open<'a>(
     cluster: &'a EtcdCluster,
+    era: &Era,
     requests: mpsc::Receiver<WatchRequest>,
     commands: &mpsc::Sender<WatchRequest>,
-    after: Revision,
+    start_revision: i64,
     prev_kv: bool,
 ) -> Result<WatchStream<'a>, StoreError> {
-    let (key, range_end) = cluster.mapping.all();
-    let start_revision = cluster.mapping.after(after);
+    let (key, range_end) = era.mapping.all();
     let create = WatchCreateRequest { key, range_end, start_revision, progress_notify: true, prev_kv };
     let _ = commands.try_send(WatchRequest { command: Some(WatchCommand::Create(create)) });
     let requests =
@@ -301,9 +413,10 @@ pub(super) async fn send_changes(
     let (commands, requests) = mpsc::channel(4);
     let mut position = after;
     let ended = async {
-        let mut stream = open(cluster, requests, &commands, after, true).await?;
+        let era = cluster.present()?;
+        let mut stream = open(cluster, &era, requests, &commands, era.mapping.after(after), true).await?;
         loop {
-            match read(&cluster.mapping, stream.next().await?, position) {
+            match read(&era.mapping, stream.next().await?, position) {
                 Received::Changes(changes) => {
                     for change in changes {
                         position = change.revision;
@@ -343,7 +456,11 @@ mod tests {
     }
 
     fn response(events: Vec<Event>, at: i64) -> WatchResponse {
-        WatchResponse { header: Some(ResponseHeader { revision: at }), events, ..WatchResponse::default() }
+        WatchResponse {
+            header: Some(ResponseHeader { revision: at, cluster_id: 7 }),
+            events,
+            ..WatchResponse::default()
+        }
     }
 
     #[test]

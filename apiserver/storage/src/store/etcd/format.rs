@@ -35,6 +35,11 @@ impl StoreRecord {
         Self { revision_offset, restoring: true, ..Self::NEW }
     }
 
+    /// With another offset.
+    pub(super) fn with_offset(self, revision_offset: Revision) -> Self {
+        Self { revision_offset, ..self }
+    }
+
     /// When it is restored.
     pub(super) fn restored(self) -> Self {
         Self { restoring: false, ..self }
@@ -44,7 +49,7 @@ impl StoreRecord {
     ///
     /// # Errors
     /// If it is of a newer program, of a restore that hasn't ended, or no record.
-    fn read(kv: &KeyValue) -> Result<Self, StoreError> {
+    pub(super) fn read(kv: &KeyValue) -> Result<Self, StoreError> {
         let name = String::from_utf8_lossy(&kv.key);
         let record: Self = serde_json::from_slice(&kv.value)
             .map_err(|error| StoreError::Damaged(format!("etcd: {name} is no record of a store: {error}")))?;

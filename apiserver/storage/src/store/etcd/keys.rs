@@ -24,6 +24,11 @@ impl Mapping {
         Self { space: KeySpace::new(prefix), offset }
     }
 
+    /// The offset of revisions.
+    pub(super) fn offset(&self) -> Revision {
+        self.offset
+    }
+
     /// The key in etcd.
     pub(super) fn key(&self, key: &str) -> Result<Vec<u8>, StoreError> {
         let place = self.space.place(key);

@@ -34,6 +34,8 @@ pub(super) struct Event {
 /// The state of the member that answers.
 #[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
 pub(super) struct ResponseHeader {
+    #[prost(uint64, tag = "1")]
+    pub(super) cluster_id: u64,
     #[prost(int64, tag = "3")]
     pub(super) revision: i64,
 }

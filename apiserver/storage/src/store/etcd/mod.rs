@@ -6,6 +6,7 @@
 pub mod backup;
 mod client;
 mod compact;
+mod era;
 mod feed;
 mod format;
 mod keys;
@@ -16,8 +17,7 @@ mod messages;
 mod tests;
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -26,7 +26,9 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use self::client::{Client, Repeat};
 use self::compact::Compactor;
+use self::era::Era;
 use self::feed::Follower;
+use self::format::StoreRecord;
 use self::keys::Mapping;
 use self::leases::Leases;
 use self::messages::{
@@ -83,40 +85,115 @@ pub struct EtcdStore {
     /// The revision up to which history was compacted, for the feed.
     compacted: watch::Sender<Revision>,
     leases: Mutex<Leases>,
-    compactor: Mutex<Compactor>,
+    /// The compactor, and the number of the era whose revisions it knows.
+    compactor: Mutex<(u64, Compactor)>,
 }
 
 /// The part that tasks share.
 struct EtcdCluster {
     client: Client,
-    mapping: Mapping,
+    prefix: String,
     env: Env,
-    /// The newest revision in a response.
-    newest: AtomicU64,
+    era: RwLock<Arc<Era>>,
+    /// The number of eras that have ended.
+    ended: watch::Sender<u64>,
 }
 
 impl EtcdCluster {
-    fn new(client: Client, mapping: Mapping, env: Env) -> Self {
-        Self { client, mapping, env, newest: AtomicU64::new(0) }
+    fn new(client: Client, prefix: &str, mapping: Mapping, env: Env) -> Self {
+        let era = RwLock::new(Arc::new(Era::new(0, mapping)));
+        Self { client, prefix: prefix.into(), env, era, ended: watch::Sender::new(0) }
     }
 
-    fn saw(&self, at: Revision) -> Revision {
-        self.newest.fetch_max(at, Ordering::AcqRel);
-        at
+    /// The present era.
+    fn era(&self) -> Arc<Era> {
+        self.era.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    async fn range(&self, request: RangeRequest) -> Result<RangeResponse, StoreError> {
+    /// Ends an era. The feed begins the next one; until then nothing is read and nothing is written.
+    fn end(&self, era: &Era, why: &str) -> StoreError {
+        let is_first = self.ended.send_if_modified(|ended| {
+            let is_first = *ended <= era.number;
+            *ended = (*ended).max(era.number + 1);
+            is_first
+        });
+        if is_first {
+            tracing::error!(why, "etcd went back in time: it was restored, or lost writes that it had acknowledged");
+        }
+        Self::went_back(why)
+    }
+
+    fn went_back(why: &str) -> StoreError {
+        StoreError::Unavailable(format!("etcd went back in time: {why}"))
+    }
+
+    /// The present era, if it has not ended.
+    fn present(&self) -> Result<Arc<Era>, StoreError> {
+        let era = self.era();
+        if *self.ended.borrow() > era.number {
+            return Err(Self::went_back("the watch cache is built again"));
+        }
+        Ok(era)
+    }
+
+    /// Begins the era after one that has ended, with revisions above all of it. The offset is in etcd's record, so that all
+    /// API servers have the same.
+    async fn renew(&self) -> Result<(), StoreError> {
+        let ended = self.era();
+        let key = ended.mapping.record();
+        let request = RangeRequest { key: key.clone(), ..RangeRequest::default() };
+        let found: RangeResponse = self.client.call(RANGE, request, Repeat::Safe).await?;
+        let Some(kv) = found.kvs.first() else {
+            // Objects that vanish would end all pods.
+            return Err(StoreError::Damaged(format!(
+                "etcd: {} has no record of a store any more: restore a snapshot or a backup with it",
+                self.prefix
+            )));
+        };
+        let record = StoreRecord::read(kv)?;
+        let at = found.header.map_or(0, |header| keys::revision(header.revision));
+        let offset = era::next_offset(ended.mapping.offset(), ended.newest(), record.revision_offset, at);
+        if offset != record.revision_offset {
+            let value = record.with_offset(offset).value();
+            let request = TxnRequest {
+                compare: vec![CompareRequest::modified(key.clone(), kv.mod_revision)],
+                success: vec![RequestOp::put(key, value, 0)],
+                failure: Vec::new(),
+            };
+            // Written twice, the second attempt loses and the next call reads the record.
+            let raised: TxnResponse = self.client.call(TXN, request, Repeat::Safe).await?;
+            if !raised.succeeded {
+                return Err(Self::went_back("another API server writes the record"));
+            }
+        }
+        let next = Era::new(ended.number + 1, Mapping::new(&self.prefix, offset));
+        *self.era.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(next);
+        Ok(())
+    }
+
+    /// Reads within an era, whose mapping made the request.
+    async fn range_in(&self, era: &Era, request: RangeRequest) -> Result<RangeResponse, StoreError> {
+        let before = era.newest();
         let response: RangeResponse = self.client.call(RANGE, request, Repeat::Safe).await?;
-        self.saw(self.mapping.header_revision(response.header));
+        era.observe(response.header, before).map_err(|why| self.end(era, &why))?;
+        Ok(response)
+    }
+
+    /// A transaction within an era.
+    async fn txn_in(&self, era: &Era, request: TxnRequest) -> Result<TxnResponse, StoreError> {
+        let before = era.newest();
+        let response: TxnResponse = self.client.call(TXN, request, Repeat::Unsent).await?;
+        era.observe(response.header, before).map_err(|why| self.end(era, &why))?;
         Ok(response)
     }
 
     /// The newest revision, read through the leader.
     async fn newest(&self) -> Result<Revision, StoreError> {
+        let era = self.present()?;
         // No object has this key: nothing is read but the revision.
-        let (key, _) = self.mapping.all();
-        let response = self.range(RangeRequest { key, ..RangeRequest::default() }).await?;
-        Ok(self.mapping.header_revision(response.header))
+        let (key, _) = era.mapping.all();
+        let response = self.range_in(&era, RangeRequest { key, ..RangeRequest::default() }).await?;
+        Ok(era.mapping.header_revision(response.header))
     }
 }
 
@@ -151,7 +228,7 @@ impl EtcdStore {
     pub async fn open(config: &EtcdConfig, env: Env) -> Result<Self, StoreError> {
         let client = Client::new(config, env.clone())?;
         let mapping = format::claim(&client, &config.prefix).await?;
-        let cluster = EtcdCluster::new(client, mapping, env);
+        let cluster = EtcdCluster::new(client, &config.prefix, mapping, env);
         cluster.newest().await?;
         let (cluster, (readers, waiting)) = (Arc::new(cluster), mpsc::channel(TURN_MAX));
         tokio::spawn(answer_readers(cluster.clone(), waiting));
@@ -187,8 +264,7 @@ impl EtcdStore {
         Ok(granted.id)
     }
 
-    async fn request(&self, txn: &Txn) -> Result<TxnRequest, StoreError> {
-        let mapping = &self.cluster.mapping;
+    async fn request(&self, mapping: &Mapping, txn: &Txn) -> Result<TxnRequest, StoreError> {
         let compare = txn.compares.iter().map(|compare| {
             let Compare { key, modified } = compare;
             Ok(CompareRequest::modified(mapping.key(key)?, mapping.compared(*modified)))
@@ -215,13 +291,12 @@ impl EtcdStore {
         })
     }
 
-    fn outcome(&self, response: TxnResponse) -> Result<Outcome, StoreError> {
-        let at = self.cluster.saw(self.cluster.mapping.header_revision(response.header));
+    fn outcome(mapping: &Mapping, response: TxnResponse) -> Result<Outcome, StoreError> {
         if response.succeeded {
-            return Ok(Outcome::Committed(at));
+            return Ok(Outcome::Committed(mapping.header_revision(response.header)));
         }
         let entries = response.responses.into_iter().map(|answer| match answer.response {
-            Some(Response::Range(range)) => range.kvs.first().map(|kv| self.cluster.mapping.entry(kv)).transpose(),
+            Some(Response::Range(range)) => range.kvs.first().map(|kv| mapping.entry(kv)).transpose(),
             _ => Err(StoreError::Unavailable("etcd answers a read with another kind".into())),
         });
         Ok(Outcome::Conflict(entries.collect::<Result<_, StoreError>>()?))
@@ -254,7 +329,7 @@ fn last_ops(ops: &[Op]) -> Vec<&Op> {
 #[async_trait]
 impl Store for EtcdStore {
     fn revision(&self) -> Revision {
-        self.cluster.newest.load(Ordering::Acquire)
+        self.cluster.era().newest()
     }
 
     fn current(&self) -> Current<'_> {
@@ -273,19 +348,21 @@ impl Store for EtcdStore {
     }
 
     async fn get(&self, key: &str, at: Option<Revision>) -> Result<Option<Entry>, StoreError> {
-        let mapping = &self.cluster.mapping;
+        let era = self.cluster.present()?;
+        let mapping = &era.mapping;
         let (key, revision) = (mapping.key(key)?, mapping.read_at(at)?);
         let request = RangeRequest { key, revision, ..RangeRequest::default() };
-        let found = self.cluster.range(request).await.map_err(|error| self.located(error))?;
+        let found = self.cluster.range_in(&era, request).await.map_err(|error| self.located(error))?;
         found.kvs.first().map(|kv| mapping.entry(kv)).transpose()
     }
 
     async fn range(&self, from: &str, to: &str, at: Option<Revision>, limit: usize) -> Result<Range, StoreError> {
-        let mapping = &self.cluster.mapping;
+        let era = self.cluster.present()?;
+        let mapping = &era.mapping;
         let (key, range_end) = (mapping.bound(from), mapping.bound(to));
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
         let request = RangeRequest { key, range_end, limit, revision: mapping.read_at(at)? };
-        let found = self.cluster.range(request).await.map_err(|error| self.located(error))?;
+        let found = self.cluster.range_in(&era, request).await.map_err(|error| self.located(error))?;
         let entries = found.kvs.iter().map(|kv| mapping.entry(kv)).collect::<Result<Vec<_>, StoreError>>()?;
         Ok(Range {
             revision: at.unwrap_or_else(|| mapping.header_revision(found.header)),
@@ -297,9 +374,10 @@ impl Store for EtcdStore {
 
     async fn txn(&self, txn: Txn) -> Result<Outcome, StoreError> {
         check(&txn)?;
-        let request = self.request(&txn).await?;
-        let answer: Result<TxnResponse, StoreError> =
-            self.cluster.client.call(TXN, request.clone(), Repeat::Unsent).await;
+        let era = self.cluster.present()?;
+        let mapping = &era.mapping;
+        let request = self.request(mapping, &txn).await?;
+        let answer = self.cluster.txn_in(&era, request.clone()).await;
         let outcome = match answer {
             // A lease may end before its time, if etcd's leader changed its clock: nothing was written.
             Err(StoreError::Unavailable(why)) if why.contains("requested lease not found") => {
@@ -308,10 +386,10 @@ impl Store for EtcdStore {
                     _ => None,
                 };
                 request.success.iter().filter_map(put).for_each(|lease| lock(&self.leases).forget(lease));
-                let request = self.request(&txn).await?;
-                self.outcome(self.cluster.client.call(TXN, request, Repeat::Unsent).await?)
+                let request = self.request(mapping, &txn).await?;
+                Self::outcome(mapping, self.cluster.txn_in(&era, request).await?)
             }
-            answer => self.outcome(answer?),
+            answer => Self::outcome(mapping, answer?),
         }?;
         if let Outcome::Committed(at) = outcome
             && !txn.ops.iter().any(|op| matches!(op, Op::Put { .. }))
@@ -338,23 +416,33 @@ impl Store for EtcdStore {
     async fn feed(&self, sink: Arc<dyn Sink>) -> Result<(), StoreError> {
         let (entries, position) = feed::read_all(&self.cluster).await?;
         sink.start(entries, position);
-        let (cluster, wanted, compacted) = (self.cluster.clone(), self.wanted.subscribe(), self.compacted.subscribe());
-        tokio::spawn(Follower { cluster, sink, position, wanted, compacted }.run());
+        let (wanted, compacted) = (self.wanted.subscribe(), self.compacted.subscribe());
+        tokio::spawn(Follower::new(self.cluster.clone(), sink, position, wanted, compacted).run());
         Ok(())
     }
 
     async fn compact(&self, to: Revision) -> Result<(), StoreError> {
-        self.compact_etcd(self.cluster.mapping.read_at(Some(to))?).await?;
+        self.compact_etcd(self.cluster.era().mapping.read_at(Some(to))?).await?;
         self.compacted.send_replace(to);
         Ok(())
     }
 
+    fn replaced_histories(&self) -> Option<u64> {
+        Some(*self.cluster.ended.borrow())
+    }
+
     async fn tick(&self) -> Result<(), StoreError> {
-        let due = lock(&self.compactor).due(self.cluster.env.elapsed());
+        let era = self.cluster.present()?;
+        let due = {
+            let mut compactor = lock(&self.compactor);
+            if compactor.0 != era.number {
+                *compactor = (era.number, Compactor::default());
+            }
+            compactor.1.due(self.cluster.env.elapsed())
+        };
         let Some(turn) = due else { return Ok(()) };
-        let response: TxnResponse = self.cluster.client.call(TXN, turn.request(), Repeat::Unsent).await?;
-        self.cluster.saw(self.cluster.mapping.header_revision(response.header));
-        let to = lock(&self.compactor).took_turn(&turn, response);
+        let response = self.cluster.txn_in(&era, turn.request()).await?;
+        let to = lock(&self.compactor).1.took_turn(&turn, response);
         if to.is_ours {
             match self.compact_etcd(to.revision).await {
                 // By another client of etcd.
@@ -362,7 +450,7 @@ impl Store for EtcdStore {
                 Err(error) => return Err(error),
             }
         }
-        let compacted = self.cluster.mapping.revision(to.revision);
+        let compacted = era.mapping.revision(to.revision);
         if compacted > self.compacted() {
             self.compacted.send_replace(compacted);
         }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair};
 use tempfile::TempDir;
@@ -322,7 +323,7 @@ async fn a_sink_starts_again_when_its_changes_are_compacted() {
     let recording = Arc::new(Recording::default());
     let (etcd, sink) = (store.cluster.clone(), recording.clone());
     let (wanted, compacted) = (store.wanted.subscribe(), store.compacted.subscribe());
-    tokio::spawn(Follower { cluster: etcd, sink, position, wanted, compacted }.run());
+    tokio::spawn(Follower::new(etcd, sink, position, wanted, compacted).run());
     recording.until("a start", |state| state.starts == [kept]).await;
     let next = write(&store, just(put("/registry/k/c", "1"))).await;
     recording.until("the next change", |state| state.changes == [next]).await;
@@ -354,6 +355,101 @@ async fn a_lost_quorum_and_a_full_quota_fail_writes_until_they_end() {
     }
     assert_eq!(full, Some(StoreError::OverQuota));
     assert!(store.get("/registry/k/0", None).await.unwrap().is_some(), "reads continue");
+}
+
+/// Copies the files of a member that is stopped.
+fn copy(from: &std::path::Path, to: &std::path::Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let to = to.join(entry.file_name());
+        match entry.file_type().unwrap().is_dir() {
+            true => copy(&entry.path(), &to),
+            false => assert!(fs::copy(entry.path(), to).is_ok()),
+        }
+    }
+}
+
+/// etcd returns with older disks, below and above the revision that two stores have seen.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn stores_start_again_when_etcd_goes_back_in_time() {
+    for more in [0, 40] {
+        let mut cluster = Cluster::start(1, &[]);
+        let store = cluster.store("/registry", Env::real()).await;
+        let kept = write(&store, just(put("/registry/k/kept", "1"))).await;
+        write(&store, just(put("/registry/k/changed", "1"))).await;
+        cluster.kill(0);
+        let (disk, old) = (cluster.folder.path().join("m0"), cluster.folder.path().join("old"));
+        copy(&disk, &old);
+        cluster.run(0);
+        let other = cluster.store("/registry", Env::real()).await;
+        let stores = [&store, &other];
+        let recordings = [(); 2].map(|()| Arc::new(Recording::default()));
+        for (store, recording) in stores.into_iter().zip(&recordings) {
+            while store.feed(recording.clone()).await.is_err() {}
+        }
+        write(&store, just(put("/registry/k/changed", "2"))).await;
+        let mut seen = 0;
+        for number in 0..9 {
+            seen = write(&store, just(put(&format!("/registry/k/gone{number}"), "1"))).await;
+        }
+        for recording in &recordings {
+            recording.until("the last change", |state| state.at == seen).await;
+        }
+        cluster.kill(0);
+        fs::remove_dir_all(&disk).unwrap();
+        copy(&old, &disk);
+        cluster.run(0);
+        // Writes of another program may pass the revision that the stores have seen.
+        let foreign = Mapping::new("/registry", 0);
+        let client = Client::new(&cluster.config, Env::real()).unwrap();
+        for number in 0..more {
+            let key = foreign.key(&format!("/registry/k/new{number}")).unwrap();
+            let request = messages::PutRequest { key, value: keys::value(&Record::plain(b"{}")).into(), lease: 0 };
+            let _: messages::WriteResponse =
+                client.call("/etcdserverpb.KV/Put", request, Repeat::Unsent).await.unwrap();
+        }
+        let expected = 2 + more;
+        for (store, recording) in stores.into_iter().zip(&recordings) {
+            let again = |state: &RecordingState| state.starts.len() > 1 && state.keys.len() == expected;
+            recording.until("a second start", again).await;
+            let at = lock(&recording.0).at;
+            assert_eq!(store.replaced_histories(), Some(1));
+            assert!(at > seen + 1_000_000, "clients' revisions are all in the past: {at}");
+            assert!(matches!(store.get("/registry/k/kept", Some(seen)).await, Err(StoreError::Compacted(_))));
+            let stale = Compare { key: "/registry/k/kept".into(), modified: kept };
+            let stale = Txn { compares: vec![stale], ops: vec![put("/registry/k/kept", "2")] };
+            assert!(matches!(store.txn(stale).await.unwrap(), Outcome::Conflict(_)));
+        }
+        let next = write(&store, just(put("/registry/k/next", "1"))).await;
+        for recording in &recordings {
+            recording
+                .until("the next change at all stores", |state| state.at >= next && state.keys.len() > expected)
+                .await;
+            assert!(lock(&recording.0).keys.contains_key("/registry/k/next"));
+        }
+    }
+}
+
+/// Without its record a prefix may have lost all objects: nothing is served, so that no pod ends.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_emptied_etcd_is_not_served() {
+    let mut cluster = Cluster::start(1, &[]);
+    let store = cluster.store("/registry", Env::real()).await;
+    let recording = Arc::new(Recording::default());
+    store.feed(recording.clone()).await.unwrap();
+    let at = write(&store, just(put("/registry/k/a", "1"))).await;
+    recording.until("a change", |state| state.at == at).await;
+    cluster.kill(0);
+    fs::remove_dir_all(cluster.folder.path().join("m0")).unwrap();
+    cluster.run(0);
+    let (env, mut ended) = (Env::real(), store.cluster.ended.subscribe());
+    env.timeout(Duration::from_secs(30), ended.wait_for(|ended| *ended > 0)).await.unwrap().unwrap();
+    let Current::WaitFor(newest) = store.current() else { panic!() };
+    let refused = newest.await.unwrap_err().to_string();
+    assert!(refused.contains("etcd went back in time"), "{refused}");
+    assert!(store.txn(just(put("/registry/k/b", "1"))).await.is_err());
+    assert_eq!(lock(&recording.0).starts.len(), 1);
 }
 
 /// A request of etcd's authentication.
@@ -463,7 +559,7 @@ async fn a_backup_is_restored_at_higher_revisions_into_either_store() {
     assert!(next > restored.revision);
     assert_eq!(two.get("/registry/k/000", Some(next)).await.unwrap().unwrap().modified, next);
     let expiring = RangeRequest { key: b"/two/events/a".into(), ..RangeRequest::default() };
-    assert_ne!(two.cluster.range(expiring).await.unwrap().kvs[0].lease, 0, "it expires");
+    assert_ne!(two.cluster.range_in(&two.cluster.era(), expiring).await.unwrap().kvs[0].lease, 0, "it expires");
     let taken = backup::restore(&at("/two"), &env, &file, None).await.unwrap_err();
     assert!(taken.to_string().contains("etcd has keys below /two"), "{taken}");
     assert_eq!(everything(&two).await.len(), 303);
