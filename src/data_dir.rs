@@ -116,6 +116,35 @@ impl DataDir {
         Ok(instance)
     }
 
+    /// The name of this process in elections. It is the last process's name only if that one has certainly ended: the lock
+    /// proves it for this very folder and boot of the machine. A copied folder or a cloned machine gets another name, so
+    /// that two processes never lead under one.
+    ///
+    /// # Errors
+    /// If the file can't be written.
+    pub(crate) fn candidate(&self, env: &Env) -> anyhow::Result<String> {
+        let path = self.0.join("candidate");
+        let held = std::fs::read_to_string(&path).unwrap_or_default();
+        let place = self.place();
+        let candidate = last_candidate(&held, place.as_deref()).map_or_else(|| env.uid(), str::to_owned);
+        write_atomically(&path, format!("{candidate}\n{}\n", place.unwrap_or_default()).as_bytes())?;
+        Ok(candidate)
+    }
+
+    /// The folder and the boot of the machine; `None` where the system doesn't report them.
+    #[cfg(unix)]
+    fn place(&self) -> Option<String> {
+        use std::os::unix::fs::MetadataExt as _;
+        let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+        let folder = std::fs::metadata(&self.0).ok()?;
+        Some(format!("{} {}:{}", boot.trim(), folder.dev(), folder.ino()))
+    }
+
+    #[cfg(not(unix))]
+    fn place(&self) -> Option<String> {
+        None
+    }
+
     /// A file that proves that a cluster has run here: its store can't be new.
     pub(crate) fn trace(&self) -> Option<PathBuf> {
         let traces = [self.kubeconfig(), self.registry_address(), self.images(), self.0.join("nodes")];
@@ -225,6 +254,12 @@ impl DataDir {
     }
 }
 
+/// The name in the file `candidate`, if the file was written at this place.
+fn last_candidate<'a>(held: &'a str, place: Option<&str>) -> Option<&'a str> {
+    let (name, written_at) = held.trim_end().split_once('\n')?;
+    (Some(written_at) == place && !name.is_empty()).then_some(name)
+}
+
 /// Lock of a data folder; the operating system releases it at the end of the process.
 #[derive(Debug)]
 pub(crate) struct Lock {
@@ -287,6 +322,31 @@ mod tests {
         assert!(error.contains("in use by another"), "{error}");
         drop(held);
         data.lock().unwrap();
+    }
+
+    #[test]
+    fn a_copied_folder_is_another_candidate() {
+        let held = "uid-1\nboot-1 8:77\n";
+        assert_eq!(last_candidate(held, Some("boot-1 8:77")), Some("uid-1"));
+        for place in [Some("boot-1 8:78"), Some("boot-2 8:77"), Some(""), None] {
+            assert_eq!(last_candidate(held, place), None, "{place:?}");
+        }
+        for unknown in ["", "uid-1\n", "uid-1\n\n", "\nboot-1 8:77\n"] {
+            assert_eq!(last_candidate(unknown, None), None);
+            assert_eq!(last_candidate(unknown, Some("boot-1 8:77")), None);
+        }
+        let temp = tempfile::tempdir().unwrap();
+        let folder = |name: &str| DataDir::at(temp.path().join(name));
+        let (one, copy) = (folder("one"), folder("copy"));
+        let env = Env::real();
+        for data in [&one, &copy] {
+            drop(data.lock().unwrap());
+        }
+        let first = one.candidate(&env).unwrap();
+        #[cfg(target_os = "linux")]
+        assert_eq!(one.candidate(&env).unwrap(), first, "the next start of the same folder leads at once");
+        std::fs::copy(temp.path().join("one/candidate"), temp.path().join("copy/candidate")).unwrap();
+        assert_ne!(copy.candidate(&env).unwrap(), first);
     }
 
     #[cfg(unix)]

@@ -47,7 +47,7 @@ pub(super) fn build(ground: &Ground) -> anyhow::Result<Vec<Component>> {
         pki: ground.pki.clone(),
         certificates,
         apiserver: ground.apiserver.clone(),
-        name: ground.candidate.clone(),
+        name: ground.instance()?,
         kubeconfig: ground.data.kubeconfig(),
         server: ground.server_url(),
         admin: Mutex::new(ground.pki.admin().clone()),

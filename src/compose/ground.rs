@@ -130,8 +130,8 @@ impl Claims {
         let mut candidate = None;
         if embedded_store.is_none() {
             shared_store::check_keys(&*store, &pki, data).await?;
-            // The same at each start, so that a process which was killed leads again at once.
-            candidate = Some(format!("{}_{}", host_name(), data.instance(env)?));
+            // The same at the next start of this folder, so that a process which was killed leads again at once.
+            candidate = Some(format!("{}_{}", host_name(), data.candidate(env)?));
         }
         Ok(Self { store, embedded_store, network, api_listener, pki, candidate })
     }
@@ -257,6 +257,14 @@ impl Ground {
             storage::create_default_class(&admin).await?;
         }
         address_change::announce(&admin, &self.env, &migrations).await
+    }
+
+    /// This process's name among those that share the store; `None` with a store of its own.
+    pub(super) fn instance(&self) -> anyhow::Result<Option<String>> {
+        if self.candidate.is_none() {
+            return Ok(None);
+        }
+        Ok(Some(format!("{}_{}", host_name(), self.data.instance(&self.env)?)))
     }
 
     /// `https://ADDR:PORT`
