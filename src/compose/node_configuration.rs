@@ -23,6 +23,7 @@ use crate::network::Network;
 
 const NAME: &str = "coracle-node";
 const SERVICE_CIDR: &str = "serviceCIDR";
+const NODE_MASK: &str = "nodeCIDRMaskSize";
 const CLUSTER_CIDR: &str = "clusterCIDR";
 const CLUSTER_DNS: &str = "clusterDNS";
 const BALANCER_POOL: &str = "loadBalancerPool";
@@ -74,6 +75,8 @@ pub(super) async fn publish(
     };
     let mut data = fields(&configuration);
     data.insert(format!("{REGISTRY}{instance}"), registry.into());
+    // Admission reads it: a node claims no other size.
+    data.insert(NODE_MASK.into(), network.node_mask.to_string().into());
     put_public(client, NAME, &json!(data)).await.context("the nodes' configuration can't be published")
 }
 

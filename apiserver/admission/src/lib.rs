@@ -21,6 +21,7 @@ mod matching;
 mod namespace_lifecycle;
 mod node_restriction;
 mod node_writes;
+mod pod_ranges;
 mod pod_resize;
 mod pod_security;
 mod pod_topology_labels;

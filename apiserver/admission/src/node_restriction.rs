@@ -10,7 +10,7 @@ use machinery_rules::activation::CONDITION;
 use machinery_rules::certificate_request::CertificateRequest;
 use serde_json::Value;
 
-use super::{Context, Effects, MaybeReady, Operation, Plugin, is_mirror, node_writes};
+use super::{Context, Effects, MaybeReady, Operation, Plugin, is_mirror, node_writes, pod_ranges};
 use apiserver_auth::Attributes;
 use apiserver_auth::node::LEASE_NAMESPACE;
 
@@ -213,6 +213,9 @@ impl NodeRequest<'_> {
                     let why = format!("node {node:?} is not allowed to set the following labels: {labels}");
                     return self.forbid(why);
                 }
+                if let Some(why) = self.refused_range() {
+                    return self.forbid(format!("{why}; start node {node:?} again to get a free one"));
+                }
             }
             Operation::Update => {
                 let old = self.context.old.unwrap_or(&Value::Null);
@@ -236,6 +239,21 @@ impl NodeRequest<'_> {
             Operation::Delete | Operation::Connect => {}
         }
         Ok(())
+    }
+
+    /// Why the Node may not be created with its range of pod addresses.
+    fn refused_range(&self) -> Option<String> {
+        let ranges = pod_ranges::claimed(self.object);
+        if ranges.is_empty() {
+            return None;
+        }
+        let objects = self.context.objects;
+        let (namespace, name) = pod_ranges::CONFIGURATION;
+        let configuration = objects.get_uncached("", "configmaps", namespace, name);
+        let (nodes, pods) = (objects.list("", "nodes", None), objects.list("", "pods", None));
+        let configuration = configuration.as_ref().map(|map| &map["data"]);
+        let claims = pod_ranges::Claims { configuration, nodes: &nodes, pods: &pods };
+        ranges.into_iter().find_map(|range| claims.refusal(self.node, range))
     }
 
     fn volume(&self) -> ApiResult<()> {

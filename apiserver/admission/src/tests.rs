@@ -249,6 +249,13 @@ fn kubelets_are_kept_to_their_own() {
         "nodes \"n1\" is forbidden: node \"n1\" is not allowed to set the following labels: \
          node-restriction.kubernetes.io/x, x.k8s.io/y"
     );
+    world.map.put("", "nodes", json!({"metadata": {"name": "n2"}, "spec": {"podCIDR": "10.244.2.0/24"}}));
+    let ranged = |range: &str| json!({"metadata": {"name": "n1"}, "spec": {"podCIDR": range, "podCIDRs": [range]}});
+    create(ranged("10.244.1.0/24")).unwrap();
+    assert_eq!(
+        create(ranged("10.244.0.0/16")).unwrap_err(),
+        "nodes \"n1\" is forbidden: the range 10.244.0.0/16 is in use by node \"n2\"; start node \"n1\" again to get a free one"
+    );
     let tainted = |taints: Value| json!({"metadata": {"name": "n1"}, "spec": {"taints": taints}});
     let update = request(&user, "nodes", Operation::Update, "", "n1");
     assert!(world.run(&update, &mut tainted(json!([])), Some(&tainted(json!([{"key": "a"}])))).is_err());

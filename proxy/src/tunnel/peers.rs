@@ -2,7 +2,8 @@
 //!
 //! Input: the Nodes of the API; output: a table of disjoint ranges. A Node may claim any range: until a controller has
 //! assigned one, its kubelet can write `spec.podCIDRs`. So a claim counts only inside the cluster's ranges for pods, this
-//! node's own ranges come first, then those of older Nodes; a claim that overlaps an earlier one is ignored.
+//! node's own ranges come first, then those of older Nodes; a claim that overlaps an earlier one is ignored. Claims of one
+//! second are all ignored: a name, which a node chooses, decides nothing.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
@@ -71,8 +72,14 @@ impl PeerTable {
                 let overlaps = |other: &IpNet| other.contains(range) || range.contains(other);
                 let inside = cluster.iter().any(|outer| outer.contains(range));
                 let taken = table.ranges.iter().any(|(other, owner)| *owner != index && overlaps(other));
+                let tied = nodes.iter().enumerate().any(|(other, peer)| {
+                    other != index
+                        && peer.created_at == node.created_at
+                        && [node, peer].iter().all(|one| &*one.name != own)
+                        && peer.pod_cidrs.iter().any(overlaps)
+                });
                 let again = table.ranges.iter().any(|(other, _)| overlaps(other));
-                match inside && !taken {
+                match inside && !taken && !tied {
                     true if again => {}
                     true => table.ranges.push((*range, index)),
                     false => table.ignored.push((node.name.clone(), *range)),
@@ -160,6 +167,21 @@ mod tests {
         let mut shuffled = nodes;
         shuffled.reverse();
         assert_eq!(PeerTable::of("own", &cluster, shuffled), table, "the order of the Nodes is irrelevant");
+    }
+
+    #[test]
+    fn a_name_wins_no_range() {
+        let cluster = ["10.244.0.0/16".parse().unwrap()];
+        let nodes = vec![
+            node("aa-evil", 5, &["10.244.2.0/24"]),
+            node("m2", 5, &["10.244.2.0/24"]),
+            node("m3", 5, &["10.244.3.0/24"]),
+        ];
+        let table = PeerTable::of("m1", &cluster, nodes.clone());
+        let owner = |table: &PeerTable, ip: &str| table.owner(ip.parse().unwrap()).map(|owner| owner.name.to_string());
+        assert_eq!((owner(&table, "10.244.2.7"), owner(&table, "10.244.3.7").as_deref()), (None, Some("m3")));
+        assert_eq!(table.ignored.len(), 2);
+        assert_eq!(owner(&PeerTable::of("m2", &cluster, nodes), "10.244.2.7").as_deref(), Some("m2"), "its own");
     }
 
     #[test]
