@@ -23,6 +23,36 @@ use super::stored::{NodeCertificate, Use};
 /// The wait between two failed requests: at first, and at most. Where no one approves, each try leaves a request.
 const REQUEST_WAITS: (Duration, Duration) = (Duration::from_secs(2), Duration::from_hours(1));
 
+/// The wait after a successful request: at first, and at most. An address that alternates would otherwise cost a certificate
+/// each time, as with two machines of one name.
+const RENEWAL_WAITS: (Duration, Duration) = (Duration::from_mins(1), Duration::from_hours(1));
+
+/// The time of the next request.
+struct Pace {
+    waits: BackOff,
+    /// On the scale of [`Env::elapsed`].
+    earliest: Duration,
+}
+
+impl Pace {
+    fn new() -> Self {
+        Self { waits: BackOff::new(RENEWAL_WAITS.0, RENEWAL_WAITS.1), earliest: Duration::ZERO }
+    }
+
+    /// The wait before a request; none if it may be made now.
+    fn wait(&self, env: &Env) -> Option<Duration> {
+        self.earliest.checked_sub(env.elapsed()).filter(|wait| !wait.is_zero())
+    }
+
+    /// A certificate was issued.
+    fn issued(&mut self, env: &Env) {
+        if env.elapsed() > self.earliest + RENEWAL_WAITS.1 {
+            self.waits.reset();
+        }
+        self.earliest = env.elapsed() + self.waits.next(env);
+    }
+}
+
 /// The TLS of the node's API. The future requests and renews its certificate, and must be polled while the node runs.
 ///
 /// # Errors
@@ -58,6 +88,7 @@ impl Renewal {
         let (env, name) = (self.env.clone(), self.node.name.clone());
         let nodes: Api<Node> = Api::all(self.node.client.clone());
         let mut waits = BackOff::new(REQUEST_WAITS.0, REQUEST_WAITS.1);
+        let mut pace = Pace::new();
         let mut due = self.held.as_ref().map(|held| rotate_at(&env, &held.content));
         loop {
             // The Node is registered before its certificate: the request is checked against its addresses.
@@ -71,9 +102,14 @@ impl Renewal {
                 }
                 continue;
             }
+            if let Some(wait) = pace.wait(&env) {
+                env.sleep(wait).await;
+                continue;
+            }
             match self.renew(wanted).await {
                 Ok(held) => {
                     waits.reset();
+                    pace.issued(&env);
                     due = Some(rotate_at(&env, &held.content));
                     tracing::info!(end = %held.content.not_after, "the node has a new serving certificate");
                     if held.begins_later(env.now()) {
@@ -161,6 +197,25 @@ mod tests {
             names(&node(&[("Hostname", "n1"), ("InternalIP", "127.0.0.1"), ("InternalIP", "::1")])).iter().eq(["n1"])
         );
         assert!(names(&Node::default()).is_empty());
+    }
+
+    #[test]
+    fn an_address_that_alternates_costs_few_certificates() {
+        let (env, clock) = Env::seeded(1, "2026-01-01T00:00:00Z".parse().unwrap());
+        let mut pace = Pace::new();
+        let mut issued = 0;
+        for _ in 0..24 * 3600 {
+            if pace.wait(&env).is_none() {
+                issued += 1;
+                pace.issued(&env);
+            }
+            clock.advance(Duration::from_secs(1));
+        }
+        assert!((10..60).contains(&issued), "{issued} in a day");
+        clock.advance(Duration::from_hours(3));
+        assert_eq!(pace.wait(&env), None);
+        pace.issued(&env);
+        assert!(pace.wait(&env).unwrap() <= RENEWAL_WAITS.0 * 2, "a single change is quick again");
     }
 
     #[test]

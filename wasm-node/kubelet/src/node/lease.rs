@@ -18,7 +18,7 @@ const RETRY: Duration = Duration::from_secs(1);
 
 const LEASES: Kind = Kind::of::<Lease>();
 /// The namespace of node leases.
-const NAMESPACE: &str = "kube-node-lease";
+pub(super) const NAMESPACE: &str = "kube-node-lease";
 
 /// Renews the Lease until `stop`. `node` is the uid of its Node, once that exists.
 pub(super) async fn keep(

@@ -12,6 +12,7 @@ mod eviction_tests;
 #[cfg(test)]
 mod fake_api;
 mod heartbeat;
+mod holder;
 #[cfg(test)]
 mod hooks;
 mod image_gc;
@@ -190,6 +191,17 @@ pub enum NodeError {
         /// The system's error.
         source: std::io::Error,
     },
+    /// Another process is this node.
+    #[error(
+        "node {name}: another process is this node now (machine {machine}): it renews the node's Lease; give each machine a \
+         name of its own with --node-name"
+    )]
+    NameInUse {
+        /// The node.
+        name: String,
+        /// The `machineID` that the other process reports.
+        machine: String,
+    },
     /// The node's podCIDR can't be used.
     #[error("node {name}: {source}")]
     Cidr {
@@ -351,6 +363,23 @@ pub fn run(
     Box::pin(run_agent(config, parts, client, ready, stop))
 }
 
+/// Checks that no other process is this node, if the node has a checkpoint.
+async fn check_name(
+    config: &NodeConfig,
+    client: &Client,
+    env: &Env,
+    checkpoint: &Checkpoint,
+    stop: &CancellationToken,
+) -> Result<(), NodeError> {
+    if config.checkpoint.is_none() {
+        return Ok(());
+    }
+    let requests = machinery_client::request::ApiClient::from(client.clone());
+    let recorded = checkpoint.node().map(|node| node.uid);
+    let checked = holder::check(&requests, config, env, recorded.as_deref());
+    stop.run_until_cancelled(checked).await.unwrap_or(Ok(()))
+}
+
 async fn run_agent(
     mut config: NodeConfig,
     parts: SharedNodeParts,
@@ -381,6 +410,11 @@ async fn run_agent(
     status_manager.set_checkpoint(checkpoint.clone());
     let requests = client.clone().into();
     let mut lease = tokio::spawn(lease::keep(requests, config.clone(), parts.env.clone(), node_uid, stop.clone()));
+    if let Err(taken) = check_name(&config, &client, &parts.env, &checkpoint, &stop).await {
+        stop.cancel();
+        server.abort();
+        return Err(taken);
+    }
     // With a pod CIDR, pods can run.
     let (cidr, registered) = tokio::select! {
         () = stop.cancelled() => return Ok(()),

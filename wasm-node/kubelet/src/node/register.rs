@@ -310,13 +310,16 @@ pub(super) fn status(config: &NodeConfig, port: u16, health: &Health, known: Opt
             })
         })
         .collect();
+    let own = [("InternalIP", config.internal_ip.to_string()), ("Hostname", config.name.clone())];
+    let own = own.map(|(kind, address)| json!({"type": kind, "address": address}));
+    // In place of all addresses, so that foreign ones go, which the serving certificate would wait for. A cloud provider's
+    // own ones stay (upstream's `fixupPatchForNodeStatusAddresses`).
+    let replaces = (!config.external_provider).then(|| json!({"$patch": "replace"}));
+    let addresses: Vec<Value> = replaces.into_iter().chain(own).collect();
     let images: Vec<Value> =
         health.images.iter().map(|(names, bytes)| json!({"names": names, "sizeBytes": bytes})).collect();
     json!({"status": {
-        "addresses": [
-            {"type": "InternalIP", "address": config.internal_ip.to_string()},
-            {"type": "Hostname", "address": config.name},
-        ],
+        "addresses": addresses,
         "capacity": config.capacity.resources(),
         "allocatable": config.capacity.allocatable(),
         "conditions": conditions,
@@ -327,12 +330,20 @@ pub(super) fn status(config: &NodeConfig, port: u16, health: &Health, known: Opt
     }})
 }
 
+/// The boot of this machine; empty where the system has no identifier of it.
+pub(super) fn boot_id() -> String {
+    file("/proc/sys/kernel/random/boot_id")
+}
+
+fn file(path: &str) -> String {
+    std::fs::read_to_string(path).map(|text| text.trim().to_owned()).unwrap_or_default()
+}
+
 fn info(config: &NodeConfig) -> Value {
-    let file = |path: &str| std::fs::read_to_string(path).map(|text| text.trim().to_owned()).unwrap_or_default();
     let machine = file("/etc/machine-id");
     json!({
         "architecture": arch(),
-        "bootID": file("/proc/sys/kernel/random/boot_id"),
+        "bootID": boot_id(),
         "containerRuntimeVersion": config.runtime_version,
         "kernelVersion": sysinfo::System::kernel_version().unwrap_or_default(),
         "kubeProxyVersion": "",

@@ -4,6 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::Method;
+use machinery_api::patch::{self, PatchKind};
+use machinery_api::schema;
 use machinery_client::TlsIdentity;
 use machinery_env::Env;
 use serde_json::{Map, Value, json};
@@ -84,6 +86,10 @@ impl FakeCluster for Cluster {
             let Some(mut node) = self.node.clone() else { return Some(not_found()) };
             merge(&mut node["status"], &body["status"]);
             (200, self.put_node(node))
+        } else if is(&Method::GET, "/nodes/n") {
+            self.node.clone().map_or_else(not_found, |node| (200, node))
+        } else if is(&Method::GET, "/leases/n") {
+            self.lease.clone().map_or_else(not_found, |lease| (200, lease))
         } else if is(&Method::PATCH, "/nodes/n") {
             (200, self.node.clone()?)
         } else if is(&Method::PATCH, "/leases/n") {
@@ -191,6 +197,58 @@ async fn a_deleted_node_is_made_anew_with_its_addresses_and_its_lease_follows() 
     assert_eq!(api.with(|cluster| cluster.node.clone().unwrap()["spec"]["podCIDR"].clone()), "10.0.0.0/24");
     api.until("the Lease's owner", |cluster| (owner(cluster)? == second).then_some(())).await;
     stop.cancel();
+}
+
+#[tokio::test]
+async fn a_node_whose_lease_another_process_renews_is_refused() {
+    let (api, stop) = (FakeApi::default(), CancellationToken::new());
+    let tls = ServingTls::fixed(TlsIdentity { cert_pem: String::new(), key_pem: String::new() }, Vec::new());
+    let capacity = Capacity { cpu_millis: 1, memory_bytes: 1, guest_memory_bytes: 1, ephemeral_bytes: 1, pods: 10 };
+    let mut config = NodeConfig::new("n".into(), "/nowhere".into(), [127, 0, 0, 1].into(), tls, capacity);
+    config.lease_interval = BEAT;
+    let (requests, env) = (machinery_client::request::ApiClient::from(api.client()), Env::real());
+    let check = |recorded: Option<String>| {
+        let (requests, config, env) = (&requests, &config, &env);
+        async move { super::holder::check(requests, config, env, recorded.as_deref()).await }
+    };
+    assert!(check(None).await.is_ok(), "a new name");
+    beat(&api, &stop).await;
+    api.until("a Lease", |cluster| cluster.lease.clone()).await;
+    let refused = async {
+        loop {
+            if let Err(error) = check(None).await {
+                return error.to_string();
+            }
+        }
+    };
+    let error = env.timeout(Duration::from_secs(30), refused).await.unwrap();
+    assert!(error.contains("node n: another process is this node now") && error.contains("--node-name"), "{error}");
+    assert!(check(api.with(|cluster| node_uid(cluster))).await.is_ok(), "the next process of this folder and boot");
+    // The other process has ended: its Lease is fresh, and stays as it is.
+    stop.cancel();
+    let still = async { while check(None).await.is_err() {} };
+    env.timeout(Duration::from_secs(30), still).await.unwrap();
+}
+
+#[test]
+fn a_report_replaces_foreign_addresses_but_a_cloud_provider_s() {
+    let tls = ServingTls::fixed(TlsIdentity { cert_pem: String::new(), key_pem: String::new() }, Vec::new());
+    let capacity = Capacity { cpu_millis: 1, memory_bytes: 1, guest_memory_bytes: 1, ephemeral_bytes: 1, pods: 10 };
+    let mut config = NodeConfig::new("n".into(), "/nowhere".into(), [192, 0, 2, 1].into(), tls, capacity);
+    let after_report = |config: &NodeConfig| {
+        let env = Env::real();
+        let patch = super::register::status(config, 1, &super::register::Health::default(), None, env.now());
+        let foreign = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n"},
+            "status": {"addresses": [{"type": "ExternalIP", "address": "192.0.2.66"}]}});
+        let target = schema::Target::kind("", "v1", "Node").unwrap();
+        let (kind, patch) = (PatchKind::Strategic, patch.to_string());
+        let merged = patch::apply(kind, patch.as_bytes(), &foreign, &target, schema::FieldValidation::Warn);
+        let addresses = merged.unwrap().object["status"]["addresses"].as_array().unwrap().clone();
+        addresses.iter().map(|one| one["address"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(after_report(&config), ["192.0.2.1", "n"]);
+    config.external_provider = true;
+    assert!(after_report(&config).contains(&"192.0.2.66".to_owned()));
 }
 
 #[tokio::test]
