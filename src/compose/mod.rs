@@ -181,7 +181,7 @@ pub(crate) async fn start(
     let nodes = if up_to >= Part::Nodes { ground.config.nodes.count } else { 0 };
     let admin = ComponentIdentity::Admin.client(&ground.env, &ground.service);
     let resumption = Resumption::begin(env, &admin, nodes::node_names(nodes), &ground.data_plane).await;
-    let (failed, failures) = mpsc::channel(1);
+    let (failed, mut failures) = mpsc::channel(1);
     let mut servers = RunningComponents::new(ground.stop.servers.clone(), failed.clone());
     let mut components = RunningComponents::new(ground.stop.components.clone(), failed.clone());
     let mut pods = RunningComponents::new(ground.stop.pods.clone(), failed);
@@ -197,7 +197,7 @@ pub(crate) async fn start(
     let api_ready_after = env.elapsed().saturating_sub(began);
     for wait in waits {
         progress.doing(wait.what);
-        wait.ready.await?;
+        wait.met(env, &mut failures).await?;
     }
     if up_to >= Part::Control {
         progress.doing("waiting for the controllers");

@@ -128,7 +128,7 @@ impl NodeProcess {
             }));
         }
         components.push(Component::until(&stop, "serving certificate", serving_renewal));
-        let (failed, failures) = mpsc::channel(1);
+        let (failed, mut failures) = mpsc::channel(1);
         let mut running = RunningComponents::new(stop, failed.clone());
         let mut pods = RunningComponents::new(pods_stop, failed);
         let start = |component: Component| match component.layer {
@@ -138,7 +138,7 @@ impl NodeProcess {
         let waits: Vec<_> = components.into_iter().filter_map(start).collect();
         for wait in waits {
             progress.doing(wait.what);
-            wait.ready.await?;
+            wait.met(env, &mut failures).await?;
         }
         if let Some(resumption) = resumption {
             progress.doing("waiting for the pods");

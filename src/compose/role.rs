@@ -13,6 +13,9 @@ use tokio_util::sync::CancellationToken;
 use super::Part;
 use super::ground::Ground;
 
+/// The time between the end of a component and its report.
+const FAILURE_WITHIN: Duration = Duration::from_secs(1);
+
 /// A component's task or wait.
 type Work = Pin<Box<dyn Future<Output = anyhow::Result<()>> + Send>>;
 
@@ -39,7 +42,29 @@ pub(super) struct Component {
 pub(super) struct StartCondition {
     /// Description for people.
     pub(super) what: &'static str,
-    pub(super) ready: Work,
+    ready: Work,
+}
+
+impl StartCondition {
+    /// Waits for the condition.
+    ///
+    /// # Errors
+    /// The failure of a component that ends before: it is the reason why the condition can't be met.
+    pub(super) async fn met(self, env: &Env, failures: &mut mpsc::Receiver<anyhow::Error>) -> anyhow::Result<()> {
+        let unmet = tokio::select! {
+            biased;
+            Some(failure) = failures.recv() => return Err(failure),
+            ready = self.ready => match ready {
+                Ok(()) => return Ok(()),
+                Err(unmet) => unmet,
+            },
+        };
+        // A component that ends drops its conditions first.
+        match env.timeout(FAILURE_WITHIN, failures.recv()).await {
+            Ok(Some(failure)) => Err(failure),
+            _ => Err(unmet),
+        }
+    }
 }
 
 impl Component {
@@ -174,6 +199,21 @@ mod tests {
         let mut running = RunningComponents::new(CancellationToken::new(), failed);
         running.start(Component::new("clumsy one", async { panic!("it was meant to") }));
         assert!(format!("{:#}", failures.recv().await.unwrap()).ends_with("it panicked"));
+    }
+
+    #[tokio::test]
+    async fn the_failure_of_a_component_is_why_a_condition_is_not_met() {
+        let (failed, mut failures) = mpsc::channel(1);
+        let mut running = RunningComponents::new(CancellationToken::new(), failed);
+        let (ready, waits) = tokio::sync::oneshot::channel::<()>();
+        let component = Component::new("sunk one", async move {
+            let _ready = ready;
+            anyhow::bail!("its name is taken")
+        });
+        let component = component.ready("waiting for it", async move { Ok(waits.await?) });
+        let condition = running.start(component).unwrap();
+        let error = condition.met(&Env::real(), &mut failures).await.unwrap_err();
+        assert!(format!("{error:#}").ends_with("its name is taken"), "{error:#}");
     }
 
     #[tokio::test]
