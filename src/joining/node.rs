@@ -10,7 +10,7 @@ use http::header::USER_AGENT;
 use http::{HeaderName, HeaderValue, Uri};
 use kube::config::AuthInfo;
 use kube::{Client, Config};
-use machinery_api::selector::subdomain_problems;
+use machinery_api::selector::{label_value_problems, subdomain_problems};
 use machinery_client::request::{ApiClient, BackOff, status_code};
 use machinery_client::{ClientError, TlsIdentity, from_config, read_kubeconfig, rotating};
 use machinery_env::Env;
@@ -130,7 +130,8 @@ pub(super) fn user(node: &str) -> String {
 /// # Errors
 /// If it is none.
 pub(crate) fn check_name(name: &str) -> Result<(), String> {
-    match subdomain_problems(name).first() {
+    // The name is the value of the label `kubernetes.io/hostname`, too.
+    match subdomain_problems(name).into_iter().chain(label_value_problems(name)).next() {
         Some(problem) => Err(format!("the node's name {}: {problem}", name.escape_debug())),
         None => Ok(()),
     }
@@ -346,7 +347,7 @@ mod tests {
         for good in ["n1", "n1.example", "10.0.0.1"] {
             assert_eq!(check_name(good), Ok(()));
         }
-        for bad in ["", "N1", "a_b", "-a", "a..b", "a\n", &"a".repeat(254), "../x"] {
+        for bad in ["", "N1", "a_b", "-a", "a..b", "a\n", &"a".repeat(64), &"a".repeat(254), "../x"] {
             assert!(check_name(bad).is_err(), "{bad}");
         }
         assert!(is_coracle(&serde_json::json!({"gitVersion": "v1.36.3+coracle"})));

@@ -25,6 +25,10 @@ use crate::pod::node_facts::NodeFacts;
 
 /// The delay before a failed request is retried.
 const RETRY: Duration = Duration::from_secs(1);
+/// The time without a pod CIDR after which a node warns, and the interval of the next warnings. A controller needs less
+/// than a second.
+const CIDR_LATE: Duration = Duration::from_secs(5);
+const CIDR_WARNING_INTERVAL: Duration = Duration::from_mins(1);
 /// The interval of machine observations (upstream's), and the minimum interval between repairs of an overwritten status.
 const OBSERVE_INTERVAL: Duration = Duration::from_secs(10);
 /// The timeout of an observation; the previous one stays valid, so that an unresponsive disk delays no heartbeat.
@@ -242,6 +246,7 @@ impl NodeStatusManager {
 
     /// Registers the Node, and waits for its pod CIDR.
     async fn register(&mut self) -> String {
+        let mut warn_at = self.env.elapsed() + CIDR_LATE;
         loop {
             if self.known.is_none()
                 && let Err(error) = with_timeout(self.env.clone(), self.try_register()).await
@@ -252,6 +257,15 @@ impl NodeStatusManager {
                 self.cidr = Some(cidr.clone());
                 self.record();
                 return cidr;
+            }
+            if self.known.is_some() && self.env.elapsed() >= warn_at {
+                warn_at = self.env.elapsed() + CIDR_WARNING_INTERVAL;
+                tracing::warn!(
+                    node = self.config.name,
+                    "the node has no range for its pods (spec.podCIDR) and cannot start: either the cluster has no free range \
+                     left, so that it has as many nodes as --cluster-cidr and --node-cidr-mask-size allow, or no controller \
+                     manager assigns ranges",
+                );
             }
             if let Err(error) = self.sync().await {
                 tracing::debug!(node = self.config.name, %error, "the status cannot be reported, trying again");
