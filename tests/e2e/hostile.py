@@ -489,9 +489,10 @@ def control_frames():
                     s.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(4))
                     for _ in range(1000):
                         s.sendall(flood * 100)
+                    while s.recv(1 << 16):  # the frames may only have been buffered
+                        pass
+                except TimeoutError:
                     wrong(f"{what}: 100,000 frames {kind} are taken")
-                except TimeoutError as e:
-                    wrong(f"{what}: frames {kind}: {e!r}")
                 except OSError:
                     pass
 
