@@ -442,5 +442,21 @@ impl Reflector {
 
 fn with_source(error: &ReflectorError) -> String {
     use std::error::Error as _;
+    // The client's own text has the Status twice, the second time with all its fields.
+    if let ReflectorError::Request(kube::Error::Api(status)) = error {
+        return format!("{error}: {} ({})", status.message, status.code);
+    }
     error.source().map_or_else(|| error.to_string(), |source| format!("{error}: {source}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_status_is_printed_once() {
+        let status = serde_json::json!({"status": "Failure", "message": "nodes is forbidden", "reason": "Forbidden", "code": 403});
+        let error = kube::Error::Api(Box::new(serde_json::from_value(status).unwrap()));
+        assert_eq!(with_source(&ReflectorError::Request(error)), "the request failed: nodes is forbidden (403)");
+    }
 }

@@ -7,6 +7,7 @@
 //! - [`descriptors`]: quotas of the process's file descriptors by class.
 //! - [`joined`]: bodies of few, non-empty pieces, for connections.
 //! - [`last_request`]: a connection's end is announced in its last response.
+//! - [`log_limit`]: a limit for log lines that a peer can cause.
 //! - [`net`]: `Dial` and `Serve`, the interface between guests' calls, the data plane and pods.
 //! - [`plain`]: a plain HTTP server of the process itself.
 //! - [`sockets`]: the listening sockets of the process, which the next process may take over.
@@ -28,6 +29,7 @@ pub mod handover;
 mod hooked;
 pub mod joined;
 pub mod last_request;
+pub mod log_limit;
 pub mod net;
 pub mod plain;
 mod seats;

@@ -273,7 +273,9 @@ async fn serve_call(
         Err(RefusedCall::Gone) => return refuse(respond, &Refusal::Gone),
         Err(RefusedCall::Origin(why)) => {
             tunnel.metrics.refused_origins.inc();
-            tracing::warn!(peer = %peer.address, user = ?peer.user, why, "a call between nodes was refused");
+            if let Some(left_out) = tunnel.refused_log.admit(&peer.user, tunnel.env.elapsed()) {
+                tracing::warn!(peer = %peer.address, user = ?peer.user, why, left_out, "a call between nodes was refused");
+            }
             return refuse(respond, &Refusal::Denied(POLICY.into()));
         }
     };

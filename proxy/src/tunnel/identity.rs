@@ -66,7 +66,7 @@ impl NodeCertificate {
 pub type CertificateReceiver = watch::Receiver<Arc<NodeCertificate>>;
 
 /// The authenticated user at the other end.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) enum PeerUser {
     /// The node of this name.
     Node(Arc<str>),

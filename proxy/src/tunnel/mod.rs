@@ -38,6 +38,7 @@ use arc_swap::ArcSwap;
 use ipnet::IpNet;
 use machinery_env::Env;
 use machinery_serve::accept::Listener;
+use machinery_serve::log_limit::LogLimit;
 use machinery_serve::net::{PodNetwork, Protocol, RemotePods, Serve};
 use tokio_util::sync::CancellationToken;
 
@@ -48,7 +49,7 @@ pub use signed::{NodeSignature, SignatureError};
 pub use watch::run as watch;
 
 use accept::PeerConnections;
-use identity::TunnelTls;
+use identity::{PeerUser, TunnelTls};
 use peer::Peer;
 use peers::{PeerConfig, PeerTable};
 use remote::RemotePod;
@@ -104,6 +105,8 @@ pub struct Tunnel {
     connections: Arc<PeerConnections>,
     node_service: OnceLock<Arc<dyn NodeService>>,
     metrics: TunnelMetrics,
+    /// For lines about refused calls, which any node can cause.
+    refused_log: LogLimit<PeerUser>,
 }
 
 impl std::fmt::Debug for Tunnel {
@@ -130,6 +133,7 @@ impl Tunnel {
             connections: Arc::default(),
             node_service: OnceLock::new(),
             metrics: TunnelMetrics::default(),
+            refused_log: LogLimit::default(),
         }))
     }
 

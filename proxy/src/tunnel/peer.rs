@@ -10,6 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use h2::client::SendRequest;
 use machinery_env::Env;
+use machinery_serve::log_limit::LogLimit;
 use rustls::ClientConfig;
 use tokio::sync::{Notify, OwnedSemaphorePermit};
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -66,6 +67,8 @@ pub(super) struct Peer {
     metrics: TunnelMetrics,
     links: Arc<Mutex<Links>>,
     changed: Arc<Notify>,
+    /// For lines about failures, by kind: the peer can cause them as often as it is dialled.
+    failure_log: Arc<LogLimit<&'static str>>,
     cut: CancellationToken,
     _cut_when_dropped: DropGuard,
 }
@@ -111,6 +114,7 @@ impl Peer {
             metrics: metrics.clone(),
             links: Arc::default(),
             changed: Arc::default(),
+            failure_log: Arc::default(),
             _cut_when_dropped: cut.clone().drop_guard(),
             cut,
         }
@@ -182,6 +186,7 @@ struct Dialer {
     metrics: TunnelMetrics,
     links: Arc<Mutex<Links>>,
     changed: Arc<Notify>,
+    failure_log: Arc<LogLimit<&'static str>>,
     cut: CancellationToken,
 }
 
@@ -195,6 +200,7 @@ impl Dialer {
             metrics: peer.metrics.clone(),
             links: peer.links.clone(),
             changed: peer.changed.clone(),
+            failure_log: peer.failure_log.clone(),
             cut: peer.cut.clone(),
         }
     }
@@ -226,8 +232,10 @@ impl Dialer {
                 }
                 Err(failure) => {
                     self.metrics.dial_failed(failure.outcome());
-                    if !std::mem::replace(&mut lock(&self.links).down, true) {
-                        tracing::warn!(node = %self.name, address = %self.address, error = %failure, "the node is unreachable; its pods get no calls");
+                    if !std::mem::replace(&mut lock(&self.links).down, true)
+                        && let Some(left_out) = self.failure_log.admit(&"dial", self.env.elapsed())
+                    {
+                        tracing::warn!(left_out, node = %self.name, address = %self.address, error = %failure, "the node is unreachable; its pods get no calls");
                     }
                     self.changed.notify_waiters();
                     let half = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX) / 2;
@@ -267,7 +275,9 @@ impl Dialer {
         };
         if let Some(outcome) = outcome {
             self.metrics.dial_failed(outcome);
-            tracing::warn!(node = %self.name, outcome, "a connection to a node ended");
+            if let Some(left_out) = self.failure_log.admit(&outcome, self.env.elapsed()) {
+                tracing::warn!(node = %self.name, outcome, left_out, "a connection to a node ended");
+            }
             if links.open.iter().all(Vec::is_empty) {
                 links.down = true;
                 links.wanted[LinkKind::Requests as usize] = true;
