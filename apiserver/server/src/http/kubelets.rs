@@ -17,6 +17,7 @@ use machinery_api::ApiError;
 use machinery_api::error::GroupResource;
 use machinery_env::Env;
 use machinery_serve::accept::keep_alive;
+use machinery_serve::connection::HEADERS_MAX;
 use machinery_serve::descriptors::{Class, Descriptors};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, ServerName};
@@ -259,8 +260,9 @@ where
     B: Body<Data = Bytes> + Send + 'static,
     B::Error: Into<BoxError>,
 {
-    let (sender, connection) =
-        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|e| e.to_string())?;
+    let mut client = hyper::client::conn::http1::Builder::new();
+    client.max_headers(HEADERS_MAX);
+    let (sender, connection) = client.handshake(TokioIo::new(stream)).await.map_err(|e| e.to_string())?;
     tokio::spawn(async move {
         if let Err(error) = connection.with_upgrades().await {
             tracing::debug!(%error, "a connection to a node ended");

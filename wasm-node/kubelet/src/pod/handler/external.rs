@@ -4,6 +4,7 @@
 use http::{HeaderValue, Request, Response, Uri};
 use http_body_util::BodyExt as _;
 use hyper_util::rt::TokioIo;
+use machinery_serve::connection::HEADERS_MAX;
 use machinery_serve::net::{Body, Io, Stream, unverified};
 
 /// The read buffer of a response, including its head.
@@ -33,7 +34,7 @@ pub(super) async fn send(
     *request.uri_mut() = Uri::try_from(path).map_err(|error| error.to_string())?;
     request.headers_mut().insert("connection", HeaderValue::from_static("close"));
     let mut builder = hyper::client::conn::http1::Builder::new();
-    builder.max_buf_size(BUFFER_BYTES_MAX);
+    builder.max_buf_size(BUFFER_BYTES_MAX).max_headers(HEADERS_MAX);
     let shaken = builder.handshake::<_, Body>(TokioIo::new(io)).await;
     let (mut sender, connection) = shaken.map_err(|error| error.to_string())?;
     // The connection ends with the exchange: no other sender exists.
