@@ -59,7 +59,7 @@ impl ProxyState {
 
     /// Exchanges datagrams with an address that the caller may dial. The pipe holds one of the pod's exchanges.
     async fn datagrams_outside(&self, caller: &Caller, to: SocketAddr) -> Result<DatagramPipe, DialError> {
-        let permit = self.egress.permit(Some(caller)).await;
+        let permit = self.egress.permit(crate::pod_limit::pod(caller)).await;
         self.metrics.socket_hops.inc();
         let failed = |error: std::io::Error| DialError::Connection { address: to.to_string(), source: error.into() };
         Ok(relay(connected(to).map_err(failed)?, permit))

@@ -20,25 +20,23 @@ use machinery_serve::control_frames::Limited;
 use machinery_serve::descriptors::{Class, DescriptorPermit, Descriptors};
 use machinery_serve::joined::JoinedBody;
 use machinery_serve::net::framing::{self, WantsUpgrade};
-use machinery_serve::net::{Body, BoxError, Caller, DialError, Io, Stream, empty_body};
+use machinery_serve::net::{Body, BoxError, Caller, DialError, Io, Peer, Stream, empty_body};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, ServerName};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
-use tokio_util::sync::CancellationToken;
 
 use crate::http1::Http1;
-use crate::join::join;
-use crate::lifetime::ConnectionLifetime;
+use crate::lifetime::{ConnectionLifetime, splice};
 use crate::names::ExternalResolver;
-use crate::pod_limit::{PodLimit, PodPermit};
+use crate::pod_limit::{self, Pod, PodLimit, PodPermit};
 use crate::pool::{Http2, Pool};
 use crate::special::is_special;
 use crate::table::AppProtocol;
 
 /// Maximum concurrent exchanges with external destinations, of all guests together: bounds file handles.
 const EXCHANGES_MAX: usize = 256;
-/// Maximum per pod, and for all host processes together: three stuck callers leave a quarter to the others.
+/// Maximum per pod, and per client outside the cluster: three stuck callers leave a quarter to the others.
 const EXCHANGES_PER_POD_MAX: usize = 64;
 /// Timeout of connecting and the TLS handshake together, over all addresses of a name.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -100,8 +98,8 @@ pub(crate) type Permit = Arc<PodPermit>;
 
 /// Address, protocol and pooling of one connection.
 struct EgressTarget<'a> {
-    /// The calling pod; `None` for a host process.
-    caller: Option<&'a Caller>,
+    /// The share that the exchange is counted for.
+    share: Pod,
     address: SocketAddr,
     /// The name that the caller used: the server name of a TLS connection.
     name: &'a str,
@@ -146,11 +144,11 @@ impl Egress {
         request: Request<Body>,
     ) -> Result<Response<Body>, DialError> {
         let addresses = self.resolve(caller, looked_up).await?;
-        let permit = self.permit(Some(caller)).await;
+        let permit = self.permit(pod_limit::pod(caller)).await;
         let address = |ip: &IpAddr| SocketAddr::new(*ip, port);
         let stream = self.connect(addresses.iter().map(address).collect(), name).await?;
         let to = EgressTarget {
-            caller: Some(caller),
+            share: pod_limit::pod(caller),
             address: SocketAddr::new(addresses[0], port),
             name,
             https,
@@ -172,20 +170,25 @@ impl Egress {
         if self.is_forbidden(address.ip()) {
             return Err(DialError::Denied(address.ip().to_string()));
         }
-        let to = EgressTarget { caller: Some(caller), address, name, https, keep: false };
+        let to = EgressTarget { share: pod_limit::pod(caller), address, name, https, keep: false };
         self.exchange(&to, AppProtocol::Http, request).await.map_err(SendError::error)
     }
 
     /// Sends a request to an endpoint of a Service. The caller has checked `may_dial`.
     pub(crate) async fn to_endpoint(
         &self,
-        caller: Option<&Caller>,
+        from: &Peer,
         (name, https): (&str, bool),
         address: SocketAddr,
         app_protocol: AppProtocol,
         request: Request<Body>,
     ) -> Result<Response<Body>, SendError> {
-        self.exchange(&EgressTarget { caller, address, name, https, keep: !https }, app_protocol, request).await
+        self.exchange(
+            &EgressTarget { share: pod_limit::peer(from), address, name, https, keep: !https },
+            app_protocol,
+            request,
+        )
+        .await
     }
 
     /// Opens a byte stream to the first address that accepts. The caller has checked the addresses.
@@ -195,7 +198,7 @@ impl Egress {
         addresses: Vec<SocketAddr>,
         name: &str,
     ) -> Result<Stream, DialError> {
-        let permit = self.permit(Some(caller)).await;
+        let permit = self.permit(pod_limit::pod(caller)).await;
         let stream = self.connect(addresses, name).await?;
         Ok(Stream::Tcp(stream).holding(permit))
     }
@@ -243,8 +246,8 @@ impl Egress {
         self.pool.count()
     }
 
-    pub(crate) async fn permit(&self, caller: Option<&Caller>) -> Permit {
-        Arc::new(self.exchanges.acquire(caller).await)
+    pub(crate) async fn permit(&self, share: Pod) -> Permit {
+        Arc::new(self.exchanges.acquire(share).await)
     }
 
     async fn exchange(
@@ -254,7 +257,7 @@ impl Egress {
         request: Request<Body>,
     ) -> Result<Response<Body>, SendError> {
         let back = |request: Request<Body>, error| SendError::NotSent(Box::new(request), error);
-        let permit = self.permit(to.caller).await;
+        let permit = self.permit(to.share.clone()).await;
         let wants_upgrade = request.extensions().get::<WantsUpgrade>().is_some();
         let mut request = request;
         if app_protocol == AppProtocol::H2c && to.keep && !wants_upgrade {
@@ -455,22 +458,6 @@ async fn send_http2(
         frame
     });
     Ok(Response::from_parts(head, body.boxed_unsync()))
-}
-
-/// Splices two upgraded connections until both ends are done or the client connection's lifetime ends.
-async fn splice(
-    client: hyper::upgrade::OnUpgrade,
-    server: hyper::upgrade::OnUpgrade,
-    lifetime: Option<ConnectionLifetime>,
-    _permit: Permit,
-    address: SocketAddr,
-) {
-    let (client, server) = match tokio::try_join!(client, server) {
-        Ok(both) => both,
-        Err(error) => return tracing::debug!(%address, %error, "protocol upgrade failed"),
-    };
-    let stop = lifetime.as_ref().map_or_else(CancellationToken::new, |lifetime| lifetime.stop.clone());
-    join(&mut TokioIo::new(client), &mut TokioIo::new(server), &stop, address).await;
 }
 
 /// A copy of an idempotent request without a body, for one retry (RFC 9110 §9.2.2).

@@ -188,6 +188,7 @@ mod tests {
 
     use http_body_util::Full;
     use machinery_env::Env;
+    use machinery_serve::net::Peer;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio::net::TcpListener;
 
@@ -220,7 +221,7 @@ mod tests {
     async fn send(egress: &Egress, to: SocketAddr, body: &'static str) -> Response<Body> {
         let body = Full::from(body).map_err(|never| match never {}).boxed_unsync();
         let request = Request::put("/").header("host", "a").body(body).unwrap();
-        egress.to_endpoint(None, ("a", false), to, AppProtocol::Http, request).await.ok().unwrap()
+        egress.to_endpoint(&Peer::Node, ("a", false), to, AppProtocol::Http, request).await.ok().unwrap()
     }
 
     #[tokio::test]

@@ -9,8 +9,8 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use machinery_api::ObjectKey;
-use machinery_serve::accept::{self, Limit, Listener};
-use machinery_serve::descriptors::Class;
+use machinery_serve::accept::{self, ConnectionPermit, Limit, Listener};
+use machinery_serve::descriptors::Descriptors;
 use machinery_serve::net::Protocol;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -249,21 +249,34 @@ async fn run(
     clients: ListenerClients,
     stop: CancellationToken,
 ) {
-    let limit = Limit::Permits(state.connections.clone(), Class::Clients);
-    let each = |stream, peer: SocketAddr, permit, ending| {
-        let (state, route, stop) = (state.clone(), route.clone(), stop.clone());
+    let group: Arc<str> = match &route.load().via {
+        Some(via) => via.service.to_string().into(),
+        None => "none".into(),
+    };
+    let descriptors = Descriptors::process();
+    let limit = Limit::new(descriptors.client_seats(), group.clone());
+    let spliced = Limit::new(descriptors.spliced_seats(), group);
+    let each = |stream, peer: SocketAddr, permit: Arc<ConnectionPermit>, ending| {
+        let (state, route, stop, spliced) = (state.clone(), route.clone(), stop.clone(), spliced.clone());
         async move {
             if clients == ListenerClients::Balancers {
-                return health::serve(route, stream, peer, ConnectionLifetime { stop, _permit: permit }, ending).await;
+                return health::serve(route, stream, peer, ConnectionLifetime { stop, permit }, ending).await;
             }
             let now = route.load_full();
             if clients == ListenerClients::Sources && !now.admits(Some(peer.ip())) {
                 return;
             }
             if state.is_http(&now) {
-                server::serve(state, route, stream, peer, ConnectionLifetime { stop, _permit: permit }, ending).await;
+                server::serve(state, route, stream, peer, ConnectionLifetime { stop, permit }, ending).await;
             } else {
+                // The requests of a stream of bytes are unknown: it is in use from its start.
+                let _in_use = permit.begin();
+                let Some(endpoint_seat) = spliced.take(peer).await.map(Arc::new) else {
+                    return tracing::debug!(%peer, "too many connections are open to endpoints outside the cluster");
+                };
+                let _endpoint_in_use = endpoint_seat.begin();
                 tokio::select! {
+                    () = endpoint_seat.displaced() => tracing::debug!(%peer, "a connection was displaced by another one"),
                     () = l4::serve(&state, &now, stream, peer, stop) => {}
                     () = accept::end_of_stream(&state.env, &ending) => {}
                 }

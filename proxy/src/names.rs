@@ -16,7 +16,7 @@ use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use machinery_env::Env;
 use machinery_serve::net::{Caller, DialError, NamePolicy, PodNames};
 
-use crate::pod_limit::PodLimit;
+use crate::pod_limit::{self, PodLimit};
 use crate::special::is_special;
 
 /// Maximum concurrent lookups of one pod; further ones wait for that pod's own permits.
@@ -104,7 +104,7 @@ impl ExternalResolver {
 
     async fn query(&self, caller: &Caller, name: &str) -> Result<Vec<IpAddr>, DialError> {
         let unknown = || DialError::NameNotFound(name.to_owned());
-        let _permit = self.lookups.acquire(Some(caller)).await;
+        let _permit = self.lookups.acquire(pod_limit::pod(caller)).await;
         let resolver = self.resolver(&caller.names).ok_or_else(unknown)?;
         let found = match resolver.lookup_ip(name).await {
             Ok(found) => found,

@@ -4,11 +4,26 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use machinery_serve::net::Caller;
+use machinery_serve::accept::Client;
+use machinery_serve::net::{Caller, Peer};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// Namespace and name of a pod; empty for all processes of the host together.
-type Pod = (Arc<str>, Arc<str>);
+/// The holder of a share: namespace and name of a pod; no namespace and the address of a host outside.
+pub(crate) type Pod = (Arc<str>, Arc<str>);
+
+/// The share of a calling pod.
+pub(crate) fn pod(caller: &Caller) -> Pod {
+    (caller.namespace.clone(), caller.pod.clone())
+}
+
+/// The share of the calling side of a request to a Service.
+pub(crate) fn peer(from: &Peer) -> Pod {
+    match from {
+        Peer::Pod(caller) => pod(caller),
+        Peer::Host(address) => (Arc::default(), Client::from(address.ip()).to_string().into()),
+        Peer::Node => Pod::default(),
+    }
+}
 
 /// A total limit and a limit per pod.
 pub(crate) struct PodLimit {
@@ -38,10 +53,8 @@ impl PodLimit {
         Arc::new(Self { each, all: Arc::new(Semaphore::new(all)), pods: Mutex::default() })
     }
 
-    /// Waits for a permit of a pod, or of the host's processes.
-    pub(crate) async fn acquire(self: &Arc<Self>, caller: Option<&Caller>) -> PodPermit {
-        let pod =
-            caller.map_or_else(|| ("".into(), "".into()), |caller| (caller.namespace.clone(), caller.pod.clone()));
+    /// Waits for a permit of a pod's or client's share.
+    pub(crate) async fn acquire(self: &Arc<Self>, pod: Pod) -> PodPermit {
         let (share, semaphore) = {
             let mut pods = self.pods.lock().unwrap_or_else(PoisonError::into_inner);
             let semaphore = pods.entry(pod.clone()).or_insert_with(|| Arc::new(Semaphore::new(self.each)));
@@ -90,15 +103,23 @@ mod tests {
         Caller { node: "n".into(), namespace: "shop".into(), pod: pod.into(), ip: None, names: Arc::default() }
     }
 
+    #[test]
+    fn each_client_outside_has_a_share_of_its_own() {
+        let host = |address: &str| peer(&Peer::Host(address.parse().unwrap()));
+        assert_eq!(host("192.0.2.1:1"), host("192.0.2.1:2"));
+        assert_ne!(host("192.0.2.1:1"), host("192.0.2.2:1"));
+        assert_ne!(host("192.0.2.1:1"), pod(&caller("192.0.2.1")));
+    }
+
     #[tokio::test]
     async fn one_pod_cannot_take_all_places() {
         let limit = PodLimit::new(2, 3);
-        let (hungry, other) = (caller("hungry"), caller("other"));
-        let first = limit.acquire(Some(&hungry)).await;
-        let _second = limit.acquire(Some(&hungry)).await;
-        let mut third = Box::pin(limit.acquire(Some(&hungry)));
+        let (hungry, other) = (pod(&caller("hungry")), pod(&caller("other")));
+        let first = limit.acquire(hungry.clone()).await;
+        let _second = limit.acquire(hungry.clone()).await;
+        let mut third = Box::pin(limit.acquire(hungry));
         assert!(futures::poll!(&mut third).is_pending(), "over its share");
-        let elses = limit.acquire(Some(&other)).await;
+        let elses = limit.acquire(other).await;
         assert_eq!((limit.free(), limit.pods()), (0, 2));
         drop((first, elses));
         drop(third.await);

@@ -4,15 +4,15 @@
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
 
 use ipnet::IpNet;
 use machinery_env::Env;
 use machinery_rules::address_pool::AddressPool;
 use machinery_serve::descriptors::{Class, Descriptors};
 use machinery_serve::net::PodNetwork;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 
 use crate::activation::ActivationQueues;
 use crate::egress::{BadCertificate, Egress};
@@ -22,10 +22,6 @@ use crate::metrics::Metrics;
 use crate::snapshot::RouteSnapshot;
 use crate::special::is_special;
 use crate::table::{AppProtocol, Change, PortRoute};
-
-/// Maximum concurrent connections of host processes over all listeners: far above a developer machine's need. Each
-/// costs some 200 KiB at worst (a buffer in each direction and a task).
-const CONNECTIONS_MAX: usize = 8_192;
 
 /// Configuration of a data plane.
 #[derive(Debug, Clone)]
@@ -98,7 +94,6 @@ pub(crate) struct ProxyState {
     pub(crate) routes: RouteSnapshot,
     pub(crate) metrics: Metrics,
     pub(crate) egress: Egress,
-    pub(crate) connections: Arc<Semaphore>,
     /// Queued requests to Services whose workloads are scaled to zero.
     pub(crate) activation: ActivationQueues,
     /// UDP flows of all listeners. Locked for one datagram, never across a wait.
@@ -115,7 +110,6 @@ impl ProxyState {
         let egress = Egress::new(&env, config.cluster_ca_pem.as_deref(), config.cluster_cidrs.clone())?;
         // Connections to endpoints have the other half of the class.
         let flows = FLOWS_MAX.min(Descriptors::process().max(Class::Backends) / 2);
-        let connections = CONNECTIONS_MAX.min(Descriptors::process().max(Class::Clients));
         Ok(Self {
             env,
             config,
@@ -123,7 +117,6 @@ impl ProxyState {
             routes: RouteSnapshot::default(),
             metrics: Metrics::default(),
             egress,
-            connections: Arc::new(Semaphore::new(connections)),
             activation: ActivationQueues::default(),
             flows: Mutex::new(Flows::new(flows)),
             synced: AtomicBool::new(false),

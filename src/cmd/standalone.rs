@@ -138,7 +138,7 @@ impl MetricsFlags {
         let (env, stop) = (env.clone(), stop.clone());
         tokio::spawn(async move {
             let service = |permit| TowerToHyperService::new(router.clone().layer(axum::Extension(permit)));
-            plain::serve(listener, Some(Duration::ZERO), &env, &stop, service).await;
+            plain::serve((listener, "metrics"), Some(Duration::ZERO), &env, &stop, service).await;
         });
         Ok(format!(" metrics=http://{address}/metrics"))
     }

@@ -19,12 +19,10 @@ use kube::Client;
 use kube::client::Body as ClientBody;
 use machinery_client::causes::with_causes;
 use machinery_env::Env;
-use machinery_serve::accept::{self, ConnectionPermit, Limit, Listener};
+use machinery_serve::accept::{self, ConnectionPermit, Limit, Listener, Seats};
 use machinery_serve::connection;
-use machinery_serve::descriptors::Class;
 use machinery_serve::upgraded::copy_upgraded;
 use serde_json::json;
-use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use super::files;
@@ -98,7 +96,7 @@ impl DashboardServer {
     /// Serves until the stop.
     pub(crate) async fn serve(self) {
         let (env, stop) = (self.proxy.env.clone(), self.proxy.stop.clone());
-        let limit = Limit::Permits(Arc::new(Semaphore::new(CONNECTIONS_MAX)), Class::Clients);
+        let limit = Limit::new(&Seats::new(CONNECTIONS_MAX), "dashboard");
         let proxy = self.proxy;
         let each = |stream, _, permit: Arc<ConnectionPermit>, ending: CancellationToken| {
             let (proxy, env) = (proxy.clone(), proxy.env.clone());
@@ -122,6 +120,7 @@ impl Proxy {
             Verdict::File => self.files.respond(request.method(), request.uri().path(), request.headers()),
             Verdict::Reject(code, why) => failure(code, why),
             Verdict::Forward => {
+                permit.mark_authenticated();
                 self.forward(request, permit).await.unwrap_or_else(|ForwardError(code, why)| failure(code, &why))
             }
         }

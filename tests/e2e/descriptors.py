@@ -174,9 +174,9 @@ ask("POST", "/api/v1/namespaces/default/services", {"metadata": {"name": "hello"
 address = json.loads(ask("GET", "/api/v1/namespaces/default/services/hello")[1])["spec"]["clusterIP"]
 
 
-def serves():
+def serves(at=None):
     try:
-        connection = http.client.HTTPConnection(address, 80, timeout=10)
+        connection = http.client.HTTPConnection(at or address, 80, timeout=10)
         connection.request("GET", "/")
         return connection.getresponse().status == 200
     except OSError:
@@ -214,7 +214,33 @@ told = lambda: json.loads(ask("GET", "/api/v1/namespaces/default/events?fieldSel
 eventually("an event of the node", lambda: any(e["message"] == "Attempting to reclaim descriptors" and e["involvedObject"]["kind"] == "Node" for e in told()))
 if evicted("app=hello"):
     fail("a pod with few open files was evicted")
-clients = strangers((address, 80), 300)
+ask("POST", "/api/v1/namespaces/default/services", {"metadata": {"name": "other"}, "spec": {"selector": {"app": "hello"}, "ports": [{"port": 80, "targetPort": 8080}]}})
+other = json.loads(ask("GET", "/api/v1/namespaces/default/services/other")[1])["spec"]["clusterIP"]
+eventually("the other Service answers", lambda: serves(other))
+clients = []
+
+
+def flood():
+    """Connections of one client to one Service, above the limit of all: silent, with half a head, and idle after an answer."""
+    for number, connection in enumerate(strangers((address, 80), 300)):
+        clients.append(connection)
+        try:
+            if number % 3:
+                connection.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n" + (b"\r\n" if number % 3 == 2 else b""))
+            if number % 3 == 2:
+                connection.recv(1)
+        except OSError:
+            pass  # displaced by a later one
+
+
+def serves_beside_a_flood(at):
+    """Each try comes with a flood of its own: connections that time out in the meantime don't decide it."""
+    flood()
+    return serves(at)
+
+
+for at in (other, address):
+    eventually("a Service answers beside a flood of idle connections", lambda: serves_beside_a_flood(at))
 works(f"{len(clients)} connections to a Service")
 for connection in held + clients:
     connection.close()

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 
-use super::{check, read, root};
+use super::{all_rust_files, check, read, root};
 
 const README_LINES_MAX: usize = 120;
 const ARCHITECTURE_WORDS_MAX: usize = 30;
@@ -100,4 +100,29 @@ fn cells_of_the_compatibility_page_are_short() {
             .map(|cell| format!("docs/compatibility.md: a cell of {} characters: {cell}", cell.len()))
             .collect::<Vec<_>>(),
     );
+}
+
+/// Ways to make a pool: its table names the file. Libraries of the project itself and pools of a single test are none.
+const POOL_MAKERS: &[&str] = &["Semaphore::new(", "Seats::new("];
+/// Files that make a pool's parts, and no pool.
+const POOL_PARTS: &[&str] = &["machinery/serve/src/seats.rs", "wasm-node/kubelet/src/pod/handler"];
+
+#[test]
+fn each_shared_pool_has_its_row() {
+    let page = read("docs/security.md");
+    let table = page.split("## Shared pools").nth(1).and_then(|rest| rest.split("\n## ").next()).unwrap_or_default();
+    let mut problems = Vec::new();
+    for (path, text) in all_rust_files() {
+        let is_test = path.contains("/tests/") || path.ends_with("tests.rs") || path.starts_with("tests/");
+        let shipped = text.split("#[cfg(test)]\nmod tests").next().unwrap_or_default();
+        let makes = POOL_MAKERS.iter().any(|maker| shipped.contains(maker));
+        if makes
+            && !is_test
+            && !POOL_PARTS.iter().any(|part| path.starts_with(part))
+            && !table.contains(&format!("`{path}`"))
+        {
+            problems.push(format!("docs/security.md, \"Shared pools\", has no row for the pool of {path}"));
+        }
+    }
+    check(&problems);
 }

@@ -97,16 +97,16 @@ impl Acceptor {
 /// Serves until `stop`, then drains running requests for a limited time and returns.
 ///
 /// Where the listener's table is retired instead, they complete. Each request has its [`Peer`] in its extensions. `handle` is cloned per connection. Watches should end on `stop`;
-/// requests still running after the drain are aborted. Connections above the process's limit wait in the system's
-/// backlog; unauthenticated ones are closed in their favour.
+/// requests still running after the drain are aborted. At the process's limit a connection displaces one of a client with
+/// more connections, unauthenticated ones first, or is closed.
 pub async fn serve<H, F, B>(listener: impl Into<Listener>, acceptor: Acceptor, handle: H, stop: CancellationToken)
 where
-    H: Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
+    H: Fn(Request<RequestBody>) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = Response<B>> + Send + 'static,
     B: http_body::Body<Data = Bytes> + Send + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    let limit = Limit::Seats(acceptor.seats.clone());
+    let limit = Limit::new(&acceptor.seats, "API server");
     let each = |socket, address, permit, ending| {
         let stops = Stops { stop: stop.clone(), ending };
         connection(socket, address, permit, acceptor.clone(), handle.clone(), stops)

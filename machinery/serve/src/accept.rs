@@ -1,5 +1,4 @@
-//! The accept loop of all listeners: limits connections (for unauthenticated peers by [`Seats`]), spawns their service,
-//! drains at the end.
+//! The accept loop of all listeners: limits connections by [`Seats`], spawns their service, drains at the end.
 
 use std::io;
 use std::net::SocketAddr;
@@ -9,13 +8,13 @@ use std::time::Duration;
 use machinery_env::Env;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::descriptors::{Class, DescriptorPermit, Descriptors};
 use crate::net::Protocol;
-pub use crate::seats::{Seat, Seats};
+pub use crate::seats::{Client, Seats};
+use crate::seats::{Seat, SeatHolder};
 use crate::sockets::{Layer, SocketKey, SocketTable};
 
 /// Pause after a failed `accept` (the process has no descriptors left), in order not to spin.
@@ -54,58 +53,62 @@ pub fn keep_alive(stream: &TcpStream) {
     }
 }
 
-/// Limit of concurrent connections.
+/// Limit of concurrent connections: a pool of seats, and what the listener's connections are counted for in it.
 #[derive(Debug, Clone)]
-pub enum Limit {
-    /// Authenticated connections keep their seat; the oldest unauthenticated one is closed for a new connection.
-    Seats(Arc<Seats>),
-    /// A number of permits shared by several listeners; further connections wait. Each also needs a descriptor of the
-    /// class, and is closed at once if the class has none left.
-    Permits(Arc<Semaphore>, Class),
+pub struct Limit {
+    seats: Arc<Seats>,
+    group: Arc<str>,
 }
 
 impl Limit {
-    /// Waits for a permit; `None` if the connection is to be closed.
-    async fn permit(&self) -> Option<ConnectionPermit> {
-        match self {
-            Self::Seats(seats) => Some(ConnectionPermit::Seat(seats.take().await)),
-            Self::Permits(permits, class) => {
-                let permit = permits.clone().acquire_owned().await.ok()?;
-                let held = Descriptors::process().take(*class).ok()?;
-                Some(ConnectionPermit::Counted { _permit: permit, _held: held })
-            }
-        }
+    /// Connections take seats of `seats`, which other listeners may share, for `group`: a Service, a pod or a server.
+    #[must_use]
+    pub fn new(seats: &Arc<Seats>, group: impl Into<Arc<str>>) -> Self {
+        Self { seats: seats.clone(), group: group.into() }
+    }
+
+    /// Takes a seat for a connection; `None` if it is to be closed.
+    pub async fn take(&self, peer: SocketAddr) -> Option<ConnectionPermit> {
+        let holder = SeatHolder { group: self.group.clone(), client: peer.ip().into() };
+        self.seats.take(holder).await.map(ConnectionPermit)
     }
 }
 
-/// The permit of an open connection, kept through an upgrade.
+/// The seat of an open connection, kept through an upgrade.
 #[derive(Debug)]
-pub enum ConnectionPermit {
-    /// Of [`Limit::Seats`].
-    Seat(Seat),
-    /// Of [`Limit::Permits`].
-    Counted {
-        /// The permit.
-        _permit: OwnedSemaphorePermit,
-        /// The descriptor.
-        _held: DescriptorPermit,
-    },
-}
+pub struct ConnectionPermit(Seat);
 
 impl ConnectionPermit {
-    /// Marks the peer as authenticated: the connection keeps its seat.
+    /// Marks the peer as authenticated: the connection isn't displaced by waiting ones any more.
     pub fn mark_authenticated(&self) {
-        if let Self::Seat(seat) = self {
-            seat.mark_authenticated();
-        }
+        self.0.mark_authenticated();
     }
 
-    /// Resolves when the connection has lost its seat.
-    async fn evicted(&self) {
-        match self {
-            Self::Seat(seat) => seat.evicted().await,
-            Self::Counted { .. } => std::future::pending().await,
-        }
+    /// Marks the connection as in use until the guard is dropped.
+    #[must_use]
+    pub fn begin(self: &Arc<Self>) -> RunningOnPermit {
+        self.0.begin();
+        RunningOnPermit(self.clone())
+    }
+
+    /// Resolves when the connection has lost its seat, which the accept loop itself observes.
+    pub async fn displaced(&self) {
+        self.0.displaced().await;
+    }
+
+    /// Resolves when an upgraded connection has lost its seat: close it then. Without a wait it never loses it.
+    pub async fn displaced_after_upgrade(&self) {
+        self.0.displaced_after_upgrade().await;
+    }
+}
+
+/// A request, or a use of another kind, of a connection.
+#[derive(Debug)]
+pub struct RunningOnPermit(Arc<ConnectionPermit>);
+
+impl Drop for RunningOnPermit {
+    fn drop(&mut self) {
+        self.0.0.end();
     }
 }
 
@@ -201,8 +204,8 @@ impl From<TcpListener> for Listener {
 ///
 /// When the listener's layer is retired, the loop ends as well: the connections complete without a limit until `stop`.
 ///
-/// An idle listener holds no permit: an accepted connection takes one, and one waits at each listener at most. Dropping
-/// the future aborts all connections.
+/// An idle listener holds no seat: an accepted connection takes one, or is closed. Dropping the future aborts all
+/// connections.
 pub async fn serve<F>(
     listener: Listener,
     limit: Limit,
@@ -230,7 +233,7 @@ pub async fn serve<F>(
         // A retired table doesn't interrupt this: the connection is not the next process's any more.
         let permit = tokio::select! {
             () = stop.cancelled() => break,
-            permit = limit.permit() => match permit {
+            permit = limit.take(peer) => match permit {
                 Some(permit) => Arc::new(permit),
                 None => continue,
             },
@@ -242,8 +245,9 @@ pub async fn serve<F>(
         connections.spawn(async move {
             tokio::select! {
                 () = cut.cancelled() => {}
-                () = permit.evicted() => tracing::debug!(%peer, "an unauthenticated connection was evicted"),
-                () = connection => {}
+                () = permit.displaced() => tracing::debug!(%peer, "a connection was displaced by another one"),
+                // An upgraded connection goes on, and nothing here can end it.
+                () = connection => permit.0.mark_handed_over(),
             }
         });
     }
@@ -320,7 +324,7 @@ mod tests {
         let listener = Listener::bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let address = listener.local_addr().unwrap();
         let env = Env::real();
-        let serving = serve(listener, Limit::Seats(Seats::new(1)), None, &env, &stop, |stream, _, _, _| {
+        let serving = serve(listener, Limit::new(&Seats::new(1), "test"), None, &env, &stop, |stream, _, _, _| {
             let sender = sender.clone();
             async move {
                 let socket = SockRef::from(&stream);
@@ -339,31 +343,60 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn idle_listeners_hold_no_permit() {
-        let permits = Arc::new(Semaphore::new(1));
+    async fn idle_listeners_hold_no_seat_and_idle_connections_give_theirs_away() {
+        let seats = Seats::new(1);
         let stop = CancellationToken::new();
-        let limit = || Limit::Permits(permits.clone(), Class::Clients);
-        // More listeners than permits, all idle but one.
-        let all: Vec<_> = (0..4).map(|_| echoing(limit(), None, &stop)).collect();
+        // More listeners than seats, all idle but one.
+        let all: Vec<_> = (0..4).map(|n| echoing(Limit::new(&seats, n.to_string()), None, &stop)).collect();
+        let mut last: Option<TcpStream> = None;
         for (address, _) in &all {
             let mut stream = TcpStream::connect(address).await.unwrap();
             assert_eq!(echoed(&mut stream).await.unwrap(), b'x');
-            assert_eq!(permits.available_permits(), 0);
-            // The next connection waits for the first one's permit.
-            let mut next = TcpStream::connect(all[0].0).await.unwrap();
-            drop(stream);
-            assert_eq!(echoed(&mut next).await.unwrap(), b'x');
+            if let Some(mut last) = last.replace(stream) {
+                assert!(echoed(&mut last).await.is_err(), "it waited, and made way");
+            }
         }
         stop.cancel();
+        drop(last);
         for (_, running) in all {
             running.await.unwrap();
         }
     }
 
     #[tokio::test]
+    async fn a_connection_without_a_seat_is_closed() {
+        let (seats, stop) = (Seats::new(2), CancellationToken::new());
+        let listener = Listener::bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let address = listener.local_addr().unwrap();
+        let (env, stopped) = (Env::real(), stop.clone());
+        let running = tokio::spawn(async move {
+            serve(listener, Limit::new(&seats, "test"), None, &env, &stopped, |mut stream, _, permit, _| async move {
+                let _in_use = permit.begin();
+                let (mut reads, mut writes) = stream.split();
+                let _ = tokio::io::copy(&mut reads, &mut writes).await;
+            })
+            .await;
+        });
+        let mut held = Vec::new();
+        for _ in 0..2 {
+            let mut stream = TcpStream::connect(address).await.unwrap();
+            assert_eq!(echoed(&mut stream).await.unwrap(), b'x');
+            held.push(stream);
+        }
+        let mut next = TcpStream::connect(address).await.unwrap();
+        assert!(echoed(&mut next).await.is_err(), "all are in use");
+        assert_eq!(echoed(&mut held[0]).await.unwrap(), b'x');
+        drop(held.pop());
+        while echoed(&mut TcpStream::connect(address).await.unwrap()).await.is_err() {}
+        stop.cancel();
+        drop(held);
+        running.await.unwrap();
+    }
+
+    #[tokio::test]
     async fn open_connections_are_aborted_after_the_drain() {
         let stop = CancellationToken::new();
-        let seats = Limit::Seats(Seats::new(2));
+        let seats = Limit::new(&Seats::new(2), "test");
         let (address, running) = echoing(seats, Some(Duration::from_millis(200)), &stop);
         let (mut one, mut two) =
             (TcpStream::connect(address).await.unwrap(), TcpStream::connect(address).await.unwrap());
@@ -378,7 +411,7 @@ mod tests {
 
     #[tokio::test]
     async fn dropping_the_future_aborts_its_connections() {
-        let (address, running) = echoing(Limit::Seats(Seats::new(2)), None, &CancellationToken::new());
+        let (address, running) = echoing(Limit::new(&Seats::new(2), "test"), None, &CancellationToken::new());
         let mut stream = TcpStream::connect(address).await.unwrap();
         echoed(&mut stream).await.unwrap();
         running.abort();

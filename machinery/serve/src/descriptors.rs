@@ -23,12 +23,17 @@ const LIMIT_FALLBACK: u64 = 10_240;
 /// Below this limit a cluster works, but with fewer connections and files than its other limits allow.
 const AMPLE: usize = 16_384;
 
+/// The part of [`Class::Backends`] for connections that host processes keep open to endpoints outside this process: half
+/// is for UDP flows, and guests' requests have the rest.
+const SPLICED_PART: usize = 3;
+
 /// The use of a descriptor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Class {
     /// Connections to the API server.
     Api,
-    /// Connections of host processes to Services and pods.
+    /// Connections of host processes to Services and pods. Each costs some 200 KiB at worst (a buffer in each direction
+    /// and a task).
     Clients,
     /// Connections to the outside, and to the API server on behalf of guests.
     Outbound,
@@ -132,6 +137,8 @@ pub struct Descriptors {
     quotas: [Arc<Quota>; SHARES.len()],
     api: Arc<Seats>,
     node: Arc<Seats>,
+    clients: Arc<Seats>,
+    spliced: Arc<Seats>,
 }
 
 impl Descriptors {
@@ -144,7 +151,9 @@ impl Descriptors {
             Quota::new((left / 100 * percent + left % 100 * percent / 100).clamp(2, most), None)
         });
         let seats = |class: Class| Seats::new(quotas[class as usize].max());
-        Self { limit, api: seats(Class::Api), node: seats(Class::Node), quotas }
+        let spliced = Seats::new((quotas[Class::Backends as usize].max() / SPLICED_PART).max(1));
+        let [api, node, clients] = [Class::Api, Class::Node, Class::Clients].map(seats);
+        Self { limit, api, node, clients, spliced, quotas }
     }
 
     /// The quotas of this process, from the limit at the first call: see [`raise_limit`].
@@ -181,7 +190,21 @@ impl Descriptors {
         &self.api
     }
 
-    /// Seats for connections to all kubelets and the registry of this process.
+    /// Seats for connections of host processes to Services and pods. Their pools and those of the servers below have a
+    /// descriptor for each seat, so that a seat is all that a connection takes.
+    #[must_use]
+    pub fn client_seats(&self) -> &Arc<Seats> {
+        &self.clients
+    }
+
+    /// Seats for those of them whose bytes are passed on to an endpoint outside this process; each takes a descriptor of
+    /// [`Class::Backends`] in addition.
+    #[must_use]
+    pub fn spliced_seats(&self) -> &Arc<Seats> {
+        &self.spliced
+    }
+
+    /// Seats for connections to all kubelets, tunnels and the registry of this process.
     #[must_use]
     pub fn node_seats(&self) -> &Arc<Seats> {
         &self.node

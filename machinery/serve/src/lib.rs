@@ -1,7 +1,7 @@
 //! Serving primitives of every server in this process, and the interface between callers and servers of the pod
 //! network.
 //!
-//! - [`accept`]: the accept loop: limits, eviction of unauthenticated connections, drain.
+//! - [`accept`]: the accept loop: limits with shares, drain.
 //! - [`connection`]: HTTP on a connection of a server for untrusted clients.
 //! - [`control_frames`]: a limit of HTTP/2 frames that no request pays for.
 //! - [`descriptors`]: quotas of the process's file descriptors by class.

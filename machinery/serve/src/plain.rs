@@ -1,5 +1,5 @@
-//! A plain HTTP server of the process itself, on the seats of the nodes' servers: unauthenticated connections can be
-//! evicted.
+//! A plain HTTP server of the process itself, on the seats of the nodes' servers: a full pool displaces unauthenticated
+//! connections.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -18,9 +18,9 @@ use crate::descriptors::Descriptors;
 use crate::net::BoxError;
 
 /// Serves until `stop`, then drains requests for `drain` (without limit if `None`). `service` makes the service of one
-/// connection, which owns the permit.
+/// connection, which owns the permit. `name`: the server, for its share of the seats.
 pub async fn serve<V, B>(
-    listener: impl Into<Listener>,
+    (listener, name): (impl Into<Listener>, &'static str),
     drain: Option<Duration>,
     env: &Env,
     stop: &CancellationToken,
@@ -31,7 +31,7 @@ pub async fn serve<V, B>(
     B: http_body::Body<Data = Bytes> + Send + 'static,
     B::Error: Into<BoxError>,
 {
-    let limit = Limit::Seats(Descriptors::process().node_seats().clone());
+    let limit = Limit::new(Descriptors::process().node_seats(), name);
     let each = |stream, _, permit, ending| {
         let (service, env) = (service(permit), env.clone());
         async move {

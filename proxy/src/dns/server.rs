@@ -269,7 +269,7 @@ impl DnsServer {
 
     /// Serves a TCP listener until `stop`.
     pub(crate) async fn serve_tcp(self: Arc<Self>, listener: Listener, stop: CancellationToken) {
-        let limit = Limit::Seats(Seats::new(CONNECTIONS_MAX));
+        let limit = Limit::new(&Seats::new(CONNECTIONS_MAX), "DNS");
         let each = |stream, peer: SocketAddr, permit, ending| {
             let (this, stop) = (self.clone(), stop.clone());
             async move {

@@ -163,7 +163,7 @@ async fn offer(
     state.metrics.socket_hops.inc();
     match state
         .egress
-        .to_endpoint(exchange.pod(), (exchange.name, exchange.https), at, route.app_protocol, request)
+        .to_endpoint(&exchange.from, (exchange.name, exchange.https), at, route.app_protocol, request)
         .await
     {
         Ok(response) => OfferOutcome::Answered(response),

@@ -28,9 +28,9 @@ pub(crate) async fn serve(
     // `local_addr` fails on a closed connection.
     let local = stream.local_addr().unwrap_or(SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0));
     let answer = move |_| std::future::ready(answer(&route.load()));
-    let _lifetime = lifetime;
+    let begin = move || lifetime.permit.begin();
     let stop = ending.cancelled();
-    if let Err(error) = machinery_serve::net::http::serve(Stream::Tcp(stream), local, stop, answer).await {
+    if let Err(error) = machinery_serve::net::http::serve(Stream::Tcp(stream), local, stop, answer, begin).await {
         tracing::debug!(%peer, error, "connection ended");
     }
 }

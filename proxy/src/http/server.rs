@@ -34,7 +34,8 @@ pub(crate) async fn serve(
     // `local_addr` fails on a closed connection.
     let local = stream.local_addr().unwrap_or(SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0));
     let (lifetime, last, env) = (Arc::new(lifetime), Arc::new(LastRequest::new(ending)), state.env.clone());
-    let announcer = last.clone();
+    let (announcer, permit) = (last.clone(), lifetime.permit.clone());
+    let begin = move || permit.begin();
     let stop = async move { last.passed(&env, IDLE_END_MAX).await };
     let answer = move |mut request: Request<Body>| {
         announcer.observe(request.version());
@@ -56,7 +57,7 @@ pub(crate) async fn serve(
             answer
         }
     };
-    if let Err(error) = machinery_serve::net::http::serve(Stream::Tcp(stream), local, stop, answer).await {
+    if let Err(error) = machinery_serve::net::http::serve(Stream::Tcp(stream), local, stop, answer, begin).await {
         tracing::debug!(%peer, error, "connection ended");
     }
 }

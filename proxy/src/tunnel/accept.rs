@@ -98,7 +98,7 @@ struct ConnectedPeer {
 
 /// Serves the tunnel's port until `stop`, then drains its calls.
 pub(super) async fn serve(tunnel: Arc<Tunnel>, listener: Listener, stop: &CancellationToken) {
-    let limit = Limit::Seats(Descriptors::process().node_seats().clone());
+    let limit = Limit::new(Descriptors::process().node_seats(), "tunnel");
     let env = tunnel.env.clone();
     let each = |stream, address, permit: Arc<ConnectionPermit>, ending| {
         let tunnel = tunnel.clone();

@@ -3,20 +3,23 @@
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use ::http::header::{CONNECTION, CONTENT_TYPE};
 use ::http::{HeaderValue, Request, Response, StatusCode, Version};
+use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
-use hyper::body::{Body as _, Incoming};
+use hyper::body::{Body as _, Frame, Incoming, SizeHint};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 
 use super::reset::ResetOnBrokenBody;
-use super::{Body, CallRejected, Origin, Serve, Stream, empty_body, framing};
+use super::{Body, BoxError, CallRejected, Origin, Serve, Stream, empty_body, framing};
 use crate::control_frames;
 use crate::joined::JoinedBody;
 use machinery_api::names::REASON_HEADER;
@@ -36,17 +39,19 @@ const HTTP2_PING_TIMEOUT: Duration = Duration::from_secs(20);
 /// dropped.
 ///
 /// `answer` receives requests that [`framing::request`] has accepted: one `Host`, no hop-by-hop fields. `local` is the
-/// called address.
+/// called address. `begin` makes a guard for each request, which lasts until its response has been sent.
 ///
 /// # Errors
 /// If the connection breaks.
-pub async fn serve<F, R>(
+pub async fn serve<F, R, G>(
     stream: Stream,
     local: SocketAddr,
     stop: impl Future<Output = ()>,
     answer: F,
-) -> Result<(), super::BoxError>
+    begin: impl Fn() -> G + Clone + Send + 'static,
+) -> Result<(), BoxError>
 where
+    G: Send + Unpin + 'static,
     F: Fn(Request<Body>) -> R + Clone + Send + 'static,
     R: Future<Output = Response<Body>> + Send + 'static,
 {
@@ -60,7 +65,7 @@ where
     let begun = has_request.clone();
     let service = service_fn(move |request: Request<Incoming>| {
         begun.store(true, Ordering::Relaxed);
-        let (answer, local) = (answer.clone(), local.clone());
+        let (answer, local, running) = (answer.clone(), local.clone(), begin());
         let broken = (request.version() == Version::HTTP_10).then(|| broken.clone());
         async move {
             let multiplexed = request.version() > Version::HTTP_11;
@@ -80,7 +85,7 @@ where
                 Some(broken) => response.map(|body| broken.watch(body)),
                 None => response,
             };
-            Ok::<_, Infallible>(response.map(JoinedBody::new))
+            Ok::<_, Infallible>(response.map(|body| JoinedBody::new(SentBody { body, _running: running })))
         }
     });
     let mut builder = auto::Builder::new(TokioExecutor::new());
@@ -106,6 +111,29 @@ where
     connection.await
 }
 
+/// A response's body with the guard of its request's caller.
+struct SentBody<G> {
+    body: Body,
+    _running: G,
+}
+
+impl<G: Unpin> hyper::body::Body for SentBody<G> {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
 /// Boxes a body; an empty one needs no allocation.
 fn boxed(body: Incoming) -> Body {
     if body.is_end_stream() {
@@ -121,7 +149,7 @@ pub(super) async fn serve_stream<S: Serve + ?Sized>(serve: Arc<S>, from: Origin,
         let (serve, from) = (serve.clone(), from.clone());
         async move { serve.http(&from, request).await.unwrap_or_else(|refused| refusal(&refused)) }
     };
-    if let Err(error) = self::serve(stream, local, std::future::pending(), answer).await {
+    if let Err(error) = self::serve(stream, local, std::future::pending(), answer, || ()).await {
         tracing::debug!(%local, error, "connection ended");
     }
 }

@@ -43,7 +43,7 @@ async fn closed_sockets_leave_the_table() {
 fn echoing(table: &Arc<SocketTable>, stop: &CancellationToken) -> (SocketAddr, tokio::task::JoinHandle<()>) {
     let listener = Listener::bind_in(table, "127.0.0.1:0".parse().unwrap()).unwrap();
     let (address, stop) = (listener.local_addr().unwrap(), stop.clone());
-    let limit = Limit::Seats(Seats::new(8));
+    let limit = Limit::new(&Seats::new(8), "test");
     let running = tokio::spawn(async move {
         accept::serve(listener, limit, None, &Env::real(), &stop, |mut stream, _, _, ending| async move {
             while let Ok(byte) = stream.read_u8().await {

@@ -2,15 +2,13 @@
 //! also with `hostNetwork`, whose ports the API server defaults to host ports.
 
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Container, Pod};
 use machinery_env::Env;
 use machinery_serve::accept::Listener;
 use machinery_serve::net::{PodNetwork, Protocol};
-use tokio::sync::Semaphore;
 
-use super::listen::{self, CONNECTIONS_MAX};
+use super::listen;
 use super::worker::Task;
 
 /// A host port of a pod.
@@ -64,7 +62,6 @@ pub(super) fn clash(has: &[HostPort], wants: &[HostPort]) -> bool {
 /// # Errors
 /// One of them can't be opened; then none is.
 pub(crate) fn open(env: &Env, pod: &Pod, ip: IpAddr, node: IpAddr, network: &PodNetwork) -> Result<Vec<Task>, String> {
-    let connections = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let bound = of(pod).map(|port| {
         let address = port.address(node)?;
         let listener = Listener::bind(address).map_err(|error| format!("host port {address}: {error}"))?;
@@ -72,9 +69,9 @@ pub(crate) fn open(env: &Env, pod: &Pod, ip: IpAddr, node: IpAddr, network: &Pod
     });
     let bound: Vec<_> = bound.collect::<Result<_, String>>()?;
     let each = bound.into_iter().map(|(listener, address, port)| {
-        let (network, connections, env) = (network.clone(), connections.clone(), env.clone());
+        let (network, env) = (network.clone(), env.clone());
         let answers = move || network.find(ip, Protocol::Tcp, port);
-        Task(tokio::spawn(async move { listen::serve(&env, (listener, address), connections, answers).await }))
+        Task(tokio::spawn(async move { listen::serve(&env, (listener, address), ip, answers).await }))
     });
     Ok(each.collect())
 }

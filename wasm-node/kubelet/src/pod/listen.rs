@@ -1,20 +1,16 @@
 //! `--host-pod-listeners`: makes pod addresses reachable for processes of the host.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::ObjectReference;
 use machinery_client::EventRecord;
 use machinery_client::events::Recorder;
 use machinery_env::Env;
-use machinery_serve::accept::{self, Limit, Listener};
-use machinery_serve::descriptors::Class;
+use machinery_serve::accept::{self, ConnectionPermit, Limit, Listener};
+use machinery_serve::descriptors::Descriptors;
 use machinery_serve::net::{Origin, Peer, Serve, Stream};
-use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
-
-/// The connection limit of one pod, within the process's limit for all clients.
-pub(super) const CONNECTIONS_MAX: usize = 1024;
 
 /// Accepts connections until the future is dropped.
 pub(crate) async fn listen(
@@ -32,22 +28,23 @@ pub(crate) async fn listen(
             return;
         }
     };
-    serve(&env, (listener, address), Arc::new(Semaphore::new(CONNECTIONS_MAX)), || Some(pod.clone())).await;
+    serve(&env, (listener, address), address.ip(), || Some(pod.clone())).await;
 }
 
-/// Passes each connection to the pod's current handler; without one, the connection is closed.
+/// Passes each connection to the current handler of the pod with the address `pod`; without one, the connection is closed.
 pub(super) async fn serve(
     env: &Env,
     (listener, address): (Listener, SocketAddr),
-    connections: Arc<Semaphore>,
+    pod: IpAddr,
     answers: impl Fn() -> Option<Arc<dyn Serve>>,
 ) {
-    let limit = Limit::Permits(connections, Class::Clients);
+    let limit = Limit::new(Descriptors::process().client_seats(), pod.to_string());
     let never = CancellationToken::new();
-    let each = |stream, peer, permit, ending| {
+    let each = |stream, peer, permit: Arc<ConnectionPermit>, ending| {
         let (serve, env) = (answers(), env.clone());
         async move {
-            let _permit = permit;
+            // The requests of a stream of bytes are unknown here.
+            let _in_use = permit.begin();
             let origin = Origin { peer: Peer::Host(peer), local: address, via: None };
             // A refused connection is closed.
             let Some(serve) = serve else { return };

@@ -134,7 +134,7 @@ pub(crate) fn serve(
         .with_state(kubelet);
     Ok(async move {
         let sampled = metrics::sample(&measured, &stop);
-        let limit = Limit::Seats(Descriptors::process().node_seats().clone());
+        let limit = Limit::new(Descriptors::process().node_seats(), "kubelet");
         let each = |stream, _, permit, ending| {
             connection(stream, permit, acceptor.clone(), router.clone(), env.clone(), ending)
         };

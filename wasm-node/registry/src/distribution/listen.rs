@@ -11,5 +11,5 @@ use tokio_util::sync::CancellationToken;
 /// [`machinery_serve::accept::ConnectionPermit`].
 pub async fn serve(listener: impl Into<Listener>, router: Router, env: Env, stop: CancellationToken) {
     let service = |permit| TowerToHyperService::new(router.clone().layer(Extension(permit)));
-    plain::serve(listener, None, &env, &stop, service).await;
+    plain::serve((listener, "registry"), None, &env, &stop, service).await;
 }
