@@ -36,6 +36,7 @@ pub mod plane;
 mod pod_limit;
 mod pool;
 pub mod published;
+mod read_ahead;
 pub mod resolve;
 mod snapshot;
 mod special;

@@ -272,7 +272,7 @@ impl ProxyState {
         request: Request<Body>,
     ) -> Result<Response<Body>, DialError> {
         let origin = origin_of(caller, at, None);
-        match hand_over(serve, &origin, request).await {
+        match hand_over(serve, &origin, request, &self.read_ahead).await {
             Ok(response) => Ok(response),
             Err(CallRejected::Denied(policy)) => Err(DialError::Denied(format!("{at} (policy {policy})"))),
             Err(busy @ CallRejected::Busy(_)) => Ok(machinery_serve::net::http::refusal(&busy)),

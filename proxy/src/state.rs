@@ -19,6 +19,7 @@ use crate::egress::{BadCertificate, Egress};
 use crate::flow_target::Flows;
 use crate::flows::FLOWS_MAX;
 use crate::metrics::Metrics;
+use crate::read_ahead::ReadAheadBudget;
 use crate::snapshot::RouteSnapshot;
 use crate::special::is_special;
 use crate::table::{AppProtocol, Change, PortRoute};
@@ -96,6 +97,8 @@ pub(crate) struct ProxyState {
     pub(crate) egress: Egress,
     /// Queued requests to Services whose workloads are scaled to zero.
     pub(crate) activation: ActivationQueues,
+    /// Buffers of responses to pods.
+    pub(crate) read_ahead: ReadAheadBudget,
     /// UDP flows of all listeners. Locked for one datagram, never across a wait.
     pub(crate) flows: Mutex<Flows>,
     /// Whether the routes are complete: set once, after the first state of the API.
@@ -118,6 +121,7 @@ impl ProxyState {
             metrics: Metrics::default(),
             egress,
             activation: ActivationQueues::default(),
+            read_ahead: ReadAheadBudget::default(),
             flows: Mutex::new(Flows::new(flows)),
             synced: AtomicBool::new(false),
             freeze: Freeze::default(),

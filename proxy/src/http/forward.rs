@@ -3,16 +3,18 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, PoisonError};
 
-use http::{Request, Response, StatusCode};
+use http::{Method, Request, Response, StatusCode};
 use machinery_serve::net::framing::{self, WantsUpgrade};
 use machinery_serve::net::http::plain;
-use machinery_serve::net::{Body, CallRejected, Caller, DialError, Origin, Peer, Protocol, Serve};
+use machinery_serve::net::{Body, CallRejected, Caller, DialError, Origin, Peer, Protocol, Serve, empty_body};
 use machinery_serve::trace::Span;
 
 use super::held::holding;
 use super::spans;
 use crate::balance;
 use crate::egress::SendError;
+use crate::pod_limit;
+use crate::read_ahead::{self, ReadAheadBudget};
 use crate::state::ProxyState;
 use crate::table::{Endpoint, PortRoute};
 
@@ -147,7 +149,7 @@ async fn offer(
 ) -> OfferOutcome {
     if let Some(serve) = state.network.find(at.ip(), Protocol::Tcp, at.port()) {
         let origin = Origin { peer: exchange.from.clone(), local: at, via: route.via.clone() };
-        return match hand_over(&serve, &origin, request).await {
+        return match hand_over(&serve, &origin, request, &state.read_ahead).await {
             Ok(response) => OfferOutcome::Answered(response),
             Err(CallRejected::Gone(request)) => OfferOutcome::NotTaken(*request, NotTakenReason::Gone),
             Err(CallRejected::Busy(request)) => OfferOutcome::NotTaken(*request, NotTakenReason::Busy),
@@ -183,15 +185,30 @@ pub(crate) async fn hand_over(
     serve: &Arc<dyn Serve>,
     origin: &Origin,
     mut request: Request<Body>,
+    budget: &ReadAheadBudget,
 ) -> Result<Response<Body>, CallRejected<Request<Body>>> {
     if let Some(WantsUpgrade(protocol)) = request.extensions_mut().remove() {
         let text =
             format!("pods cannot switch a connection to {}: use plain requests", protocol.to_str().unwrap_or("it"));
         return Ok(plain(StatusCode::NOT_IMPLEMENTED, "upgrade", &text));
     }
-    let response = serve.http(origin, request).await?;
-    let (mut head, body) = response.into_parts();
+    let Peer::Pod(caller) = &origin.peer else {
+        // The connection of the client drops a body that its response can't have, and the system buffers what it sends.
+        let (mut head, body) = serve.http(origin, request).await?.into_parts();
+        framing::strip_hop_by_hop(&mut head.headers);
+        return Ok(Response::from_parts(head, body));
+    };
+    let is_head = request.method() == Method::HEAD;
+    let (head, body) = request.into_parts();
+    let (body, sending) = read_ahead::observed(body);
+    let (mut head, body) = serve.http(origin, Request::from_parts(head, body)).await?.into_parts();
     framing::strip_hop_by_hop(&mut head.headers);
+    // On a connection such a body would be the beginning of the next response.
+    let body = if framing::has_body(head.status, is_head) {
+        read_ahead::read_ahead(body, &sending, budget, pod_limit::pod(caller))
+    } else {
+        empty_body()
+    };
     Ok(Response::from_parts(head, body))
 }
 

@@ -25,6 +25,9 @@ impl Serve for FixedReply {
         let via = from.via.as_ref().map_or_else(String::new, |via| format!("{}:{}", via.service, via.port));
         response.headers_mut().insert("x-via", via.parse().unwrap());
         response.headers_mut().insert("x-local", from.local.to_string().parse().unwrap());
+        if let Some(status) = request.headers().get("x-status") {
+            *response.status_mut() = StatusCode::from_bytes(status.as_bytes()).unwrap();
+        }
         let from = match &from.peer {
             Peer::Pod(caller) => caller.pod.to_string(),
             Peer::Host(address) => address.ip().to_string(),
@@ -134,6 +137,26 @@ async fn a_request_between_pods_crosses_no_socket_and_is_not_parsed_again() {
     }
     let metrics = plane.metrics();
     assert_eq!((metrics.guest_requests.get(), metrics.socket_hops.get(), metrics.requests_parsed.get()), (4, 0, 0));
+}
+
+#[tokio::test]
+async fn a_response_between_pods_has_a_body_only_where_its_status_allows_one() {
+    let plane = plane();
+    let _pod = attach(&plane, "127.66.0.2", "three boats");
+    for (method, status, body) in [
+        ("GET", "200", "three boats"),
+        ("GET", "204", ""),
+        ("PUT", "304", ""),
+        ("HEAD", "200", ""),
+        ("GET", "404", "three boats"),
+    ] {
+        let mut request = get("http://127.66.0.2:8080/");
+        *request.method_mut() = method.parse().unwrap();
+        request.headers_mut().insert("x-status", status.parse().unwrap());
+        let response = plane.http(&caller(), request).await.unwrap();
+        assert_eq!(response.status().as_str(), status);
+        assert_eq!(text(response).await, body, "{method} {status}");
+    }
 }
 
 #[tokio::test]

@@ -115,6 +115,12 @@ pub fn response(head: &mut response::Parts, upgrading: bool) -> Result<(), &'sta
     Ok(())
 }
 
+/// Whether a response can have a body (RFC 9110 §6.4.1).
+#[must_use]
+pub fn has_body(status: StatusCode, is_head: bool) -> bool {
+    !is_head && !status.is_informational() && !matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
+}
+
 /// Removes hop-by-hop fields: the known ones, and those named by `Connection`.
 ///
 /// `TE: trailers` stays, as an end-to-end request; `Host` and `Content-Length` are never hop-by-hop.
