@@ -7,7 +7,6 @@ use apiserver::tls::{self, Acceptor, Peer};
 use apiserver_auth::NODES;
 use apiserver_auth::pki::Pki;
 use http::Request;
-use hyper::body::Incoming;
 use images::RegistryAccess;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::ConfigMap;
@@ -16,6 +15,7 @@ use machinery_client::Api;
 use machinery_client::request::{PatchType, status_code};
 use machinery_env::Env;
 use machinery_serve::accept::Listener;
+use machinery_serve::connection::RequestBody;
 use oci_registry::{Credentials, distribution as registry};
 use serde_json::{Value, json};
 use tower::ServiceExt as _;
@@ -89,7 +89,7 @@ pub(super) fn build(ground: &Ground) -> anyhow::Result<Vec<Component>> {
     }
     let acceptor = Acceptor::new(&ground.env, ground.certificates.clone(), ground.pki.ca_pem())?;
     let run = async move {
-        let handle = move |request: Request<Incoming>| {
+        let handle = move |request: Request<RequestBody>| {
             let (router, now) = (router.clone(), env.now());
             async move {
                 // The router is infallible.
@@ -104,7 +104,7 @@ pub(super) fn build(ground: &Ground) -> anyhow::Result<Vec<Component>> {
 }
 
 /// Marks the requests of nodes.
-fn with_reader(mut request: Request<Incoming>, now: Timestamp) -> Request<Incoming> {
+fn with_reader(mut request: Request<RequestBody>, now: Timestamp) -> Request<RequestBody> {
     let user = request.extensions().get::<Peer>().and_then(|peer| peer.certificate.user_at(now));
     let node = user.is_some_and(|user| user.groups.iter().any(|group| group == NODES));
     if node {

@@ -13,14 +13,13 @@ use bytes::Bytes;
 use http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
-use hyper::body::Incoming;
 use hyper::service::service_fn;
 use kube::Client;
 use kube::client::Body as ClientBody;
 use machinery_client::causes::with_causes;
 use machinery_env::Env;
 use machinery_serve::accept::{self, ConnectionPermit, Limit, Listener, Seats};
-use machinery_serve::connection;
+use machinery_serve::connection::{self, RequestBody};
 use machinery_serve::upgraded::copy_upgraded;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
@@ -101,7 +100,7 @@ impl DashboardServer {
         let each = |stream, _, permit: Arc<ConnectionPermit>, ending: CancellationToken| {
             let (proxy, env) = (proxy.clone(), proxy.env.clone());
             async move {
-                let service = service_fn(move |request: Request<Incoming>| {
+                let service = service_fn(move |request: Request<RequestBody>| {
                     let (proxy, permit) = (proxy.clone(), permit.clone());
                     async move { Ok::<_, Infallible>(proxy.respond(request, permit).await) }
                 });
@@ -115,7 +114,7 @@ impl DashboardServer {
 }
 
 impl Proxy {
-    async fn respond(&self, request: Request<Incoming>, permit: Arc<ConnectionPermit>) -> Response<Body> {
+    async fn respond(&self, request: Request<RequestBody>, permit: Arc<ConnectionPermit>) -> Response<Body> {
         match self.gate.check(request.uri().path(), request.headers()) {
             Verdict::File => self.files.respond(request.method(), request.uri().path(), request.headers()),
             Verdict::Reject(code, why) => failure(code, why),
@@ -129,7 +128,7 @@ impl Proxy {
     /// Sends a request to the API server.
     async fn forward(
         &self,
-        mut request: Request<Incoming>,
+        mut request: Request<RequestBody>,
         permit: Arc<ConnectionPermit>,
     ) -> Result<Response<Body>, ForwardError> {
         let page = wants_websocket(request.headers()).then(|| hyper::upgrade::on(&mut request));
@@ -163,7 +162,7 @@ impl Proxy {
     }
 
     /// The body of a request, which the client of the API server needs as a whole.
-    async fn whole(&self, body: Incoming) -> Result<Bytes, ForwardError> {
+    async fn whole(&self, body: RequestBody) -> Result<Bytes, ForwardError> {
         let read = self.env.timeout(BODY_TIMEOUT, Limited::new(body, BODY_BYTES_MAX).collect()).await;
         let timeout =
             |_| ForwardError(StatusCode::REQUEST_TIMEOUT, "the request's body did not arrive in time".to_owned());

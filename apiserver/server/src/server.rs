@@ -17,8 +17,8 @@ use machinery_api::GroupVersionResource;
 use machinery_api::features::Features;
 use machinery_env::Env;
 use machinery_serve::accept::Listener;
+use machinery_serve::connection::RequestBody;
 use machinery_serve::sockets::{Layer, SocketTable};
-use machinery_serve::unread::{UnreadBody, UnreadBounds};
 use prometheus_client::registry::Registry as MetricsRegistry;
 use tokio_util::sync::CancellationToken;
 use tower::Service;
@@ -26,7 +26,6 @@ use tower::Service;
 use crate::component_statuses;
 use crate::extensions::Extensions;
 use crate::fair_queue::budget;
-use crate::http::dispatch::BODY_BYTES_MAX;
 use crate::http::handle::{HandlerDeps, RequestHandler};
 use crate::http::kubelets::Kubelets;
 use crate::http::metrics::Metrics;
@@ -293,12 +292,7 @@ impl Apiserver {
                 handler.stop.cancel();
             }
         };
-        let handle = move |request: Request<hyper::body::Incoming>| {
-            let handler = handler.clone();
-            let unread = UnreadBounds::beyond(BODY_BYTES_MAX);
-            let env = handler.deps.env.clone();
-            handler.handle(request.map(|body| axum::body::Body::new(UnreadBody::new(body, unread, env))))
-        };
+        let handle = move |request: Request<RequestBody>| handler.clone().handle(request.map(axum::body::Body::new));
         tokio::join!(tls::serve(listener, acceptor, handle, stop), ending);
     }
 }

@@ -13,9 +13,9 @@ use apiserver_auth::websocket_token::WebSocketToken;
 use apiserver_auth::{Credentials, UserInfo};
 use bytes::Bytes;
 use http::{Extensions, HeaderMap, HeaderValue, Request, Response, StatusCode};
-use hyper::body::Incoming;
 use machinery_env::Env;
 use machinery_serve::accept::{self, ConnectionPermit, Limit, Listener, Seats};
+use machinery_serve::connection::RequestBody;
 use machinery_serve::descriptors::Descriptors;
 use machinery_streaming::websocket::wants_websocket;
 use tokio::net::TcpStream;
@@ -128,7 +128,7 @@ async fn connection<H, F, B>(
     handle: H,
     stops: Stops,
 ) where
-    H: Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
+    H: Fn(Request<RequestBody>) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = Response<B>> + Send + 'static,
     B: http_body::Body<Data = Bytes> + Send + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
@@ -154,7 +154,7 @@ async fn connection<H, F, B>(
     // connection, and is verified again with the next one.
     let rejected = stops.ending.child_token();
     let (ending, env) = (rejected.clone(), acceptor.env.clone());
-    let service = hyper::service::service_fn(move |mut request: Request<Incoming>| {
+    let service = hyper::service::service_fn(move |mut request: Request<RequestBody>| {
         request.extensions_mut().insert(peer.clone());
         let is_rejected =
             !matches!(peer.certificate, PeerCertificate::Absent) && peer.certificate.user_at(env.now()).is_none();
@@ -207,7 +207,7 @@ mod tests {
         let address = listener.local_addr().unwrap();
         let acceptor = Acceptor::new(env, certificates, pki.ca_pem()).unwrap();
         let stop = CancellationToken::new();
-        let handle = |request: Request<Incoming>| async move {
+        let handle = |request: Request<RequestBody>| async move {
             let peer = request.extensions().get::<Peer>().cloned().unwrap();
             let who = match peer.certificate {
                 PeerCertificate::Absent => "nobody".to_owned(),

@@ -27,6 +27,8 @@ use tokio_util::sync::CancellationToken;
 use crate::accept::LAST_REQUEST_MAX;
 use crate::batched::{Batched, HTTP2_BEGINNING, InTurns, Turns};
 use crate::control_frames;
+use crate::exchange::Exchanges;
+pub use crate::exchange::{BrokenBody, RequestBody};
 use crate::hooked::{Hook, Hooked};
 use crate::joined::JoinedBody;
 use crate::last_request::LastRequest;
@@ -60,7 +62,7 @@ pub const HEADERS_MAX: usize = 1024;
 pub async fn serve<S, V, B>(stream: S, env: &Env, service: V, stop: &CancellationToken) -> Result<(), BoxError>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    V: Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + Send + 'static,
+    V: Service<Request<RequestBody>, Response = Response<B>, Error = Infallible> + Send + 'static,
     V::Future: Send + 'static,
     B: http_body::Body<Data = Bytes> + Send + 'static,
     B::Error: Into<BoxError>,
@@ -68,9 +70,12 @@ where
     let activity = Arc::new(Activity::new(env));
     let last = Arc::new(LastRequest::new(stop.clone()));
     let (seen, announcer) = (activity.clone(), last.clone());
+    let exchanges = Exchanges::default();
+    let begun = exchanges.clone();
     let counted = hyper::service::service_fn(move |request: Request<Incoming>| {
         let running = RunningRequest::begin(&seen);
         announcer.observe(request.version());
+        let (request, exchange) = begun.begin(request);
         let (head, body) = request.into_parts();
         let answer = match check_host(&head) {
             Ok(()) => Ok(service.call(Request::from_parts(head, body))),
@@ -86,22 +91,26 @@ where
             if answer.as_ref().is_ok_and(|answer| answer.status() == StatusCode::SWITCHING_PROTOCOLS) {
                 seen.upgraded.store(true, Ordering::Release);
             }
-            // The body holds the guard until it has been sent or dropped.
+            // The body holds the guards until it has been sent or dropped.
             answer.map(|answer| {
-                answer.map(|body| BodyWithRunningRequest { body: JoinedBody::new(Box::pin(body)), _running: running })
+                let response = exchange.finish(answer);
+                response.map(|body| BodyWithRunningRequest { body: JoinedBody::new(Box::pin(body)), _running: running })
             })
         }
     });
     let turns = Turns::default();
-    let stream = control_frames::Limited::of_client(stream);
+    let stream = Hooked::new(control_frames::Limited::of_client(stream), exchanges.clone());
     let stream = Hooked::new(stream, RequestHeadTimeout::new(activity.clone(), HEADER_TIMEOUT));
     let stream = Batched::new(stream, turns.clone());
     let server = builder();
     let serving = server.serve_connection_with_upgrades(TokioIo::new(stream), counted);
     tokio::pin!(serving);
+    let abandoned = exchanges.abandoned();
+    tokio::pin!(abandoned);
     loop {
         tokio::select! {
             ended = InTurns { connection: serving.as_mut(), turns: &turns } => return ended,
+            () = abandoned.as_mut() => return Ok(()),
             () = last.passed(env, LAST_REQUEST_MAX) => {
                 if !last.has_begun() {
                     return Ok(());
@@ -114,7 +123,10 @@ where
             }
         }
         serving.as_mut().graceful_shutdown();
-        return InTurns { connection: serving, turns: &turns }.await;
+        return tokio::select! {
+            ended = InTurns { connection: serving, turns: &turns } => ended,
+            () = abandoned => Ok(()),
+        };
     }
 }
 

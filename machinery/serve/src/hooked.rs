@@ -18,6 +18,9 @@ pub(crate) trait Hook<S: AsyncRead + Unpin>: Unpin {
         stream.poll_read(context, into)
     }
 
+    /// Called after bytes were written.
+    fn on_write(&mut self) {}
+
     /// Called before the stream is dropped.
     fn on_end(&mut self, _: &S) {}
 }
@@ -49,7 +52,11 @@ impl<S: AsyncRead + Unpin, H: Hook<S>> AsyncRead for Hooked<S, H> {
 
 impl<S: AsyncRead + AsyncWrite + Unpin, H: Hook<S>> AsyncWrite for Hooked<S, H> {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(context, bytes)
+        let polled = Pin::new(&mut self.stream).poll_write(context, bytes);
+        if polled.is_ready() {
+            self.hook.on_write();
+        }
+        polled
     }
 
     fn poll_write_vectored(
@@ -57,7 +64,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin, H: Hook<S>> AsyncWrite for Hooked<S, H> 
         context: &mut Context<'_>,
         pieces: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(context, pieces)
+        let polled = Pin::new(&mut self.stream).poll_write_vectored(context, pieces);
+        if polled.is_ready() {
+            self.hook.on_write();
+        }
+        polled
     }
 
     fn is_write_vectored(&self) -> bool {

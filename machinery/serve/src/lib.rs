@@ -14,7 +14,6 @@
 //! - [`handover`]: the exchange of the two processes.
 //! - [`trace`]: spans of requests, and their context in headers.
 //! - [`upgraded`]: copies between upgraded connections.
-//! - [`unread`]: drains the unread rest of a request's body.
 //!
 //! Excluded by design: the Kubernetes client (`machinery-client`), which no server needs.
 #![warn(missing_docs)]
@@ -24,6 +23,7 @@ mod batched;
 pub mod connection;
 pub mod control_frames;
 pub mod descriptors;
+mod exchange;
 #[cfg(unix)]
 pub mod handover;
 mod hooked;
@@ -35,5 +35,4 @@ pub mod plain;
 mod seats;
 pub mod sockets;
 pub mod trace;
-pub mod unread;
 pub mod upgraded;

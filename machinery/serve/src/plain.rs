@@ -7,13 +7,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Request, Response};
-use hyper::body::Incoming;
 use hyper::service::Service;
 use machinery_env::Env;
 use tokio_util::sync::CancellationToken;
 
 use crate::accept::{self, ConnectionPermit, Limit, Listener};
-use crate::connection;
+use crate::connection::{self, RequestBody};
 use crate::descriptors::Descriptors;
 use crate::net::BoxError;
 
@@ -26,7 +25,7 @@ pub async fn serve<V, B>(
     stop: &CancellationToken,
     service: impl Fn(Arc<ConnectionPermit>) -> V,
 ) where
-    V: Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + Send + 'static,
+    V: Service<Request<RequestBody>, Response = Response<B>, Error = Infallible> + Send + 'static,
     V::Future: Send + 'static,
     B: http_body::Body<Data = Bytes> + Send + 'static,
     B::Error: Into<BoxError>,

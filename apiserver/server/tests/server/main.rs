@@ -440,7 +440,7 @@ async fn logs_come_from_the_pods_node() {
     let kubelet = tls::serve(
         listener,
         acceptor,
-        |request: Request<hyper::body::Incoming>| async move {
+        |request: Request<machinery_serve::connection::RequestBody>| async move {
             let known = request
                 .extensions()
                 .get::<Peer>()

@@ -52,7 +52,7 @@ fn said(path: &str, request: &Value) -> Value {
     }
 }
 
-async fn answer(request: Request<hyper::body::Incoming>, reviews: Reviews) -> Response<Body> {
+async fn answer(request: Request<machinery_serve::connection::RequestBody>, reviews: Reviews) -> Response<Body> {
     let path = request.uri().path().to_owned();
     let token = request.headers().get("authorization").map(|token| token.to_str().unwrap().to_owned());
     let user = match request.extensions().get::<Peer>().map(|peer| peer.certificate.clone()) {

@@ -21,6 +21,8 @@ use hyper_util::server::conn::auto;
 use super::reset::ResetOnBrokenBody;
 use super::{Body, BoxError, CallRejected, Origin, Serve, Stream, empty_body, framing};
 use crate::control_frames;
+use crate::exchange::{BrokenBody, Exchanges, RequestBody};
+use crate::hooked::Hooked;
 use crate::joined::JoinedBody;
 use machinery_api::names::REASON_HEADER;
 
@@ -55,60 +57,79 @@ where
     F: Fn(Request<Body>) -> R + Clone + Send + 'static,
     R: Future<Output = Response<Body>> + Send + 'static,
 {
-    // A pipe's owner drops this future when the other end is gone, so a half-close of a pipe means only the end of the
-    // request, which is answered. A half-close of a socket means that the client is gone.
-    let half_closes = matches!(stream, Stream::Pipe(_));
-    let broken = ResetOnBrokenBody::default();
+    // A pipe's owner drops this future when the other end is gone.
+    let is_pipe = matches!(stream, Stream::Pipe(_));
+    let (broken, exchanges) = (ResetOnBrokenBody::default(), Exchanges::default());
     let connection = control_frames::Limited::of_client(broken.connection(stream));
+    let connection = Hooked::new(connection, exchanges.clone());
+    let abandoned = exchanges.clone();
+    let abandoned = async move {
+        if is_pipe {
+            return std::future::pending().await;
+        }
+        abandoned.abandoned().await;
+    };
     let local: Arc<str> = local.to_string().into();
     let has_request = Arc::new(AtomicBool::new(false));
     let begun = has_request.clone();
     let service = service_fn(move |request: Request<Incoming>| {
         begun.store(true, Ordering::Relaxed);
         let (answer, local, running) = (answer.clone(), local.clone(), begin());
+        let (request, exchange) = exchanges.begin(request);
         let broken = (request.version() == Version::HTTP_10).then(|| broken.clone());
         async move {
             let multiplexed = request.version() > Version::HTTP_11;
             let (mut head, body) = request.into_parts();
             let response = match framing::request(&mut head, &local) {
                 Ok(()) => answer(Request::from_parts(head, boxed(body))).await,
-                Err(refusal) => {
-                    let mut response = plain(refusal.status(), "framing", &refusal.to_string());
-                    if !multiplexed {
-                        // The following bytes on the connection can't be trusted to be a request.
-                        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
-                    }
-                    response
-                }
+                Err(refusal) => ambiguous(refusal, multiplexed),
             };
             let response = match broken {
                 Some(broken) => response.map(|body| broken.watch(body)),
                 None => response,
             };
-            Ok::<_, Infallible>(response.map(|body| JoinedBody::new(SentBody { body, _running: running })))
+            let response = exchange.finish(response.map(|body| SentBody { body, _running: running }));
+            Ok::<_, Infallible>(response.map(JoinedBody::new))
         }
     });
-    let mut builder = auto::Builder::new(TokioExecutor::new());
-    let http1 = &mut builder.http1();
-    http1.timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT).max_buf_size(BUFFER_BYTES_MAX);
-    http1.half_close(half_closes);
-    builder
-        .http2()
-        .timer(TokioTimer::new())
-        .max_concurrent_streams(HTTP2_STREAMS_MAX)
-        .keep_alive_interval(HTTP2_PING_INTERVAL)
-        .keep_alive_timeout(HTTP2_PING_TIMEOUT);
+    let builder = builder();
     let connection = builder.serve_connection_with_upgrades(TokioIo::new(connection), service);
-    tokio::pin!(connection);
+    tokio::pin!(connection, abandoned);
     tokio::select! {
         result = connection.as_mut() => return result,
+        () = abandoned.as_mut() => return Ok(()),
         // hyper would wait for the rest of a first head.
         () = stop => match has_request.load(Ordering::Relaxed) {
             true => connection.as_mut().graceful_shutdown(),
             false => return Ok(()),
         },
     }
-    connection.await
+    tokio::select! {
+        result = connection => result,
+        () = abandoned => Ok(()),
+    }
+}
+
+fn builder() -> auto::Builder<TokioExecutor> {
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT).max_buf_size(BUFFER_BYTES_MAX);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(HTTP2_STREAMS_MAX)
+        .keep_alive_interval(HTTP2_PING_INTERVAL)
+        .keep_alive_timeout(HTTP2_PING_TIMEOUT);
+    builder
+}
+
+/// The response to an ambiguous head.
+fn ambiguous(refusal: framing::Refusal, multiplexed: bool) -> Response<Body> {
+    let mut response = plain(refusal.status(), "framing", &refusal.to_string());
+    if !multiplexed {
+        // The following bytes on the connection can't be trusted to be a request.
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
 }
 
 /// A response's body with the guard of its request's caller.
@@ -135,11 +156,11 @@ impl<G: Unpin> hyper::body::Body for SentBody<G> {
 }
 
 /// Boxes a body; an empty one needs no allocation.
-fn boxed(body: Incoming) -> Body {
+fn boxed(body: RequestBody) -> Body {
     if body.is_end_stream() {
         return empty_body();
     }
-    body.map_err(Into::into).boxed_unsync()
+    body.map_err(|BrokenBody(error)| error).boxed_unsync()
 }
 
 /// Serves HTTP on a stream by a pod's [`Serve::http`].

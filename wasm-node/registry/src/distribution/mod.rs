@@ -11,7 +11,6 @@ mod tests;
 mod uploads;
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
@@ -22,7 +21,6 @@ use futures::StreamExt;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use machinery_env::Env;
 use machinery_serve::accept::ConnectionPermit;
-use machinery_serve::unread::{UnreadBody, UnreadBounds};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use tokio::io::{AsyncReadExt, AsyncSeekExt};
@@ -63,10 +61,6 @@ struct Registry {
 }
 
 type ApiResult = Result<Response, RegistryError>;
-
-/// A client receives an early error only after it has sent its whole body, so the body is read up to this limit: enough
-/// for any manifest, but not for a large blob.
-const UNREAD: UnreadBounds = UnreadBounds { bytes: 64 << 20, time: Duration::from_secs(5) };
 
 /// Returns the registry's service, for any listener.
 pub fn router(store: Arc<BlobStore>, credentials: &Credentials, env: Env) -> Router {
@@ -116,8 +110,6 @@ fn authenticate(wanted: &[u8; 32], request: &Request) -> Result<(), RegistryErro
 
 async fn handle(State(registry): State<Arc<Registry>>, request: Request) -> Response {
     let head = request.method() == Method::HEAD;
-    let env = registry.env.clone();
-    let request = request.map(|body| Body::new(UnreadBody::new(body, UNREAD, env)));
     let mut response = match registry.dispatch(request).await {
         Ok(response) => response,
         Err(error) => error.into_response(),
