@@ -257,8 +257,10 @@ impl Registry {
         let Effects { txn, writes, quota_locks, .. } = &mut draft.effects;
         let (mut extras, locks) = (std::mem::take(txn), std::mem::take(quota_locks));
         claim_writer.change(row, object.remaining(), old, intent.is_admitted(), &mut extras);
-        if let ObjectChange::Create { object, .. } = &object {
-            extras.compares.extend(self.ensure_definition_unchanged(call, object::text(object, "name"))?);
+        if let ObjectChange::Create { object, generated, .. } = &object {
+            // Upstream checks this before it generates a name.
+            let name = if *generated { "" } else { object::text(object, "name") };
+            extras.compares.extend(self.ensure_definition_unchanged(call, name)?);
         }
         for write in &*writes {
             self.add_side_write(call, write, &mut extras)?;
