@@ -5,7 +5,7 @@ use bolero::check;
 use super::message::Message;
 
 /// Parts of messages, valid and invalid.
-const PIECES: [&str; 13] = [
+const PIECES: [&str; 15] = [
     "takeover 1 ",
     "offer 1 ",
     "sockets\n",

@@ -117,7 +117,8 @@ pub(super) async fn read_all(cluster: &EtcdCluster) -> Result<(Vec<Entry>, Revis
 
 /// All keys and the revision of the read.
 pub(super) async fn read_values(cluster: &EtcdCluster) -> Result<(Vec<KeyValue>, Revision), StoreError> {
-    read_values_in(cluster, &cluster.present()?).await
+    let era = cluster.present()?;
+    read_values_in(cluster, &era).await
 }
 
 async fn read_values_in(cluster: &EtcdCluster, era: &Era) -> Result<(Vec<KeyValue>, Revision), StoreError> {
