@@ -294,6 +294,11 @@ fn merge(into: &mut Value, from: &Value) {
 /// Objects that the table's cluster lacks.
 const MORE: &str = r#"
 apiVersion: v1
+kind: ConfigMap
+metadata: {name: coracle-api-servers, namespace: kube-system}
+data: {addresses: "192.0.2.9\n"}
+---
+apiVersion: v1
 kind: Node
 metadata: {name: m2, labels: {topology.kubernetes.io/zone: z, kubernetes.io/hostname: m2}}
 status: {addresses: [{type: InternalIP, address: 192.0.2.1}]}

@@ -7,7 +7,6 @@ use hyper_util::rt::TokioIo;
 use machinery_serve::accept::ConnectionPermit;
 use tokio_util::sync::CancellationToken;
 
-use crate::egress::Permit;
 use crate::join::join;
 
 /// Stop signal and connection permit of a connection. An upgraded request carries it as an extension, so that the permit lasts
@@ -23,7 +22,7 @@ pub(crate) async fn splice(
     client: hyper::upgrade::OnUpgrade,
     server: hyper::upgrade::OnUpgrade,
     lifetime: Option<ConnectionLifetime>,
-    _permit: Permit,
+    _held: impl Send,
     address: SocketAddr,
 ) {
     let (client, server) = match tokio::try_join!(client, server) {

@@ -118,8 +118,8 @@ for n in 1 2 3; do eventually 15 lists "$n" "$all"; done
 # The leader is frozen past its lease: another leads, and the old one doesn't act when it goes on.
 holder() { on "$1" -n kube-system get lease "kube-$2" -o jsonpath='{.spec.holderIdentity}'; }
 leader=$(holder 2 controller-manager)
-frozen=$(grep -l "${leader##*_}" "$WORK"/data[123]/instance | sed 's/.*data\([123]\).*/\1/')
-[ -n "$frozen" ] || fail "no server has the instance of $leader"
+frozen=$(grep -l "${leader##*_}" "$WORK"/data[123]/candidate | sed 's/.*data\([123]\).*/\1/')
+[ -n "$frozen" ] || fail "no server is the candidate $leader"
 alive=$((frozen % 3 + 1))
 kill -STOP "${SERVER_PID[$frozen]}"
 led_by_other() { local now; now=$(holder "$alive" "$1") && [ -n "$now" ] && [ "$now" != "$leader" ]; }

@@ -28,8 +28,10 @@ use tokio::io::{AsyncRead, ReadBuf};
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
+use crate::framing;
 use crate::hooked::Hook;
-use crate::net::{BoxError, framing};
+
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// An unread rest of at most this size is discarded, and the connection goes on (Go's `net/http` has the same bound).
 const KEPT_REST_BYTES_MAX: u64 = 256 << 10;

@@ -5,6 +5,7 @@
 //! - [`connection`]: HTTP on a connection of a server for untrusted clients.
 //! - [`control_frames`]: a limit of HTTP/2 frames that no request pays for.
 //! - [`descriptors`]: quotas of the process's file descriptors by class.
+//! - [`framing`]: rules for forwarding a message's head. Pure.
 //! - [`joined`]: bodies of few, non-empty pieces, for connections.
 //! - [`last_request`]: a connection's end is announced in its last response.
 //! - [`log_limit`]: a limit for log lines that a peer can cause.
@@ -24,6 +25,7 @@ pub mod connection;
 pub mod control_frames;
 pub mod descriptors;
 mod exchange;
+pub mod framing;
 #[cfg(unix)]
 pub mod handover;
 mod hooked;

@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, PoisonError};
 
 use http::{Method, Request, Response, StatusCode};
-use machinery_serve::net::framing::{self, WantsUpgrade};
+use machinery_serve::framing::{self, WantsUpgrade};
 use machinery_serve::net::http::plain;
 use machinery_serve::net::{Body, CallRejected, Caller, DialError, Origin, Peer, Protocol, Serve, empty_body};
 use machinery_serve::trace::Span;

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use http::{Request, Response, StatusCode};
+use machinery_serve::framing::WantsUpgrade;
 use machinery_serve::last_request::LastRequest;
-use machinery_serve::net::framing::WantsUpgrade;
 use machinery_serve::net::{Body, DialError, Peer, Stream};
 use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;

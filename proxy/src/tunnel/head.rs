@@ -20,7 +20,8 @@ use http::header::{HOST, HeaderMap, HeaderName, HeaderValue};
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{Method, Request, Response, StatusCode, Uri, Version, request};
 use machinery_api::ObjectKey;
-use machinery_serve::net::{CallRejected, Origin, Peer, Protocol, ServicePort, framing};
+use machinery_serve::framing;
+use machinery_serve::net::{CallRejected, Origin, Peer, Protocol, ServicePort};
 
 const PREFIX: &str = "coracle-tunnel-";
 const FROM: HeaderName = HeaderName::from_static("coracle-tunnel-from");

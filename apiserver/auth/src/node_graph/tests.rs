@@ -193,7 +193,7 @@ fn an_entry_goes_with_its_nodes_last_pod() {
         let pods = lock(&entry);
         assert_eq!(
             (pods.pods.len(), pods.pods_by_reference.len(), pods.claims),
-            (1, 2, 1),
+            (1, 3, 1),
             "nothing is left of the other namespace"
         );
     }

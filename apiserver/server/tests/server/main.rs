@@ -433,7 +433,7 @@ async fn logs_come_from_the_pods_node() {
     let server = server().await;
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
-    let serving = server.pki.issue_serving("system:node:n", "system:nodes", &["127.0.0.1".into()]).unwrap();
+    let serving = server.pki.issue_serving("system:node:n", "system:nodes", &["n".into(), "127.0.0.1".into()]).unwrap();
     let certificates = Arc::new(Certificates::new(&serving).unwrap());
     let acceptor = Acceptor::new(&Env::real(), certificates, server.pki.ca_pem()).unwrap();
     let stop = CancellationToken::new();

@@ -100,9 +100,16 @@ async fn an_applied_null_of_a_custom_resource_is_refused_and_a_nullable_one_has_
         assert!(!deadline.passed(&Env::real()), "things are served");
         tokio::task::yield_now().await;
     }
-    let (_, shown) = outside.ask("GET", &format!("{DEFINITIONS}/things.t.example.com"), "", &Value::Null).await;
-    let managers = shown["metadata"]["managedFields"].as_array().unwrap();
-    assert!(managers.iter().any(|m| m["manager"] == "kube-apiserver" && m["subresource"] == "status"), "{shown}");
+    // The things may be served before the status of their definition is written.
+    loop {
+        let (_, shown) = outside.ask("GET", &format!("{DEFINITIONS}/things.t.example.com"), "", &Value::Null).await;
+        let managers = shown["metadata"]["managedFields"].as_array().unwrap();
+        if managers.iter().any(|m| m["manager"] == "kube-apiserver" && m["subresource"] == "status") {
+            break;
+        }
+        assert!(!deadline.passed(&Env::real()), "{shown}");
+        tokio::task::yield_now().await;
+    }
     let thing = |spec: &Value| json!({"apiVersion": "t.example.com/v1", "kind": "Thing", "metadata": {"name": "x"}, "spec": spec});
     let one = format!("{all}/x?fieldManager=m");
     for (spec, why) in [

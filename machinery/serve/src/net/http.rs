@@ -19,9 +19,10 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 
 use super::reset::ResetOnBrokenBody;
-use super::{Body, BoxError, CallRejected, Origin, Serve, Stream, empty_body, framing};
+use super::{Body, BoxError, CallRejected, Origin, Serve, Stream, empty_body};
 use crate::control_frames;
 use crate::exchange::{BrokenBody, Exchanges, RequestBody};
+use crate::framing;
 use crate::hooked::Hooked;
 use crate::joined::JoinedBody;
 use machinery_api::names::REASON_HEADER;

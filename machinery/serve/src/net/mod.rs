@@ -4,11 +4,9 @@
 //! connects them, so that neither depends on the other. A request between two pods of one process crosses no socket:
 //! the parsed request is passed to `Serve`. Each side knows the other's identity ([`Caller`], [`Origin`]).
 //!
-//! - [`framing`]: rules for forwarding a message's head. Pure.
 //! - [`http`]: HTTP over a byte stream, for any server of requests.
 //! - [`unverified`]: TLS to a server whose certificate can't be verified.
 
-pub mod framing;
 pub mod http;
 mod names;
 mod pods;

@@ -9,6 +9,7 @@ use http::{Method, Request, Response, StatusCode};
 use http_body_util::BodyExt;
 use machinery_env::Env;
 use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
 use super::manifests::{MANIFEST_BYTES_MAX, OCI_MANIFEST};
@@ -310,7 +311,7 @@ async fn an_oversized_manifest_is_rejected_with_the_reason() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let mut stream = tokio::net::TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
     let router = bench.router.clone();
-    let server = tokio::spawn(async move { axum::serve(listener, router).await });
+    let server = tokio::spawn(super::serve(listener, router, Env::real(), CancellationToken::new()));
     let length = 3 * MANIFEST_BYTES_MAX;
     let head = format!(
         "PUT /v2/app/manifests/v1 HTTP/1.1\r\nhost: x\r\nconnection: close\r\nauthorization: {}\r\ncontent-length: {length}\r\n\r\n",

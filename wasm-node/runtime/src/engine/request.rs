@@ -4,8 +4,8 @@ use std::any::Any;
 use std::sync::Arc;
 
 use http::{HeaderValue, Request, Response, header};
+use machinery_serve::framing::strip_hop_by_hop;
 use machinery_serve::net::Body;
-use machinery_serve::net::framing::strip_hop_by_hop;
 use tokio::sync::oneshot;
 use wasmtime::component::InstancePre;
 use wasmtime::{PoolConcurrencyLimitError, Store, Trap};

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, Response, header};
 use http_body::Body as _;
 use http_body_util::BodyExt;
-use machinery_serve::net::framing::strip_framing;
+use machinery_serve::framing::strip_framing;
 use machinery_serve::net::{Body, empty_body};
 use wasmtime_wasi_http::p2::body::HyperOutgoingBody;
 

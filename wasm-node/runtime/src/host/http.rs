@@ -8,7 +8,7 @@ use std::time::Duration;
 use http::{HeaderName, Request, header};
 use http_body::Body as _;
 use http_body_util::{BodyExt, Empty};
-use machinery_serve::net::framing::strip_hop_by_hop;
+use machinery_serve::framing::strip_hop_by_hop;
 use machinery_serve::net::{BoxError, DialError};
 use machinery_serve::trace;
 use wasmtime::StoreContextMut;
