@@ -231,6 +231,11 @@ impl NodeRequest<'_> {
                 if list(&object["metadata"]["ownerReferences"]) != list(&old["metadata"]["ownerReferences"]) {
                     return self.forbid(format!("node {node:?} is not allowed to modify ownerReferences"));
                 }
+                if request.subresource.is_empty() && pod_ranges::claimed(object) != pod_ranges::claimed(old) {
+                    return self.forbid(format!(
+                        "node {node:?} is not allowed to set its range of pod addresses: a controller assigns it"
+                    ));
+                }
                 let labels = forbidden_labels(object, old);
                 if !labels.is_empty() {
                     return self.forbid(format!("is not allowed to modify labels: {labels}"));

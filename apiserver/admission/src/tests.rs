@@ -259,6 +259,12 @@ fn kubelets_are_kept_to_their_own() {
     let tainted = |taints: Value| json!({"metadata": {"name": "n1"}, "spec": {"taints": taints}});
     let update = request(&user, "nodes", Operation::Update, "", "n1");
     assert!(world.run(&update, &mut tainted(json!([])), Some(&tainted(json!([{"key": "a"}])))).is_err());
+    let (without, range) = (node("n1", json!({})), ranged("10.244.1.0/24"));
+    assert!(world.run(&update, &mut range.clone(), Some(&range)).is_ok());
+    assert_eq!(
+        world.run(&update, &mut range.clone(), Some(&without)).unwrap_err(),
+        "nodes \"n1\" is forbidden: node \"n1\" is not allowed to set its range of pod addresses: a controller assigns it"
+    );
 
     let pod =
         |node: &str| json!({"metadata": {"name": "p", "namespace": "ns", "uid": "u"}, "spec": {"nodeName": node}});
