@@ -56,7 +56,11 @@ impl JoinFlags {
     fn config(&self, store: &StoreConfig) -> Result<Option<JoinConfig>, Failure> {
         let (Some(url), Some(ca_hash)) = (&self.url, &self.ca_hash) else { return Ok(None) };
         let token = match (&self.token_file, &self.token) {
-            (Some(file), _) => token::read_file(file).map_err(Failure::Usage)?,
+            (Some(file), _) => match token::read_file(file).map_err(Failure::Usage)? {
+                // Removed once the server has the keys.
+                None => return Ok(None),
+                found => found,
+            },
             (None, token) => token.clone(),
         };
         let Some(token) = token else {
