@@ -274,7 +274,9 @@ impl SeatTable {
             }
             (&newcomer.group, own)
         };
-        let (client, seats) = group.clients.iter().max_by_key(|(client, seats)| (seats.len(), **client))?;
+        let gives_way = |seats: &BTreeMap<u64, Arc<SeatState>>| seats.values().any(|seat| seat.can_be_displaced());
+        let clients = group.clients.iter().filter(|(_, seats)| gives_way(seats));
+        let (client, seats) = clients.max_by_key(|(client, seats)| (seats.len(), **client))?;
         let (number, _) = seats.iter().find(|(_, seat)| seat.can_be_displaced())?;
         Some((SeatHolder { group: name.clone(), client: *client }, *number))
     }
