@@ -22,11 +22,15 @@ const FRAMES_PER_SECOND: u64 = 100;
 const FRAMES_PER_SENT: u64 = 4;
 /// … and so many more bytes allow another one: receivers send a WINDOW_UPDATE for each part that they read.
 const SENT_BYTES_PER_FRAME: u64 = 1 << 10;
+/// What sent frames have allowed and the peer has not used yet: a peer that lags behind answers some 100 MiB at once, and
+/// has received all of them.
+const SENT_FRAMES_MAX: u64 = 1 << 17;
 /// So many bytes of a control frame's content cost as much as another frame: SETTINGS may repeat a value often.
 const CONTENT_BYTES_PER_FRAME: u64 = 256;
 
 const DATA: u8 = 0;
 const HEADERS: u8 = 1;
+const CONTINUATION: u8 = 9;
 const GOAWAY: u8 = 7;
 /// Error code of GOAWAY.
 const ENHANCE_YOUR_CALM: u8 = 11;
@@ -123,19 +127,22 @@ impl Scanner {
 #[derive(Debug)]
 pub(crate) struct Budget {
     left: u64,
+    /// What sent frames have allowed.
+    earned: u64,
     /// Up to when the time's share was added.
     refilled_at: Duration,
 }
 
 impl Budget {
     pub(crate) fn new(now: Duration) -> Self {
-        Self { left: FRAMES_MAX, refilled_at: now }
+        Self { left: FRAMES_MAX, earned: 0, refilled_at: now }
     }
 
     /// Adds what a sent frame allows.
     pub(crate) fn sent(&mut self, frame: FrameHeader) {
         if matches!(frame.kind, DATA | HEADERS) {
-            self.add(FRAMES_PER_SENT + u64::from(frame.length) / SENT_BYTES_PER_FRAME);
+            let more = FRAMES_PER_SENT + u64::from(frame.length) / SENT_BYTES_PER_FRAME;
+            self.earned = (self.earned + more).min(SENT_FRAMES_MAX);
         }
     }
 
@@ -147,10 +154,14 @@ impl Budget {
     #[must_use]
     pub(crate) fn received(&mut self, frame: FrameHeader, now: impl FnOnce() -> Duration) -> bool {
         // Requests and their bodies have limits of their own, in h2 and in the server.
-        if matches!(frame.kind, DATA | HEADERS) {
+        if matches!(frame.kind, DATA | HEADERS | CONTINUATION) {
             return true;
         }
         let cost = 1 + u64::from(frame.length) / CONTENT_BYTES_PER_FRAME;
+        if let Some(earned) = self.earned.checked_sub(cost) {
+            self.earned = earned;
+            return true;
+        }
         if self.left < cost {
             let now = now();
             let passed = now.saturating_sub(self.refilled_at);
