@@ -7,9 +7,10 @@ use std::time::Duration;
 use ::http::{Request, Response};
 use machinery_api::ObjectKey;
 use machinery_env::Env;
+use machinery_serve::framing;
 use machinery_serve::net::{
     Body, CallRejected, Caller, DatagramPipe, Dial, DialError, Peer, PodNetwork, Protocol, ResolvedName, Serve,
-    ServicePort, Stream, framing,
+    ServicePort, Stream,
 };
 use machinery_serve::trace::{self, Span};
 

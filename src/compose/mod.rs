@@ -308,9 +308,10 @@ async fn retire_control(env: &Env, plane: Option<&DataPlane>, handover: &Handove
     let table = SocketTable::process();
     table.retire(Layer::Control);
     // Programs of pods end with the agents: their requests are waited for as well.
-    let freeze = async |time_max| match plane {
-        Some(plane) => plane.freeze(time_max).await,
-        None => {}
+    let freeze = async |time_max| {
+        if let Some(plane) = plane {
+            plane.freeze(time_max).await;
+        }
     };
     let requests = env.timeout(CONTROL_REQUESTS_MAX, table.drained(Layer::Control));
     let (requests, ()) = tokio::join!(requests, freeze(CONTROL_REQUESTS_MAX));

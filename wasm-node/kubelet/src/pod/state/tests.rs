@@ -396,13 +396,8 @@ fn readiness_is_probed_while_the_pod_ends() {
         || probed(ProbeKind::Readiness, ProbeResult::Passed),
         || probed(ProbeKind::Readiness, ProbeResult::Failed("no".into())),
     );
-    let deleted = vec![
-        (0, Event::Mounted),
-        (0, pulled()),
-        (0, started()),
-        passed(),
-        (1, Event::Deleted(Duration::from_secs(30))),
-    ];
+    let deleted =
+        [(0, Event::Mounted), (0, pulled()), (0, started()), passed(), (1, Event::Deleted(Duration::from_secs(30)))];
     let ready = |events: Vec<(i64, Event)>| play(&rules, &[&deleted[..], &events[..]].concat()).0.ready();
     assert!(ready(vec![failed()]), "one failure of two");
     assert!(!ready(vec![failed(), failed()]));
