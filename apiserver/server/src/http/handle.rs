@@ -9,7 +9,7 @@ use axum::body::Body;
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use http::header::{CACHE_CONTROL, HeaderMap, HeaderValue, WARNING};
-use http::{Request, Response};
+use http::{Method, Request, Response};
 use machinery_api::ApiError;
 use machinery_api::error::GroupResource;
 use machinery_api::selector::FieldSelector;
@@ -213,7 +213,9 @@ impl RequestHandler {
         let offered = tls::websocket_token(&parts.headers);
         let credentials = tls::credentials(&parts.headers, &parts.extensions, offered.as_ref());
         let has_certificate = matches!(credentials.certificate, Some(PeerCertificate::Verified(..)));
-        if has_certificate && !browsers::may_use_certificate(&parts.headers, &parts.uri) {
+        // OPTIONS acts on nothing.
+        let acts = parts.method != Method::OPTIONS;
+        if has_certificate && acts && !browsers::may_use_certificate(&parts.headers, &parts.uri) {
             return Err(ApiError::Forbidden(GroupResource::default(), String::new(), FOREIGN_PAGE.to_owned()));
         }
         let user = self.deps.authenticator.authenticate(objects, &credentials).await?;

@@ -60,11 +60,6 @@ fn too_old(wanted: Revision, oldest: Revision) -> ApiError {
     ApiError::Expired(format!("too old resource version: {wanted} ({oldest})"))
 }
 
-/// 410 for a watch that starts after the newest revision.
-fn too_new(wanted: Revision, newest: Revision) -> ApiError {
-    ApiError::Expired(format!("too large resource version: {wanted} ({newest})"))
-}
-
 impl Registry {
     /// Waits for a revision; an error if it isn't reached in time.
     async fn wait_for_revision(&self, revision: Revision) -> Result<(), ApiError> {
@@ -266,15 +261,6 @@ impl Registry {
             None => wanted == 0,
         };
         if !shows_state {
-            if wanted > self.cache.revision() {
-                // The client may have it from another server. A revision that the store itself has not reached is of a
-                // history that a restore replaced: the changes up to it would be missing.
-                self.sync_cache().await?;
-                let newest = self.cache.revision();
-                if wanted > newest {
-                    return Ok(Err(too_new(wanted, newest)));
-                }
-            }
             let from = if wanted == 0 { None } else { Some(wanted) };
             let watch = self.cache.watch(scope.as_str(), from, selectors);
             return Ok(match watch {

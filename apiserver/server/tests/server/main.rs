@@ -173,19 +173,6 @@ async fn a_life_as_a_watcher_sees_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_watch_of_a_replaced_history_ends_with_410() {
-    let server = server().await;
-    let (_, made) = server.ask("POST", MAPS, &json!({"metadata": {"name": "m"}})).await;
-    let newest: u64 = made["metadata"]["resourceVersion"].as_str().unwrap().parse().unwrap();
-    let mut present = server.watch(&format!("{MAPS}?watch=true&resourceVersion={newest}")).await;
-    let mut lost = server.watch(&format!("{MAPS}?watch=true&resourceVersion={}", newest + 1000)).await;
-    let (kind, ..) = lost.next().await.unwrap();
-    assert_eq!((kind.as_str(), lost.next().await), ("ERROR", None));
-    assert_eq!(server.ask("POST", MAPS, &json!({"metadata": {"name": "n"}})).await.0, 201);
-    assert_eq!(present.next().await.unwrap().1, "n");
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn pages_are_of_one_moment() {
     let server = server().await;
     for i in 0..25 {
