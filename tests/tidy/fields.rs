@@ -3,7 +3,9 @@
 
 use std::collections::BTreeSet;
 
-use super::{all_rust_files, check, code, read};
+use super::lexer::{TokenKind, tokens};
+use super::shipped::shipped_files;
+use super::{check, read};
 
 const FOLDER: &str = "apiserver/resources/src/";
 const TYPES: &str = "machinery/api/src/schema/types.txt";
@@ -53,34 +55,6 @@ const OTHERS: &[(&str, &str, &str)] = &[
 /// The fewest names that are found: a scan that finds none proves nothing.
 const FOUND_MIN: usize = 3000;
 
-/// The string literals of a text without raw strings: the offset of the quote, and the content.
-fn literals(text: &str) -> Vec<(usize, &str)> {
-    let mut all = Vec::new();
-    let bytes = text.as_bytes();
-    let mut at = 0;
-    while at < bytes.len() {
-        match bytes[at] {
-            // A character, not a lifetime.
-            b'\'' if bytes.get(at + 1) == Some(&b'\\') => at += 4,
-            b'\'' if bytes.get(at + 2) == Some(&b'\'') => at += 3,
-            b'r' if text[at..].starts_with("r#\"") => {
-                at += text[at..].find("\"#").map_or(text.len(), |length| length + 2);
-            }
-            b'"' => {
-                let begin = at + 1;
-                at = begin;
-                while at < bytes.len() && bytes[at] != b'"' {
-                    at += if bytes[at] == b'\\' { 2 } else { 1 };
-                }
-                all.push((begin - 1, text.get(begin..at).unwrap_or_default()));
-                at += 1;
-            }
-            _ => at += 1,
-        }
-    }
-    all
-}
-
 /// The call around an offset: its name, whether it is a method, and the index of the argument.
 fn enclosing_call(before: &str) -> Option<(&str, bool, usize)> {
     let (mut depth, mut argument, mut in_list) = (0usize, 0, false);
@@ -123,16 +97,12 @@ fn quoted_fields_exist() {
     let fields: BTreeSet<&str> =
         types.lines().filter_map(|line| line.strip_prefix("F\t")?.split('\t').next()).collect();
     let (mut problems, mut found, mut used) = (Vec::new(), 0, BTreeSet::new());
-    for (path, text) in all_rust_files() {
-        let Some(file) = path.strip_prefix(FOLDER).filter(|file| !file.contains("tests") && !file.contains("fuzz"))
-        else {
-            continue;
-        };
-        let production = text.split("#[cfg(test)]").next().unwrap_or_default();
-        let production = code(production).collect::<Vec<_>>().join("\n");
-        for (at, literal) in literals(&production) {
+    for (path, text) in shipped_files() {
+        let Some(file) = path.strip_prefix(FOLDER) else { continue };
+        for token in tokens(text).into_iter().filter(|token| token.kind == TokenKind::Literal) {
+            let literal = token.text;
             let is_name = !literal.is_empty() && literal.chars().all(|c| c.is_ascii_alphanumeric() || c == '.');
-            if !is_name || !names_a_field(&production[..at]) {
+            if !is_name || !names_a_field(&text[..token.begin]) {
                 continue;
             }
             found += 1;
@@ -159,5 +129,4 @@ fn names_of_fields_are_recognized() {
     for before in ["let a = [", "get(", "default_to(pod, \"a\", ", "format!(", "names.push(", "&["] {
         assert!(!names_a_field(before), "{before}");
     }
-    assert_eq!(literals(r#"a('"', "b\"c", '\'', "d")"#).len(), 2);
 }

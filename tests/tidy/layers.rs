@@ -2,7 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{all_rust_files, check, code, crates};
+use super::shipped::shipped_files;
+use super::{check, crates};
 
 /// Circles that stand, and why.
 const CIRCLES: &[(&str, &[&str], &str)] = &[];
@@ -53,20 +54,12 @@ fn modules(source: &str, files: &[(String, String)]) -> BTreeMap<String, BTreeSe
     let all: BTreeSet<String> = inside.iter().filter(|(path, _)| !root(path)).map(|(path, _)| top(path)).collect();
     let mut graph: BTreeMap<String, BTreeSet<String>> =
         all.iter().map(|name| (name.clone(), BTreeSet::new())).collect();
-    for (path, text) in inside.iter().filter(|(path, _)| !root(path) && !only_in_tests(path, &inside)) {
-        let text: Vec<&str> = code(text.split("#[cfg(test)]\nmod tests {").next().unwrap_or_default()).collect();
+    for (path, text) in inside.iter().filter(|(path, _)| !root(path)) {
         let from = top(path);
-        let to = named(&text.join("\n")).into_iter().filter(|name| all.contains(name) && *name != from);
+        let to = named(text).into_iter().filter(|name| all.contains(name) && *name != from);
         graph.entry(from.clone()).or_default().extend(to);
     }
     graph
-}
-
-/// Whether a file is there for tests: by its name, or by how the module around it declares it.
-fn only_in_tests(path: &str, inside: &[(&str, &str)]) -> bool {
-    let name = path.rsplit('/').next().unwrap_or(path).trim_end_matches(".rs");
-    let declared = format!("#[cfg(test)]\nmod {name};");
-    path.contains("tests") || inside.iter().any(|(_, text)| text.contains(&declared))
 }
 
 /// The modules from which a way leads back to them, in groups.
@@ -91,11 +84,11 @@ fn circles(graph: &BTreeMap<String, BTreeSet<String>>) -> BTreeSet<BTreeSet<Stri
 
 #[test]
 fn no_layer_runs_back() {
-    let files = all_rust_files();
+    let files = shipped_files();
     let mut problems = Vec::new();
     let sources = crates().into_iter().map(|folder| format!("{folder}/src/")).chain(["src/".to_owned()]);
     for source in sources {
-        for circle in circles(&modules(&source, &files)) {
+        for circle in circles(&modules(&source, files)) {
             let stands = CIRCLES.iter().any(|(at, names, _)| {
                 source.starts_with(at) && circle.iter().all(|name| names.contains(&name.as_str()))
             });

@@ -3,7 +3,8 @@
 use std::collections::BTreeSet;
 use std::fs;
 
-use super::{all_rust_files, check, read, root};
+use super::shipped::shipped_files;
+use super::{check, read, root};
 
 const README_LINES_MAX: usize = 120;
 const ARCHITECTURE_WORDS_MAX: usize = 30;
@@ -112,15 +113,9 @@ fn each_shared_pool_has_its_row() {
     let page = read("docs/security.md");
     let table = page.split("## Shared pools").nth(1).and_then(|rest| rest.split("\n## ").next()).unwrap_or_default();
     let mut problems = Vec::new();
-    for (path, text) in all_rust_files() {
-        let is_test = path.contains("/tests/") || path.ends_with("tests.rs") || path.starts_with("tests/");
-        let shipped = text.split("#[cfg(test)]\nmod tests").next().unwrap_or_default();
-        let makes = POOL_MAKERS.iter().any(|maker| shipped.contains(maker));
-        if makes
-            && !is_test
-            && !POOL_PARTS.iter().any(|part| path.starts_with(part))
-            && !table.contains(&format!("`{path}`"))
-        {
+    for (path, text) in shipped_files() {
+        let makes = POOL_MAKERS.iter().any(|maker| text.contains(maker));
+        if makes && !POOL_PARTS.iter().any(|part| path.starts_with(part)) && !table.contains(&format!("`{path}`")) {
             problems.push(format!("docs/security.md, \"Shared pools\", has no row for the pool of {path}"));
         }
     }

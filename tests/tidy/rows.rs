@@ -4,7 +4,8 @@
 use std::collections::BTreeSet;
 use std::fs;
 
-use super::{all_rust_files, check, code, root};
+use super::shipped::shipped_files;
+use super::{check, root};
 
 /// Rows of a table, as its sources write them.
 struct Table {
@@ -76,13 +77,6 @@ pub(super) fn names<'a>(text: &'a str, before: &[&str]) -> BTreeSet<&'a str> {
     before.iter().flat_map(after).filter_map(|rest| rest.split('"').next()).filter(|name| !name.is_empty()).collect()
 }
 
-/// A file's code that ships: no comments, no tests.
-pub(super) fn shipped(text: &str) -> String {
-    let mut tests = text.match_indices("#[cfg(test)]\nmod ").map(|(at, _)| at);
-    let tests = tests.find(|&at| text[at..].lines().nth(1).is_some_and(|line| line.ends_with('{')));
-    code(&text[..tests.unwrap_or(text.len())]).collect::<Vec<_>>().join("\n")
-}
-
 /// A part of a page: from its heading to the next of the same or a higher level.
 pub(super) fn part(page: &str, heading: &str) -> String {
     let text = fs::read_to_string(root().join(page)).expect("a page");
@@ -110,17 +104,13 @@ fn has_word(text: &str, word: &str) -> bool {
 
 #[test]
 fn the_docs_name_each_row() {
-    let files = all_rust_files();
+    let files = shipped_files();
     let mut problems = Vec::new();
     for table in TABLES {
         let page = part(table.page, table.part);
         let mut found = BTreeSet::new();
         for (path, text) in files.iter().filter(|(path, _)| path.starts_with(table.below)) {
-            if path.ends_with("tests.rs") {
-                continue;
-            }
-            let text = shipped(text);
-            for name in names(&text, table.before) {
+            for name in names(text, table.before) {
                 found.insert(name.trim_end_matches(table.suffix).to_owned());
                 if !has_word(&page, name.trim_end_matches(table.suffix)) {
                     problems

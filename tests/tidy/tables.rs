@@ -1,18 +1,17 @@
 //! Columns of tables in the docs equal the code: kinds without a controller, weights of scheduler plugins, grants of host
 //! interfaces, feature gates, annotations and metrics. `rows.rs` compares the names of rows.
 
-use super::rows::{first_cells, names, part, shipped};
-use super::{all_rust_files, check, read};
+use super::rows::{first_cells, names, part};
+use super::shipped::shipped_files;
+use super::{check, read};
 use std::collections::BTreeSet;
 
 const COMPATIBILITY: &str = "docs/compatibility.md";
 const OPERATIONS: &str = "docs/operations.md";
 
 /// The code that ships of the files below a folder.
-fn sources(below: &str) -> impl Iterator<Item = String> {
-    let files = all_rust_files().into_iter();
-    let files = files.filter(move |(path, _)| path.starts_with(below) && !path.ends_with("tests.rs"));
-    files.map(|(_, text)| shipped(&text))
+fn sources(below: &str) -> impl Iterator<Item = &'static String> {
+    shipped_files().iter().filter(move |(path, _)| path.starts_with(below)).map(|(_, text)| text)
 }
 
 /// The quoted text after a mark.
@@ -39,7 +38,7 @@ fn rows_of(part: &str, cells: usize) -> BTreeSet<String> {
 fn kinds_without_a_controller_are_listed() {
     let heading = "### Served, and nothing acts on it yet";
     let inert = sources("apiserver/resources/src/").filter(|text| text.contains("    inert: Some("));
-    let kinds: BTreeSet<String> = inert.filter_map(|text| quoted(&text, "    kind: \"").map(str::to_owned)).collect();
+    let kinds: BTreeSet<String> = inert.filter_map(|text| quoted(text, "    kind: \"").map(str::to_owned)).collect();
     assert!(kinds.len() > 5, "kinds are found: {kinds:?}");
     compare(COMPATIBILITY, heading, &kinds, &first_cells(&part(COMPATIBILITY, heading)));
 }
@@ -136,11 +135,11 @@ const METRICS_BESIDE: &[&str] =
 fn metrics_are_listed() {
     let page = part(OPERATIONS, "## Metrics");
     let (mut found, mut problems) = (0, Vec::new());
-    for (path, text) in all_rust_files() {
+    for (path, text) in shipped_files() {
         if !path.ends_with("/metrics.rs") && !METRICS_BESIDE.contains(&path.as_str()) {
             continue;
         }
-        for name in metrics(&shipped(&text)) {
+        for name in metrics(text) {
             found += 1;
             if !page.contains(name) {
                 problems.push(format!("{OPERATIONS}, ## Metrics: add {name} ({path})"));
@@ -172,10 +171,7 @@ fn conditions_on_the_system_are_listed() {
     let page = read(PORTABILITY);
     let paths = page.split('`').skip(1).step_by(2).filter(|word| word.ends_with(".rs"));
     let listed: BTreeSet<&str> = paths.collect();
-    let all = all_rust_files();
-    let is_shipped =
-        |path: &str| !path.starts_with("sample-") && !path.ends_with("tests.rs") && !path.contains("/tests/");
-    let found = all.iter().filter(|(path, text)| is_shipped(path) && distinguishes_systems(&shipped(text)));
+    let found = shipped_files().iter().filter(|(_, text)| distinguishes_systems(text));
     let found: BTreeSet<&str> = found.map(|(path, _)| path.as_str()).collect();
     assert!(found.len() > 40, "conditions are found: {found:?}");
     let missing =
