@@ -53,7 +53,7 @@ pub(crate) enum LogFormat {
     Json,
 }
 
-/// Maximum node agents of one process: a /15 of pod addresses holds that many /20 (contract.md §3).
+/// Maximum node agents of one process: a /15 of pod addresses holds that many /20 (docs/contract.md §3).
 pub(crate) const NODES_MAX: u32 = 32;
 
 /// A whole cluster in one process.

@@ -1,5 +1,5 @@
 //! The cluster's addresses: on Linux the first free block `127.(64+4k).0.0/14`, elsewhere upstream's usual ones
-//! (contract.md §3).
+//! (docs/contract.md §3).
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, TcpListener, UdpSocket};
 use std::path::Path;

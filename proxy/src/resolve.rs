@@ -113,7 +113,7 @@ pub fn absolute(name: &str, exists: impl Fn(&ObjectKey, Option<&str>) -> bool) -
     in_cluster(&format!("{}.", name.trim_end_matches('.').to_ascii_lowercase()), &exists)
 }
 
-/// A pod's own loopback is 127.0.0.0/16 and ::1 (contract.md §3); the rest of 127.0.0.0/8 holds cluster addresses.
+/// A pod's own loopback is 127.0.0.0/16 and ::1 (docs/contract.md §3); the rest of 127.0.0.0/8 holds cluster addresses.
 fn is_own_loopback(ip: IpAddr) -> bool {
     match ip {
         IpAddr::V4(ip) => ip.octets()[..2] == [127, 0],

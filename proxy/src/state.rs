@@ -29,7 +29,7 @@ use crate::table::{AppProtocol, Change, PortRoute};
 pub struct Config {
     /// The address of NodePort listeners.
     pub bind: IpAddr,
-    /// Whether the host's own addresses can carry ClusterIPs (contract.md §3: blocks of 127.0.0.0/8 on Linux).
+    /// Whether the host's own addresses can carry ClusterIPs (docs/contract.md §3: blocks of 127.0.0.0/8 on Linux).
     pub cluster_ip_listeners: bool,
     /// The cluster's own CIDRs: Services' and pods'.
     pub cluster_cidrs: Vec<IpNet>,
@@ -151,7 +151,7 @@ impl ProxyState {
         self.config.cluster_cidrs.iter().any(|cidr| cidr.contains(&ip))
     }
 
-    /// Whether requests, not connections, are balanced (contract.md §4).
+    /// Whether requests, not connections, are balanced (docs/contract.md §4).
     pub(crate) fn is_http(&self, route: &PortRoute) -> bool {
         let endpoints = route.usable();
         route.app_protocol != AppProtocol::Unknown

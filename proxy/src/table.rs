@@ -454,7 +454,7 @@ fn sources(service: &Service) -> Arc<[IpNet]> {
     spec.iter().map(String::as_str).chain(annotated).filter_map(|range| range.trim().parse().ok()).collect()
 }
 
-/// Parses `appProtocol`; a known one makes the data plane balance requests, not connections (contract.md §4).
+/// Parses `appProtocol`; a known one makes the data plane balance requests, not connections (docs/contract.md §4).
 fn app_protocol(text: Option<&str>) -> AppProtocol {
     match text {
         Some("http" | "ws" | "kubernetes.io/ws") => AppProtocol::Http,

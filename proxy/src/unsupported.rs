@@ -1,4 +1,4 @@
-//! Fields of a Service that the data plane doesn't act on, for Warning events on the Service (contract.md, "nothing is
+//! Fields of a Service that the data plane doesn't act on, for Warning events on the Service (docs/contract.md, "Nothing is
 //! silently ignored"): what it does not support, and what this cluster's flags leave without an address. Pure.
 
 use std::net::IpAddr;

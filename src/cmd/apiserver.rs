@@ -27,7 +27,7 @@ use crate::notify;
 use crate::progress::Progress;
 use crate::takeover::{self, ListenAddress};
 
-/// Grace period of tasks that still run when the runtimes end; a stop takes 5 s at most (contract.md §2).
+/// Grace period of tasks that still run when the runtimes end; a stop takes 5 s at most (docs/contract.md §2).
 const LAST_MOMENT: Duration = Duration::from_millis(500);
 
 /// Default toleration of not-ready and unreachable nodes in seconds (upstream's).

@@ -22,7 +22,7 @@ use crate::output::{print_stderr, print_stdout};
 
 /// Maximum size of a response: a plugin's largest result, and more.
 const ANSWER_BYTES_MAX: usize = 32 << 20;
-/// The default port of a plugin (contract.md §4).
+/// The default port of a plugin (docs/contract.md §4).
 const PORT_DEFAULT: i32 = 80;
 const WAVE: &str = "application/x-wave";
 const SESSION_HEADER: &str = "coracle-session";

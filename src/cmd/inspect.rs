@@ -83,7 +83,7 @@ fn report(image: Option<&Image>, bytes: usize, found: &Description) -> String {
     text
 }
 
-/// The kind of container that the module becomes (contract.md §4).
+/// The kind of container that the module becomes (docs/contract.md §4).
 fn runs_as(found: &Description) -> &'static str {
     let exports = |name: &str| found.inspection.exports.iter().any(|export| export.starts_with(name));
     match (found.inspection.component, exports("wasi:http/incoming-handler@"), exports("wasi:cli/run@")) {

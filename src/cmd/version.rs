@@ -3,7 +3,7 @@
 use super::Failure;
 use crate::output::print_stdout;
 
-/// The Kubernetes version of the API (contract.md §2).
+/// The Kubernetes version of the API (docs/contract.md §2).
 pub(crate) const KUBERNETES: &str = apiserver_catalog::discovery::VERSION;
 
 /// Prints one `key: value` line for each version.

@@ -328,7 +328,7 @@ fn kubernetes_address(apiserver: &Apiserver) -> Option<Ipv4Addr> {
     service["spec"]["clusterIP"].as_str()?.parse().ok()
 }
 
-/// The first address of the machine where `bind` is a wildcard (contract.md §2). The flags are rejected without one.
+/// The first address of the machine where `bind` is a wildcard (docs/contract.md §2). The flags are rejected without one.
 pub(super) fn reachable(bind: IpAddr) -> IpAddr {
     machine_address(bind).unwrap_or(bind)
 }

@@ -80,7 +80,7 @@ pub(crate) enum Part {
 /// Threads of the control plane: it mostly waits, and two cores are the smallest supported machine.
 const CONTROL_PLANE_THREADS: usize = 2;
 
-/// Drain timeout of components (contract.md §2: a stop takes 5 s at most, the store's last write included).
+/// Drain timeout of components (docs/contract.md §2: a stop takes 5 s at most, the store's last write included).
 const DRAIN: Duration = Duration::from_millis(2500);
 /// After it, the timeout of requests to the server.
 const LAST_ANSWERS: Duration = Duration::from_millis(700);

@@ -1,4 +1,4 @@
-//! Readiness of a cluster (contract.md §2): the API, every node as reported by this run and accepted by the
+//! Readiness of a cluster (docs/contract.md §2): the API, every node as reported by this run and accepted by the
 //! controllers, and the prerequisites of a pod in `default`.
 
 use std::time::Duration;

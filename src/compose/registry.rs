@@ -24,7 +24,7 @@ use super::ground::{Ground, reachable};
 use super::role::Component;
 use crate::data_dir::{DataDir, write_atomically};
 
-/// The registry's only user (contract.md §4).
+/// The registry's only user (docs/contract.md §4).
 pub(crate) const USER: &str = "coracle";
 
 /// The namespace of what every part of a cluster may know.
@@ -50,7 +50,7 @@ pub(super) fn bind(data: &DataDir, server: IpAddr) -> anyhow::Result<(Listener, 
 }
 
 /// Whether the registry at an address speaks TLS, which needs no configuration of the client where it doesn't
-/// (contract.md §4).
+/// (docs/contract.md §4).
 pub(crate) fn serves_tls(address: &str) -> bool {
     address.parse::<SocketAddr>().is_ok_and(|address| !address.ip().is_loopback())
 }

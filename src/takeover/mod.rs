@@ -26,7 +26,7 @@ pub(crate) const CONTROL_REQUESTS_MAX: Duration = Duration::from_millis(500);
 /// Time in which the next process becomes ready. The one that gives its sockets away serves its pods' clients until then.
 pub(crate) const NEXT_READY_MAX: Duration = Duration::from_secs(90);
 /// Time within which the process that gives its sockets away releases its data folder: its requests, its components' and its
-/// store's stop (5 s, contract.md §2), and a margin for a large store.
+/// store's stop (5 s, docs/contract.md §2), and a margin for a large store.
 #[cfg(unix)]
 const RELEASE_MAX: Duration = Duration::from_secs(30);
 

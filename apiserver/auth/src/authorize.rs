@@ -11,7 +11,7 @@ use super::{ANONYMOUS, Attributes, Decision, MASTERS, UNAUTHENTICATED, UserInfo}
 use crate::maybe_ready::MaybeReady;
 use apiserver_resources::objects::ObjectReader;
 
-/// The paths that are open to anonymous GET requests (contract.md §2).
+/// The paths that are open to anonymous GET requests (docs/contract.md §2).
 const ANONYMOUS_PATHS: [&str; 5] = ["/healthz", "/livez", "/readyz", "/version", "/version/"];
 
 /// An additional authorizer, called after the built-in ones. It may wait.

@@ -1,5 +1,5 @@
 //! Cluster DNS on the wire, for processes of the host: UDP and TCP on the cluster's DNS address and on an address of its
-//! own (contract.md §3). Guests resolve in process, by the same data ([`crate::look_up`]).
+//! own (docs/contract.md §3). Guests resolve in process, by the same data ([`crate::look_up`]).
 //!
 //! - [`records`], [`answer`], [`packet`], [`limit`]: pure.
 //! - [`forward`]: names outside the cluster, by the host's name servers.

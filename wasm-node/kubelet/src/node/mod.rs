@@ -92,7 +92,7 @@ pub struct NodeConfig {
     pub pod_cidr: Option<String>,
     /// The node's capacity.
     pub capacity: Capacity,
-    /// Labels in addition to those of contract.md §3.
+    /// Labels in addition to those of docs/contract.md §3.
     pub labels: BTreeMap<String, String>,
     /// Annotations of the Node, such as the address of its tunnel.
     pub annotations: BTreeMap<String, String>,

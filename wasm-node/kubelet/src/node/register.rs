@@ -145,7 +145,7 @@ fn arch() -> &'static str {
     }
 }
 
-/// The labels of contract.md §3, and the configured ones.
+/// The labels of docs/contract.md §3, and the configured ones.
 pub(super) fn labels(config: &NodeConfig) -> BTreeMap<String, String> {
     let mut labels = config.labels.clone();
     for (name, value) in [

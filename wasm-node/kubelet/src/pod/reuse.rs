@@ -1,4 +1,4 @@
-//! Parses `reuse.coracle.dev/<container>`: the reuse of a server's instances (contract.md §4). Pure.
+//! Parses `reuse.coracle.dev/<container>`: the reuse of a server's instances (docs/contract.md §4). Pure.
 
 use std::time::Duration;
 

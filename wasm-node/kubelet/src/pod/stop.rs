@@ -1,4 +1,4 @@
-//! The `preStop` hook of a container, and the end of its grace period (contract.md §4).
+//! The `preStop` hook of a container, and the end of its grace period (docs/contract.md §4).
 
 use machinery_env::{Deadline, Env};
 use tokio::sync::watch;

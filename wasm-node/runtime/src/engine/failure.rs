@@ -1,4 +1,4 @@
-//! Reasons of a request without a response of the guest's own, and the responses in their place (contract.md §4).
+//! Reasons of a request without a response of the guest's own, and the responses in their place (docs/contract.md §4).
 
 use std::sync::atomic::Ordering;
 

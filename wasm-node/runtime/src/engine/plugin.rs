@@ -1,5 +1,5 @@
 //! HTTP handler for calls of a plugin's functions. A call is a request: concurrency, time, memory, fuel, CPU and error
-//! responses are a server's (contract.md §4). Functions, types and documents are prepared when a module is loaded; a call
+//! responses are a server's (docs/contract.md §4). Functions, types and documents are prepared when a module is loaded; a call
 //! parses its arguments, creates an instance, and writes the result.
 
 mod format;

@@ -1,5 +1,5 @@
 //! HTTP server of a container: an instance per request, within the container's concurrency, time and memory. Without a
-//! guest's response it sends exactly those of contract.md §4.
+//! guest's response it sends exactly those of docs/contract.md §4.
 
 use std::future::poll_fn;
 use std::pin::Pin;

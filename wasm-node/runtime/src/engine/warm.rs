@@ -1,4 +1,4 @@
-//! Warm reuse (`reuse.coracle.dev/<container>`, contract.md §4): an instance that has served a request without fault is
+//! Warm reuse (`reuse.coracle.dev/<container>`, docs/contract.md §4): an instance that has served a request without fault is
 //! parked for the next one. It serves one request at a time and ends after a number of requests or an idle time. A
 //! parked instance stays charged to its container and is evicted when others lack its resources
 //! ([`crate::bounds::parked`]). The node's own calls always get a new instance, so that a probe tests whether one can

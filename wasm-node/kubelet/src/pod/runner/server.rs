@@ -19,7 +19,7 @@ use crate::pod::state::{Class, ContainerEvent};
 use crate::pod::stop::{grace_period_end, pre_stop};
 use crate::pod::worker::{Task, container_message};
 
-/// How long a server accepts requests after its endpoint has left all routing tables of this process (contract.md §4).
+/// How long a server accepts requests after its endpoint has left all routing tables of this process (docs/contract.md §4).
 /// Callers in this process don't need it: a late request goes to the next endpoint (`Refused::Gone`). Other processes
 /// (clients with the resolved name, other proxies) are notified by a watch, well within 1 s.
 const UNROUTED_FOR: Duration = Duration::from_secs(1);

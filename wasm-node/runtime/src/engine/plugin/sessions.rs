@@ -17,7 +17,7 @@ use crate::bounds::limits::{SESSION_RESOURCES_MAX, SESSIONS_MAX};
 use crate::plugin::error_path::shortened;
 use crate::plugin::types::{Shape, resource_word};
 
-/// Maximum time between two calls of a session (contract.md §4).
+/// Maximum time between two calls of a session (docs/contract.md §4).
 pub(crate) const SESSION_IDLE_MAX: Duration = Duration::from_secs(60);
 /// Maximum bytes of a session's name: enough for a name chosen by a client.
 const NAME_BYTES_MAX: usize = 128;

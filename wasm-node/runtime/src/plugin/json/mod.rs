@@ -1,4 +1,4 @@
-//! Values as JSON in the forms of contract.md §4: parses arguments by type, and writes results.
+//! Values as JSON in the forms of docs/contract.md §4: parses arguments by type, and writes results.
 
 mod map;
 mod read;
