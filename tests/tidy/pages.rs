@@ -3,8 +3,9 @@
 use std::collections::BTreeSet;
 use std::fs;
 
+use super::lexer::{TokenKind, tokens};
 use super::shipped::shipped_files;
-use super::{check, read, root};
+use super::{TOP, all_rust_files, check, crates, read, root};
 
 const README_LINES_MAX: usize = 120;
 const ARCHITECTURE_WORDS_MAX: usize = 30;
@@ -101,6 +102,83 @@ fn cells_of_the_compatibility_page_are_short() {
             .map(|cell| format!("docs/compatibility.md: a cell of {} characters: {cell}", cell.len()))
             .collect::<Vec<_>>(),
     );
+}
+
+/// The folders in the first column of the page's first table.
+fn rooms(page: &str) -> Vec<&str> {
+    let rows = page.lines().filter_map(|line| line.strip_prefix("| `")?.split_once("/` |"));
+    rows.map(|(folder, _)| folder).collect()
+}
+
+/// What a table of folders lacks, has twice or has without a folder. A row covers the folders below it, and rows of all crates of a
+/// folder cover that folder.
+fn differences(rows: &[&str], folders: &BTreeSet<String>) -> Vec<String> {
+    let inside = |inner: &str, outer: &str| inner.strip_prefix(outer).is_some_and(|rest| rest.starts_with('/'));
+    let covered = |folder: &str| rows.iter().any(|row| *row == folder || inside(folder, row) || inside(row, folder));
+    let missing = folders.iter().filter(|folder| !covered(folder)).map(|folder| format!("no row for {folder}/"));
+    let twice = rows.iter().enumerate().filter(|(at, row)| rows[..*at].contains(row));
+    let gone = rows.iter().filter(|row| !folders.contains(**row)).map(|row| format!("no folder {row}/"));
+    missing.chain(twice.map(|(_, row)| format!("{row}/ stands twice"))).chain(gone).collect()
+}
+
+#[test]
+fn the_table_of_the_architecture_has_each_folder_once() {
+    let visible = TOP.iter().filter(|name| !name.starts_with('.') && **name != "target");
+    let folders = visible.filter(|name| root().join(name).is_dir()).map(|name| (*name).to_owned());
+    let page = read("docs/architecture.md");
+    check(&differences(&rooms(&page), &folders.chain(crates()).collect()));
+}
+
+#[test]
+fn differences_of_a_table_of_folders_are_found() {
+    let folders = ["a", "a/b", "a/c", "d", "e"].map(str::to_owned).into();
+    assert_eq!(differences(&["a/b", "a/c", "d", "e"], &folders), [""; 0]);
+    let found = differences(&["a/b", "d", "d", "f"], &folders);
+    assert_eq!(found, ["no row for a/c/", "no row for e/", "d/ stands twice", "no folder f/"]);
+    assert_eq!(rooms("| folder | |\n| `a/b/` | text | `a/b/c.rs` |\n| `d` | |\n"), ["a/b"]);
+}
+
+/// The names of pages in a text.
+fn named_pages(text: &str) -> impl Iterator<Item = &str> {
+    let words = text.split(|c: char| !c.is_ascii_alphanumeric() && !"/._-".contains(c));
+    words.map(|word| word.trim_end_matches(['.', '-'])).filter(|word| word.len() > 3 && word.ends_with(".md"))
+}
+
+/// A reason that stands in a page outside of the repository is none for its reader. Literals may name files of a template.
+#[test]
+fn code_names_pages_that_exist() {
+    let templates = ["src/templates", "docs"];
+    let exists = |page: &str| root().join(page.trim_start_matches(['/', '.'])).is_file();
+    let mut problems = Vec::new();
+    for (path, text) in all_rust_files().iter().filter(|(path, _)| path != "tests/tidy/pages.rs") {
+        for token in tokens(text) {
+            let literal = match token.kind {
+                TokenKind::Comment => false,
+                TokenKind::Literal => true,
+                _ => continue,
+            };
+            let below = |page: &str| literal && templates.iter().any(|folder| exists(&format!("{folder}/{page}")));
+            let missing = named_pages(token.text).filter(|page| !exists(page) && !below(page));
+            problems.extend(missing.map(|page| format!("{path} names {page}, which the repository doesn't have")));
+        }
+    }
+    check(&problems);
+}
+
+#[test]
+fn names_of_pages_are_found() {
+    let found: Vec<_> = named_pages("// As in `docs/a-b.md`, c.md. Not .md or d.mdx (e.md §4).").collect();
+    assert_eq!(found, ["docs/a-b.md", "c.md", "e.md"]);
+}
+
+#[test]
+fn the_changelog_has_one_unreleased_section() {
+    let page = read("CHANGELOG.md");
+    let unreleased = page.lines().filter(|line| line.starts_with("## ") && line.to_lowercase().contains("unreleased"));
+    let unreleased: Vec<&str> = unreleased.collect();
+    assert_eq!(unreleased, ["## [Unreleased]"]);
+    let top: Vec<&str> = page.lines().filter(|line| line.starts_with("## ")).collect();
+    assert_eq!(top.first(), unreleased.first(), "what isn't released comes first");
 }
 
 /// Ways to make a pool: its table names the file. Libraries of the project itself and pools of a single test are none.
