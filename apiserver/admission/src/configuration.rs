@@ -184,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_named() {
+    fn errors_name_the_field() {
         assert!(parsed(json!([{"name": "PodSecurity"}, {"name": "LimitRanger"}])).is_ok());
         let own = json!({"apiVersion": "pod-security.admission.config.k8s.io/v1", "kind": "PodSecurityConfiguration"});
         assert!(parsed(json!([{"name": "PodSecurity", "configuration": own}])).is_ok());
@@ -216,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn quotas_are_asked_for_what_is_limited() {
+    fn quotas_are_required_for_limited_resources() {
         let of = |limited: Value| {
             let own =
                 json!({"apiVersion": VERSIONS[0], "kind": "ResourceQuotaConfiguration", "limitedResources": limited});
@@ -247,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn webhooks_are_asked_as_a_kubeconfig_says() {
+    fn webhooks_use_their_kubeconfig() {
         let of = |fields: Value| {
             let mut own = json!({"apiVersion": VERSIONS[0], "kind": "WebhookAdmissionConfiguration"});
             own.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());

@@ -245,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_left_open_is_filled_and_noted() {
+    fn missing_limits_are_filled_and_annotated() {
         let range = range(
             json!({"type": "Container", "default": {"cpu": "200m", "memory": "64Mi"}, "defaultRequest": {"cpu": "100m"}}),
         );

@@ -76,7 +76,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_node_claims_only_what_it_had() {
+    fn a_node_claims_only_its_former_range() {
         let configuration = json!({"clusterCIDR": "10.244.0.0/16", "nodeCIDRMaskSize": "24"});
         let node = |name: &str, range: &str| {
             Arc::new(json!({"metadata": {"name": name}, "spec": {"podCIDR": range, "podCIDRs": [range]}}))

@@ -66,7 +66,7 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn a_pod_asks_for_what_its_containers_do_or_for_its_own() {
+    fn the_request_of_a_pod_is_its_own_or_that_of_its_containers() {
         let mut spec = json!({
             "containers": [{"resources": {"requests": {"cpu": "1"}}}, {"resources": {"requests": {"cpu": "500m"}}}],
             "overhead": {"cpu": "10m"},

@@ -21,7 +21,7 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn what_makes_pods_has_a_template() {
+    fn workloads_have_a_template() {
         let pod = json!({"spec": {"containers": []}});
         let rows = [
             ("", "podtemplates", json!({"template": pod})),

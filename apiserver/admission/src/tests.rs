@@ -156,7 +156,7 @@ async fn a_pod_waits_for_the_account_of_a_new_namespace() {
 }
 
 #[test]
-fn what_is_created_holds_only_while_its_namespace_is_as_it_was_seen() {
+fn a_create_holds_only_while_its_namespace_is_unchanged() {
     let world = world();
     world.map.put("", "namespaces", json!({"metadata": {"name": "ns", "resourceVersion": "7"}}));
     let user = UserInfo::component("admin", None);
@@ -297,7 +297,7 @@ fn new_nodes_are_not_ready() {
 }
 
 #[test]
-fn who_names_no_class_gets_the_newest_default() {
+fn claims_without_a_class_get_the_newest_default() {
     let world = world();
     let class = |name: &str, made: &str, mark: &str| json!({"metadata": {"name": name, "creationTimestamp": made, "annotations": {(mark): "true"}}});
     let storage = "storageclass.kubernetes.io/is-default-class";

@@ -216,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn a_remembered_token_ends_with_what_it_is_bound_to() {
+    fn a_cached_token_ends_with_its_bound_object() {
         let (env, _) = Env::seeded(1, "2026-01-01T00:00:00Z".parse().unwrap());
         let key = Arc::new(SigningKey::from_pem(&rcgen::KeyPair::generate().unwrap().serialize_pem()).unwrap());
         let authenticator = Authenticator::new(&env, key.clone());

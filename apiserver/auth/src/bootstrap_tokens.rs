@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_is_good_for_what_its_secret_says() {
+    fn a_token_is_valid_for_the_usages_of_its_secret() {
         let user = authenticate_changed(|_| {}, TOKEN).unwrap();
         assert_eq!(user.name, "system:bootstrap:abcdef");
         let groups = ["system:bootstrappers", "system:bootstrappers:b", "system:bootstrappers:team:a"];

@@ -156,7 +156,7 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn only_what_is_held_can_be_granted() {
+    fn only_own_rights_can_be_granted() {
         let map = MemoryObjects::default();
         map.put(
             RBAC_GROUP,

@@ -72,7 +72,7 @@ fn any_key_is_read_or_refused() {
 }
 
 #[test]
-fn who_wants_to_be_somebody_has_a_name() {
+fn impersonation_requires_a_name() {
     const NAMES: [&str; 6] = [
         "impersonate-user",
         "impersonate-uid",

@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_this_key_signed_is_taken() {
+    fn only_tokens_of_this_key_are_accepted() {
         let (key, other) = (key(), key());
         let claims = json!({"sub": "a"});
         let token = key.sign(&claims).unwrap();

@@ -420,7 +420,7 @@ mod tests {
     }
 
     #[test]
-    fn a_kubelet_reaches_what_its_pods_name() {
+    fn a_kubelet_may_read_objects_that_its_pods_name() {
         let (map, authorizer) = (MemoryObjects::default(), NodeAuthorizer::new(Vec::new()));
         map.put("", "pods", json!({
             "metadata": {"namespace": "ns", "name": "a"},

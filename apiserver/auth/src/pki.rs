@@ -504,7 +504,7 @@ mod tests {
     }
 
     #[test]
-    fn a_server_that_runs_for_a_year_renews_and_reads_who_is_revoked() {
+    fn a_server_that_runs_for_a_year_renews_and_reads_revocations() {
         let dir = tempfile::tempdir().unwrap();
         let (env, clock) = env();
         let pki = Pki::open_or_create(dir.path(), &env, &[]).unwrap();

@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_rule_allows() {
+    fn rules_allow_by_group_resource_and_verb() {
         let rule = &rules(&json!([{"apiGroups": ["", "apps"], "resources": ["pods", "*/scale"], "verbs": ["get"]}]))[0];
         let ask = |group, resource, subresource, verb| {
             let request = Attributes { verb, group, resource, subresource, is_resource: true, ..Attributes::default() };
@@ -233,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_is_compacted_and_sorted() {
+    fn missing_rules_are_compacted_and_sorted() {
         let owned = rules(&json!([
             {"apiGroups": [""], "resources": ["pods"], "verbs": ["get"]},
             {"apiGroups": [""], "resources": ["pods", "services"], "verbs": ["list"]},

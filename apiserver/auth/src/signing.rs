@@ -324,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_signed_says_what_was_asked_for_and_verifies() {
+    fn signed_certificates_have_the_requested_names_and_verify() {
         let dir = tempfile::tempdir().unwrap();
         let (env, _) = Env::seeded(1, "2026-01-01T00:00:00Z".parse().unwrap());
         let pki = Pki::open_or_create(dir.path(), &env, &[]).unwrap();

@@ -194,7 +194,7 @@ mod tests {
 
     /// Recorded from upstream.
     #[test]
-    fn what_the_second_version_cannot_say_is_left_out() {
+    fn openapi_v2_omits_inexpressible_parts() {
         for (v3, v2) in [
             (json!({ "type": "object", PRESERVES: true, "properties": { "a": {} } }), json!({ PRESERVES: true })),
             (json!({ "type": "object", "nullable": true, "properties": { "b": {} } }), json!({})),
@@ -221,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_either_and_what_is_embedded_says_so() {
+    fn int_or_string_and_embedded_resources_are_marked() {
         let mut schema =
             json!({ "properties": { "port": { INT_OR_STRING: true }, "t": { "type": "object", EMBEDDED: true } } });
         visit_schemas(&mut schema, &mut |schema| {

@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn fields_of_one_type_are_told_apart() {
+    fn fields_of_one_type_are_distinguished() {
         for found in built_in().own() {
             let mut seen = HashSet::new();
             for field in &found.fields {

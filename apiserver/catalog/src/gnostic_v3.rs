@@ -220,7 +220,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_document_is_what_gnostic_makes_of_it() {
+    fn a_document_equals_gnostics() {
         let json: Value = serde_json::from_str(include_str!("testdata/openapi-v3.json")).expect("JSON");
         assert_eq!(document(&json), include_bytes!("testdata/openapi-v3.pb"));
     }

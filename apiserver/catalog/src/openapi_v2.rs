@@ -294,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn the_protobuf_holds_what_the_json_holds() {
+    fn the_protobuf_and_the_json_are_equal() {
         let (json, bytes) = (json(), read(Encoding::Protobuf));
         let document = fields(&bytes);
         assert_eq!(only(&document, 1), b"2.0");

@@ -225,7 +225,7 @@ fn examples_are_taken_as_they_are() {
 }
 
 #[test]
-fn what_nothing_acts_on_yet_stands_in_the_docs() {
+fn inert_kinds_are_documented() {
     let docs = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/compatibility.md");
     let docs = std::fs::read_to_string(docs).unwrap();
     let (_, table) = docs.split_once("### Served, and nothing acts on it yet").expect("the table of inert kinds");
@@ -257,7 +257,7 @@ struct RejectedCase {
 }
 
 #[test]
-fn what_upstream_refuses_is_refused_with_its_causes() {
+fn recorded_rejections_have_upstreams_causes() {
     let mut wrong = Vec::new();
     for line in REJECTED.lines() {
         let RejectedCase { case, row, sub, old, body, causes } = serde_json::from_str(line).unwrap();

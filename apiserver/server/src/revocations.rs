@@ -80,7 +80,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn what_one_server_revokes_all_refuse() {
+    async fn revocations_of_one_server_hold_for_all() {
         let (env, _) = Env::seeded(1, "2026-01-01T00:00:00Z".parse().unwrap());
         let store = Arc::new(LateStore::new(Arc::new(MemoryStore::new(env.clone()))));
         let cache = WatchCache::open(&env, store, Vec::new()).await.unwrap();

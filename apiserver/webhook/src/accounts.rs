@@ -266,7 +266,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn users_say_who_they_are() {
+    async fn credentials_of_kubeconfig_users_are_sent() {
         let one = |user: Value| parsed(json!({"users": [{"name": "*", "user": user}]}));
         let asks = async |user: Value| asks(&one(user).unwrap(), "h", 1).await;
         assert_eq!(asks(json!({"tokenFile": "token"})).await, ["authorization: Bearer of-a-file"]);

@@ -296,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_webhook_may_change() {
+    fn a_conversion_webhook_may_change_labels_and_annotations_only() {
         let mut new = object("g/v2");
         new["metadata"] =
             json!({"name": "a", "uid": "u", "labels": {"other": "x"}, "generation": 9, "finalizers": ["f"]});

@@ -99,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn each_container_is_told_with_its_imports() {
+    fn each_container_is_reported_with_its_imports() {
         let spec = json!({"containers": [
             {"name": "a", "image": "net"}, {"name": "b", "image": "pure"}, {"name": "c", "image": "gone"}, {"name": "d", "image": "never"}]});
         let all: Vec<Container<'_>> = containers(&spec).collect();
@@ -129,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_told_is_bounded_and_odd_names_are_not_known() {
+    fn messages_are_bounded_and_odd_names_are_unknown() {
         let names: Vec<String> = (0..30).map(|n| format!("a:b/c{n}")).collect();
         let one = declared(&names.iter().map(String::as_str).collect::<Vec<_>>()).unwrap();
         let spec =

@@ -41,7 +41,7 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn what_changed_is_what_is_new_or_has_another_image() {
+    fn changed_containers_are_new_or_have_another_image() {
         let old = json!({"initContainers": [{"name": "i", "image": "1"}], "containers": [{"name": "a", "image": "1"}]});
         let new = json!({
             "initContainers": [{"name": "i", "image": "1"}],

@@ -122,7 +122,7 @@ const ENFORCE: &str = "imports.coracle.dev/enforce";
 const NOTE: &str = "imports.coracle.dev/main";
 
 #[tokio::test(start_paused = true)]
-async fn a_pod_is_judged_by_what_its_image_says() {
+async fn a_pod_is_checked_by_the_imports_of_its_image() {
     let world = world(json!({ENFORCE: "*,-wasi:sockets"}));
     let (admitted, _) = world.pod("pure").await;
     assert_eq!(admitted.unwrap()["metadata"]["annotations"], json!({NOTE: "wasi:io/poll@0.2.0"}));
@@ -144,14 +144,14 @@ async fn a_pod_is_judged_by_what_its_image_says() {
 }
 
 #[tokio::test]
-async fn a_namespace_that_asks_nothing_costs_nothing() {
+async fn a_namespace_without_rules_costs_nothing() {
     let world = world(json!({"other": "x"}));
     assert_eq!(world.pod("net").await.0.unwrap(), pod("net"));
     assert!(world.registry.asked.lock().unwrap().is_empty());
 }
 
 #[tokio::test]
-async fn what_was_written_at_the_creation_stays() {
+async fn annotations_of_the_creation_are_immutable() {
     let world = world(json!({ENFORCE: "*,-wasi:sockets"}));
     let old = world.pod("pure").await.0.unwrap();
     let write =
@@ -182,7 +182,7 @@ async fn what_was_written_at_the_creation_stays() {
 }
 
 #[tokio::test]
-async fn what_a_pod_says_of_itself_counts_for_nothing() {
+async fn annotations_of_a_pod_grant_no_imports() {
     let world = world(json!({ENFORCE: "*,-wasi:sockets"}));
     let mut liar = pod("net");
     liar["metadata"]["annotations"] = json!({NOTE: ""});

@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_baseline_forbids() {
+    fn the_baseline_standard_is_enforced() {
         let rows = [
             (
                 container(json!({"privileged": true})),
@@ -215,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_restricted_standard_forbids() {
+    fn the_restricted_standard_is_enforced() {
         let spec = json!({
             "securityContext": {"runAsNonRoot": false, "runAsUser": 0, "seccompProfile": {"type": "Localhost"}},
             "volumes": [{"name": "n", "nfs": {}}, {"name": "h", "hostPath": {}}, {"name": "u"}],

@@ -93,7 +93,7 @@ async fn pods_are_refused_and_templates_warned_of() {
 }
 
 #[tokio::test]
-async fn what_was_there_before_the_label_may_still_be_labelled() {
+async fn pods_older_than_the_label_can_still_be_labelled() {
     let map = MemoryObjects::default();
     map.put("", "namespaces", namespace_of(&[("enforce", "baseline")]));
     let (old, mut new) = (privileged(), privileged());
@@ -149,7 +149,7 @@ async fn wrong_labels_are_refused_once() {
 }
 
 #[tokio::test]
-async fn defaults_hold_where_nothing_is_said_and_exemptions_let_pass() {
+async fn defaults_apply_without_labels_and_exemptions_pass() {
     let own = |exemptions: Value| {
         Configuration::parse(&json!({"apiVersion": "pod-security.admission.config.k8s.io/v1",
             "kind": "PodSecurityConfiguration", "defaults": {"enforce": "baseline"}, "exemptions": exemptions}))

@@ -59,7 +59,7 @@ mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread")]
-    async fn it_is_made_once_for_all_who_wait() {
+    async fn the_value_is_computed_once_for_all_waiters() {
         let lazy = Arc::new(Lazy::new(Arc::new(json!(7)), make));
         assert_eq!(MADE.load(Ordering::Relaxed), 0, "nobody has asked");
         let asking = (0..20).map(|_| {

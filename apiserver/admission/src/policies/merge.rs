@@ -129,7 +129,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lists_merge_by_what_they_are() {
+    fn lists_merge_by_their_type() {
         let pod = SharedType::named(built_in(), "io.k8s.api.core.v1.Pod").expect("a type");
         let mut object = json!({
             "metadata": {"labels": {"a": "b"}, "finalizers": ["x"]},

@@ -251,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn refusals_name_who_refuses() {
+    fn rejections_name_their_webhook() {
         let told = |rejection: Value| {
             let status = rejection_error("x", serde_json::from_value(rejection).unwrap()).status();
             (status.code, status.message)

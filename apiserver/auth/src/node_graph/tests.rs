@@ -153,7 +153,7 @@ fn a_witness_is_believed_no_longer_than_it_holds() {
 }
 
 #[test]
-fn what_is_allowed_reads_no_pod_and_what_is_not_reads_what_changed() {
+fn allowed_requests_read_no_pod_and_denied_ones_read_changes() {
     let map = MemoryObjects::default();
     for n in 0..30 {
         map.put("", "pods", pod("ns", &format!("p{n}"), "n1", &[&format!("s{n}")], &[]));
@@ -410,7 +410,7 @@ async fn write(cache: &WatchCache, lookup: &Lookup, pods: &[(usize, usize)], pha
 }
 
 #[tokio::test]
-async fn a_thousand_nodes_ask_for_what_they_have_no_right_to() {
+async fn a_thousand_nodes_request_forbidden_objects() {
     let (cache, lookup) = cluster().await;
     let (counted, graph) = (Counted::new(&lookup), NodeGraph::default());
     // Each node requests the Secrets of another node's pods, in namespaces with and without pods of its own.

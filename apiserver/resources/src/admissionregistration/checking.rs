@@ -216,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn what_no_object_has_is_told_of_each_kind() {
+    fn fields_that_no_object_has_are_reported_for_each_kind() {
         let rules = [rule(&["apps"], &["v1"], &["deployments", "replicasets", "deployments/scale"])];
         let warnings = warnings_of(&policy(&rules, &["object.spec.replicas > 1", "object.spec.nothing == 1"]));
         let one = |kind: &str| {
@@ -229,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn what_may_be_right_is_not_told() {
+    fn possibly_valid_expressions_have_no_warning() {
         let rules = [rule(&[""], &["v1"], &["pods"])];
         let right = [
             "object.metadata.labels['a'] == 'b'",
@@ -267,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn wildcards_and_what_is_not_served_are_not_checked() {
+    fn wildcards_and_unserved_kinds_are_not_checked() {
         for rules in [
             vec![],
             vec![rule(&["*"], &["v1"], &["pods"])],

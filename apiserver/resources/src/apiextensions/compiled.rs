@@ -293,7 +293,7 @@ mod tests {
 
     /// The size of a compiled schema is proportional to its text, which bounds the memory.
     #[test]
-    fn what_is_made_of_a_schema_is_in_proportion_to_its_text() {
+    fn a_compiled_schema_is_proportional_to_its_text() {
         let schema = schema(50);
         let text = schema.to_string().len();
         let compilations = Arc::default();
@@ -345,7 +345,7 @@ mod tests {
     }
 
     #[test]
-    fn one_larger_than_the_bound_is_made_once_for_all_who_use_it_now() {
+    fn an_oversized_schema_is_compiled_once_for_its_current_users() {
         let compilations = Arc::new(SchemaCache::new(1));
         let (a, b) = (served("a", &schema(2), &compilations), served("b", &schema(2), &compilations));
         for _ in 0..3 {

@@ -509,7 +509,7 @@ mod tests {
     }
 
     #[test]
-    fn a_volume_has_one_source_and_what_it_needs() {
+    fn a_volume_has_one_source_with_its_required_fields() {
         let with = |source: Value| {
             let mut spec = json!({"accessModes": ["ReadWriteOnce"], "capacity": {"storage": "1Gi"}});
             spec.as_object_mut().unwrap().extend(source.as_object().unwrap().clone());
@@ -535,7 +535,7 @@ mod tests {
     }
 
     #[test]
-    fn what_it_is_made_of_stays() {
+    fn the_source_of_a_volume_is_immutable() {
         let volume = |source: Value| json!({"metadata": {"name": "v"}, "spec": source});
         let said = |new: &Value, old: &Value| -> Vec<String> {
             let mut errors = ErrorList::new();

@@ -259,7 +259,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn scopes_fit_what_they_limit_and_each_other() {
+    fn scopes_fit_their_resources_and_each_other() {
         let errors_of = |spec: Value| -> Vec<String> {
             let mut errors = ErrorList::new();
             validate(&mut errors, &spec);

@@ -184,7 +184,7 @@ mod tests {
 
     /// Go's output.
     #[test]
-    fn what_is_absent_is_shown_as_it_is_in_go() {
+    fn absent_fields_are_printed_as_in_go() {
         let attribute = json!({"int": 1, "string": "<"});
         assert_eq!(
             compact(&attribute, "DeviceAttribute"),

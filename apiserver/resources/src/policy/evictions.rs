@@ -239,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn an_evicted_pod_says_so_once() {
+    fn an_evicted_pod_has_one_disruption_condition() {
         let pod = disrupted(&json!({"status": {}}), Timestamp::UNIX_EPOCH);
         assert_eq!(pod["status"]["conditions"][0]["reason"], "EvictionByEvictionAPI");
         let later = Timestamp::from_second(60).unwrap();

@@ -458,7 +458,7 @@ mod tests {
     }
 
     #[test]
-    fn a_start_makes_what_is_missing_and_keeps_the_rest() {
+    fn a_start_creates_missing_objects_and_keeps_the_others() {
         let objects = ObjectReader::default();
         let wanted = desired(&cluster());
         assert_eq!(apply(&objects, plan(&objects, &wanted)), wanted.len());

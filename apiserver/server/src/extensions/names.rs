@@ -62,7 +62,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn those_who_wait_are_found_in_their_group() {
+    fn pending_definitions_are_found_in_their_group() {
         let mut names = NameIndex::default();
         for (name, group, status) in [("a.g", "g", "True"), ("b.g", "g", "False"), ("c.h", "h", "False")] {
             names.insert_names(&json!({"metadata": {"name": name}, "spec": {"group": group}, "status": {

@@ -14,7 +14,7 @@ fn pieces(of: &'static [&'static str]) -> impl ValueGenerator<Output = String> {
 }
 
 #[test]
-fn what_is_written_as_a_query_is_read() {
+fn queries_survive_encoding() {
     check!().with_type::<Vec<(String, String)>>().for_each(|pairs| {
         let text: Vec<String> = pairs
             .iter()

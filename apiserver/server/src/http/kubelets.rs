@@ -315,7 +315,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_node_is_where_it_says() {
+    fn a_node_is_at_its_reported_address() {
         let at = |address: &str, port: Value| {
             let addresses = json!([{"type": "Hostname", "address": "n"}, {"type": "InternalIP", "address": address}]);
             let endpoints = json!({"kubeletEndpoint": {"Port": port}});

@@ -104,7 +104,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn clients_that_take_nothing_hold_up_nobody() {
+    async fn clients_that_do_not_read_delay_no_others() {
         let mut slow = Vec::new();
         for _ in 0..4 * PIECES_AT_ONCE {
             let mut stream = body(pieces(9).0, false).into_data_stream();

@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn a_node_that_was_made_anew_gets_none_of_its_predecessors() {
+    fn a_node_that_was_created_again_gets_no_connection_of_its_predecessor() {
         let (mut pool, open) = (Pool::new(IDLE_CONNECTIONS_MAX), |_: &u32| true);
         pool.keep(node("a", 1), 1, at(0), at(0), open);
         assert_eq!(pool.take(&node("b", 1), at(1), open), None);

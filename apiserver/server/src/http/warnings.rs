@@ -70,7 +70,7 @@ mod tests {
     /// v1.36.3's response to a Pod with 500 equal ports (48 warnings of 86 characters and more), and to 40 unknown
     /// fields with names of 300 characters (16 truncated warnings).
     #[test]
-    fn the_bound_is_upstreams_and_says_what_it_leaves_out() {
+    fn the_bound_is_upstreams_and_truncation_is_marked() {
         let port = |a: usize, b: usize| {
             format!("spec.containers[0].ports[{a}]: duplicate port definition with spec.containers[0].ports[{b}]")
         };

@@ -148,7 +148,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_table_has_what_all_containers_use() {
+    fn a_table_has_the_usage_of_all_containers() {
         let usage = |cpu: &str, memory: &str| json!({"usage": {"cpu": cpu, "memory": memory}});
         let pod = json!({"metadata": {"name": "p"}, "window": "15s",
             "containers": [usage("1500n", "1Ki"), usage("0", "1Mi")]});

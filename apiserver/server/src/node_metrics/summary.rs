@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn what_containers_serve_is_added_up() {
+    fn metrics_of_containers_are_added_up() {
         let rps = |value: f64| json!({"userDefinedMetrics": [{"name": "rps", "value": value, "time": "t", "windowSeconds": 15.2}]});
         let one = custom_metrics(&[rps(0.25)]);
         assert_eq!(one["rps"], CustomMetric { milli: 250, time: json!("t"), window_seconds: 15 });
@@ -193,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_known_is_not_shown() {
+    fn unknown_metrics_are_absent() {
         let read = Summary::read(&summary());
         for uid in ["young", "other"] {
             assert_eq!(read.pod(&json!({"metadata": {"name": "p", "uid": uid}})), None);

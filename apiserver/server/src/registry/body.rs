@@ -217,7 +217,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_given_empty_is_shown_so_and_stored_as_absent() {
+    fn empty_fields_are_returned_and_stored_as_absent() {
         let row = crate::test_catalog::resource("", "pods");
         let text =
             br#"{"apiVersion":"v1","kind":"Pod","metadata":{"labels":{}},"spec":{"nodeSelector":{},"tolerations":null,

@@ -209,7 +209,7 @@ fn protobuf(containers: usize) -> Vec<u8> {
 }
 
 #[test]
-fn what_expands_out_of_proportion_is_refused_before_it_does() {
+fn disproportionate_expansions_are_rejected_in_advance() {
     let pods = row("Pod");
     let outcome = create(pods, &protobuf(700_000), Media::Protobuf);
     assert_eq!(

@@ -199,7 +199,7 @@ async fn a_custom_scale_is_managed_where_its_path_leads_and_a_status_is_nothing_
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_volume_is_bound_beside_who_applies_it() {
+async fn a_volume_is_bound_while_a_user_applies_it() {
     let outside = outside().await;
     let one = "/api/v1/persistentvolumes/x";
     let claim = json!({"namespace": "default", "name": "c"});

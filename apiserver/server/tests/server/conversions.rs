@@ -195,7 +195,7 @@ fn managers(object: &Value) -> Vec<(String, String, Vec<String>)> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_applies_in_another_version_keeps_what_is_his_and_takes_what_is_not() {
+async fn an_apply_in_another_version_keeps_own_fields_and_takes_others() {
     let (outside, hooks) = (apply::outside().await, hooks().await);
     outside.server.defined(&hooks, "/good", &hooks.ca).await;
     let apply = async |path: &str, manager: &str, spec: Value, more: &str| {
@@ -236,7 +236,7 @@ async fn who_applies_in_another_version_keeps_what_is_his_and_takes_what_is_not(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_dry_run_asks_as_the_write_would() {
+async fn a_dry_run_converts_as_the_write_does() {
     let (server, hooks) = (server().await, hooks().await);
     server.defined(&hooks, "/good", &hooks.ca).await;
     let (code, dry) = server.ask("POST", &format!("{V2}?dryRun=All"), &thing("a", json!({"sizes": [1, 2]}))).await;
@@ -259,7 +259,7 @@ async fn a_conversion_changes_labels_and_nothing_else_of_metadata() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn hooks_that_fail_are_named_and_harm_nobody() {
+async fn failing_webhooks_are_named_and_harm_no_other_kind() {
     let (server, hooks) = (Arc::new(server().await), hooks().await);
     server.defined(&hooks, "/good", &hooks.ca).await;
     assert_eq!(server.ask("POST", V1, &thing("a", json!({"size": 1}))).await.0, 201);

@@ -151,7 +151,7 @@ async fn a_definition_shows_the_list_of_versions_that_it_was_given() {
 
 /// Upstream responds to each delete with the marked definition until it is removed.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_definition_that_waits_for_its_finalizer_is_what_a_delete_answers() {
+async fn a_delete_returns_the_definition_that_waits_for_its_finalizer() {
     let server = server().await;
     let mut held = definition(&json!({"type": "object"}));
     held["metadata"]["finalizers"] = json!(["example.com/hold"]);

@@ -93,7 +93,7 @@ async fn budgets_that_are_not_looked_at_yet_or_are_two_let_nothing_go() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_is_not_ready_goes_by_the_budgets_policy_and_preconditions_hold() {
+async fn unready_pods_are_evicted_by_the_budgets_policy() {
     let server = prepared().await;
     server.pod("p", "Running", "False").await;
     server.budget(selecting(), json!({"observedGeneration": 1, "disruptionsAllowed": 0, "currentHealthy": 0, "desiredHealthy": 1, "expectedPods": 1})).await;

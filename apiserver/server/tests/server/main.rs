@@ -329,7 +329,7 @@ async fn objects_with_any_name_are_listed_and_deleted_with_their_namespace() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn bookmarks_show_only_what_the_kind_has() {
+async fn bookmarks_have_only_fields_of_the_kind() {
     let server = server().await;
     for (path, replicas) in [
         ("/apis/apps/v1/namespaces/default/deployments", json!(0)),
@@ -349,7 +349,7 @@ async fn bookmarks_show_only_what_the_kind_has() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nobody_overwrites_anybody() {
+async fn concurrent_writers_lose_no_update() {
     const WRITERS: usize = 16;
     const ROUNDS: usize = 8;
     let server = Arc::new(server().await);

@@ -26,7 +26,7 @@ impl Server {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_has_a_page_is_told_so_and_gets_nothing() {
+async fn an_unchanged_page_is_304() {
     let server = server().await;
     for path in ["/openapi/v3/api/v1", "/openapi/v3/apis/apps/v1", "/api", "/apis"] {
         let (code, tag, length) = server.page(path, None).await;

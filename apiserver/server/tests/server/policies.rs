@@ -75,7 +75,7 @@ async fn variables_the_authorizer_and_the_namespace_are_seen() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn policies_see_who_manages_what_they_ask_for() {
+async fn policies_see_managed_fields() {
     let server = server().await;
     let expression = "object.metadata.managedFields.exists(entry, entry.manager == 'me')";
     let spec = json!({"validations": [{"expression": expression}],
@@ -90,7 +90,7 @@ async fn policies_see_who_manages_what_they_ask_for() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_does_not_fit_the_schema_is_refused_by_its_path() {
+async fn schema_violations_are_rejected_with_their_path() {
     let server = server().await;
     server.mutating("p", json!({"reinvocationPolicy": "Never", "mutations": [apply("Object{nothing: 1}")]})).await;
     let (code, answer) = server.map("a", json!({})).await;
@@ -100,7 +100,7 @@ async fn what_does_not_fit_the_schema_is_refused_by_its_path() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn policies_change_what_others_then_see() {
+async fn later_policies_see_earlier_mutations() {
     let server = server().await;
     // The first policy sees the second one's change, as it requests reinvocation.
     let label =
@@ -120,7 +120,7 @@ async fn policies_change_what_others_then_see() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_policy_does_wrong_is_named_and_harms_nothing() {
+async fn errors_of_a_policy_are_named_and_harm_nothing() {
     let server = server().await;
     let wrong = apply("Object{data: object.nothing}");
     let spec = json!({"failurePolicy": "Ignore", "reinvocationPolicy": "Never", "mutations": [wrong]});
@@ -150,7 +150,7 @@ fn json_patch(expression: &str) -> Value {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_mutation_whose_test_fails_changes_nothing_and_none_changes_what_an_object_is() {
+async fn mutations_with_a_failed_test_change_nothing_and_none_changes_identity() {
     let server = server().await;
     let patch =
         "[JSONPatch{op: 'test', path: '/data/a', value: '1'}, JSONPatch{op: 'add', path: '/data/b', value: '2'}]";
@@ -199,7 +199,7 @@ async fn a_json_patch_that_does_not_apply_is_refused_with_the_librarys_reason() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_policy_is_asked_about_reviews_and_all_about_webhooks() {
+async fn policies_skip_reviews_and_see_webhook_configurations() {
     let server = server().await;
     let any = json!([{"apiGroups": ["*"], "apiVersions": ["*"], "operations": ["CREATE"], "resources": ["*"]}]);
     let spec = json!({"matchConstraints": {"resourceRules": any}, "validations": [{"expression": "false"}]});

@@ -45,7 +45,7 @@ fn binding(kind: &str, policy: &str, params: Value) -> Value {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_may_not_read_parameters_hands_none_to_a_policy() {
+async fn policies_need_read_access_to_their_parameters() {
     let server = server().await;
     let rules = json!([{"apiGroups": ["admissionregistration.k8s.io"], "resources": ["*"], "verbs": ["*"]}]);
     let author = server.grant("author", rules).await;
@@ -92,7 +92,7 @@ async fn who_may_not_read_parameters_hands_none_to_a_policy() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_right_to_escalate_by_name_is_of_what_the_path_names() {
+async fn the_right_to_escalate_by_name_is_that_of_the_path() {
     let server = server().await;
     let rules = json!([
         {"apiGroups": ["rbac.authorization.k8s.io"], "resources": ["clusterroles"], "verbs": ["create", "update"]},

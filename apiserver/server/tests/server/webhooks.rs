@@ -150,7 +150,7 @@ fn named(name: &str) -> Value {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn hooks_change_and_refuse_what_is_written() {
+async fn webhooks_change_and_reject_writes() {
     let (server, hooks) = (server().await, hooks().await);
     let mut again = hooks.hook("/second", "configmaps");
     again["reinvocationPolicy"] = json!("IfNeeded");
@@ -177,7 +177,7 @@ async fn hooks_change_and_refuse_what_is_written() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn deletes_ask_about_what_is_there() {
+async fn deletes_of_existing_objects_call_webhooks() {
     let (server, hooks) = (server().await, hooks().await);
     assert_eq!(server.ask("POST", CONFIGS, &named("c")).await.0, 201);
     server.hooked("Mutating", "m", vec![hooks.hook("/deny", "configmaps")]).await;
@@ -188,7 +188,7 @@ async fn deletes_ask_about_what_is_there() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_hook_adds_is_defaulted_and_seen_by_all_plugins() {
+async fn additions_of_a_webhook_are_defaulted_and_seen_by_all_plugins() {
     let (server, hooks) = (server().await, hooks().await);
     let account = named("default");
     assert_eq!(server.ask("POST", "/api/v1/namespaces/default/serviceaccounts", &account).await.0, 201);
@@ -202,7 +202,7 @@ async fn what_a_hook_adds_is_defaulted_and_seen_by_all_plugins() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn reviews_show_who_manages_fields_and_hooks_may_say_otherwise() {
+async fn reviews_have_managed_fields_and_webhooks_may_change_them() {
     let (outside, hooks) = (super::apply::outside().await, hooks().await);
     outside.server.hooked("Mutating", "a", vec![hooks.hook("/owner", "configmaps")]).await;
     let map = json!({"metadata": {"name": "c"}, "data": {"a": "a"}});
@@ -257,7 +257,7 @@ async fn a_patch_that_does_not_apply_is_refused_with_the_librarys_reason() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn hooks_that_fail_are_named_and_harm_nobody_else() {
+async fn failing_webhooks_are_named_and_harm_no_other_request() {
     let (server, hooks) = (Arc::new(server().await), hooks().await);
     let rows = [
         ("Mutating", "/never", "context deadline exceeded"),

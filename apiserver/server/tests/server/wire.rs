@@ -34,7 +34,7 @@ impl Server {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn protobuf_says_what_json_says() {
+async fn protobuf_and_json_are_equal() {
     let server = server().await;
     let maps = "/api/v1/namespaces/default/configmaps";
     for n in 0..300 {
@@ -61,7 +61,7 @@ async fn protobuf_says_what_json_says() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_made_when_asked_for_has_a_table_where_it_has_columns() {
+async fn virtual_resources_have_tables_if_they_have_columns() {
     let server = server().await;
     let table = "application/json;as=Table;g=meta.k8s.io;v=v1";
     for path in ["/api/v1/componentstatuses", "/api/v1/componentstatuses/etcd-0"] {

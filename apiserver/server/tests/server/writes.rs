@@ -68,7 +68,7 @@ async fn the_status_of_a_policy_is_conditions_and_no_metadata() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_pods_status_has_what_features_that_are_on_have() {
+async fn the_status_of_a_pod_has_the_fields_of_enabled_features() {
     let server = server().await;
     let accounts = "/api/v1/namespaces/default/serviceaccounts";
     assert_eq!(server.ask("POST", accounts, &json!({"metadata": {"name": "default"}})).await.0, 201);

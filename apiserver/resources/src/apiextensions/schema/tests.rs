@@ -16,7 +16,7 @@ fn sentences(value: &Value, schema: &Schema) -> Vec<String> {
 }
 
 #[test]
-fn what_is_not_known_goes_and_is_told() {
+fn unknown_fields_are_pruned_and_reported() {
     let schema = made(json!({"spec": {"type": "object", "properties": {
         "kept": {"type": "object", "x-kubernetes-preserve-unknown-fields": true,
             "properties": {"known": {"type": "object", "properties": {"a": {"type": "string"}}}}},
@@ -109,7 +109,7 @@ fn sentences_are_upstreams() {
 }
 
 #[test]
-fn what_did_not_change_is_let_pass() {
+fn unchanged_invalid_values_pass() {
     let schema = compile(&json!({"type": "object", "properties": {"spec": {"type": "object", "properties": {
         "a": {"type": "string", "maxLength": 1}, "b": {"type": "string", "maxLength": 1},
         "l": {"type": "array", "x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["k"], "items":
@@ -137,7 +137,7 @@ fn lists_that_hold_an_item_twice() {
 }
 
 #[test]
-fn paths_find_what_they_say() {
+fn paths_find_their_schemas() {
     let object =
         json!({"spec": {"items": [{"name": "a", "n": 1}, {"name": "b", "n": 5}], "a.b": 1, "m": {"x": 1, "y": 2}}});
     let find = |text: &str| {

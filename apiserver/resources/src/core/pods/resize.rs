@@ -283,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn who_cannot_be_resized_is_told() {
+    fn pods_that_cannot_be_resized_are_rejected() {
         let old = pod(json!({"requests": {"cpu": "1"}}));
         let new = pod(json!({"requests": {"cpu": "2"}}));
         let with = |key: &str, value: Value| {

@@ -467,7 +467,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_asked_for_must_be_free_and_inside() {
+    fn requested_addresses_are_free_and_in_range() {
         let allocator = allocator();
         let held = service(
             "a",

@@ -48,7 +48,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_user_has_his_share_and_nobody_elses() {
+    fn a_user_has_a_share_of_his_own() {
         let limits = Arc::new(ProxyLimits::default());
         let all: Vec<ProxyPermit> = std::iter::from_fn(|| limits.try_acquire("a")).collect();
         assert_eq!(all.len(), PROXIED_MAX);

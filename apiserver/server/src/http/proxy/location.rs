@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pods_port_is_asked_for_or_its_first() {
+    fn the_port_of_a_pod_is_the_requested_or_the_first() {
         let pod = json!({"spec": {"containers": [{}, {"ports": [{"containerPort": 8080}]}]}});
         let port = |id| Backend::parse(id, "pod").unwrap().pod_port(&pod).map_err(|error| error.status().message);
         assert_eq!(port("a"), Ok(8080));
@@ -235,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn admission_sees_what_is_asked_of_the_proxied() {
+    fn admission_sees_the_proxied_request() {
         for (path, namespaced, seen) in [
             ("/api/v1/namespaces/n/services/s/proxy/a%20b/", true, "/a b/"),
             ("/api/v1/namespaces/n/services/s/proxy", true, ""),

@@ -302,7 +302,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_meant_for_the_server_stays_with_it() {
+    fn headers_for_the_server_are_not_forwarded() {
         let mut from = HeaderMap::new();
         for (name, value) in [
             ("authorization", "Bearer secret"),

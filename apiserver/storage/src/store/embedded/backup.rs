@@ -318,7 +318,7 @@ mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn what_is_no_backup_or_no_store_is_refused() {
+    async fn invalid_backups_and_stores_are_rejected() {
         let folder = tempfile::tempdir().unwrap();
         let (from, file, to) = (folder.path().join("a"), folder.path().join("b"), folder.path().join("c"));
         assert!(matches!(backup(&from, &file, None), Err(BackupError::NoStore(_))));

@@ -64,7 +64,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_the_key_opens_what_it_sealed() {
+    fn only_the_same_key_opens_a_sealed_file() {
         let key = |byte: u8| SealingKey::parse(format!("{}\n", STANDARD.encode([byte; 32])).as_bytes()).unwrap();
         let sealed = key(1).seal(b"secret".to_vec()).unwrap();
         assert!(is_sealed(&sealed) && !sealed.windows(6).any(|part| part == b"secret"));

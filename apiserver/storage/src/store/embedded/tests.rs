@@ -56,7 +56,7 @@ async fn keeps_the_contract() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_restart_keeps_state_and_history_whatever_happens_to_sled() {
+async fn a_restart_keeps_state_and_history_with_any_damage_to_sled() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path();
     let mut expected = BTreeMap::new();
