@@ -65,7 +65,7 @@ async fn values_go_and_come_typed() {
 }
 
 #[tokio::test]
-async fn errors_say_whose_doing_they_are() {
+async fn errors_name_the_side_that_failed() {
     let plugin = plugin().await;
     let call = async |function: &str| plugin.call::<Value>(function, &()).await.unwrap_err();
     let CallError::Arguments(text) = call("wrong").await else { panic!("another error") };

@@ -285,7 +285,7 @@ mod tests {
 
     #[cfg(unix)]
     #[test]
-    fn only_the_own_user_reads_a_file_whatever_was_there() {
+    fn a_file_is_readable_by_its_own_user_only_even_over_another() {
         use std::os::unix::fs::PermissionsExt as _;
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a.json");

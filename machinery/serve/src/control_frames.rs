@@ -360,7 +360,7 @@ mod tests {
         }
 
         #[test]
-        fn a_client_gets_what_time_and_responses_allow(
+        fn frames_of_a_client_are_bounded_by_time_and_responses(
             steps in proptest::collection::vec((0u64..50, 0u64..3, 0u64..40), 1..2000),
         ) {
             let (mut budget, mut now) = (Budget::new(Duration::ZERO), Duration::ZERO);

@@ -65,7 +65,7 @@ mod tests {
     const IDLE_MAX: Duration = Duration::from_secs(2);
 
     #[tokio::test(start_paused = true)]
-    async fn one_more_request_is_answered_and_says_that_it_was_the_last() {
+    async fn one_more_request_is_served_with_connection_close() {
         let (env, ending) = (Env::real(), CancellationToken::new());
         let last = LastRequest::new(ending.clone());
         let announced = |status: u16| {

@@ -59,7 +59,7 @@ fn echoing(table: &Arc<SocketTable>, stop: &CancellationToken) -> (SocketAddr, t
 }
 
 #[tokio::test]
-async fn a_retired_table_completes_what_was_accepted_and_leaves_the_rest() {
+async fn a_retired_table_completes_accepted_connections_only() {
     let (table, stop) = (Arc::new(SocketTable::default()), CancellationToken::new());
     let (address, running) = echoing(&table, &stop);
     let held = table.open();

@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_read_is_written_so_that_it_reads_the_same() {
+    fn parsed_headers_are_written_equally() {
         bolero::check!().with_type::<(Vec<(u8, u8)>, Vec<Vec<u8>>)>().for_each(|(edits, states)| {
             let mut parent = PARENT.as_bytes().to_vec();
             for (at, byte) in edits {
