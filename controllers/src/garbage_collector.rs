@@ -433,7 +433,7 @@ mod tests {
     }
 
     #[test]
-    fn only_changes_of_what_decisions_read_wake_the_controller() {
+    fn only_changes_of_relevant_fields_wake_the_controller() {
         let woken = |change: &dyn Fn(&mut Value)| {
             let mut cluster = family();
             let pods = Kind::of::<machinery_client::Pod>();

@@ -191,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn a_kind_is_found_in_whatever_version_serves_it() {
+    fn a_kind_is_found_in_any_served_version() {
         let ask = |path: &str| Stop::Ask(vec![Effect::Get(path.into())]);
         let find = |pass: &Pass, version: &str, kind: &str| {
             mapping(pass, &mut Vec::new(), version, kind).map(|found| found.scale("a", "b c"))

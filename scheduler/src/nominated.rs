@@ -81,7 +81,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_decided_counts_until_the_api_says_something() {
+    fn nominations_count_until_the_api_reports() {
         let mut nominated = Nominated::default();
         let key = ObjectKey::new("a", "p");
         nominated.set(pod("p", "1", None), "n1");

@@ -234,7 +234,7 @@ fn requests_count_sidecars_init_containers_overhead_and_the_pods_own() {
 }
 
 #[test]
-fn pods_of_a_workload_or_service_are_spread_without_being_asked() {
+fn pods_of_a_workload_or_service_are_spread_by_default() {
     let zones = ["a", "a", "b", "b", "b", "b"];
     let nodes = zones.iter().enumerate().map(|(n, zone)| {
         let labels = json!({"metadata": {"labels": {"topology.kubernetes.io/zone": zone}}});
@@ -324,7 +324,7 @@ fn five_thousand_nodes() {
 
 /// Any user who creates pods can set a node name and the maximum requests; the node rejects the pod, and it is deleted.
 #[test]
-fn what_a_node_holds_survives_pods_that_ask_for_everything() {
+fn running_pods_survive_pods_that_request_everything() {
     let all = asking(
         json!({"cpu": "9223372036854775807", "memory": "9223372036854775807", "example.com/g": "9223372036854775807"}),
     );
@@ -448,7 +448,7 @@ fn let_go<'a>(cycle: Cycle<'a>, filters: &mut Filters<'a>, diagnosis: &Diagnosis
 
 /// A `PostFilter` may run the filters without certain pods; the first nomination ends the loop.
 #[test]
-fn post_filters_try_who_would_have_to_go() {
+fn post_filters_simulate_victims() {
     let apart = |name: &str, priority: i32, cpu: &str| {
         let mut pod = pod(
             name,

@@ -417,7 +417,7 @@ mod tests {
     }
 
     #[test]
-    fn what_belongs_to_another_is_not_given() {
+    fn addresses_of_others_are_not_certified() {
         let why = |others: Vec<Value>| match verdict(&csr(json!({})), &request(), others) {
             Verdict::Leave(why) => why,
             other => format!("{other:?}"),

@@ -297,7 +297,7 @@ fn a_large_zone_that_is_partly_down_gives_up_nodes_slowly() {
 }
 
 #[test]
-fn an_excluded_node_says_nothing_about_its_zone() {
+fn an_excluded_node_does_not_count_for_its_zone() {
     let mut nodes = of_zone("z", 2);
     nodes[0]["metadata"]["labels"]["node.kubernetes.io/exclude-disruption"] = json!("");
     let mut cluster = crate::simulation(at(0), nodes);

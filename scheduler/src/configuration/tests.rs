@@ -98,7 +98,7 @@ fn plugins_are_on_and_off_at_each_point() {
 }
 
 #[test]
-fn what_is_wrong_is_told_in_upstreams_words() {
+fn errors_have_upstreams_words() {
     let plugins = |plugins: Value| json!({"profiles": [{"plugins": plugins}]});
     let creating = "initializing profiles: creating profile for scheduler name default-scheduler:";
     let cases = [
@@ -165,7 +165,7 @@ fn refused<const N: usize>(cases: [(Value, String); N]) {
 }
 
 #[test]
-fn wrong_arguments_are_told_in_upstreams_words() {
+fn invalid_arguments_have_upstreams_message() {
     let config = |name: &str, args: Value| json!({"profiles": [{"pluginConfig": [{"name": name, "args": args}]}]});
     let at = "profiles[0].pluginConfig[0].args";
     let fit = |strategy: Value| config("NodeResourcesFit", json!({"scoringStrategy": strategy}));
@@ -228,7 +228,7 @@ fn asking(name: &str, requests: Value) -> PodInfo {
 }
 
 #[test]
-fn resources_are_scored_as_the_file_says() {
+fn resources_are_scored_as_configured() {
     let gpus = |count: &str| json!({"status": {"allocatable": {"example.com/gpu": count}}});
     let mut snapshot = cluster(&[("empty", gpus("8")), ("full", gpus("8"))]);
     snapshot.put_pod(Arc::new(asking("p", json!({"example.com/gpu": "4"}))), "full", false);
@@ -262,7 +262,7 @@ fn resources_are_scored_as_the_file_says() {
 }
 
 #[test]
-fn affinity_and_spreading_are_as_the_file_says() {
+fn affinity_and_spreading_are_as_configured() {
     let zone = |zone: &str| json!({"metadata": {"labels": {"zone": zone}}});
     let snapshot = cluster(&[("a", zone("a")), ("b", zone("b"))]);
     let term = |zone: &str| json!({"matchExpressions": [{"key": "zone", "operator": "In", "values": [zone]}]});
@@ -460,7 +460,7 @@ fn a_component_has_a_name_of_its_own() {
 }
 
 #[test]
-fn a_filter_that_is_off_leaves_what_was_said_before_nodes_are_tried() {
+fn a_disabled_filter_keeps_the_results_of_pre_filters() {
     let snapshot = cluster(&[("a", json!({})), ("b", json!({}))]);
     let off = |name: &str| profile(json!({"plugins": {"filter": {"disabled": [{"name": name}]}}}));
     let huge = asking("huge", json!({"cpu": "5000"}));

@@ -118,7 +118,7 @@ fn a_recording_replays_with_the_pod_as_if_it_had_no_node() {
 }
 
 #[test]
-fn what_is_no_recording_is_refused_with_its_reason() {
+fn invalid_recordings_are_rejected_with_a_reason() {
     let why = |file: serde_json::Value| match Recording::parse(&file.to_string()).and_then(|r| r.explain()) {
         Err(why) => why,
         Ok(explanation) => panic!("{explanation:?}"),

@@ -32,7 +32,7 @@ const PIECES: [&str; 23] = [
 ];
 
 #[test]
-fn whatever_is_answered_is_bounded_by_what_was_asked() {
+fn responses_of_an_extender_are_bounded_by_the_request() {
     check!().with_type::<(Vec<u8>, bool, i64)>().for_each(|(order, by_name, weight)| {
         let answer: String = order.iter().take(40).map(|at| PIECES[usize::from(*at) % PIECES.len()]).collect();
         let mut verdicts = Verdicts::new(["a".to_owned(), "b".to_owned()]);

@@ -185,7 +185,7 @@ fn random(seed: u64) -> Random {
 /// After any changes, the updated indexes give the same decisions as a full count and as a new snapshot. Every plugin
 /// of the table that filters or scores takes part.
 #[test]
-fn indexed_plugins_decide_as_counting_anew_does() {
+fn indexed_plugins_decide_as_a_full_count_does() {
     let (mut refused, mut preferred) = (BTreeSet::new(), BTreeSet::new());
     for seed in 0..60 {
         let random = random(seed);
@@ -239,7 +239,7 @@ fn indexed_plugins_decide_as_counting_anew_does() {
 /// After `add_pod` or `remove_pod`, a filter rejects the same nodes as a filter that `PreFilter` creates for the
 /// changed cluster.
 #[test]
-fn filters_can_be_told_of_a_pod_more_or_less() {
+fn filters_can_add_and_remove_a_pod() {
     for seed in 0..150 {
         let random = random(seed);
         let mut changes: Vec<Change> = (0..30).map(|_| random.change()).collect();

@@ -35,7 +35,7 @@ const PIECES: [&str; 22] = [
 ];
 
 #[test]
-fn whatever_a_plugin_answers_is_bounded_by_what_was_asked() {
+fn responses_of_a_plugin_are_bounded_by_the_request() {
     let plugins = [Arc::new(plugin())];
     check!().with_type::<Vec<u8>>().for_each(|order| {
         let answer: String = order.iter().take(60).map(|at| PIECES[usize::from(*at) % PIECES.len()]).collect();

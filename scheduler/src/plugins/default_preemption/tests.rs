@@ -130,7 +130,7 @@ const MIXED_STARTS: &str =
 
 /// `TestDryRunPreemption`.
 #[test]
-fn who_would_go_from_which_node() {
+fn victims_are_listed_by_node() {
     let rows: &[Row] = &[
         ("p high large", "n1 n2", "n1/p1 mid large, n2/p2 mid large", None, &["n1: p1 [0]", "n2: p2 [0]"]),
         ("p low large", "n1 n2", "n1/p1 mid large, n2/p2 mid large", None, &[]),
@@ -252,7 +252,7 @@ fn decided(snapshot: &Snapshot, pod: &PodInfo) -> (String, Nomination, Vec<Strin
 
 /// `TestPostFilter`, through the whole decision.
 #[test]
-fn a_pod_that_fits_nowhere_has_others_go_or_is_told_why_not() {
+fn an_unschedulable_pod_preempts_others_or_gets_the_reason() {
     let rows: &[[&str; 5]] = &[
         ["p high large", "n1", "n1/p1 low large", "0/1 nodes are available: 1 Insufficient cpu.", "n1 p1"],
         [

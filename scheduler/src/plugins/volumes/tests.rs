@@ -133,7 +133,7 @@ fn claims_that_are_not_there_or_not_bound_keep_a_pod() {
 }
 
 #[test]
-fn what_waits_for_a_pod_is_chosen_with_its_node() {
+fn unbound_claims_are_bound_with_the_node() {
     let mut snapshot = cluster();
     claim(&mut snapshot, "made", |_| ());
     claim(&mut snapshot, "given", |claim| claim["spec"]["storageClassName"] = "static".into());
@@ -181,7 +181,7 @@ fn a_claim_for_one_pod_alone_is_one_pods() {
 }
 
 #[test]
-fn a_node_takes_as_many_volumes_as_its_driver_says() {
+fn a_node_takes_as_many_volumes_as_its_driver_allows() {
     let mut snapshot = cluster();
     let limit = |node: &str, count: i32| {
         let driver = json!({"name": "d", "nodeID": node, "allocatable": {"count": count}});
