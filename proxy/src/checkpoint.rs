@@ -198,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_routes_depend_on_is_kept() {
+    fn only_inputs_of_routes_are_kept() {
         let (service, slices) = reduced(&record("catalog", "127.64.0.7", 80));
         assert_eq!(service.metadata.annotations.unwrap().len(), 1);
         assert!(service.metadata.labels.is_none() && service.metadata.resource_version.is_none());

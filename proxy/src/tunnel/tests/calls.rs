@@ -218,7 +218,7 @@ async fn many_small_unread_frames_break_no_other_call() {
 }
 
 #[tokio::test]
-async fn further_connections_carry_what_one_cannot() {
+async fn further_connections_carry_the_excess_of_one() {
     let (a, _b, _pod, to) = pair(TestPod::new(Mode::Serve)).await;
     let mut open = Vec::new();
     for _ in 0..(crate::tunnel::STREAMS_MAX + 10) {

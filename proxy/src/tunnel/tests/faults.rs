@@ -61,7 +61,7 @@ async fn a_frozen_peer_is_found_within_three_seconds_on_both_sides() {
 }
 
 #[tokio::test]
-async fn a_broken_connection_returns_only_what_may_be_repeated() {
+async fn a_broken_connection_returns_only_repeatable_requests() {
     let (a, _b, wire, _pod, to) = wired(TestPod::new(Mode::Serve)).await;
     let spawn = |request| {
         let (serve, origin) = (a.find(to), a.origin(to));

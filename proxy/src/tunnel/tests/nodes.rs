@@ -18,7 +18,7 @@ fn ask(path: &str) -> Request<()> {
 }
 
 #[tokio::test]
-async fn nodes_answer_each_other_and_nobody_else() {
+async fn nodes_serve_calls_of_nodes_only() {
     let ca = Ca::new();
     let (a, b) = (TestNode::start(&ca, "a", 1).await, TestNode::start(&ca, "b", 2).await);
     know_each_other(&[&a, &b]);
