@@ -129,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn who_could_pull_may_use_it() {
+    fn credentials_that_pulled_may_use_the_image() {
         let granted = PullAccess::granted_by(Some(&tracked("a", "1", "p")));
         assert!(granted.admits(&[tracked("a", "1", "p")], None));
         assert!(granted.admits(&[tracked("a", "1", "changed")], None), "the same Secret");
@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn what_came_for_a_service_account_is_for_that_one() {
+    fn access_of_a_service_account_is_for_that_account() {
         let identity = |name: &str, uid: &str| {
             let (namespace, name, uid) = ("a".to_owned(), name.to_owned(), uid.to_owned());
             AccountIdentity { namespace, name, uid }
@@ -167,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_remembered_is_bounded_and_tells_no_password() {
+    fn the_cache_of_access_is_bounded_and_has_no_password() {
         let all =
             (0..1000).map(|n| PullAccess::granted_by(Some(&tracked("a", &n.to_string(), &format!("secret-{n}")))));
         let all = all.reduce(PullAccess::merge).unwrap();

@@ -52,7 +52,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_answers_to_this_machine_alone_is_reserved() {
+    fn addresses_of_this_machine_alone_are_reserved() {
         for address in [
             "127.0.0.1",
             "127.64.0.1",

@@ -287,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_is_read() {
+    fn written_archives_are_readable() {
         let (_dir, from) = store();
         let pins = from.pins();
         let (config, layer) = (b"{}".to_vec(), b"layer".to_vec());
@@ -324,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_archive_says_why() {
+    fn broken_archives_have_a_reason() {
         let blob = format!("blobs/sha256/{}", "0".repeat(64));
         for (files, says) in [
             (&[("x", &b"y"[..])][..], "neither index.json"),

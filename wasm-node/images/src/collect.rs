@@ -143,7 +143,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_in_use_stays(
+        fn images_in_use_are_kept(
             images in prop::collection::vec((0u64..1 << 40, 0u64..200, 0u64..200, any::<bool>()), 0..12),
             (total_bytes, available_bytes, now) in (any::<u64>(), any::<u64>(), 0u64..400),
             (high_percent, low_percent) in (any::<u8>(), any::<u8>()),

@@ -425,7 +425,7 @@ mod tests {
         }
 
         #[test]
-        fn stars_match_what_they_stand_for(before in "[a-z]{0,4}", middle in "[a-z]{0,9}", after in "[a-z]{0,4}") {
+        fn stars_match_any_text(before in "[a-z]{0,4}", middle in "[a-z]{0,9}", after in "[a-z]{0,4}") {
             let (pattern, text) = (format!("{before}*{after}"), format!("{before}{middle}{after}"));
             prop_assert!(glob(pattern.as_bytes(), text.as_bytes()));
             let missing = format!("{pattern}0");

@@ -334,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_named() {
+    fn errors_name_the_field() {
         for (text, says) in [
             ("mirror: {}", "mirror"),
             ("mirrors: {\"bad host!\": {endpoint: []}}", "HOST or HOST:PORT"),

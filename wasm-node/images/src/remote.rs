@@ -220,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_is_led_to_this_machine() {
+    fn unlisted_addresses_of_this_machine_are_rejected() {
         let remote = remote();
         let check = |url: &str| remote.client_for(&Url::parse(url).unwrap()).map(|_| ());
         for url in ["http://127.0.0.1:5000/", "http://[::1]:5000/", "http://127.0.0.1:6000/"] {

@@ -432,7 +432,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_is_led_from_tls_to_none() {
+    fn no_redirect_leads_from_tls_to_plain_http() {
         let to = |https: bool, location: &str| {
             let headers = HeaderMap::from_iter([(LOCATION, HeaderValue::from_str(location).unwrap())]);
             let session = session(https);
@@ -450,7 +450,7 @@ mod tests {
     }
 
     #[test]
-    fn a_push_asks_for_its_own_scope_and_the_registrys() {
+    fn a_push_requests_its_own_scope_and_that_of_the_registry() {
         let pull = |asked| scopes(AccessScope::Pull, "app", asked);
         let push = |asked| scopes(AccessScope::Push, "app", asked);
         assert_eq!(pull(None), ["repository:app:pull"]);
@@ -463,7 +463,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_told_in_confidence_is_recognized() {
+    fn secrets_in_messages_are_recognized() {
         let session = session(true);
         assert!(session.contains_secret("u:hush-hush") && !session.contains_secret("dTpodXNoLWh1c2g="));
         *session.authorization() = Some(session.basic().unwrap());

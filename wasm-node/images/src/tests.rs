@@ -109,7 +109,7 @@ fn module() -> Vec<u8> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_pushed_can_be_pulled() {
+async fn pushed_images_can_be_pulled() {
     let bench = Bench::new().await;
     let image = "registry.local/team/app:v1";
     assert!(
@@ -206,7 +206,7 @@ async fn the_line_of_one_namespace_holds_up_no_other_that_wants_the_same() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn other_images_are_refused_with_what_was_found() {
+async fn other_images_are_rejected_with_a_reason() {
     let bench = Bench::new().await;
     assert_eq!(bench.error("Foo").await.0, "InvalidImageName");
     let (reason, text) = bench.error("127.0.0.1:1/nginx").await;
@@ -328,7 +328,7 @@ impl Bench {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_full_disk_takes_what_no_pod_has_and_leaves_the_registry() {
+async fn a_full_disk_removes_unused_images_and_keeps_the_registry() {
     let bench = Bench::shared().await;
     let policy = CollectPolicy::default();
     let name = |number: usize| format!("registry.local/app:v{number}");

@@ -345,7 +345,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_told_as_upstream_does() {
+    fn errors_are_upstreams() {
         let with = |from: &str, to: &str| read(&GOOD.replace(from, to)).unwrap_err();
         let of = |why: &str| format!("failed to validate credential provider config: providers{why}");
         for (from, to, wanted) in [
@@ -385,7 +385,7 @@ mod tests {
     }
 
     #[test]
-    fn a_provider_is_asked_for_what_it_serves() {
+    fn a_provider_is_called_for_its_own_images() {
         let globs = "['*.ecr.*.test', 'a.io:5000/team', '[::1]/x', 'u@b.io/%74eam?q']";
         let env = "env: [{name: TOKEN, value: hidden}], args: [get], apiVersion";
         let all = read(&GOOD.replace("[a.io]", globs).replace("apiVersion", env)).unwrap();

@@ -225,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn answers_are_read_strictly_and_not_told() {
+    fn responses_are_parsed_strictly_and_not_logged() {
         for (bytes, error) in [
             (&b""[..], ResponseError::Json),
             (b"hidden", ResponseError::Json),
@@ -250,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn answers_hold_for_what_they_say_and_as_long() {
+    fn responses_are_valid_for_their_scope_and_duration() {
         let mut cache = Cache::default();
         let end = |seconds| Duration::from_secs(seconds);
         for never in [r#","cacheDuration":"0s""#, r#","cacheDuration":"-1h""#] {
@@ -274,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_kept_is_bounded() {
+    fn the_cache_of_responses_is_bounded() {
         let (mut cache, small) = (Cache::default(), answer("Image", "", "p"));
         for n in 0..2 * ENTRIES_MAX {
             cache.put((&format!("a.io/{n}"), None), &small, MINUTE, Duration::from_secs(n as u64 / 100));

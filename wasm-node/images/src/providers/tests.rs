@@ -52,7 +52,7 @@ fn lines(dir: &Path) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn a_provider_is_asked_once_for_what_its_answer_holds_for() {
+async fn a_provider_is_called_once_while_its_response_is_valid() {
     let dir = tempfile::tempdir().unwrap();
     let providers = providers(dir.path(), &[ANSWER], "1h", BOUNDS);
     let first = join_all((0..8).map(|_| providers.credentials("a.io/x", "n", None))).await;
@@ -70,7 +70,7 @@ async fn a_provider_is_asked_once_for_what_its_answer_holds_for() {
 }
 
 #[tokio::test]
-async fn an_answer_that_is_not_kept_serves_those_who_wait_for_it() {
+async fn an_uncached_response_serves_its_waiters() {
     let dir = tempfile::tempdir().unwrap();
     let providers = providers(dir.path(), &[ANSWER], "0s", BOUNDS);
     let all = join_all((0..8).map(|_| providers.credentials("a.io/x", "n", None))).await;
@@ -82,7 +82,7 @@ async fn an_answer_that_is_not_kept_serves_those_who_wait_for_it() {
 }
 
 #[tokio::test]
-async fn who_fails_gives_nothing_and_keeps_nobody() {
+async fn a_failing_provider_gives_nothing_and_blocks_no_pull() {
     for broken in ["echo garbage", "echo why >&2; exit 3", "cat /dev/zero", "cat /dev/zero >&2", ":", "kill -9 $$"] {
         let dir = tempfile::tempdir().unwrap();
         let providers = providers(dir.path(), &[broken, ANSWER], "1h", BOUNDS);
@@ -103,7 +103,7 @@ async fn who_fails_gives_nothing_and_keeps_nobody() {
 }
 
 #[tokio::test]
-async fn who_hangs_is_killed_with_all_that_it_started() {
+async fn a_hanging_provider_is_killed_with_its_children() {
     let dir = tempfile::tempdir().unwrap();
     let short = CallLimits { time: Duration::from_millis(100), ..BOUNDS };
     let hanging = providers(dir.path(), &["sleep 600"], "1h", short);
@@ -163,7 +163,7 @@ fn attributes(cache_type: &str, require: bool, required: &[&str]) -> serde_json:
 }
 
 #[tokio::test]
-async fn what_came_for_a_service_account_is_given_to_no_other() {
+async fn credentials_of_a_service_account_are_for_that_account() {
     for (cache_type, for_another_token) in [("ServiceAccount", 0), ("Token", 1)] {
         let dir = tempfile::tempdir().unwrap();
         let providers = with_tokens(dir.path(), &[ANSWER], "1h", BOUNDS, &attributes(cache_type, true, &["a.io/role"]));

@@ -200,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_told_as_upstream_does() {
+    fn errors_are_upstreams() {
         let good = r#"{"serviceAccountTokenAudience": "a", "cacheType": "Token", "requireServiceAccount": true"#;
         assert!(read(&format!("{good}}}"), CALL_VERSIONS[0]).is_empty());
         assert!(

@@ -443,7 +443,7 @@ mod tests {
     }
 
     #[test]
-    fn a_range_says_how_many_bytes_are_there() {
+    fn a_range_gives_the_number_of_stored_bytes() {
         for (range, sent_bytes, bytes) in [
             ("0-9", 10, Some(10)),
             ("bytes=0-9", 10, Some(10)),

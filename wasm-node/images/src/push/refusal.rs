@@ -208,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn what_may_be_tried_again_and_how() {
+    fn refusals_are_retried_by_kind() {
         let error = |status: u16, body: &str| TransferError::Refused(read(status, body));
         for status in [408, 429, 500, 502, 503, 504] {
             assert!(error(status, "").is_transient(), "{status}");

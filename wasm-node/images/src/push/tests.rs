@@ -175,7 +175,7 @@ async fn a_token_is_for_pushes_and_renewed_in_the_middle() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_is_not_let_in_is_told_without_the_password() {
+async fn rejected_pushes_are_reported_without_the_password() {
     let says = |code: &str, message: &str| json!({"errors": [{"code": code, "message": message}]}).to_string();
     for (challenge, denied, wanted) in [
         ("Basic realm=\"x\"", says("DENIED", "not yours"), "not yours (DENIED)"),
@@ -197,7 +197,7 @@ async fn who_is_not_let_in_is_told_without_the_password() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_there_is_not_sent() {
+async fn existing_blobs_are_not_sent() {
     let fake = FakeRegistry::start(|_| Reply::Ordinary).await;
     let client = fake.client(&[]);
     for _ in 0..2 {
@@ -264,7 +264,7 @@ async fn a_registry_that_knows_one_kind_of_upload_gets_that() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_upload_goes_where_the_registry_says() {
+async fn an_upload_follows_the_location_of_the_registry() {
     let storage = FakeRegistry::start(|_| Reply::Ordinary).await;
     let elsewhere = format!("http://{}/v2/app/blobs/uploads/9?x=1", storage.address);
     let name = small().digest().replace(':', "%3A");

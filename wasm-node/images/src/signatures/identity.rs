@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_named() {
+    fn errors_name_the_field() {
         for (text, says) in [
             ("{}", "unknown type \"\""),
             (r#"{"type": "matchAll"}"#, "unknown type \"matchAll\""),

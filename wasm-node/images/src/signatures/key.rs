@@ -146,7 +146,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn what_is_no_public_key_says_so() {
+    fn invalid_public_keys_are_named() {
         let line = KEYS.lines().next().unwrap().split(' ').nth(1).unwrap();
         let good = pem(line);
         for (text, says) in [

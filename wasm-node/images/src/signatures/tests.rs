@@ -58,7 +58,7 @@ fn the_narrowest_scope_decides() {
 }
 
 #[test]
-fn what_is_wrong_is_named() {
+fn errors_name_the_field() {
     let signed = |more: &str| format!(r#"{{"default": [{{"type": "sigstoreSigned"{more}}}]}}"#);
     let docker = |scopes: &str| format!(r#"{{"default": [{{"type": "reject"}}], "transports": {{{scopes}}}}}"#);
     for (text, says) in [

@@ -68,7 +68,7 @@ async fn images_are_taken_out_and_brought_in() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_no_module_is_brought_in_to_be_mounted() {
+async fn other_files_are_imported_for_mounts() {
     let bench = Bench::new().await;
     let layer = b"words".to_vec();
     let config = b"{}".to_vec();

@@ -194,7 +194,7 @@ fn keyring(location: &str, name: &str, password: &str) -> Keyring {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_has_the_secret_is_let_in_and_others_are_not() {
+async fn pods_with_the_secret_are_admitted_and_others_are_not() {
     for behaviour in [Behaviour::Basic, Behaviour::Token] {
         let played = play(behaviour).await;
         let (bench, image) = node_of(&played).await;
@@ -248,7 +248,7 @@ async fn one_credential_after_the_other_is_tried() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn mirrors_are_asked_in_order_and_told_no_secret() {
+async fn mirrors_are_tried_in_order_without_credentials() {
     let (broken, empty, good) =
         (play(Behaviour::Broken).await, play(Behaviour::WrongBlob).await, play(Behaviour::Open).await);
     let bench = node(&[&broken, &empty, &good]).await;
@@ -301,7 +301,7 @@ async fn hostile_registries_get_nothing_and_cost_little() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn registries_are_asked_as_the_file_has_them_now() {
+async fn registries_are_used_as_in_the_current_file() {
     let (old, new) = (play(Behaviour::Open).await, play(Behaviour::Open).await);
     let bench = node(&[&old]).await;
     let file = |at: &str| {

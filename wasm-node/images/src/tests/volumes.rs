@@ -68,7 +68,7 @@ async fn files() -> Bench {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_image_is_unpacked_once_and_kept_while_somebody_has_it() {
+async fn an_image_is_unpacked_once_and_kept_while_it_is_mounted() {
     let bench = files().await;
     let decide = |policy| bench.images.decide((IMAGE, Purpose::Volume), policy, &Keyring::default());
     assert_eq!(decide(PullPolicy::Never).unwrap_err().reason(), "ErrImageNeverPull");
@@ -144,7 +144,7 @@ async fn an_image_that_is_run_has_its_other_files() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_tag_that_moves_leaves_what_pods_have_and_a_restart_unpacks_anew() {
+async fn a_moved_tag_keeps_mounted_images_and_a_restart_unpacks_again() {
     let bench = files().await;
     let old = bench.volume().await.unwrap();
     let tree = bench.tree(&old).await;
@@ -174,7 +174,7 @@ async fn a_tag_that_moves_leaves_what_pods_have_and_a_restart_unpacks_anew() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_cannot_be_a_volume_says_why() {
+async fn images_that_cannot_be_volumes_have_a_reason() {
     let bench = files().await;
     for (layers, says) in [
         (

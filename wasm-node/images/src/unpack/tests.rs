@@ -162,7 +162,7 @@ fn artifacts_are_files() {
 }
 
 #[test]
-fn what_costs_too_much_is_refused() {
+fn expensive_archives_are_rejected() {
     let deep = vec!["d"; DEPTH_MAX + 1].join("/");
     assert!(Bench::new().unpack(&[(Content::File(deep), vec![])]).unwrap_err().contains("64 parts"));
     let mut tree = {

@@ -15,7 +15,7 @@ fn client_with_short_timeout(fake: &FakeRegistry) -> PushClient {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_short_failure_is_waited_out_and_a_long_one_told() {
+async fn a_short_failure_is_retried_and_a_long_one_is_reported() {
     for failure in [429, 500, 502, 503, 504] {
         for method in [Method::HEAD, Method::POST, Method::PUT] {
             let at = method.clone();
@@ -53,7 +53,7 @@ async fn a_short_failure_is_waited_out_and_a_long_one_told() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn chunks_go_on_from_what_the_registry_has() {
+async fn chunks_resume_at_the_offset_of_the_registry() {
     for (kept, then) in [(0, "4-7"), (2, "6-9"), (4, "8-11")] {
         let fake = FakeRegistry::start(move |seen| match seen.method {
             Method::PATCH if seen.before == 1 => Reply::Cut(kept, 502),
@@ -89,7 +89,7 @@ async fn chunks_go_on_from_what_the_registry_has() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_blob_whose_last_answer_is_lost_is_looked_for() {
+async fn a_blob_is_checked_after_its_last_response_is_lost() {
     let fake = FakeRegistry::start(|seen| match seen.method {
         Method::PUT if seen.before == 0 => Reply::Lost,
         _ => Reply::Ordinary,
