@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_sends_hears_that_nobody_reads() {
+    async fn senders_get_an_error_without_a_receiver() {
         let (sender, receiver) = mailbox(1);
         let (token, message) = (Arc::new(()), sender.clone());
         message.send(token.clone()).await.unwrap();
@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn many_who_send_at_once_are_all_heard() {
+    async fn concurrent_senders_are_all_received() {
         let (sender, mut receiver) = mailbox(3);
         let tasks: Vec<_> = (0..50)
             .map(|n| {

@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_or_leads_out_is_told() {
+    fn missing_and_escaping_files_are_reported() {
         let root = tempfile::tempdir().unwrap();
         let folder = |name: &str| root.path().join("volumes").join(name);
         let volume = folder("v");

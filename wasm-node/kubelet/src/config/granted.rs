@@ -73,7 +73,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_last_source_wins_and_what_is_no_text_is_none() {
+    fn the_last_source_wins_and_binary_values_are_absent() {
         let content = |pairs: &[(&str, &[u8])]| {
             let data = pairs.iter().map(|(key, value)| ((*key).to_owned(), value.to_vec())).collect();
             Arc::new(Content { data, ..Content::default() })

@@ -281,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_left_is_counted() {
+    fn existing_log_files_are_counted() {
         let root = tempfile::tempdir().unwrap();
         std::fs::create_dir_all(root.path().join("uid/c")).unwrap();
         for (name, bytes) in [("0.log", 10), ("0.log.1", 20), ("1.log", 5), ("0.log.99", 1000)] {

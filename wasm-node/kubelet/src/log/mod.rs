@@ -550,7 +550,7 @@ mod tests {
 
     #[cfg(target_os = "linux")]
     #[test]
-    fn what_the_disk_does_not_take_is_told_as_soon_as_it_takes_something() {
+    fn lost_log_lines_are_reported_after_the_disk_recovers() {
         let root = tempfile::tempdir().unwrap();
         let writer = Writer::start(Env::real(), Budget::of_disk(0), root.path()).unwrap();
         let log = writer.open(root.path().join("p/c/0.log")).unwrap();

@@ -270,7 +270,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_lines_asked_for_are_shown() {
+    async fn the_requested_lines_are_returned() {
         let root = tempfile::tempdir().unwrap();
         let (env, clock) = Env::seeded(1, Timestamp::from_second(100).unwrap());
         let log = Writer::start(env, crate::log::Budget::of_disk(0), root.path())
@@ -297,7 +297,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_follows_is_shown_over_rotations_until_the_end() {
+    async fn followed_logs_continue_over_rotations_to_the_end() {
         let root = tempfile::tempdir().unwrap();
         let (env, clock) = Env::seeded(1, Timestamp::UNIX_EPOCH);
         let log = Writer::start(env, crate::log::Budget::of_disk(0), root.path())

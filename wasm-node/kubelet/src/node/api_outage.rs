@@ -88,7 +88,7 @@ async fn containers_crash_and_restart_while_the_api_is_away() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_was_asked_for_while_the_api_could_not_be_seen_is_done_once_it_is_back() {
+async fn pending_deletions_run_after_an_outage() {
     let node = start().await;
     for name in ["deleted", "removed", "kept"] {
         node.run(name, "server status=204", &spec(&node, name, "server status=204", json!({})));

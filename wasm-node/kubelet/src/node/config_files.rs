@@ -112,7 +112,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_broken_file_is_told_once_and_changes_nothing() {
+    fn a_broken_file_is_reported_once_and_changes_nothing() {
         let now = Registries::default();
         let other = Registries::default().with_proxies(vec!["p".into()]);
         let mut reported_error = None;

@@ -237,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_said_of_it() {
+    fn messages_of_evictions_are_upstreams() {
         let short = Shortage { signal: Signal::Memory, threshold: 100 << 20, available: 52_428 << 10 };
         assert_eq!(
             message(short, &pod("p", 0, (3 << 20) + 1, 0)),

@@ -122,7 +122,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_full_disk_is_told_and_failures_that_come_again() {
+    fn a_full_disk_and_repeated_failures_are_reported() {
         let mut before = false;
         let disk = Some(Disk { total_bytes: 100 << 30, available_bytes: 7 << 30 });
         let mut round = |collected: Result<Collected, String>| {

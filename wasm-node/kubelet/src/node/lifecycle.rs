@@ -508,7 +508,7 @@ async fn resumed_pods_run_also_where_the_api_takes_no_status() {
 
 /// As a pod with thousands of containers.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_pod_whose_status_is_too_large_is_told_so_and_can_be_deleted() {
+async fn a_pod_with_a_too_large_status_gets_an_event_and_can_be_deleted() {
     let node = Node::start().await;
     node.api.with(|cluster| cluster.statuses = Some(StatusFailure::TooLarge));
     node.run("large", "server status=204", &json!({}));
@@ -544,7 +544,7 @@ async fn a_pod_that_waits_for_an_address_gets_the_next_one_that_comes_free() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_pod_is_told_of_each_thing_that_it_lacks() {
+async fn a_pod_has_an_event_for_each_missing_object() {
     let node = Node::with("127.66.0.0/30", Env::real()).await;
     for name in ["a", "b"] {
         node.run(name, "server status=204", &json!({}));

@@ -223,7 +223,7 @@ async fn the_api_decides_by_uid_once_it_answers() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_the_api_was_never_told_is_not_run_again() {
+async fn finished_runs_that_were_not_reported_do_not_run_again() {
     let (node, env) = start().await;
     node.run("ends", "command after=60000", &json!({"restartPolicy": "Never"}));
     node.run("crashes", "command exit=3 after=5000", &json!({}));
@@ -277,7 +277,7 @@ async fn a_pod_that_is_being_deleted_does_not_run_again() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn only_what_a_later_run_needs_changes_the_file() {
+async fn only_changes_that_a_later_run_needs_are_written() {
     let (node, env) = start().await;
     let exec = json!({"command": ["true", "after=0"]});
     let probe = json!({"exec": exec, "initialDelaySeconds": 20, "periodSeconds": 1});

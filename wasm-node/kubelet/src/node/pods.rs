@@ -439,7 +439,7 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn what_was_removed_by_force_holds_nothing() {
+    fn force_deleted_pods_hold_nothing() {
         let pod = |cpu: &str, removed: bool| {
             let spec = json!({"containers": [{"name": "c", "resources": {"requests": {"cpu": cpu}}}]});
             let pod: Pod = serde_json::from_value(json!({"metadata": {}, "spec": spec})).unwrap();

@@ -207,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_short_is_told_in_order() {
+    fn pressures_are_reported_in_order() {
         let enough = MachineReading {
             memory_bytes: room(8 << 30, MEMORY_BYTES_DEFAULT),
             guest_memory_bytes: room(100, 5),

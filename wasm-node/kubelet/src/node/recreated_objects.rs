@@ -60,7 +60,7 @@ async fn text(source: &ConfigSource) -> String {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_immutable_object_that_is_made_again_is_read_anew() {
+async fn an_immutable_object_that_is_created_again_is_read_again() {
     let api = FakeApi::<Cluster>::default();
     api.with(|cluster| cluster.put("u1", "one"));
     let sources = ConfigSourceManager::new(api.client(), TokioClock::env(7).0, CancellationToken::new());

@@ -361,7 +361,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_others_write_beside_the_agents_status_is_not_its_own() {
+    fn foreign_status_fields_are_kept() {
         let of = |status: Value| own(Some(&serde_json::from_value(json!({"metadata": {}, "status": status})).unwrap()));
         let ready = |status: &str, at: &str| json!({"type": "Ready", "status": status, "lastHeartbeatTime": at});
         let plain = |conditions: Value| of(json!({"conditions": conditions, "capacity": {"cpu": "1"}}));

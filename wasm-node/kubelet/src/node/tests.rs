@@ -164,7 +164,7 @@ async fn beat(api: &FakeApi, stop: &CancellationToken) {
 }
 
 #[tokio::test]
-async fn a_node_that_others_call_silent_says_at_once_that_it_is_not() {
+async fn a_node_that_was_marked_unknown_reports_at_once() {
     let (api, stop) = (FakeApi::default(), CancellationToken::new());
     beat(&api, &stop).await;
     api.until("watched", |cluster| (!cluster.watches.is_empty()).then_some(())).await;
@@ -180,7 +180,7 @@ async fn a_node_that_others_call_silent_says_at_once_that_it_is_not() {
 }
 
 #[tokio::test]
-async fn a_deleted_node_is_made_anew_with_its_addresses_and_its_lease_follows() {
+async fn a_deleted_node_is_registered_again_with_its_addresses_and_lease() {
     let (api, stop) = (FakeApi::default(), CancellationToken::new());
     beat(&api, &stop).await;
     let owner = |cluster: &Cluster| {

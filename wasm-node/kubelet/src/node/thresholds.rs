@@ -198,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_named() {
+    fn errors_name_the_field() {
         let signals = "those are memory.available, nodefs.available, nodefs.inodesFree and pid.available";
         for (text, want) in [
             (

@@ -136,7 +136,7 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn what_is_not_for_the_node_is_refused_in_upstreams_order() {
+    fn unfit_pods_are_rejected_in_upstreams_order() {
         let pod = |spec| -> Pod { serde_json::from_value(json!({"metadata": {}, "spec": spec})).unwrap() };
         let room = BTreeMap::from([("pods".to_owned(), Wire("9".into()))]);
         let gone = json!({"metadata": {"name": "n"}, "spec": {"taints": [{"key": "gone", "effect": "NoExecute"}]}});
@@ -175,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_no_room_is_told_in_upstreams_words() {
+    fn pods_that_do_not_fit_have_upstreams_message() {
         let pod = |cpu: &str, phase: &str| -> Pod {
             serde_json::from_value(json!({
                 "metadata": {}, "status": {"phase": phase},

@@ -106,7 +106,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_written_is_shown_from_then_on_and_to_the_end() {
+    async fn attached_output_begins_at_the_attach_and_is_complete() {
         let attached = Attached::new(Arc::new(NoLog));
         attached.write(StdStream::Stdout, b"before");
         let (out, err) = attached.watch(true, true).unwrap();
@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_reads_too_slowly_is_told_what_is_missing() {
+    async fn slow_readers_get_the_number_of_lost_bytes() {
         let attached = Attached::new(Arc::new(NoLog));
         let (out, _) = attached.watch(true, false).unwrap();
         let out = out.unwrap();

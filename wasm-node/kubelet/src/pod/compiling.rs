@@ -40,7 +40,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_said_of_a_compilation() {
+    fn compilations_have_their_messages() {
         let second = Duration::from_secs;
         let of = |may| message("registry.local/a:v1", second(30), may);
         assert_eq!(

@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_found_is_said_in_upstreams_words() {
+    fn missing_programs_have_upstreams_message() {
         assert_eq!(not_found("foo"), "exec: \"foo\": executable file not found in $PATH\n");
         assert_eq!(not_found("/foo"), "exec: \"/foo\": stat /foo: no such file or directory\n");
     }

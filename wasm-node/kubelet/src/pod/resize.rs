@@ -228,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn a_worker_sees_what_it_was_given() {
+    fn a_worker_sees_its_allocation() {
         let requested = pod(json!({"requests": {"cpu": "2", "memory": "1Gi", "ephemeral-storage": "1Gi"}}));
         let before = pod(json!({"requests": {"cpu": "1", "ephemeral-storage": "5Gi"}, "limits": {"memory": "2Gi"}}));
         let seen = with_allocation(&requested, &before);
@@ -240,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn an_earlier_run_tells_what_it_had_given() {
+    fn an_earlier_run_passes_its_allocation_on() {
         let mut resized = pod(json!({"requests": {"cpu": "2"}, "limits": {"cpu": "4"}}));
         assert_eq!(allocated(&resized), None);
         resized.status = serde_json::from_value(json!({"startTime": "2026-01-01T00:00:00Z", "containerStatuses": [{
@@ -254,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn policies_say_what_restarts() {
+    fn resize_policies_decide_restarts() {
         let of = |now: Value, before: Value| {
             let before: ResourceRequirements = serde_json::from_value(before).unwrap();
             restarts(&pod(now).spec.unwrap().containers[0], Some(&before))
@@ -265,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_said_of_it() {
+    fn messages_of_a_resize_are_upstreams() {
         let pod = pod(json!({"limits": {"cpu": "2"}}));
         assert_eq!(
             summary(&pod, None),

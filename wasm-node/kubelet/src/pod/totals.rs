@@ -134,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn pulls_are_told_apart_by_size() {
+    fn pulls_are_counted_by_size() {
         let totals = Totals::default();
         for size in [0, 1, 10 << 20, (10 << 20) + 1, 2 << 30] {
             totals.pulled(size, Duration::from_secs(2));

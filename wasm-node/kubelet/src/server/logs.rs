@@ -157,7 +157,7 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn what_has_no_log_is_said_in_upstreams_words() {
+    fn containers_without_logs_have_upstreams_message() {
         let says = |status: serde_json::Value, previous: bool| {
             let mut whole = json!({"name": "c", "image": "", "imageID": "", "ready": false, "restartCount": 0});
             whole.as_object_mut().unwrap().extend(status.as_object().unwrap().clone());

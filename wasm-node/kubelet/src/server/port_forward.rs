@@ -471,7 +471,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn pairs_reach_what_the_pod_serves_and_nothing_else() {
+    async fn stream_pairs_reach_served_ports_only() {
         let (mut client, _ports) = start();
         for (n, path) in [(0, "a"), (1, "b")] {
             client.open(4 * n + 1, "error", "80", &n.to_string()).await;
@@ -508,7 +508,7 @@ mod tests {
     }
 
     #[test]
-    fn what_both_sides_speak() {
+    fn the_protocol_is_one_of_both_sides() {
         let choose = |fields: &[(&'static str, &'static str)], query: &str| {
             let fields = fields.iter().map(|(name, value)| ((*name).parse().unwrap(), HeaderValue::from_static(value)));
             let headers: HeaderMap = fields.collect();

@@ -173,7 +173,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn requests_are_counted_by_what_they_ask_for_and_until_they_end() {
+    fn requests_are_counted_by_path_until_they_end() {
         let requests = Requests::new(&Env::real());
         let begin = |method: Method, path: &'static str, by_websocket| {
             requests.begin(&method, &Uri::from_static(path), by_websocket)

@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn what_rests_is_the_same_again() {
+    fn a_compressed_spec_decompresses_equally() {
         let object = Compressed::from(pod());
         object.compress();
         assert_eq!(*object.get(), pod());
@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn what_nobody_looks_at_is_packed_in_the_second_round() {
+    fn unused_specs_are_compressed_in_the_second_round() {
         let mut packer = Packer::default();
         let objects: Vec<_> = (0..4).map(|_| Compressed::from(pod())).collect();
         assert!(!objects[0].pack(&mut packer), "it is in use");
@@ -215,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn what_rests_is_read_once_for_all_who_have_it_and_not_kept() {
+    fn a_compressed_spec_is_read_once_for_all_users_and_not_kept() {
         let object = Compressed::from(pod());
         let before = object.get();
         object.compress();

@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn one_list_with_what_comes_later_behind() {
+    fn containers_are_listed_in_order_of_start() {
         let spec = spec_of(json!({
             "containers": [{"name": "m"}, {"name": "n"}],
             "initContainers": [{"name": "i"}, {"name": "s", "restartPolicy": "Always"}, {"name": "j", "restartPolicy": "Never"}],
@@ -148,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn an_ephemeral_container_sees_what_its_target_sees() {
+    fn an_ephemeral_container_sees_the_mounts_of_its_target() {
         let spec = spec_of(json!({
             "containers": [{"name": "m", "env": [{"name": "A", "value": "1"}], "envFrom": [{"configMapRef": {"name": "c"}}],
                 "volumeMounts": [{"name": "v", "mountPath": "/v"}, {"name": "w", "mountPath": "/w"}]}],

@@ -95,7 +95,7 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn a_pod_asks_for_the_most_at_any_time() {
+    fn the_request_of_a_pod_is_its_maximum_at_any_time() {
         let several: Pod = serde_json::from_value(json!({"metadata": {}, "spec": {
             "overhead": {"cpu": "1m"},
             "initContainers": [

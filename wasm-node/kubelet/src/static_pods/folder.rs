@@ -178,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_there_runs_and_garbage_harms_nobody() {
+    fn manifests_run_and_garbage_harms_no_other() {
         let (root, env) = (tempfile::tempdir().unwrap(), Env::real());
         let at = |name: &str| root.path().join(name);
         let mut folder = Folder::new(root.path().to_owned(), "n".into());
@@ -210,7 +210,7 @@ mod tests {
 
     #[cfg(unix)]
     #[test]
-    fn what_has_become_a_pipe_is_not_waited_for() {
+    fn a_manifest_that_became_a_pipe_does_not_block() {
         let root = tempfile::tempdir().unwrap();
         let pipe = root.path().join("pipe.yaml");
         rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();

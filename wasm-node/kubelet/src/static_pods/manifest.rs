@@ -216,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn garbage_is_told() {
+    fn garbage_is_reported() {
         let pod = |spec: &str| format!("{{apiVersion: v1, kind: Pod, metadata: {{name: web}}, spec: {spec}}}");
         let container = "containers: [{name: c, image: i}]";
         for (text, why) in [

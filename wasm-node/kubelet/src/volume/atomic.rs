@@ -228,7 +228,7 @@ mod tests {
 
     #[cfg(unix)]
     #[test]
-    fn a_file_has_its_mode_whatever_the_process_takes_from_new_files() {
+    fn a_file_has_its_mode_under_any_umask() {
         let root = tempfile::tempdir().unwrap();
         let dir = root.path().join("pods/p/volumes/v");
         let modes = [("a", 0o600), ("d/b", 0o666), ("c", 0o444)];
@@ -252,7 +252,7 @@ mod tests {
 
     /// The state left by a node that was killed during a write.
     #[test]
-    fn what_was_left_half_written_is_completed() {
+    fn interrupted_writes_are_completed() {
         let root = tempfile::tempdir().unwrap();
         let dir = root.path().join("v");
         let new = files(&[("a", "3"), ("c", "4")]);

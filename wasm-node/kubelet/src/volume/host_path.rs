@@ -178,7 +178,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_the_node_allows_is_linked() {
+    fn only_paths_that_the_node_allows_are_linked() {
         let root = tempfile::tempdir().unwrap();
         let root_path = root.path().canonicalize().unwrap();
         let (allowed, other) = (root_path.join("allowed"), root_path.join("other"));

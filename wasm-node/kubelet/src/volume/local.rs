@@ -200,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn pods_share_a_volume_and_what_it_may_hold() {
+    fn pods_share_a_volume_and_its_capacity() {
         let root = tempfile::tempdir().unwrap();
         let volumes = volumes(root.path());
         let data = volumes.acquire("p", "u-1", 1 << 20, false).unwrap();

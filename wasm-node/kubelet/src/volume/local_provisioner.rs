@@ -248,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_was_let_go_is_removed_and_only_here() {
+    fn only_released_volumes_of_this_node_are_removed() {
         let going = |phase: &'static str, policy: &'static str| {
             move |volume: &mut Value| {
                 volume["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z".into();

@@ -468,7 +468,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pods_files_are_made_of_its_spec_and_what_it_may_show_of_its_metadata() {
+    fn files_of_a_pod_depend_on_its_spec_and_exposed_metadata() {
         let before = input_hash(&pod(|_| ()));
         assert_eq!(input_hash(&pod(running)), before);
         for path in ["/metadata/labels/a", "/metadata/annotations/b", "/spec/containers/0/resources/limits/memory"] {

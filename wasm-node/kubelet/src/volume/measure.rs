@@ -291,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn the_thread_says_what_is_exceeded_until_it_is_heard() {
+    fn the_thread_reports_excess_until_it_is_received() {
         let root = tempfile::tempdir().unwrap();
         let measurer = Measurer::start(Env::real()).unwrap();
         let (sender, said) = std::sync::mpsc::channel();

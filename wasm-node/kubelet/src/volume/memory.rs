@@ -264,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_full_is_not_measured_all_the_time() {
+    fn full_volumes_are_not_measured_continuously() {
         let root = tempfile::tempdir().unwrap();
         let (env, clock) = Env::seeded(1, jiff::Timestamp::UNIX_EPOCH);
         let folder = MemoryFolder::make(root.path(), &env).unwrap();

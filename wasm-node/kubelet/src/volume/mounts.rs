@@ -476,7 +476,7 @@ mod tests {
     }
 
     #[test]
-    fn what_leads_out_or_makes_no_sense_is_refused() {
+    fn escaping_and_invalid_paths_are_rejected() {
         let bench = Bench::new();
         #[cfg(unix)]
         {

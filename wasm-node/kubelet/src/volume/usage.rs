@@ -239,7 +239,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_sessions_write_to_tmp_counts_as_their_containers() {
+    fn files_of_sessions_count_for_their_container() {
         let pod: Pod = serde_json::from_value(serde_json::json!({"spec": {"containers": [
             {"name": "a", "resources": {"limits": {"ephemeral-storage": "50k"}}},
             {"name": "b", "resources": {"limits": {"ephemeral-storage": "100k"}}}]}}))
@@ -261,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn what_lies_beside_a_single_file_is_bounded() {
+    fn neighbours_of_a_single_file_are_bounded() {
         let root = tempfile::tempdir().unwrap();
         let bounds = VolumeLimits { volumes: vec![("v".into(), 1 << 20, None)], ..VolumeLimits::default() };
         let beside = file_folder(root.path()).join("c/0.0");
@@ -276,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn usage_is_what_lies_on_the_disk() {
+    fn usage_is_that_of_the_disk() {
         let root = tempfile::tempdir().unwrap();
         std::fs::create_dir(root.path().join("d")).unwrap();
         std::fs::write(root.path().join("d/f"), vec![1u8; 100_000]).unwrap();

@@ -115,7 +115,7 @@ fn said(outcome: ProbeOutcome) -> String {
 }
 
 #[tokio::test]
-async fn a_tcp_probe_sees_who_listens() {
+async fn a_tcp_probe_finds_a_listener() {
     let (handlers, _, _attached) = handlers();
     let ask = async |host: Option<&str>, port| {
         said(handlers.probe(&Check::Tcp { host: host.map(str::to_owned), port }, SECOND).await)
@@ -176,7 +176,7 @@ async fn an_http_probe_reads_the_answer_as_upstream() {
 }
 
 #[tokio::test]
-async fn tls_to_what_speaks_none_fails_a_probe_and_is_left_by_a_hook() {
+async fn tls_to_a_plain_server_fails_a_probe_and_a_hook_falls_back() {
     let (handlers, pod, _attached) = handlers();
     for (host, name) in [(None, "127.66.0.9:80"), (Some("web.shop"), "web.shop:80")] {
         let https = HttpGet { https: true, ..get(host, "/") };
@@ -211,7 +211,7 @@ async fn a_hook_fails_in_upstreams_words() {
 }
 
 #[tokio::test]
-async fn a_grpc_probe_asks_for_a_services_health() {
+async fn a_grpc_probe_checks_the_health_of_a_service() {
     let (handlers, _, _attached) = handlers();
     let ask =
         async |port, service: &str| said(handlers.probe(&Check::Grpc { port, service: service.into() }, SECOND).await);

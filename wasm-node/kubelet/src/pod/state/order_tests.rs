@@ -178,7 +178,7 @@ fn rules_for_exit_codes_come_before_the_policy() {
 }
 
 #[test]
-fn a_rule_starts_the_whole_pod_anew() {
+fn a_restart_rule_starts_the_whole_pod_again() {
     let mut rules =
         pod(RestartPolicy::Never, &[Class::Init, Class::Sidecar, Class::Main, Class::Main, Class::Ephemeral]);
     rules.containers_mut()[2].restart_rules = vec![RestartRule { exit_codes: vec![88], others: false, all: true }];
@@ -224,7 +224,7 @@ fn exited_of(index: usize) -> Event {
 }
 
 #[test]
-fn what_ran_before_begins_from_the_start_where_it_always_restarts() {
+fn restartable_containers_start_again_after_a_restart_of_the_node() {
     let exit = |code: i32| Exit {
         code,
         reason: "Unknown".into(),

@@ -266,7 +266,7 @@ fn a_pull_that_fails_backs_off() {
 }
 
 #[test]
-fn a_volumes_image_is_told_by_its_own_name() {
+fn the_image_of_a_volume_is_reported_by_its_own_name() {
     let of = || ImageOwner::Volume("data:v1".into());
     let failed = (0, pull_failed(of(), "ErrImagePull", "gone"));
     let machine = |event| (0, Event::Container(0, event));
@@ -318,7 +318,7 @@ fn a_pod_that_is_refused_ends_at_its_deadline() {
 }
 
 #[test]
-fn what_ran_before_counts_one_restart_more() {
+fn a_restart_of_the_node_counts_one_restart() {
     let exit =
         Exit { code: 255, reason: "Unknown".into(), message: None, started: None, finished: at(0), container_id: None };
     let rules = rules(RestartPolicy::Always);
@@ -355,7 +355,7 @@ fn another_image_starts_the_container_again() {
 }
 
 #[test]
-fn a_container_that_is_started_again_at_once_shows_nothing_of_what_lies_between() {
+fn an_immediate_restart_shows_no_state_in_between() {
     let rules = rules(RestartPolicy::Always);
     let begun = [(0, Event::Mounted), (0, pulled()), (0, started())];
     let held = |later: &[(i64, Event)]| {

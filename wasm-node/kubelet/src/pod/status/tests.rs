@@ -18,7 +18,7 @@ fn at(second: i64) -> Timestamp {
 }
 
 #[test]
-fn a_running_pod_is_ready_and_its_patch_replaces_what_merging_would_keep() {
+fn a_running_pod_is_ready_and_its_patch_replaces_merged_lists() {
     let pod = pod(json!({}));
     let (mut state, _) = PodState::new(at(1), &rules(&pod)).begin(&rules(&pod), Admission::default(), at(1));
     let facts = Facts { host_ip: [127, 0, 0, 1].into(), pod_ip: Some([127, 66, 0, 1].into()) };
@@ -71,7 +71,7 @@ fn an_evicted_pod_shows_its_reason_with_its_final_phase() {
 }
 
 #[test]
-fn what_others_write_into_the_nodes_part_is_seen() {
+fn foreign_writes_to_the_nodes_fields_are_detected() {
     let pod = pod(json!({}));
     let state = PodState::new(at(1), &rules(&pod)).begin(&rules(&pod), Admission::default(), at(1)).0;
     let facts = Facts { host_ip: [127, 0, 0, 1].into(), pod_ip: None };

@@ -98,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn what_others_overwrite_is_written_again_and_not_over_and_over() {
+    fn overwritten_statuses_are_repaired_at_a_bounded_rate() {
         let (ours, theirs) = (status("Running"), status("Failed"));
         let second = Duration::from_secs;
         let mut api = ReportedStatus::default();
@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_left_alone_stays_so_until_something_else_is_wanted() {
+    fn a_suppressed_status_is_written_after_the_next_change() {
         let mut api = ReportedStatus::default();
         api.suppress_writes(status("Failed"));
         api.observe(100);

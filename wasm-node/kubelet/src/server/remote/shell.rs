@@ -60,7 +60,7 @@ fn scripts_are_read() {
 }
 
 #[test]
-fn what_is_wrong_is_told_from_what_is_unfinished() {
+fn syntax_errors_differ_from_unfinished_lines() {
     for (text, unfinished) in [
         ("if a; then", true),
         ("echo 'a", true),

@@ -40,7 +40,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ends_are_told_as_upstream_tells_them() {
+    fn exit_statuses_are_upstreams() {
         assert_eq!(status(0)["status"], "Success");
         let failed = status(7);
         assert_eq!(failed["reason"], "NonZeroExitCode");
