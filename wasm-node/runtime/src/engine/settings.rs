@@ -226,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn the_probe_says_what_an_engine_has() {
+    fn the_probe_measures_an_engines_capacity() {
         let capacity = PoolCapacity::probe(GuestBounds::default());
         let (_, live) = engine(Metering::Epochs, GuestBounds::default()).unwrap();
         assert_eq!(capacity.live, live);

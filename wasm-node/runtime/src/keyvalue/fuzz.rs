@@ -76,7 +76,7 @@ fn step(store: &Arc<Namespace>, model: &mut BTreeMap<(String, String), Vec<u8>>,
 }
 
 #[test]
-fn a_store_is_a_map_whatever_is_done_to_it() {
+fn a_store_is_a_map_under_any_operations() {
     let dir = tempfile::tempdir().unwrap();
     let ledger = Ledger::node();
     ledger.set_limit(Resource::Descriptors, 10);

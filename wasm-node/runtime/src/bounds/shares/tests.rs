@@ -86,7 +86,7 @@ fn ratio(used: &[Duration]) -> f64 {
 }
 
 #[test]
-fn cpu_goes_by_weight_whatever_the_number_of_guests() {
+fn cpu_is_shared_by_weight_with_any_number_of_guests() {
     let time = Duration::from_secs(20);
     for (threads, weights, guests, wanted) in [
         (1, [1024, 1024], [64, 1], 1.0),

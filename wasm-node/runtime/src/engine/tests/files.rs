@@ -124,7 +124,7 @@ async fn opening_files_without_end_is_an_error_of_that_guest() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_listing_is_whole_whatever_the_buffer_and_holds_a_page() {
+async fn a_listing_is_complete_with_any_buffer_and_holds_a_page() {
     const NAMES: usize = 500;
     let bench = Bench::new();
     let volume = volume(&bench, NAMES);

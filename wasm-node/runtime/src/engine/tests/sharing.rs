@@ -366,7 +366,7 @@ async fn only_the_toolbox_has_the_network_interface() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn modules_and_session_programs_import_only_what_the_pod_allows() {
+async fn modules_and_session_programs_have_only_permitted_imports() {
     let bench = Bench::new();
     let rules = |text: &str| Some(Arc::new(ImportRules::parse(text).unwrap()));
     let component = r#"(component

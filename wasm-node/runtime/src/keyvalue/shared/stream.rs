@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_stream_ends_when_more_arrives_than_was_asked_for() {
+    async fn a_stream_ends_after_more_bytes_than_requested() {
         let received = Arc::new(AtomicUsize::new(0));
         let mut stream =
             BoundedStream { io: Box::new(tokio::io::join(tokio::io::repeat(b'x'), tokio::io::sink())), received };

@@ -236,7 +236,7 @@ async fn passwords_are_read_again_and_databases_are_apart() {
 
 /// The user of docs/operations.md has the rights for every script.
 #[tokio::test(flavor = "multi_thread")]
-async fn the_documented_user_may_do_what_is_needed() {
+async fn the_documented_user_has_the_needed_rights() {
     let server = Server::start(&[]);
     let rights = "SETUSER coracle on >one ~coracle:* +@connection +@scripting +@hash +@sortedset +@set +@string +exists +unlink +info";
     let mut command = redis::cmd("ACL");
