@@ -139,7 +139,7 @@ mod tests {
     use super::{cmd::Cli, one_line, usage_hint};
 
     #[test]
-    fn a_missing_verb_is_told_where_it_is_missing() {
+    fn a_missing_verb_is_reported_at_its_position() {
         let told = |line: &[&str]| usage_hint(&Cli::read(line.iter().map(Into::into)).unwrap_err());
         assert!(told(&["coracle"]).contains("`coracle up` runs one"));
         let wanted =
@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn wrong_usage_is_told_in_one_line() {
+    fn wrong_usage_is_reported_in_one_line() {
         let report = "error: unexpected argument '--nods' found\n\n  tip: a similar argument exists: '--nodes'\n\n\
                       Usage: coracle up [OPTIONS]\n\nFor more information, try '--help'.\n";
         assert_eq!(

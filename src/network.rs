@@ -284,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn a_block_is_split_as_the_contract_says() {
+    fn a_block_is_split_as_in_the_contract() {
         assert_eq!(block(0).to_string(), "127.64.0.0/14");
         assert_eq!(services_of(block(1)).to_string(), "127.68.0.0/16");
         assert_eq!(pods_of(block(1)).to_string(), "127.70.0.0/15");

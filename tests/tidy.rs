@@ -335,7 +335,7 @@ fn components_do_not_know_each_other() {
 }
 
 #[test]
-fn crates_keep_out_what_they_exist_to_forbid() {
+fn crates_have_no_forbidden_dependency() {
     let mut problems = Vec::new();
     for (folder, forbidden, why) in FORBIDDEN {
         for name in dependencies(folder).iter().filter(|name| forbidden.contains(&name.as_str())) {
@@ -378,7 +378,7 @@ fn libraries_stay_in_their_rooms() {
 }
 
 #[test]
-fn what_decides_is_pure() {
+fn decisions_are_pure() {
     let impure = [
         ("kube::Client", "a client"),
         ("kube::Api", "a client"),
@@ -415,7 +415,7 @@ fn what_decides_is_pure() {
 }
 
 #[test]
-fn every_file_says_why_it_exists() {
+fn every_file_begins_with_its_purpose() {
     let silent = all_rust_files().into_iter().filter(|(_, text)| !text.starts_with("//!"));
     check(&silent.map(|(path, _)| format!("{path} does not begin with //!")).collect::<Vec<_>>());
 }

@@ -262,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn it_takes_part_in_upstreams_election_unless_told_not_to() {
+    fn leader_election_is_upstreams_by_default() {
         let election = config(&[]).unwrap().election.unwrap();
         assert_eq!(election.lease.to_string(), "kube-system/kube-controller-manager");
         assert!(config(&["--leader-elect=false"]).unwrap().election.is_none());
@@ -281,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn nodes_get_addresses_where_that_is_asked_for() {
+    fn nodes_get_addresses_if_the_flag_is_set() {
         assert!(config(&["--cluster-cidr=10.0.0.0/16"]).unwrap().settings.cluster_cidrs.is_empty());
         let asked = ["--cluster-cidr=10.0.0.0/16", "--allocate-node-cidrs=true"];
         assert_eq!(config(&asked).unwrap().settings.cluster_cidrs[0].1, 24);

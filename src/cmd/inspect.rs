@@ -112,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn languages_are_told_and_no_name_moves_the_cursor() {
+    fn languages_are_printed_and_no_name_moves_the_cursor() {
         // A function called `a\x1b[2J`, and a producers section: a language, Rust, in two words.
         let exported = b"\x01\x04\x01\x60\0\0\x03\x02\x01\0\x07\x09\x01\x05a\x1b[2J\0\0\x0a\x04\x01\x02\0\x0b";
         let notes = b"\0\x1f\x09producers\x01\x08language\x01\x04Rust\x042024";

@@ -300,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn a_variable_stands_for_one_thing_whatever_the_verb() {
+    fn a_variable_has_the_same_meaning_for_each_verb() {
         let mut found = BTreeMap::new();
         variables(&Cli::command(), &mut found);
         assert!(found.contains_key("CORACLE_DATA_DIR") && found.len() > 20, "{found:?}");

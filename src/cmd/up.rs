@@ -79,13 +79,13 @@ mod tests {
     }
 
     #[test]
-    fn the_demo_runs_what_up_runs_without_flags() {
+    fn the_demo_has_the_defaults_of_up() {
         let without = config(&["--port", "0", "--nodes", "2"]).unwrap();
         assert_eq!(format!("{without:?}"), format!("{:?}", ClusterConfig::for_demo()));
     }
 
     #[test]
-    fn the_dashboard_is_on_unless_a_flag_says_otherwise() {
+    fn the_dashboard_is_on_by_default() {
         let of = |flags: &[&str]| config(flags).unwrap().api.dashboard;
         assert_eq!(
             [of(&[]), of(&["--dashboard"]), of(&["--dashboard=true"]), of(&["--dashboard=false"])],

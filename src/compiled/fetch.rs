@@ -153,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn each_module_has_its_own_order_and_few_are_asked() {
+    fn each_module_has_its_own_order_of_few_nodes() {
         let nodes: Vec<Arc<str>> = (0..40).map(|n| format!("node-{n}").into()).collect();
         let order_of =
             |digest: &str| order(nodes.clone(), &CompiledName::new(&digest.repeat(32), "0123456789abcdef").unwrap());

@@ -363,7 +363,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn servers_start_before_those_who_use_them() {
+    fn servers_start_before_their_clients() {
         assert!(ROLES.is_sorted_by_key(|role| role.part));
         let names: std::collections::BTreeSet<&str> = ROLES.iter().map(|role| role.name).collect();
         assert_eq!(names.len(), ROLES.len());

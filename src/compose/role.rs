@@ -217,7 +217,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_does_not_end_is_cut_off() {
+    async fn components_that_do_not_end_are_cut_off() {
         let (failed, _failures) = mpsc::channel(1);
         let mut running = RunningComponents::new(CancellationToken::new(), failed);
         running.start(Component::new("stubborn one", std::future::pending()));

@@ -194,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_ends_and_says_what_it_is_for() {
+    fn a_token_expires_and_has_its_usages() {
         let env = env();
         let token = BootstrapToken::new(&env);
         let day = TokenRequest {

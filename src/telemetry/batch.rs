@@ -246,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stop_sends_what_is_queued() {
+    fn a_stop_sends_the_queue() {
         let dropped = Counter::default();
         let (exporter, received, answer) = collector();
         let settings = BatchSettings { delay: Duration::from_secs(3600), batch_max: 3, ..SETTINGS };

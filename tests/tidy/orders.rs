@@ -108,7 +108,7 @@ fn is_row(comparison: &str, row: &str) -> bool {
 }
 
 #[test]
-fn what_sorts_compares_keys() {
+fn sorts_compare_keys() {
     let files = all_rust_files();
     let mut problems = Vec::new();
     for (path, text) in files.iter().filter(|(path, _)| path != "tests/tidy/orders.rs") {
@@ -135,7 +135,7 @@ fn what_sorts_compares_keys() {
 }
 
 #[test]
-fn comparisons_of_one_key_are_told_from_others() {
+fn comparisons_of_one_key_are_recognized() {
     for plain in [
         "|a, b| a.name.cmp(&b.name)",
         "|(a, _), (b, _)| a.cmp(b)",

@@ -55,7 +55,7 @@ fn each_group_of_a_ci_run_has_a_function_and_paths() {
 }
 
 #[test]
-fn the_table_of_tests_quick_names_what_exists() {
+fn the_table_of_tests_quick_names_existing_paths() {
     let there = scripts();
     let mut problems = Vec::new();
     for row in rows("tests/quick.table") {

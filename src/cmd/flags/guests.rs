@@ -104,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn ranges_are_told_and_their_ends_are_taken() {
+    fn ranges_are_named_in_errors_and_include_their_ends() {
         for (flag, least, most, outside, range) in [
             ("--module-compile-timeout", "1", "1h", ["999ms", "3601s"], "from 1s to 1h"),
             ("--module-compile-memory", "1Gi", "1Ti", ["1G", "1025Gi"], "from 1Gi to 1Ti"),

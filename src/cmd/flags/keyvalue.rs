@@ -100,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_store_is_refused_without_its_password() {
+    fn invalid_stores_are_rejected_without_their_password() {
         let none = ["--keyvalue-password-file", "none"];
         for flags in [
             &["--keyvalue", "x"][..],

@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_store_is_refused_without_its_password() {
+    fn invalid_stores_are_rejected_without_their_password() {
         assert!(matches!(config(&[]), Ok(StoreConfig::DataFolder)));
         assert!(matches!(config(&["--store", "sled:s"]), Ok(StoreConfig::Folder(path)) if path == Path::new("s")));
         for flags in [

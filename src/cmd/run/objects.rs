@@ -207,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn objects_have_what_the_flags_say() {
+    fn objects_have_the_values_of_flags() {
         let app_of = |serves| app(serves, PodFlags::default());
         let server = app_of(true);
         assert_eq!(server.digest(), "sha256:1");
@@ -248,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn a_dev_session_marks_what_it_makes() {
+    fn a_dev_session_labels_its_objects() {
         let made = app(true, PodFlags::default());
         assert_eq!(made.deployment()["metadata"]["annotations"][SESSION], "dev");
         assert_eq!(patch_of(made.deployment())["metadata"]["annotations"], Value::Null);

@@ -173,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn what_two_builds_write_is_an_output() {
+    fn files_that_two_builds_write_are_outputs() {
         let folder = tempfile::tempdir().unwrap();
         let stamp = |text: &str| {
             let file = folder.path().join(text);

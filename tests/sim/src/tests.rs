@@ -100,7 +100,7 @@ fn a_dead_nodes_pods_are_elsewhere_in_five_seconds() {
 
 /// Orphaned dependents stay, whichever watch lags, and no finalizer of a deleted Job holds them.
 #[test]
-fn what_is_left_behind_stays_when_watches_are_slow() {
+fn orphans_survive_slow_watches() {
     for seed in 0..3 {
         let (violations, stayed) = leaving(seed, Sabotage::None);
         assert!(violations.is_empty(), "seed {seed}: {violations:#?}");
