@@ -3,6 +3,8 @@
 
 use std::fs;
 
+use super::lexer::{Token, TokenKind, tokens};
+use super::shipped::shipped_files;
 use super::{all_rust_files, check, root};
 
 /// Type names that say nothing away from their file.
@@ -18,6 +20,25 @@ const RETIRED_WORDS: &[(&str, &str)] = &[
     ("somebody", "a client, a user"),
     ("told", "notified, logged, returned"),
     ("whoever", "the caller, a client, a user"),
+];
+
+/// Words that are a question or a person in the name of a test. A name is a statement: `a_blob_is_pushed_once`.
+const RETIRED_IN_TESTS: &[&str] = &[
+    "anew",
+    "anybody",
+    "asked",
+    "asks",
+    "everybody",
+    "nobody",
+    "said",
+    "says",
+    "somebody",
+    "tells",
+    "told",
+    "what",
+    "whatever",
+    "who",
+    "whoever",
 ];
 
 /// The comments of a file, without the quoted code in them.
@@ -75,6 +96,61 @@ fn retired_words_stay_retired() {
         }
     }
     check(&problems);
+}
+
+/// The names of tests of a file: each function below an attribute such as `#[test]` or `#[tokio::test(…)]`.
+fn test_names<'a>(tokens: &[Token<'a>]) -> Vec<&'a str> {
+    let is_mark = |at: &usize| {
+        let before = at.checked_sub(1).and_then(|before| tokens.get(before));
+        tokens[*at].text == "test" && before.is_some_and(|before| matches!(before.text, "[" | ":"))
+    };
+    let name = |at: usize| {
+        let mut rest = tokens[at..].iter().skip_while(|token| token.text != "fn").skip(1);
+        rest.next().map(|token| token.text)
+    };
+    (0..tokens.len()).filter(is_mark).filter_map(name).collect()
+}
+
+/// The words of an identifier, in lower case: `a_b`, `AB` and `aB` have two.
+fn words(identifier: &str) -> Vec<String> {
+    let mut all = vec![String::new()];
+    let mut previous_is_lower = false;
+    for c in identifier.chars() {
+        if c == '_' || c.is_uppercase() && previous_is_lower {
+            all.push(String::new());
+        }
+        previous_is_lower = c.is_lowercase();
+        if let Some(last) = all.last_mut().filter(|_| c != '_') {
+            last.extend(c.to_lowercase());
+        }
+    }
+    all
+}
+
+#[test]
+fn names_of_tests_are_statements() {
+    let mut problems = Vec::new();
+    let mut found = 0;
+    for (path, text) in all_rust_files() {
+        for name in test_names(&tokens(&text)) {
+            found += 1;
+            if let Some(word) = words(name).iter().find(|word| RETIRED_IN_TESTS.contains(&word.as_str())) {
+                problems.push(format!("{path}: {name}: say what holds, without \"{word}\""));
+            }
+        }
+    }
+    assert!(found > 2000, "names of tests are found: {found}");
+    check(&problems);
+}
+
+#[test]
+fn names_of_tests_are_found() {
+    let text = "#[cfg(test)]\nmod tests {\n#[test]\n#[should_panic]\nfn one() {}\n#[tokio::test(a = \"b\")]\nasync fn two() {}\nfn test() {}\n}";
+    assert_eq!(test_names(&tokens(text)), ["one", "two"]);
+    assert_eq!(
+        [words("is_told"), words("NoRoom"), words("ASKED_MAX")].concat(),
+        ["is", "told", "no", "room", "asked", "max"]
+    );
 }
 
 #[test]
