@@ -3,8 +3,7 @@
 
 use std::fs;
 
-use super::lexer::{Token, TokenKind, tokens};
-use super::shipped::shipped_files;
+use super::lexer::{Token, tokens};
 use super::{all_rust_files, check, root};
 
 /// Type names that say nothing away from their file.
