@@ -204,6 +204,7 @@ impl Ground {
                 services: network.services,
                 address: api_address,
                 ca_pem: pki.ca_pem().to_owned(),
+                alternative_names: config.api.tls_sans.clone(),
             },
             data_plane: DataPlane::new(env.clone(), proxy::config(&config, &network, &pki, api_address), pods.clone())?,
             informer: Informer::new(manager, env.clone(), &stop.components),

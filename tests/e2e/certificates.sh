@@ -1,10 +1,14 @@
 #!/usr/bin/env bash
 # Certificates change while the server runs: revoked client certificates, the server's own, the administrator's.
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
-"$CORACLE" apiserver --data-dir "$WORK/data" --port 0 > "$WORK/ready" 2> "$WORK/up.log" & UP_PID=$!
+"$CORACLE" apiserver --data-dir "$WORK/data" --port 0 --tls-san api.example,203.0.113.7 > "$WORK/ready" 2> "$WORK/up.log" & UP_PID=$!
 eventually 30 grep '^ready ' "$WORK/ready"
 cp "$WORK/data/kubeconfig" "$WORK/lost"; export KUBECONFIG=$WORK/data/kubeconfig
 address=$(sed -n 's|^ready server=https://\([^ ]*\).*|\1|p' "$WORK/ready")
+
+# No node gets a certificate for a recorded name.
+recorded=$(kubectl -n kube-system get configmap coracle-api-servers -o jsonpath='{.data.addresses}' | tr '\n' ' ')
+expect "127.0.0.1 203.0.113.7 api.example " "$recorded" "the record of API servers"
 
 # An administrator's certificate is lost: the file's is recreated, and the lost one revoked.
 kubectl --kubeconfig "$WORK/lost" get namespaces --watch > "$WORK/watch" 2>&1 & watch=$!

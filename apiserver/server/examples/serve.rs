@@ -63,6 +63,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         services: "10.96.0.0/12".parse()?,
         address: address.parse()?,
         ca_pem: pki.ca_pem().to_owned(),
+        alternative_names: Vec::new(),
     };
     server.bootstrap(&cluster).await?;
     let text = kubeconfig(&format!("https://{address}"), pki.ca_pem(), "admin", pki.admin());

@@ -4,8 +4,8 @@
 //! A node writes the addresses in its status itself. So they don't suffice: foreign DNS names, names of Services and the API
 //! server, loopback addresses, the ranges of Services and pods, and addresses of Services, API servers and older Nodes are
 //! left to the administrator. An administrator labels the Nodes on the machines of API servers: kubelets can't
-//! (NodeRestriction). A certificate lives longer than a server's absence, so an API server's address is one that the record
-//! `API_SERVERS` lists, whether or not a server listens there. Without the record nothing is approved.
+//! (NodeRestriction). A certificate lives longer than a server's absence, so an API server's name or address is one that the
+//! record `API_SERVERS` lists, whether or not a server listens there. Without the record nothing is approved.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -237,7 +237,11 @@ fn taken(view: &ObjectCache, node: &Node, asked: &str) -> Option<String> {
     if let Some(older) = others().filter(|other| first(other)).find(|other| is_own(&addresses(other), asked)) {
         return Some(format!("an address of the older Node {}", older.metadata.name.as_deref().unwrap_or_default()));
     }
-    let ip = address(asked)?;
+    address(asked).and_then(|ip| taken_by_cluster(view, ip)).or_else(|| taken_by_server(view, node, asked))
+}
+
+/// What of the cluster has an address, or may get it.
+fn taken_by_cluster(view: &ObjectCache, ip: IpAddr) -> Option<String> {
     let of_service = |service: &Service| {
         let spec = service.spec.as_ref();
         let cluster = spec.and_then(|spec| spec.cluster_ips.as_ref()).into_iter().flatten();
@@ -254,6 +258,11 @@ fn taken(view: &ObjectCache, node: &Node, asked: &str) -> Option<String> {
     if view.all::<Node>().filter_map(|node| node.spec.as_ref()?.pod_cidrs.as_ref()).flatten().any(is_in) {
         return Some("in a node's range of pods".to_owned());
     }
+    None
+}
+
+/// Whether an API server serves under a name or address, as far as the Node isn't on the machine of one.
+fn taken_by_server(view: &ObjectCache, node: &Node, asked: &str) -> Option<String> {
     if is_control_plane(node) {
         return None;
     }
@@ -264,14 +273,27 @@ fn taken(view: &ObjectCache, node: &Node, asked: &str) -> Option<String> {
         ));
     };
     let record = record.data.as_ref().and_then(|data| data.get(names::API_SERVER_ADDRESSES));
-    let recorded = record.into_iter().flat_map(|lines| lines.lines()).map(str::trim);
+    let recorded = record.into_iter().flat_map(|lines| lines.lines());
     let servers = view.get::<Endpoints>(&ObjectKey::new("default", "kubernetes"));
     let subsets = servers.iter().flat_map(|servers| servers.subsets.iter().flatten());
     let present = subsets.flat_map(|subset| subset.addresses.iter().flatten()).map(|of| of.ip.as_str());
     recorded
         .chain(present)
-        .any(|text| address(text) == Some(ip))
-        .then(|| format!("an API server's address: if the node is on its machine, label the Node with {CONTROL_PLANE}"))
+        .any(|recorded| covers(recorded, asked))
+        .then(|| format!("an API server's: if the node is on its machine, label the Node with {CONTROL_PLANE}"))
+}
+
+/// Whether a recorded address or name, also a pattern, is the requested one to those who verify a certificate.
+fn covers(recorded: &str, asked: &str) -> bool {
+    let name = |text: &str| text.trim().trim_end_matches('.').to_ascii_lowercase();
+    if let Some(ip) = address(asked) {
+        return address(recorded.trim()) == Some(ip);
+    }
+    let (recorded, asked) = (name(recorded), name(asked));
+    match recorded.strip_prefix("*.") {
+        Some(domain) => asked.split_once('.').is_some_and(|(_, rest)| rest == domain),
+        None => recorded == asked,
+    }
 }
 
 #[cfg(test)]
@@ -454,7 +476,7 @@ mod tests {
             "apiVersion": "v1", "kind": "Endpoints", "metadata": {"name": "kubernetes", "namespace": "default"},
             "subsets": [{"addresses": [{"ip": "192.0.2.1"}]}],
         });
-        assert!(why(vec![servers.clone()]).starts_with("192.0.2.1 is an API server's address"));
+        assert!(why(vec![servers.clone()]).starts_with("192.0.2.1 is an API server's"));
         let mut labelled = n1();
         labelled["metadata"]["labels"] = json!({CONTROL_PLANE: ""});
         let simulation = crate::simulation(start(), [servers, labelled, record("192.0.2.1")]);
@@ -496,11 +518,28 @@ mod tests {
             Verdict::Leave(said) => assert!(said.starts_with(why), "{said}"),
             other => panic!("{other:?} instead of {why}"),
         };
-        leaves(vec![record("192.0.2.9\n192.0.2.1\n")], "192.0.2.1 is an API server's address");
-        leaves(vec![record(" ::ffff:192.0.2.1 ")], "192.0.2.1 is an API server's address");
-        leaves(Vec::new(), "192.0.2.1 is not known to be no API server's");
+        leaves(vec![record("192.0.2.9\n192.0.2.1\n")], "192.0.2.1 is an API server's");
+        leaves(vec![record(" ::ffff:192.0.2.1 ")], "192.0.2.1 is an API server's");
+        leaves(Vec::new(), "n1 is not known to be no API server's");
         assert_eq!(given(vec![record("192.0.2.9\n2001:db8::2\n")]), Verdict::Approve);
         assert_eq!(given(vec![record("")]), Verdict::Approve);
+        // The names of `--tls-san`: the bearer of a bootstrap token chooses the name of its node.
+        leaves(vec![record("N1. \n")], "n1 is an API server's");
+        assert_eq!(given(vec![record("n1.example\nn11\n*.n1\n*.example\n")]), Verdict::Approve);
+        for (recorded, asked, is_covered) in [
+            ("api.example", "API.Example.", true),
+            (" api.example.\r", "api.example", true),
+            ("*.example", "n1.example", true),
+            ("*.example", "n1.zone.example", false),
+            ("*.example", "example", false),
+            ("api.example", "n1.example", false),
+            ("2001:db8:0::1", "2001:db8::1", true),
+            ("192.0.2.1", "::ffff:192.0.2.1", true),
+            ("192.0.2.1", "192.0.2.10", false),
+            ("", "n1", false),
+        ] {
+            assert_eq!(covers(recorded, asked), is_covered, "{recorded:?} {asked}");
+        }
     }
 
     #[test]

@@ -49,10 +49,10 @@ pub const UNINITIALIZED: &str = "node.cloudprovider.kubernetes.io/uninitialized"
 pub const PROVIDED_IP: &str = "alpha.kubernetes.io/provided-node-ip";
 /// The host name label of a node.
 pub const HOSTNAME: &str = "kubernetes.io/hostname";
-/// The ConfigMap in `kube-system` with every address of an API server, present or past: no node gets a serving certificate
-/// for one.
+/// The ConfigMap in `kube-system` with every address and further name of an API server, present or past: no node gets a
+/// serving certificate for one.
 pub const API_SERVERS: &str = "coracle-api-servers";
-/// Its key: addresses, one a line. API servers add theirs; only an administrator removes one.
+/// Its key: addresses and names, one a line. API servers add theirs; only an administrator removes one.
 pub const API_SERVER_ADDRESSES: &str = "addresses";
 /// The cluster's DNS domain.
 pub const CLUSTER_DOMAIN: &str = "cluster.local";

@@ -333,5 +333,6 @@ fn own_cluster() -> bootstrap::Cluster {
         services: "10.96.0.0/16".parse().expect("a block"),
         address: (Ipv4Addr::new(192, 0, 2, 1), 6443).into(),
         ca_pem: "simulated".into(),
+        alternative_names: Vec::new(),
     }
 }

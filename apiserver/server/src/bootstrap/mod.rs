@@ -10,14 +10,15 @@ pub mod cidr_migration;
 pub mod endpoints;
 pub mod joining;
 mod retired;
+mod server_record;
 
 pub use retired::retirements;
+pub use server_record::api_servers;
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 
 use ipnet::Ipv4Net;
-use machinery_api::names;
 use serde_json::{Map, Value, json};
 
 use apiserver_auth::rules::{Rule, missing_rules};
@@ -41,6 +42,8 @@ pub struct Cluster {
     pub address: SocketAddr,
     /// The authority of client certificates, in PEM.
     pub ca_pem: String,
+    /// Further names and addresses of the API server's certificate.
+    pub alternative_names: Vec<String>,
 }
 
 /// An object that should exist.
@@ -255,7 +258,9 @@ fn plan_object(objects: &dyn ObjectReader, desired: &Desired) -> Option<Write> {
     let rbac = matches!(desired.policy, ReconcilePolicy::Role | ReconcilePolicy::Binding);
     let own = existing["metadata"]["annotations"][AUTOUPDATE].as_str() == Some("false");
     let terminating = existing["metadata"]["deletionTimestamp"].is_string();
-    if terminating || (rbac && own) {
+    // The record must be complete for as long as approvers read it.
+    let is_record = matches!(desired.policy, ReconcilePolicy::AddLines(_));
+    if (terminating && !is_record) || (rbac && own) {
         return None;
     }
     let mut object = Value::clone(&existing);
@@ -266,7 +271,7 @@ fn plan_object(objects: &dyn ObjectReader, desired: &Desired) -> Option<Write> {
                 overwrite(&mut object, wanted, field);
             }
         }
-        ReconcilePolicy::AddLines(key) => add_lines(&mut object, wanted, key),
+        ReconcilePolicy::AddLines(key) => server_record::add_lines(&mut object, wanted, key),
         ReconcilePolicy::Role => {
             add_labels(&mut object, wanted);
             reconcile_role(&mut object, wanted);
@@ -308,21 +313,6 @@ fn authentication(cluster: &Cluster) -> Desired {
     Desired { group: "", plural: "configmaps", object, policy: ReconcilePolicy::Overwrite(&["data"]) }
 }
 
-/// The record of API servers' addresses for the approval of nodes' serving certificates. It comes before the endpoints, and
-/// outlives its servers: a certificate that a node gets while a server is stopped is valid when the server is back.
-fn api_servers(cluster: &Cluster, live: &BTreeSet<SocketAddr>) -> Desired {
-    let addresses: BTreeSet<IpAddr> = live.iter().chain([&cluster.address]).map(SocketAddr::ip).collect();
-    let lines: String = addresses.iter().map(|address| format!("{address}\n")).collect();
-    let object = json!({
-        "apiVersion": "v1",
-        "kind": "ConfigMap",
-        "metadata": {"name": names::API_SERVERS, "namespace": "kube-system"},
-        "data": {names::API_SERVER_ADDRESSES: lines},
-    });
-    let policy = ReconcilePolicy::AddLines(names::API_SERVER_ADDRESSES);
-    Desired { group: "", plural: "configmaps", object, policy }
-}
-
 /// The CIDR of Service addresses, as created by upstream's API server and its controller.
 fn service_cidr(cluster: &Cluster) -> Desired {
     let object = json!({
@@ -346,24 +336,6 @@ fn overwrite(object: &mut Value, wanted: &Value, field: &str) {
     if let (Some(map), Some(value)) = (object.as_object_mut(), wanted.get(field)) {
         map.insert(field.to_owned(), value.clone());
     }
-}
-
-/// Adds the missing lines of a text in `data`; existing ones stay.
-fn add_lines(object: &mut Value, wanted: &Value, key: &str) {
-    let text = |of: &Value| of["data"][key].as_str().unwrap_or_default().to_owned();
-    let (mut own, wanted) = (text(object), text(wanted));
-    let missing = |line: &&str| !own.lines().any(|own| own.trim() == *line);
-    let added: String = wanted.lines().filter(missing).map(|line| format!("{line}\n")).collect();
-    if added.is_empty() {
-        return;
-    }
-    if !own.is_empty() && !own.ends_with('\n') {
-        own.push('\n');
-    }
-    if !object["data"].is_object() {
-        object["data"] = json!({});
-    }
-    object["data"][key] = (own + &added).into();
 }
 
 /// Adds missing labels and annotations; existing ones keep their values.
@@ -432,6 +404,7 @@ mod tests {
             services: "10.96.0.0/12".parse().unwrap(),
             address: "127.0.0.1:6443".parse().unwrap(),
             ca_pem: "ca".into(),
+            alternative_names: Vec::new(),
         }
     }
 
@@ -558,30 +531,6 @@ mod tests {
         let decision = authorizer.authorize(&objects, &node, &data_plane).now_or_never().expect("no link waits");
         assert!(decision.allowed);
         assert!(!may("jo", None, "get", "", "pods"));
-    }
-
-    #[test]
-    fn the_record_of_api_servers_never_shrinks() {
-        let objects = ObjectReader::default();
-        let recorded = || {
-            let record = objects.get("", "configmaps", "kube-system", names::API_SERVERS).unwrap();
-            record["data"][names::API_SERVER_ADDRESSES].as_str().unwrap().to_owned()
-        };
-        let start = |addresses: &[&str]| {
-            let live = addresses.iter().map(|address| address.parse().unwrap()).collect();
-            let own = Cluster { address: addresses[0].parse().unwrap(), ..cluster() };
-            apply(&objects, plan(&objects, &super::desired(&own, &live, built_in())));
-        };
-        start(&["10.0.0.3:6443", "10.0.0.1:6443"]);
-        assert_eq!(recorded(), "10.0.0.1\n10.0.0.3\n");
-        start(&["10.0.0.1:6443"]);
-        assert_eq!(recorded(), "10.0.0.1\n10.0.0.3\n", "the stopped server's stays");
-        // An administrator's lines stay, too.
-        let mut edited = Value::clone(&objects.get("", "configmaps", "kube-system", names::API_SERVERS).unwrap());
-        edited["data"][names::API_SERVER_ADDRESSES] = "192.0.2.9 \n10.0.0.1".into();
-        objects.put("", "configmaps", edited);
-        start(&["[2001:db8::1]:6443", "10.0.0.1:6443"]);
-        assert_eq!(recorded(), "192.0.2.9 \n10.0.0.1\n2001:db8::1\n");
     }
 
     #[test]

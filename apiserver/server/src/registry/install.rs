@@ -131,6 +131,7 @@ mod tests {
             services: "10.96.0.0/12".parse().unwrap(),
             address: "127.0.0.1:6443".parse().unwrap(),
             ca_pem: "ca".into(),
+            alternative_names: Vec::new(),
         };
         server.bootstrap(&cluster).await.unwrap();
         let objects = server.objects();

@@ -1,7 +1,7 @@
 //! The default objects of a cluster: written at a start, and the vital ones reconciled while the server runs, with the
 //! endpoints of all live API servers.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -29,8 +29,11 @@ impl Apiserver {
 
     async fn install_default_objects(&self, cluster: &Cluster) -> Result<(), ApiError> {
         let registry = &self.handler.deps.registry;
+        // Other servers publish this one's address as soon as it is live.
+        self.record_servers(cluster, &BTreeSet::new()).await?;
         let live = live_servers::renew(&registry.cache, cluster.address).await;
         let live = live.map_err(|error| store_error(&error))?;
+        self.record_servers(cluster, &live).await?;
         let desired = bootstrap::desired(cluster, &live, &registry.served.load());
         for _ in 0..BOOTSTRAP_TRIES_MAX {
             let mut writes = bootstrap::plan(&*registry.objects, &desired);
@@ -45,6 +48,22 @@ impl Apiserver {
         }
         self.set_ready();
         Ok(())
+    }
+
+    /// Records addresses and names of API servers, of this one at least. Fails if they aren't in the record afterwards: then
+    /// nothing may publish them.
+    async fn record_servers(&self, cluster: &Cluster, live: &BTreeSet<SocketAddr>) -> Result<(), ApiError> {
+        let registry = &self.handler.deps.registry;
+        let record = [bootstrap::api_servers(cluster, live)];
+        for _ in 0..BOOTSTRAP_TRIES_MAX {
+            let writes = bootstrap::plan(&*registry.objects, &record);
+            if writes.is_empty() {
+                return Ok(());
+            }
+            registry.install(writes).await?;
+            registry.sync_cache().await?;
+        }
+        Err(ApiError::Internal("the record of API servers is changed by others at each try".into()))
     }
 
     /// Migrates Services and nodes to changed address blocks. Call it before [`bootstrap`](Self::bootstrap).
@@ -86,6 +105,7 @@ impl Apiserver {
             let pass = async {
                 let live = live_servers::renew(&registry.cache, cluster.address).await;
                 let live = live.map_err(|error| store_error(&error))?;
+                self.record_servers(cluster, &live).await?;
                 let mut desired = bootstrap::desired(cluster, &live, &catalog);
                 desired.retain(bootstrap::Desired::is_vital);
                 self.reconcile(&desired, reconciled.as_ref() != Some(&live)).await?;
@@ -122,5 +142,60 @@ impl Apiserver {
             return Ok(());
         }
         registry.install(writes).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use apiserver_resources::objects::ObjectReader as _;
+    use apiserver_storage::store::Store;
+    use apiserver_storage::store::late::LateStore;
+    use apiserver_storage::store::memory::MemoryStore;
+    use machinery_api::names;
+    use machinery_env::Env;
+
+    use super::*;
+    use crate::bootstrap::joining::keys_of_live_servers;
+    use crate::server::Config;
+
+    /// A node's certificate for the server's address may be requested as soon as it is known.
+    #[tokio::test]
+    async fn names_of_a_server_are_recorded_before_others_can_publish_it() {
+        let (env, _) = Env::seeded(1, "2026-01-01T00:00:00Z".parse().unwrap());
+        let memory = Arc::new(MemoryStore::new(env.clone()));
+        let store = Arc::new(LateStore::new(memory.clone()));
+        let server = Apiserver::open(&env, store, Config::of_tests()).await.unwrap();
+        let mut cluster = Cluster {
+            service_ip: "10.96.0.1".parse().unwrap(),
+            services: "10.96.0.0/12".parse().unwrap(),
+            address: "192.0.2.1:6443".parse().unwrap(),
+            ca_pem: "ca".into(),
+            alternative_names: vec!["api.example".into(), "203.0.113.1".into()],
+        };
+        for address in ["192.0.2.1:6443", "192.0.2.2:6443"] {
+            cluster.address = address.parse().unwrap();
+            server.bootstrap(&cluster).await.unwrap();
+            let written = async |prefix: &str, name: &str| {
+                let found = memory.range(prefix, &format!("{prefix}~"), None, 0).await.unwrap();
+                let of_it: Vec<u64> = found
+                    .entries
+                    .iter()
+                    .filter(|entry| entry.key.ends_with(name))
+                    .map(|entry| entry.modified)
+                    .collect();
+                assert_eq!(of_it.len(), 1, "{prefix} {name}");
+                of_it[0]
+            };
+            let record = written("/registry/configmaps/kube-system/", names::API_SERVERS).await;
+            assert!(record < written(&keys_of_live_servers(), address).await, "{address} is live before its record");
+            for endpoints in ["/registry/services/endpoints/default/", "/registry/endpointslices/default/"] {
+                assert!(record < written(endpoints, "kubernetes").await, "{endpoints}");
+            }
+        }
+        let record = server.objects().get("", "configmaps", "kube-system", names::API_SERVERS).unwrap();
+        let expected = "192.0.2.1\n203.0.113.1\napi.example\n192.0.2.2\n";
+        assert_eq!(record["data"][names::API_SERVER_ADDRESSES], expected);
     }
 }
