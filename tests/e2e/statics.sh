@@ -41,6 +41,12 @@ rm "$WORK/manifests/second.json"
 eventually 60 gone second-coracle-1
 echo "· changes are followed"
 
+manifest store one | sed 's|labels: {|annotations: {host.coracle.dev/c: keyvalue}, labels: {|' > "$WORK/manifests/store.yaml"
+eventually 60 is store-coracle-1 "$ready" True
+rm "$WORK/manifests/store.yaml"
+eventually 60 gone store-coracle-1
+echo "· a static pod has the key-value store of its namespace"
+
 down
 up --pod-manifest-path "$WORK/manifests"
 eventually 60 is web-coracle-1 "$ready" True

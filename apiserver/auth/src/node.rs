@@ -404,7 +404,7 @@ mod tests {
             ("get", "namespaces", "kube-system", "", true),
             ("get", "namespaces", "gone", "", true),
             ("get", "namespaces", "other", "", false),
-            ("get", "namespaces", "mirror", "", false),
+            ("get", "namespaces", "mirror", "", true),
             ("list", "namespaces", "", "", false),
             ("update", "namespaces", "ns", "", false),
         ] {

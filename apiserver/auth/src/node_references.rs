@@ -65,15 +65,14 @@ fn items<'a>(value: &'a Value, field: &str) -> impl Iterator<Item = &'a Value> {
     value[field].as_array().into_iter().flatten()
 }
 
-/// The objects that a pod references. Mirror pods count for none, because a node could grant itself access by creating
-/// one.
+/// The objects that a pod references. A mirror pod counts for its namespace alone, whose identity the stores of its pod
+/// have: a node could grant itself access to all others by creating one.
 pub(super) fn of_pod(pod: &Value) -> BTreeSet<Reference> {
-    let mut references = BTreeSet::new();
+    let namespace = pod["metadata"]["namespace"].as_str().unwrap_or_default();
+    let mut references = BTreeSet::from([Reference::new(ReferenceKind::Namespace, "", namespace)]);
     if pod["metadata"]["annotations"].get("kubernetes.io/config.mirror").is_some() {
         return references;
     }
-    let namespace = pod["metadata"]["namespace"].as_str().unwrap_or_default();
-    references.insert(Reference::new(ReferenceKind::Namespace, "", namespace));
     let mut add = |kind: ReferenceKind, name: &Value| {
         if let Some(name) = name.as_str().filter(|name| !name.is_empty()) {
             references.insert(Reference::new(kind, namespace, name));
