@@ -80,10 +80,17 @@ fn sync_node(instances: &dyn Instances, node: &Node) -> Plan {
         return vec![initialize(node, &instance), Action::Event(synced)].into();
     }
     let known = node.status.as_ref().and_then(|status| status.addresses.as_deref()).unwrap_or_default();
-    if addresses.is_empty() || addresses == known {
+    if addresses.is_empty() || addresses == known || !is_provided(node) {
         return sync_labels(node);
     }
     vec![Action::patch(node, json!({"status": {"addresses": addresses}})).on("status")].into()
+}
+
+/// Whether the node has been described, or its kubelet expects it. Another kubelet reports addresses of its own, again after
+/// each change.
+fn is_provided(node: &Node) -> bool {
+    let has_id = node.spec.as_ref().and_then(|spec| spec.provider_id.as_ref()).is_some_and(|id| !id.is_empty());
+    has_id || node.metadata.annotations.as_ref().is_some_and(|annotations| annotations.contains_key(PROVIDED_IP))
 }
 
 fn label<'a>(node: &'a Node, name: &str) -> Option<&'a str> {

@@ -134,6 +134,16 @@ fn addresses_follow_and_a_full_pass_finds_late_nodes() {
 }
 
 #[test]
+fn a_node_that_expects_no_provider_keeps_its_addresses() {
+    let mut play = Play::new(FILE, vec![node("n1", "True")]);
+    play.change("n1", "/spec/taints", json!([]));
+    assert_eq!(play.plan("node", "n1"), Plan::nothing(), "its kubelet would write its own again");
+    play.change("n1", "/spec", json!({"providerID": "rack://7/1"}));
+    play.work("node", "n1");
+    assert_eq!(play.node("n1").unwrap()["status"]["addresses"][0]["address"], "10.0.0.1");
+}
+
+#[test]
 fn a_provided_node_ip_has_to_be_in_the_inventory() {
     let mut play = Play::new(FILE, vec![node("n1", "True")]);
     play.change("n1", "/metadata/annotations", json!({"alpha.kubernetes.io/provided-node-ip": "10.0.0.7"}));

@@ -198,8 +198,7 @@ impl NodeStatusManager {
         let created: Result<Node, _> = self.requests.create(&NODE, "", &wanted).await;
         let node = match created {
             Err(error) if status_code(&error) == 409 => {
-                let patch =
-                    json!({"metadata": {"labels": labels(&self.config), "annotations": self.config.annotations}});
+                let patch = json!({"metadata": {"labels": labels(&self.config), "annotations": register::annotations(&self.config)}});
                 self.requests.patch(&NODE, &self.key(), None, PatchType::Merge, &patch).await?
             }
             created => created?,

@@ -174,6 +174,12 @@ pub(super) fn facts(config: &NodeConfig) -> NodeFacts {
     NodeFacts { name: config.name.clone(), labels: labels(config), taints: config.taints.iter().map(taint).collect() }
 }
 
+/// The configured annotations, and the address that a provider has to know.
+pub(super) fn annotations(config: &NodeConfig) -> BTreeMap<String, String> {
+    let provided = config.external_provider.then(|| (names::PROVIDED_IP.to_owned(), config.internal_ip.to_string()));
+    config.annotations.clone().into_iter().chain(provided).collect()
+}
+
 /// The Node object at registration; `cidr` is the pod CIDR of an earlier registration.
 pub(super) fn node(config: &NodeConfig, cidr: Option<&str>) -> Value {
     let taint = |key: &str, value: &str, effect: &str| json!({"key": key, "value": value, "effect": effect});
@@ -188,10 +194,7 @@ pub(super) fn node(config: &NodeConfig, cidr: Option<&str>) -> Value {
     if !taints.is_empty() {
         node["spec"]["taints"] = json!(taints);
     }
-    let mut annotations = config.annotations.clone();
-    if config.external_provider {
-        annotations.insert(names::PROVIDED_IP.to_owned(), config.internal_ip.to_string());
-    }
+    let annotations = annotations(config);
     if !annotations.is_empty() {
         node["metadata"]["annotations"] = json!(annotations);
     }
@@ -296,6 +299,7 @@ pub(super) fn conditions(health: &Health) -> [(&'static str, bool, &'static str,
 
 /// The status as a strategic merge patch. `known` is the last known Node, for its transition times.
 pub(super) fn status(config: &NodeConfig, port: u16, health: &Health, known: Option<&Node>, now: Timestamp) -> Value {
+    let node = known;
     let known = known.and_then(|node| node.status.as_ref()?.conditions.as_deref()).unwrap_or_default();
     let stamp = time::seconds(now);
     let conditions: Vec<Value> = conditions(health)
@@ -310,16 +314,9 @@ pub(super) fn status(config: &NodeConfig, port: u16, health: &Health, known: Opt
             })
         })
         .collect();
-    let own = [("InternalIP", config.internal_ip.to_string()), ("Hostname", config.name.clone())];
-    let own = own.map(|(kind, address)| json!({"type": kind, "address": address}));
-    // In place of all addresses, so that foreign ones go, which the serving certificate would wait for. A cloud provider's
-    // own ones stay (upstream's `fixupPatchForNodeStatusAddresses`).
-    let replaces = (!config.external_provider).then(|| json!({"$patch": "replace"}));
-    let addresses: Vec<Value> = replaces.into_iter().chain(own).collect();
     let images: Vec<Value> =
         health.images.iter().map(|(names, bytes)| json!({"names": names, "sizeBytes": bytes})).collect();
-    json!({"status": {
-        "addresses": addresses,
+    let mut patch = json!({"status": {
         "capacity": config.capacity.resources(),
         "allocatable": config.capacity.allocatable(),
         "conditions": conditions,
@@ -327,7 +324,33 @@ pub(super) fn status(config: &NodeConfig, port: u16, health: &Health, known: Opt
         "images": images,
         "nodeInfo": info(config),
         "runtimeHandlers": [{"name": "wasm", "features": {"recursiveReadOnlyMounts": true, "userNamespaces": false}}],
-    }})
+    }});
+    if let Some(addresses) = own_addresses(config, node) {
+        patch["status"]["addresses"] = json!(addresses);
+    }
+    patch
+}
+
+/// The agent's addresses as a part of the patch; `None` if a provider's ones stand, which go first as in upstream's
+/// `NodeAddress`.
+fn own_addresses(config: &NodeConfig, known: Option<&Node>) -> Option<Vec<Value>> {
+    let is_provided = !config.external_provider && known.is_some_and(is_provided);
+    let addresses = known.and_then(|node| node.status.as_ref()?.addresses.as_deref()).unwrap_or_default();
+    if is_provided && addresses.iter().any(|address| address.type_ != "Hostname") {
+        return None;
+    }
+    let own = [("InternalIP", config.internal_ip.to_string()), ("Hostname", config.name.clone())];
+    let own = own.map(|(kind, address)| json!({"type": kind, "address": address}));
+    // In place of all addresses, so that foreign ones go, which the serving certificate would wait for. A cloud provider's
+    // own ones stay (upstream's `fixupPatchForNodeStatusAddresses`).
+    let replaces = (!config.external_provider).then(|| json!({"$patch": "replace"}));
+    Some(replaces.into_iter().chain(own).collect())
+}
+
+/// Whether a provider has described the Node, or is to do so.
+fn is_provided(node: &Node) -> bool {
+    let has_id = node.spec.as_ref().and_then(|spec| spec.provider_id.as_ref()).is_some_and(|id| !id.is_empty());
+    has_id || node.metadata.annotations.as_ref().is_some_and(|annotations| annotations.contains_key(names::PROVIDED_IP))
 }
 
 /// The boot of this machine; empty where the system has no identifier of it.

@@ -235,14 +235,16 @@ fn a_report_replaces_foreign_addresses_but_a_cloud_provider_s() {
     let tls = ServingTls::fixed(TlsIdentity { cert_pem: String::new(), key_pem: String::new() }, Vec::new());
     let capacity = Capacity { cpu_millis: 1, memory_bytes: 1, guest_memory_bytes: 1, ephemeral_bytes: 1, pods: 10 };
     let mut config = NodeConfig::new("n".into(), "/nowhere".into(), [192, 0, 2, 1].into(), tls, capacity);
-    let after_report = |config: &NodeConfig| {
+    let foreign = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n"},
+        "status": {"addresses": [{"type": "ExternalIP", "address": "192.0.2.66"}]}});
+    let reported_over = |config: &NodeConfig, foreign: &Value| {
         let env = Env::real();
         let patch = super::register::status(config, 1, &super::register::Health::default(), None, env.now());
         let foreign = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n"},
             "status": {"addresses": [{"type": "ExternalIP", "address": "192.0.2.66"}]}});
         let target = schema::Target::kind("", "v1", "Node").unwrap();
         let (kind, patch) = (PatchKind::Strategic, patch.to_string());
-        let merged = patch::apply(kind, patch.as_bytes(), &foreign, &target, schema::FieldValidation::Warn);
+        let merged = patch::apply(kind, patch.as_bytes(), foreign, &target, schema::FieldValidation::Warn);
         let addresses = merged.unwrap().object["status"]["addresses"].as_array().unwrap().clone();
         addresses.iter().map(|one| one["address"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
     };
@@ -250,7 +252,18 @@ fn a_report_replaces_foreign_addresses_but_a_cloud_provider_s() {
     config.external_provider = true;
     assert!(after_report(&config).contains(&"192.0.2.66".to_owned()));
 }
+    let after_report = |config: &NodeConfig| reported_over(config, &foreign);
 
+    // A joined node that a provider has described.
+    let mut provided = foreign.clone();
+    provided["spec"] = json!({"providerID": "rack://7"});
+    assert_eq!(reported_over(&config, &provided), ["192.0.2.66"]);
+    provided["spec"] = json!({"providerID": ""});
+    assert_eq!(reported_over(&config, &provided), ["192.0.2.1", "n"]);
+    provided["metadata"]["annotations"] = json!({"alpha.kubernetes.io/provided-node-ip": "192.0.2.66"});
+    assert_eq!(reported_over(&config, &provided), ["192.0.2.66"]);
+    provided["status"]["addresses"] = json!([{"type": "Hostname", "address": "other"}]);
+    assert_eq!(reported_over(&config, &provided), ["192.0.2.1", "n"]);
 #[tokio::test]
 async fn a_report_that_gets_no_answer_holds_no_heartbeat_up() {
     let (api, stop) = (FakeApi::default(), CancellationToken::new());
