@@ -76,7 +76,7 @@ pub(super) struct NodeStatusManager {
     /// The pod CIDR.
     cidr: Option<String>,
     checkpoint: Checkpoint,
-    /// The pod CIDR is that of the checkpoint, and the API hasn't confirmed it.
+    /// The pod CIDR is that of the checkpoint or of a deleted Node, and the API hasn't confirmed it.
     restored: bool,
     reported: Option<LastReport>,
     /// The earliest time of the next repair.
@@ -192,10 +192,19 @@ impl NodeStatusManager {
         }
     }
 
-    /// Creates the Node with its labels, or updates the labels; a recreated Node keeps its pod CIDR.
+    /// Creates the Node with its labels, or updates the labels; a recreated Node keeps its pod CIDR, unless the API refuses
+    /// it.
     async fn try_register(&mut self) -> Result<(), kube::Error> {
         let wanted = node(&self.config, self.cidr.as_deref());
-        let created: Result<Node, _> = self.requests.create(&NODE, "", &wanted).await;
+        let mut created: Result<Node, _> = self.requests.create(&NODE, "", &wanted).await;
+        if let (Err(error), Some(cidr)) = (&created, &self.cidr)
+            && status_code(error) == 403
+        {
+            tracing::warn!(node = self.config.name, cidr, %error, "the node's range of pod addresses is refused: it gets another one");
+            let without = node(&self.config, None);
+            created = self.requests.create(&NODE, "", &without).await;
+            self.restored = true;
+        }
         let node = match created {
             Err(error) if status_code(&error) == 409 => {
                 let patch = json!({"metadata": {"labels": labels(&self.config), "annotations": register::annotations(&self.config)}});
@@ -331,7 +340,9 @@ impl NodeStatusManager {
                         if let Err(changed) = self.confirm_cidr() {
                             return changed;
                         }
-                        if let Some(ready) = ready.take() {
+                        if self.has_network()
+                            && let Some(ready) = ready.take()
+                        {
                             // The receiver may be gone.
                             let _ = ready.send(NodeReady { kubelet });
                         }
@@ -407,7 +418,7 @@ impl NodeStatusManager {
 
     fn health_now(&self) -> Health {
         let shutting_down = self.config.shutdown.has_begun();
-        Health { networked: self.networked, shutting_down, ..self.health.clone() }
+        Health { networked: self.has_network(), shutting_down, ..self.health.clone() }
     }
 
     fn is_report_due(&self) -> bool {
@@ -433,3 +444,8 @@ impl NodeStatusManager {
         Ok(())
     }
 }
+    /// Whether pods can run, as far as the API has not refused their addresses.
+    fn has_network(&self) -> bool {
+        self.networked && !(self.restored && self.assigned_cidr().is_none())
+    }
+

@@ -210,12 +210,13 @@ pub enum NodeError {
         /// The cause.
         source: BadCidr,
     },
-    /// The node runs its pods from a checkpoint, and the API has another podCIDR for it: their addresses aren't its own.
+    /// The node runs its pods from a checkpoint, or its Node was deleted, and the API has another podCIDR for it: their
+    /// addresses aren't its own.
     #[error("node {name}: its podCIDR is {assigned} now, and its pods have addresses of {used}: start it again")]
     CidrChanged {
         /// The node.
         name: String,
-        /// The podCIDR of the checkpoint.
+        /// The podCIDR of the checkpoint or of the deleted Node.
         used: String,
         /// The podCIDR of the Node.
         assigned: String,

@@ -31,6 +31,8 @@ struct Cluster {
     hangs: bool,
     watches: Vec<Watch>,
     unavailable: bool,
+    /// A Node that is created with a podCIDR is refused.
+    refuses_claims: bool,
 }
 
 impl Cluster {
@@ -75,6 +77,9 @@ impl FakeCluster for Cluster {
         let is = |wanted: &Method, end: &str| method == wanted && path.ends_with(end);
         Some(if is(&Method::POST, "/nodes") {
             match &self.node {
+                None if self.refuses_claims && !body["spec"]["podCIDR"].is_null() => {
+                    (403, json!({"kind": "Status", "code": 403, "reason": "Forbidden"}))
+                }
                 Some(_) => (409, json!({"kind": "Status", "code": 409, "reason": "AlreadyExists"})),
                 None => (201, self.put_node(body.clone())),
             }
@@ -337,6 +342,45 @@ async fn a_node_ends_if_its_block_is_not_its_own_any_more() {
     assert_eq!(ended.to_string(), want);
     assert!(ready.await.is_err(), "it was never Ready");
 }
+/// The pod CIDR of a deleted Node was given to another one.
+#[tokio::test(start_paused = true)]
+async fn a_node_whose_block_is_refused_registers_without_it_and_ends() {
+    let (api, dir) = (FakeApi::default(), tempfile::tempdir().unwrap());
+    let env = machinery_env::TokioClock::env(7).0;
+    let (manager, ..) = restore(&api, dir.path(), &env).await;
+    api.with(|cluster| (cluster.unavailable, cluster.refuses_claims) = (false, true));
+    let (sender, ready_from) = oneshot::channel();
+    let running = tokio::spawn(manager.run(sender, ([127, 0, 0, 1], 1).into(), CancellationToken::new()));
+    let reported = api.until("a report", ready).await;
+    assert_eq!(reported, "False", "its pods have addresses that aren't its own");
+    api.with(|cluster| {
+        let mut node = cluster.node.clone().unwrap();
+        assert!(node["spec"]["podCIDR"].is_null());
+        node["spec"] = json!({"podCIDR": "10.0.9.0/24"});
+        cluster.put_node(node);
+    });
+    let ended = running.await.unwrap().unwrap_err();
+    let want = "node n: its podCIDR is 10.0.9.0/24 now, and its pods have addresses of 10.0.0.0/24: start it again";
+    assert_eq!(ended.to_string(), want);
+    assert!(ready_from.await.is_err(), "it was never Ready");
+}
+
+#[test]
+fn refusals_are_retried_less_and_less_and_outages_each_second() {
+    let (env, _) = Env::seeded(1, "2026-01-01T00:00:00Z".parse().unwrap());
+    let mut failures = super::heartbeat::Failures::new();
+    let waits = |failures: &mut super::heartbeat::Failures, code| {
+        let all: Vec<_> = (0..100).map(|_| failures.add(&env, code)).collect();
+        (all.iter().map(|(wait, _)| wait.as_secs()).max(), all.iter().filter(|(_, is_logged)| *is_logged).count())
+    };
+    assert_eq!(waits(&mut failures, 503), (Some(1), 7), "1, 2, 4 … 64 are logged");
+    failures.reset();
+    let (longest, logged) = waits(&mut failures, 403);
+    assert!((10..=15).contains(&longest.unwrap()) && logged == 7, "{longest:?} {logged}");
+    failures.reset();
+    assert!(failures.add(&env, 403).0 < std::time::Duration::from_secs(2));
+}
+
 
 #[tokio::test(start_paused = true)]
 async fn a_node_whose_api_answers_takes_nothing_from_its_checkpoint() {
