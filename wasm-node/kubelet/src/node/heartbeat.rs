@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Node, NodeStatus};
 use machinery_api::ObjectKey;
-use machinery_client::request::{ApiClient, PatchType, status_code};
+use machinery_client::request::{ApiClient, BackOff, PatchType, status_code};
 use machinery_client::{Kind, Object, Reflector, ReflectorEvent, ReflectorEvents, typed, version_of};
 use machinery_env::Env;
 use serde_json::json;
@@ -15,6 +15,7 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use super::lease::is_reported;
 use super::pressure::{Pressures, Shortage};
 use super::register::{self, Capacity, Health, Observation, labels, node, status};
 use super::{NodeConfig, NodeError, NodeReady};
@@ -23,8 +24,10 @@ use crate::checkpoint::{API_WAIT, Checkpoint};
 use crate::pod::addresses::Addresses;
 use crate::pod::node_facts::NodeFacts;
 
-/// The delay before a failed request is retried.
+/// The delay before a failed request is retried, and the largest one if the API refuses the request: an API that is
+/// unavailable is tried each second, so that the node is Ready soon after.
 const RETRY: Duration = Duration::from_secs(1);
+const REFUSED_RETRY_MAX: Duration = Duration::from_secs(10);
 /// The time without a pod CIDR after which a node warns, and the interval of the next warnings. A controller needs less
 /// than a second.
 const CIDR_LATE: Duration = Duration::from_secs(5);
@@ -81,7 +84,31 @@ pub(super) struct NodeStatusManager {
     reported: Option<LastReport>,
     /// The earliest time of the next repair.
     repair_from: Duration,
+    failures: Failures,
     events: ReflectorEvents,
+}
+
+/// The failures in a row to register or to report.
+pub(super) struct Failures {
+    number: u32,
+    refusals: BackOff,
+}
+
+impl Failures {
+    pub(super) fn new() -> Self {
+        Self { number: 0, refusals: BackOff::new(RETRY, REFUSED_RETRY_MAX) }
+    }
+
+    /// Counts a failure: the wait before the next try, and whether it is logged.
+    pub(super) fn add(&mut self, env: &Env, code: u16) -> (Duration, bool) {
+        self.number = self.number.saturating_add(1);
+        let wait = if (400..500).contains(&code) { self.refusals.next(env) } else { RETRY };
+        (wait, is_reported(self.number))
+    }
+
+    pub(super) fn reset(&mut self) {
+        *self = Self::new();
+    }
 }
 
 const NODE: Kind = Kind::of::<Node>();
@@ -118,6 +145,7 @@ impl NodeStatusManager {
             restored: false,
             reported: None,
             repair_from: Duration::ZERO,
+            failures: Failures::new(),
             events,
         }
     }
@@ -256,10 +284,18 @@ impl NodeStatusManager {
     async fn register(&mut self) -> String {
         let mut warn_at = self.env.elapsed() + CIDR_LATE;
         loop {
-            if self.known.is_none()
-                && let Err(error) = with_timeout(self.env.clone(), self.try_register()).await
-            {
-                tracing::warn!(node = self.config.name, %error, "the node cannot be registered yet, trying again");
+            let mut wait = RETRY;
+            if self.known.is_none() {
+                match with_timeout(self.env.clone(), self.try_register()).await {
+                    Ok(()) => self.failures.reset(),
+                    Err(error) => {
+                        let (pause, is_logged) = self.failures.add(&self.env, status_code(&error));
+                        wait = pause;
+                        if is_logged {
+                            tracing::warn!(node = self.config.name, %error, "the node cannot be registered yet, trying again");
+                        }
+                    }
+                }
             }
             if let Some(cidr) = self.known.is_some().then(|| self.assigned_cidr()).flatten() {
                 self.cidr = Some(cidr.clone());
@@ -275,12 +311,14 @@ impl NodeStatusManager {
                      manager assigns ranges",
                 );
             }
-            if let Err(error) = self.sync().await {
+            if self.known.is_some()
+                && let Err(error) = self.sync().await
+            {
                 tracing::debug!(node = self.config.name, %error, "the status cannot be reported, trying again");
             }
             tokio::select! {
                 event = self.events.next() => self.handle_event(event),
-                () = self.env.sleep(RETRY) => {}
+                () = self.env.sleep(wait) => {}
             }
         }
     }
@@ -337,6 +375,7 @@ impl NodeStatusManager {
             if self.env.elapsed() >= retry_at {
                 match self.sync().await {
                     Ok(()) => {
+                        self.failures.reset();
                         if let Err(changed) = self.confirm_cidr() {
                             return changed;
                         }
@@ -348,8 +387,11 @@ impl NodeStatusManager {
                         }
                     }
                     Err(error) => {
-                        tracing::warn!(node = self.config.name, %error, "the status cannot be reported, trying again");
-                        retry_at = self.env.elapsed() + RETRY;
+                        let (wait, is_logged) = self.failures.add(&self.env, status_code(&error));
+                        if is_logged {
+                            tracing::warn!(node = self.config.name, %error, "the status cannot be reported, trying again");
+                        }
+                        retry_at = self.env.elapsed() + wait;
                     }
                 }
             }
@@ -416,6 +458,11 @@ impl NodeStatusManager {
         reported.is_some_and(|reported| register::own(self.known.as_ref()) != reported.status)
     }
 
+    /// Whether pods can run, as far as the API has not refused their addresses.
+    fn has_network(&self) -> bool {
+        self.networked && !(self.restored && self.assigned_cidr().is_none())
+    }
+
     fn health_now(&self) -> Health {
         let shutting_down = self.config.shutdown.has_begun();
         Health { networked: self.has_network(), shutting_down, ..self.health.clone() }
@@ -444,8 +491,3 @@ impl NodeStatusManager {
         Ok(())
     }
 }
-    /// Whether pods can run, as far as the API has not refused their addresses.
-    fn has_network(&self) -> bool {
-        self.networked && !(self.restored && self.assigned_cidr().is_none())
-    }
-

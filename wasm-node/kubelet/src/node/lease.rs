@@ -84,7 +84,7 @@ pub(super) async fn keep(
 }
 
 /// Whether the nth failure in a row is logged: an outage of hours has some ten lines.
-const fn is_reported(failures: u32) -> bool {
+pub(super) const fn is_reported(failures: u32) -> bool {
     failures.is_power_of_two()
 }
 

@@ -244,21 +244,16 @@ fn a_report_replaces_foreign_addresses_but_a_cloud_provider_s() {
         "status": {"addresses": [{"type": "ExternalIP", "address": "192.0.2.66"}]}});
     let reported_over = |config: &NodeConfig, foreign: &Value| {
         let env = Env::real();
-        let patch = super::register::status(config, 1, &super::register::Health::default(), None, env.now());
-        let foreign = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n"},
-            "status": {"addresses": [{"type": "ExternalIP", "address": "192.0.2.66"}]}});
+        let known = serde_json::from_value(foreign.clone()).unwrap();
+        let patch = super::register::status(config, 1, &super::register::Health::default(), Some(&known), env.now());
         let target = schema::Target::kind("", "v1", "Node").unwrap();
         let (kind, patch) = (PatchKind::Strategic, patch.to_string());
         let merged = patch::apply(kind, patch.as_bytes(), foreign, &target, schema::FieldValidation::Warn);
         let addresses = merged.unwrap().object["status"]["addresses"].as_array().unwrap().clone();
         addresses.iter().map(|one| one["address"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
     };
-    assert_eq!(after_report(&config), ["192.0.2.1", "n"]);
-    config.external_provider = true;
-    assert!(after_report(&config).contains(&"192.0.2.66".to_owned()));
-}
     let after_report = |config: &NodeConfig| reported_over(config, &foreign);
-
+    assert_eq!(after_report(&config), ["192.0.2.1", "n"]);
     // A joined node that a provider has described.
     let mut provided = foreign.clone();
     provided["spec"] = json!({"providerID": "rack://7"});
@@ -269,6 +264,10 @@ fn a_report_replaces_foreign_addresses_but_a_cloud_provider_s() {
     assert_eq!(reported_over(&config, &provided), ["192.0.2.66"]);
     provided["status"]["addresses"] = json!([{"type": "Hostname", "address": "other"}]);
     assert_eq!(reported_over(&config, &provided), ["192.0.2.1", "n"]);
+    config.external_provider = true;
+    assert!(after_report(&config).contains(&"192.0.2.66".to_owned()));
+}
+
 #[tokio::test]
 async fn a_report_that_gets_no_answer_holds_no_heartbeat_up() {
     let (api, stop) = (FakeApi::default(), CancellationToken::new());
@@ -342,6 +341,7 @@ async fn a_node_ends_if_its_block_is_not_its_own_any_more() {
     assert_eq!(ended.to_string(), want);
     assert!(ready.await.is_err(), "it was never Ready");
 }
+
 /// The pod CIDR of a deleted Node was given to another one.
 #[tokio::test(start_paused = true)]
 async fn a_node_whose_block_is_refused_registers_without_it_and_ends() {
@@ -380,7 +380,6 @@ fn refusals_are_retried_less_and_less_and_outages_each_second() {
     failures.reset();
     assert!(failures.add(&env, 403).0 < std::time::Duration::from_secs(2));
 }
-
 
 #[tokio::test(start_paused = true)]
 async fn a_node_whose_api_answers_takes_nothing_from_its_checkpoint() {

@@ -11,7 +11,7 @@ use machinery_api::ObjectKey;
 use machinery_api::quantity::Quantity;
 use machinery_client::claims::{self, DELETION_PROTECTION, LOCAL_DRIVER, NodeTopology};
 use machinery_client::informer::Listener;
-use machinery_client::request::{ApiClient, status_code};
+use machinery_client::request::{ApiClient, BackOff, status_code};
 use machinery_client::{Change, Informer, Kind, ObjectCache};
 use machinery_env::Env;
 use serde::de::IgnoredAny;
@@ -20,8 +20,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::local::LocalVolumes;
 
-/// How long a failed operation waits for its retry: a pod may still end.
-const RETRY: Duration = Duration::from_secs(1);
+/// The wait of a failed operation for its retry, at first and at most: a pod may still end, and a claim's expansion may take
+/// its controller any time.
+const RETRY_FIRST: Duration = Duration::from_secs(1);
+const RETRY_MAX: Duration = Duration::from_mins(1);
 
 /// The next operation for a volume.
 #[derive(Debug, Clone, PartialEq)]
@@ -48,6 +50,30 @@ impl DirtyVolumes {
     }
 }
 
+/// The volumes with a failed operation. Pure, but for the jitter.
+#[derive(Default)]
+struct Retries(BTreeMap<ObjectKey, (Duration, BackOff)>);
+
+impl Retries {
+    fn due(&self, now: Duration) -> BTreeSet<ObjectKey> {
+        self.0.iter().filter(|(_, (at, _))| *at <= now).map(|(key, _)| key.clone()).collect()
+    }
+
+    fn failed(&mut self, key: ObjectKey, env: &Env) {
+        let (at, waits) = self.0.entry(key).or_insert_with(|| (Duration::ZERO, BackOff::new(RETRY_FIRST, RETRY_MAX)));
+        *at = env.elapsed() + waits.next(env);
+    }
+
+    /// The volume changed, or has no operation any more.
+    fn forget(&mut self, key: &ObjectKey) {
+        self.0.remove(key);
+    }
+
+    fn next_in(&self, now: Duration) -> Option<Duration> {
+        self.0.values().map(|(at, _)| at.saturating_sub(now)).min()
+    }
+}
+
 /// Reconciles these nodes' volumes with the cluster's objects until `stop`.
 pub async fn run(
     informer: Arc<Informer>,
@@ -66,27 +92,31 @@ pub async fn run(
         })
     };
     informer.listen(&listener);
-    let mut again = BTreeSet::new();
+    let mut retries = Retries::default();
     loop {
-        let keys = {
-            let mut keys = marks.keys.lock().unwrap_or_else(PoisonError::into_inner);
-            let mut keys = std::mem::take(&mut *keys);
-            keys.append(&mut again);
-            keys
-        };
+        let changed = std::mem::take(&mut *marks.keys.lock().unwrap_or_else(PoisonError::into_inner));
+        changed.iter().for_each(|key| retries.forget(key));
+        let mut keys = retries.due(env.elapsed());
+        keys.extend(changed);
         for key in keys {
             let step = informer.read(|view| next_operation(view, &key, &nodes));
-            if let Some(step) = step
-                && let Err(why) = perform(&client, &key, &nodes, step).await
-            {
-                tracing::debug!(volume = %key, why, "a volume operation failed, retrying");
-                again.insert(key);
+            let done = match step {
+                Some(step) => perform(&client, &key, &nodes, step).await,
+                None => Ok(()),
+            };
+            match done {
+                Ok(()) => retries.forget(&key),
+                Err(why) => {
+                    tracing::debug!(volume = %key, why, "a volume operation failed, retrying");
+                    retries.failed(key, &env);
+                }
             }
         }
+        let next = retries.next_in(env.elapsed());
         tokio::select! {
             () = stop.cancelled() => return,
             () = marks.changed.notified() => {}
-            () = env.sleep(RETRY), if !again.is_empty() => {}
+            () = env.sleep(next.unwrap_or_default()), if next.is_some() => {}
         }
     }
 }
@@ -245,6 +275,27 @@ mod tests {
             "status": {"capacity": {"storage": capacity}, "allocatedResourceStatuses": statuses,
                 "conditions": [{"type": "FileSystemResizePending", "status": "True"}]}});
         serde_json::from_value(claim).unwrap()
+    }
+
+    #[test]
+    fn an_operation_that_stays_pending_is_tried_less_and_less() {
+        let (env, clock) = Env::seeded(1, "2026-01-01T00:00:00Z".parse().unwrap());
+        let (mut retries, key) = (Retries::default(), ObjectKey::cluster("v"));
+        retries.failed(key.clone(), &env);
+        let mut tries = 0;
+        for _ in 0..3600 {
+            clock.advance(Duration::from_secs(1));
+            if !retries.due(env.elapsed()).is_empty() {
+                tries += 1;
+                retries.failed(key.clone(), &env);
+            }
+            assert!(retries.next_in(env.elapsed()).unwrap() <= RETRY_MAX * 3 / 2);
+        }
+        assert!((40..70).contains(&tries), "{tries} in an hour");
+        retries.forget(&key);
+        assert_eq!(retries.next_in(env.elapsed()), None);
+        retries.failed(key, &env);
+        assert!(retries.next_in(env.elapsed()).unwrap() <= RETRY_FIRST * 3 / 2, "a change is quick again");
     }
 
     #[test]
