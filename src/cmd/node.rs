@@ -119,6 +119,7 @@ impl Node {
             Some(address) => address,
             None => address_towards(&server(source).await?)?,
         };
+        check_verifiable(&name, address)?;
         Ok(NodeProcessConfig {
             name,
             address,
@@ -128,6 +129,19 @@ impl Node {
             nodes: NodesConfig { bind: address, ..agent },
         })
     }
+}
+
+/// At a loopback address API servers verify a node's name, which TLS has to know as a name of DNS: such a name doesn't end as
+/// an IPv4 address does.
+fn check_verifiable(name: &str, address: IpAddr) -> anyhow::Result<()> {
+    let ends_in_number = name.rsplit('.').next().is_some_and(|last| last.bytes().all(|byte| byte.is_ascii_digit()));
+    let is_unverifiable = ends_in_number && name.parse::<IpAddr>().is_err();
+    anyhow::ensure!(
+        !is_unverifiable || !address.to_canonical().is_loopback(),
+        "--node-name: at the loopback address {address} API servers verify the node's name, and the last part of {name} has only \
+         digits: choose another name, or another address with --node-ip"
+    );
+    Ok(())
 }
 
 /// The API server's URL.
@@ -212,4 +226,23 @@ pub(crate) fn run(flags: &Node, common: &Common) -> Result<(), Failure> {
     });
     runtime.shutdown_timeout(LAST_MOMENT);
     Ok(done?)
+}
+
+#[cfg(test)]
+mod tests {
+    use rustls::pki_types::ServerName;
+
+    use super::*;
+
+    #[test]
+    fn a_name_that_tls_cannot_verify_is_refused_where_it_is_verified() {
+        let check = |name: &str, address: &str| check_verifiable(name, address.parse().unwrap());
+        for name in ["42", "node.1", "10.0.7", "n1", "1a", "node-1", "192.0.2.1", "1.node"] {
+            assert_eq!(check(name, "127.0.0.1").is_ok(), ServerName::try_from(name).is_ok(), "{name}");
+            for address in ["127.0.0.1", "127.8.0.1", "::1", "::ffff:127.0.0.1"] {
+                assert_eq!(check(name, address).is_ok(), check(name, "127.0.0.1").is_ok(), "{name} {address}");
+            }
+            assert!(check(name, "192.0.2.1").is_ok() && check(name, "2001:db8::1").is_ok(), "{name}");
+        }
+    }
 }
