@@ -69,14 +69,36 @@ mv "$WORK/older" "$WORK/m0"
 start_member 0
 eventually 30 kubectl get configmap after
 ! kubectl get configmap gone >/dev/null 2>&1 || fail "an object of the lost history"
-kubectl create configmap anew >/dev/null
-has configmap/anew kubectl get configmaps -o name || fail "a new object is in no list"
+kubectl create configmap returned >/dev/null
+has configmap/returned kubectl get configmaps -o name || fail "a new object is in no list"
 has '^coracle_etcd_replaced_histories_total 1$' kubectl get --raw /metrics || fail "the replaced history isn't counted"
 has 'etcd went back in time' cat "$WORK/up.log" || fail "the log has nothing of it"
 wait $watcher 2>/dev/null || true
 kubectl scale deployment/web --replicas=3 >/dev/null
 kubectl rollout status deployment/web --timeout=60s >/dev/null
-kubectl delete configmap anew >/dev/null
+kubectl delete configmap returned >/dev/null
+
+# etcd's own restore of a snapshot, in the order of docs/operations.md, "etcd". A client's watch from before lists again.
+ctl=(etcdctl --endpoints "$at" --cacert "$WORK/tls/ca" --cert "$WORK/tls/cert" --key "$WORK/tls/key")
+"${ctl[@]}" snapshot save "$WORK/etcd.snapshot" > /dev/null 2> "$WORK/err" || fail "a snapshot: $(cat "$WORK/err")"
+kubectl create configmap lost >/dev/null
+latest=$(kubectl get configmap lost -o jsonpath='{.metadata.resourceVersion}')
+down
+stop_member 0
+rm -rf "$WORK/m0"
+read -r _ peer <<< "${MEMBERS[0]}"
+etcdutl snapshot restore "$WORK/etcd.snapshot" --bump-revision 1000000000 --mark-compacted --data-dir "$WORK/m0" --name m0 \
+  --initial-cluster "$MEMBER_PEERS" --initial-advertise-peer-urls "$peer" > "$WORK/out" 2>&1 || fail "etcdutl: $(cat "$WORK/out")"
+start_member 0
+up --store "etcd:$at" "${tls[@]}"
+expect "$uid" "$(kubectl get deployment/web -o jsonpath='{.metadata.uid}')" "uid after etcd's restore"
+! kubectl get configmap lost >/dev/null 2>&1 || fail "an object of after the snapshot"
+has '"code":410' kubectl get --raw "/api/v1/configmaps?watch=true&timeoutSeconds=5&resourceVersion=$latest" || fail "a watch goes on over etcd's restore"
+kubectl create configmap found >/dev/null
+[ "$(kubectl get configmap found -o jsonpath='{.metadata.resourceVersion}')" -gt $((latest + 900000000)) ] || fail "etcd's revisions aren't higher"
+kubectl delete configmap found >/dev/null
+kubectl scale deployment/web --replicas=2 >/dev/null
+kubectl rollout status deployment/web --timeout=60s >/dev/null
 
 # Backups from etcd into another prefix and into the embedded store, and from there into etcd.
 exits 0 "$CORACLE" backup "$WORK/shop.backup" --store "etcd:$at" "${tls[@]}"

@@ -521,6 +521,19 @@ mod tests {
         }
     }
 
+    /// The connection's end is the response's, and waits for the rest of the request.
+    #[tokio::test(start_paused = true)]
+    async fn an_http_1_0_client_that_keeps_its_body_back_waits_for_the_end_of_the_discarding() {
+        let (mut client, served) = serve();
+        let (env, mut response) = (Env::real(), String::new());
+        let begun = env.instant();
+        client.write_all(b"POST /slow HTTP/1.0\r\ncontent-length: 9\r\n\r\nboats").await.unwrap();
+        client.read_to_string(&mut response).await.unwrap();
+        assert!(response.ends_with("\r\n\r\npiecepiece"), "{response}");
+        assert_eq!((env.instant() - begun).as_secs(), DISCARD_TIME_MAX.as_secs());
+        served.await.unwrap();
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_client_that_is_gone_is_served_no_longer_than_its_silence() {
         let exchanges = Exchanges::default();
