@@ -33,7 +33,7 @@ impl NodeInventory {
 
     /// Reloads the file on changes until `stop`.
     pub(crate) async fn reload_on_changes(self, env: Env, stop: CancellationToken) {
-        let (mut last, mut told) = (String::new(), None);
+        let (mut last, mut reported) = (String::new(), None);
         loop {
             tokio::select! {
                 () = stop.cancelled() => return,
@@ -46,15 +46,15 @@ impl NodeInventory {
             match found {
                 Ok(Some(nodes)) => {
                     tracing::info!(file = %self.path.display(), nodes, "reloaded the node inventory");
-                    told = None;
+                    reported = None;
                 }
                 Ok(None) => {}
                 Err(why) => {
                     let why = format!("{why:#}");
-                    if told.as_ref() != Some(&why) {
+                    if reported.as_ref() != Some(&why) {
                         tracing::warn!(why, "the inventory cannot be used; the previous one stays in effect");
                     }
-                    told = Some(why);
+                    reported = Some(why);
                 }
             }
         }

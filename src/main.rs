@@ -123,7 +123,7 @@ fn usage_hint(error: &clap::Error) -> String {
 
 /// Shortens clap's report to one line: the error, its tips, the pointer to the help.
 fn one_line(report: &str) -> String {
-    let told: Vec<&str> = report
+    let reported: Vec<&str> = report
         .lines()
         .map(str::trim)
         .take_while(|line| !line.starts_with("For more information"))
@@ -131,7 +131,7 @@ fn one_line(report: &str) -> String {
         .map(|line| line.strip_prefix("error: ").unwrap_or(line))
         .collect();
     // A heading ends in a colon and belongs to the next line.
-    format!("{} (see --help)", told.join("; ").replace(":; ", ": "))
+    format!("{} (see --help)", reported.join("; ").replace(":; ", ": "))
 }
 
 #[cfg(test)]
@@ -140,18 +140,18 @@ mod tests {
 
     #[test]
     fn a_missing_verb_is_reported_at_its_position() {
-        let told = |line: &[&str]| usage_hint(&Cli::read(line.iter().map(Into::into)).unwrap_err());
-        assert!(told(&["coracle"]).contains("`coracle up` runs one"));
+        let reported = |line: &[&str]| usage_hint(&Cli::read(line.iter().map(Into::into)).unwrap_err());
+        assert!(reported(&["coracle"]).contains("`coracle up` runs one"));
         let wanted =
             "coracle: what to do? `coracle image` wants one of ls, rm, import, export; see `coracle image --help`";
-        assert_eq!(told(&["coracle", "image"]), wanted);
+        assert_eq!(reported(&["coracle", "image"]), wanted);
     }
 
     #[test]
     fn a_number_below_zero_is_a_value_and_no_flag() {
-        let told = |line: &[&str]| one_line(&Cli::read(line.iter().map(Into::into)).unwrap_err().to_string());
+        let reported = |line: &[&str]| one_line(&Cli::read(line.iter().map(Into::into)).unwrap_err().to_string());
         for line in [&["coracle", "up", "--max-pods", "-4"][..], &["coracle", "image", "ls", "--log-format", "-1"]] {
-            assert!(told(line).contains("invalid value '-"), "{}", told(line));
+            assert!(reported(line).contains("invalid value '-"), "{}", reported(line));
         }
     }
 

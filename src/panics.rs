@@ -32,7 +32,7 @@ mod tests {
         assert!(super::check_none().is_ok());
         super::count();
         std::panic::catch_unwind(|| panic!("it was meant to")).unwrap_err();
-        let told = super::check_none().unwrap_err().to_string();
-        assert!(told.contains("panicked: see the line"), "{told}");
+        let reported = super::check_none().unwrap_err().to_string();
+        assert!(reported.contains("panicked: see the line"), "{reported}");
     }
 }

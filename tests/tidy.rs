@@ -55,12 +55,12 @@ const FORBIDDEN: &[(&str, &[&str], &str)] = &[
         "rules that components apply alike: values in, values out",
     ),
     ("machinery/env", &["kube", "hyper", "machinery-api"], "the ground of all that needs time or chance"),
-    ("machinery/client", &["machinery-serve", "hyper"], "whoever uses the cluster opens no socket of its own"),
-    ("machinery/serve", &["machinery-client", "kube"], "whoever serves needs no cluster for it"),
+    ("machinery/client", &["machinery-serve", "hyper"], "clients of the API open no listener"),
+    ("machinery/serve", &["machinery-client", "kube"], "a server needs no cluster"),
     (
         "machinery/streaming",
         &["hyper", "axum", "kube", "machinery-serve", "machinery-client"],
-        "protocols of an upgraded connection: whoever upgraded it, whatever a stream leads to",
+        "protocols of an upgraded connection, however it was upgraded",
     ),
     (
         "apiserver/resources",

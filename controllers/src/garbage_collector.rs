@@ -523,9 +523,9 @@ mod tests {
         let settings = Settings::default();
         let context = cluster.context(&settings);
         let plan = reconcile(&cluster.view, &key("n"), &context);
-        let [Action::Event(told)] = plan.actions.as_slice() else { panic!("{plan:?}") };
+        let [Action::Event(reported)] = plan.actions.as_slice() else { panic!("{plan:?}") };
         let message = "ownerRef [v1/ConfigMap, namespace: , name: other, uid: c] does not exist in namespace \"\"";
-        assert_eq!((told.reason, told.message.as_str()), ("OwnerRefInvalidNamespace", message));
+        assert_eq!((reported.reason, reported.message.as_str()), ("OwnerRefInvalidNamespace", message));
         delete(&mut cluster, &Kind::of::<k8s_openapi::api::core::v1::ConfigMap>(), "other", Propagation::Background);
         assert!(settle(&mut cluster).contains(&"n".to_owned()));
     }

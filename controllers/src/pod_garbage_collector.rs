@@ -241,9 +241,10 @@ mod tests {
         for second in [50, 70, 89] {
             assert!(after(&mut simulation, second).actions.is_empty(), "{second}");
             // Status writes of other clients don't extend the quarantine.
-            let mut told = simulation.view.object(&Kind::of::<Pod>(), &ObjectKey::new("a", "p")).unwrap().to_value();
-            told["metadata"]["annotations"] = json!({"second": second.to_string()});
-            simulation.write(&Kind::of::<Pod>(), told);
+            let mut reported =
+                simulation.view.object(&Kind::of::<Pod>(), &ObjectKey::new("a", "p")).unwrap().to_value();
+            reported["metadata"]["annotations"] = json!({"second": second.to_string()});
+            simulation.write(&Kind::of::<Pod>(), reported);
         }
         assert_eq!(after(&mut simulation, 90).actions.len(), 3);
     }

@@ -158,10 +158,10 @@ fn reconcile(view: &ObjectCache, key: &ObjectKey, context: &Context<'_, Settings
     let counted = count(view, quota, context);
     let status = quota.status.as_ref();
     let hard = amounts(quota.spec.as_ref().and_then(|spec| spec.hard.as_ref()));
-    let told = (amounts(status.and_then(|s| s.hard.as_ref())), amounts(status.and_then(|s| s.used.as_ref())));
+    let reported = (amounts(status.and_then(|s| s.hard.as_ref())), amounts(status.and_then(|s| s.used.as_ref())));
     let mut plan = Plan::nothing();
     let missing = status.is_none_or(|status| status.hard.is_none() || status.used.is_none());
-    if missing && !hard.is_empty() || told != (hard, counted.used.clone()) {
+    if missing && !hard.is_empty() || reported != (hard, counted.used.clone()) {
         let mut object = value_of(quota);
         let used: Map<String, Value> =
             counted.used.iter().map(|(name, v)| (name.clone(), v.to_string().into())).collect();

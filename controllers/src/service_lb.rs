@@ -92,15 +92,16 @@ fn status_addresses<'a>(
     service: &Service,
     key: &ObjectKey,
 ) -> impl Iterator<Item = &'a IPAddress> {
-    let told = addresses(service).filter_map(|ip| view.get::<IPAddress>(&ObjectKey::cluster(ip)));
-    told.filter(|address| is_of(address, key))
+    let reported = addresses(service).filter_map(|ip| view.get::<IPAddress>(&ObjectKey::cluster(ip)));
+    reported.filter(|address| is_of(address, key))
 }
 
 /// The addresses that a Service holds.
 fn held_addresses<'a>(view: &'a ObjectCache, key: &ObjectKey, service: Option<&Service>) -> Vec<&'a IPAddress> {
     // Usually those of its status; only otherwise all are searched.
-    let told: Vec<&IPAddress> = service.into_iter().flat_map(|service| status_addresses(view, service, key)).collect();
-    if told.is_empty() { view.all::<IPAddress>().filter(|address| is_of(address, key)).collect() } else { told }
+    let reported: Vec<&IPAddress> =
+        service.into_iter().flat_map(|service| status_addresses(view, service, key)).collect();
+    if reported.is_empty() { view.all::<IPAddress>().filter(|address| is_of(address, key)).collect() } else { reported }
 }
 
 fn reconcile(view: &ObjectCache, key: &ObjectKey, context: &Context<'_, Settings>) -> Plan {
@@ -215,12 +216,12 @@ fn ensure(view: &ObjectCache, service: &Service, own: &[&IPAddress], context: &C
     };
     let ingress = json!([{"ip": ip, "ipMode": "VIP"}]);
     let status = service.status.as_ref().and_then(|status| status.load_balancer.as_ref());
-    let told = status.and_then(|status| status.ingress.as_ref()).map(|ingress| json!(ingress));
+    let reported = status.and_then(|status| status.ingress.as_ref()).map(|ingress| json!(ingress));
     if !has {
         plan.push(event(service, "EnsuringLoadBalancer", "Ensuring load balancer"));
         plan.push(Action::create(&object(ip, service)));
     }
-    if told.as_ref() != Some(&ingress) || !is_held(service) {
+    if reported.as_ref() != Some(&ingress) || !is_held(service) {
         let others = service.metadata.finalizers.iter().flatten().map(String::as_str).filter(|name| *name != FINALIZER);
         let finalizers: Vec<&str> = others.chain([FINALIZER]).collect();
         plan.push(write(service, &finalizers, &ingress));
@@ -278,13 +279,13 @@ mod tests {
         /// A pass; returns events and failures.
         fn pass(&mut self, name: &str) -> Vec<String> {
             let plan = self.plan(name);
-            let told = plan.actions.iter().filter_map(|action| match action {
+            let reported = plan.actions.iter().filter_map(|action| match action {
                 Action::Event(event) => Some(format!("{}: {}", event.reason, event.message)),
                 _ => None,
             });
-            let told: Vec<String> = told.collect();
+            let reported: Vec<String> = reported.collect();
             let failed = self.cluster.apply(plan);
-            told.into_iter().chain(failed).collect()
+            reported.into_iter().chain(failed).collect()
         }
 
         fn addresses(&self, name: &str) -> Vec<String> {

@@ -120,8 +120,8 @@ impl TolerationClock {
     fn age(&self, taint: &Taint, seen_at: Duration) -> Duration {
         let seen = self.elapsed.saturating_sub(seen_at);
         let Some(added) = &taint.time_added else { return seen };
-        let told = Duration::try_from(self.now.duration_since(added.0.max(self.placed))).unwrap_or_default();
-        told.max(seen)
+        let reported = Duration::try_from(self.now.duration_since(added.0.max(self.placed))).unwrap_or_default();
+        reported.max(seen)
     }
 }
 
@@ -259,9 +259,9 @@ mod tests {
         let mut play = Play::new(&json!({"key": "k", "effect": "NoExecute"}));
         assert_eq!(play.at(100), Some(160));
         for second in [101, 130, 159] {
-            let mut told = pod("2026-01-01T00:00:00Z");
-            told["metadata"]["annotations"] = json!({"second": second.to_string()});
-            play.write(told);
+            let mut reported = pod("2026-01-01T00:00:00Z");
+            reported["metadata"]["annotations"] = json!({"second": second.to_string()});
+            play.write(reported);
             assert_eq!(play.at(second), Some(160), "what others write of the pod moves nothing");
         }
         assert_eq!(play.at(160), None);

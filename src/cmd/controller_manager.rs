@@ -254,7 +254,9 @@ mod tests {
         for (name, _) in UnsupportedUpstreamFlags::flags() {
             for flag in [format!("--{name}"), format!("--{name}=x")] {
                 match config(&[&flag]) {
-                    Err(Failure::Usage(told)) => assert!(told.starts_with(&format!("--{name}: ")), "{told}"),
+                    Err(Failure::Usage(reported)) => {
+                        assert!(reported.starts_with(&format!("--{name}: ")), "{reported}")
+                    }
                     other => panic!("{flag}: {other:?}"),
                 }
             }

@@ -47,6 +47,6 @@ pub(crate) fn run(flags: &Doctor, common: &Common) -> Result<(), Failure> {
     }
     match report.errors().next() {
         None => Ok(()),
-        Some(first) => Err(anyhow!("{}; mend: {}", first.message, first.mend).into()),
+        Some(first) => Err(anyhow!("{}; fix: {}", first.message, first.fix).into()),
     }
 }

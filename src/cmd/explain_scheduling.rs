@@ -218,23 +218,19 @@ fn format_table(explanation: &Explanation) -> String {
         line(format!("as good, and as likely: {}", explanation.equals.join(", ")));
     }
     if explanation.nominated {
-        line("room was made for it there: other nodes are not compared".into());
+        line("preemption already freed the node: other nodes are not compared".into());
     }
     if let Some(preemption) = &explanation.preemption {
-        line(format!(
-            "room would be made on {}, where these would go: {}",
-            preemption.node,
-            preemption.victims.join(", ")
-        ));
+        line(format!("would preempt on {}: {}", preemption.node, preemption.victims.join(", ")));
     }
     if explanation.gated {
         line("it has scheduling gates: it waits for their removal first".into());
     }
     if !explanation.not_asked.is_empty() {
-        line(format!("these have a say in it and are not asked here: {}", explanation.not_asked.join(", ")));
+        line(format!("these also decide and are not queried here: {}", explanation.not_asked.join(", ")));
     }
     for failed in &explanation.failed {
-        line(format!("a plugin failed and is done without: {failed}"));
+        line(format!("a plugin failed and is skipped: {failed}"));
     }
     text.push('\n');
     let mut tables = vec![scores(explanation, &fit)];

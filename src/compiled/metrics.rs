@@ -21,7 +21,7 @@ impl ExchangeMetrics {
     pub(crate) fn register(&self, registry: &mut Registry) {
         registry.register(
             "coracle_compiled_modules",
-            "Compiled modules by result: fetched from another node, sent to one, missing at all that were asked, rejected",
+            "Compiled modules by result: fetched from another node, sent to one, missing at all queried nodes, rejected",
             self.results.clone(),
         );
     }

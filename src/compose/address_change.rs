@@ -14,7 +14,7 @@ use serde_json::json;
 pub(super) async fn announce(admin: &Client, env: &Env, migrations: &[CidrMigration]) -> anyhow::Result<()> {
     let Some(CidrMigration { from, to }) = migrations.first() else { return Ok(()) };
     let message = format!(
-        "The cluster's addresses moved from {from} to {to}, as that block is not free any more or was not asked for at \
+        "The cluster's addresses moved from {from} to {to}, as that block is not free any more or was not requested at \
          this start: Services and pods keep their names, and have new IP addresses"
     );
     // Not by the log, whose level may suppress it: old addresses may now belong to another cluster.

@@ -158,7 +158,7 @@ impl NodeHost {
     fn keyvalue_collector(&self, parts: &SharedNodeParts) -> Component {
         let (client, runtime) = (self.namespaces.clone(), parts.runtime.clone());
         let (env, stop) = (self.env.clone(), self.stop.clone());
-        Component::new("collector of kept values", async move {
+        Component::new("keyvalue garbage collector", async move {
             kubelet::config::keyvalue::collect(runtime, client, env, stop).await;
             Ok(())
         })

@@ -98,8 +98,7 @@ pub(super) fn component(
         proxy::run(plane, client, stop, synced).await;
         Ok(())
     };
-    let known = async move {
-        routes_known.await.context("the data plane ended before it had the Services; see --log-level info")
-    };
+    let known =
+        async move { routes_known.await.context("the data plane stopped before its first sync; see --log-level info") };
     Component::new("data plane", run).of_pods().on(threads).ready("waiting for the data plane", known)
 }

@@ -157,9 +157,9 @@ struct FailureReporter {
 impl FailureReporter {
     fn report(&self, error: anyhow::Error) {
         if !self.stop.is_cancelled() {
-            let told = format!("the {} ended; start again, with --log-level info to see why", self.name);
+            let emitted = format!("the {} ended; start again, with --log-level info to see why", self.name);
             // The first failure stops the process: later ones are ignored.
-            let _ = self.failed.try_send(error.context(told));
+            let _ = self.failed.try_send(error.context(emitted));
         }
     }
 }
@@ -187,8 +187,8 @@ mod tests {
             Ok(())
         }));
         running.start(Component::new("hasty one", async { anyhow::bail!("out of boats") }));
-        let told = format!("{:#}", failures.recv().await.unwrap());
-        assert!(told.starts_with("the hasty one ended") && told.ends_with("out of boats"), "{told}");
+        let emitted = format!("{:#}", failures.recv().await.unwrap());
+        assert!(emitted.starts_with("the hasty one ended") && emitted.ends_with("out of boats"), "{emitted}");
         assert!(running.drain(&Env::real(), Duration::from_secs(10)).await);
         assert!(failures.try_recv().is_err(), "the patient one was asked to");
     }

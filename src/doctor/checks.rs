@@ -34,19 +34,19 @@ impl CheckResult {
     }
 }
 
-/// Something to mend.
+/// A fault or a risk, with the command that fixes it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Finding {
     pub(crate) level: Level,
     pub(crate) message: String,
-    /// The command that mends it.
-    pub(crate) mend: String,
+    /// The command that fixes it.
+    pub(crate) fix: String,
 }
 
 impl Finding {
-    pub(super) fn new(level: Level, message: impl Into<String>, mend: impl Into<String>) -> Self {
-        Self { level, message: message.into(), mend: mend.into() }
+    pub(super) fn new(level: Level, message: impl Into<String>, fix: impl Into<String>) -> Self {
+        Self { level, message: message.into(), fix: fix.into() }
     }
 }
 

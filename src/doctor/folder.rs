@@ -15,16 +15,16 @@ pub(super) fn disk(facts: &Facts) -> CheckResult {
         return CheckResult::not_applicable("the free space of the data folder's disk is unknown");
     };
     let (free, path) = (disk.free_bytes, facts.folder.path.display());
-    let mend = "free disk space, or start with a folder on another disk: coracle up --data-dir DIR";
+    let fix = "free disk space, or start with a folder on another disk: coracle up --data-dir DIR";
     if free < threshold {
         let message =
             format!("the disk of {path} has {} free: below {} nodes evict pods", bytes(free), bytes(threshold));
-        return CheckResult::Findings(vec![Finding::new(Level::Error, message, mend)]);
+        return CheckResult::Findings(vec![Finding::new(Level::Error, message, fix)]);
     }
     if free < threshold.saturating_mul(LITTLE) {
         let message =
             format!("the disk of {path} has {} free, and nodes evict pods below {}", bytes(free), bytes(threshold));
-        return CheckResult::Findings(vec![Finding::new(Level::Warning, message, mend)]);
+        return CheckResult::Findings(vec![Finding::new(Level::Warning, message, fix)]);
     }
     CheckResult::Passed(format!("{} free of {}", bytes(free), bytes(disk.total_bytes)))
 }
@@ -33,8 +33,8 @@ pub(super) fn permissions(facts: &Facts) -> CheckResult {
     let folder = shell_quoted(&facts.folder.path.display().to_string());
     if let Some(why) = &facts.folder.error {
         let message = format!("the data folder {} can't be read: {why}", facts.folder.path.display());
-        let mend = format!("sudo chown -R \"$USER\" {folder}, or run coracle as the user that owns it");
-        return CheckResult::Findings(vec![Finding::new(Level::Error, message, mend)]);
+        let fix = format!("sudo chown -R \"$USER\" {folder}, or run coracle as the user that owns it");
+        return CheckResult::Findings(vec![Finding::new(Level::Error, message, fix)]);
     }
     let Some(modes) = &facts.folder.modes else {
         return CheckResult::not_applicable("files have no mode bits on this system");

@@ -12,14 +12,14 @@ const OVERCOMMIT_NEVER: u8 = 2;
 const BLOCKS_LOW: usize = 3;
 
 pub(super) fn open_files(facts: &Facts) -> CheckResult {
-    let mend = if cfg!(target_os = "macos") {
+    let fix = if cfg!(target_os = "macos") {
         "sudo launchctl limit maxfiles 65536 200000"
     } else {
         "ulimit -n 65536 in the shell that starts coracle (root raises the hard limit: ulimit -Hn 65536), or LimitNOFILE=65536 \
          in its systemd unit"
     };
     let findings = facts.machine.descriptor_shortage.iter();
-    CheckResult::of(findings.map(|why| Finding::new(Level::Warning, why, mend)).collect(), || {
+    CheckResult::of(findings.map(|why| Finding::new(Level::Warning, why, fix)).collect(), || {
         "the limit is ample".to_owned()
     })
 }
@@ -30,7 +30,7 @@ pub(super) fn api_port(facts: &Facts) -> CheckResult {
     if port == 0 {
         return CheckResult::Passed("a free port is chosen at the start".to_owned());
     }
-    let finding = |message, mend: String| CheckResult::Findings(vec![Finding::new(Level::Error, message, mend)]);
+    let finding = |message, fix: String| CheckResult::Findings(vec![Finding::new(Level::Error, message, fix)]);
     match &facts.machine.api_port {
         PortState::Free => CheckResult::Passed(format!("{address} is free")),
         PortState::Taken if facts.folder.is_running => {
@@ -63,7 +63,7 @@ fn listeners_command(port: u16) -> String {
 }
 
 pub(super) fn http_port(facts: &Facts) -> CheckResult {
-    let finding = |message, mend: String| CheckResult::Findings(vec![Finding::new(Level::Warning, message, mend)]);
+    let finding = |message, fix: String| CheckResult::Findings(vec![Finding::new(Level::Warning, message, fix)]);
     match &facts.machine.http_port {
         None => CheckResult::not_applicable("ClusterIPs have listeners on Linux alone"),
         Some(PortState::Free) => CheckResult::Passed("Services of port 80 can listen on their ClusterIPs".to_owned()),
@@ -96,21 +96,21 @@ pub(super) fn instance_pool(facts: &Facts) -> CheckResult {
         return CheckResult::Passed(format!("{} guest instances at once", pool.live));
     }
     let what = format!("{} guest instances at once instead of {}", pool.live, pool.live_max);
-    let (why, mend) = match (pool.mappings, &pool.error) {
+    let (why, fix) = match (pool.mappings, &pool.error) {
         (Some(mappings), _) if mappings < pool.mappings_needed => (
             format!("a process may have {mappings} memory mappings, and {} are needed", pool.mappings_needed),
             "sudo sysctl -w vm.max_map_count=262144".to_owned(),
         ),
         (_, error) => {
-            let mend = if facts.machine.overcommit == Some(OVERCOMMIT_NEVER) {
+            let fix = if facts.machine.overcommit == Some(OVERCOMMIT_NEVER) {
                 "sudo sysctl -w vm.overcommit_memory=0"
             } else {
                 "ulimit -v unlimited in the shell that starts coracle, or remove LimitAS= from its systemd unit"
             };
-            (error.clone().unwrap_or_else(|| "the system refuses the address space".to_owned()), mend.to_owned())
+            (error.clone().unwrap_or_else(|| "the system refuses the address space".to_owned()), fix.to_owned())
         }
     };
-    CheckResult::Findings(vec![Finding::new(Level::Warning, format!("{what}: {why}"), mend)])
+    CheckResult::Findings(vec![Finding::new(Level::Warning, format!("{what}: {why}"), fix)])
 }
 
 pub(super) fn memory_limit(facts: &Facts) -> CheckResult {
@@ -126,9 +126,9 @@ pub(super) fn memory_limit(facts: &Facts) -> CheckResult {
         bytes(limit),
         bytes(memory)
     );
-    let mend = "raise the limit (MemoryMax= of the systemd unit, --memory of the container), or bound the pods with a \
+    let fix = "raise the limit (MemoryMax= of the systemd unit, --memory of the container), or bound the pods with a \
                 ResourceQuota for limits.memory in each namespace";
-    CheckResult::Findings(vec![Finding::new(Level::Warning, message, mend)])
+    CheckResult::Findings(vec![Finding::new(Level::Warning, message, fix)])
 }
 
 pub(super) fn address_blocks(facts: &Facts) -> CheckResult {

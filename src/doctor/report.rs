@@ -76,5 +76,5 @@ fn finding_text(check: &str, finding: &Finding) -> String {
         Level::Warning => "warning",
         Level::Error => "error",
     };
-    format!("{level:<8} {check:<NAME_WIDTH$} {}\n{:9}{:<NAME_WIDTH$} mend: {}\n", finding.message, "", "", finding.mend)
+    format!("{level:<8} {check:<NAME_WIDTH$} {}\n{:9}{:<NAME_WIDTH$} fix: {}\n", finding.message, "", "", finding.fix)
 }

@@ -81,7 +81,7 @@ fn finding(check: &str, change: impl FnOnce(&mut Facts)) -> (Level, String, Stri
     match result(check, change) {
         CheckResult::Findings(findings) if findings.len() == 1 => {
             let finding = findings.into_iter().next().unwrap();
-            (finding.level, finding.message, finding.mend)
+            (finding.level, finding.message, finding.fix)
         }
         other => panic!("{check}: {other:?}"),
     }
@@ -89,9 +89,9 @@ fn finding(check: &str, change: impl FnOnce(&mut Facts)) -> (Level, String, Stri
 
 #[track_caller]
 fn expect(check: &str, level: Level, parts: [&str; 2], change: impl FnOnce(&mut Facts)) {
-    let (found, message, mend) = finding(check, change);
+    let (found, message, fix) = finding(check, change);
     assert_eq!(found, level, "{message}");
-    assert!(message.contains(parts[0]) && mend.contains(parts[1]), "{message}: {mend}");
+    assert!(message.contains(parts[0]) && fix.contains(parts[1]), "{message}: {fix}");
 }
 
 #[test]
@@ -251,7 +251,7 @@ fn errors_alone_are_unhealthy() {
     assert!(!report.healthy && report.errors().count() == 1);
     let text = report.text();
     assert!(
-        text.contains("error    api-port         the API server's address") && text.contains(" mend: stop"),
+        text.contains("error    api-port         the API server's address") && text.contains(" fix: stop"),
         "{text}"
     );
     let json = serde_json::to_value(&report).unwrap();

@@ -17,13 +17,13 @@ pub(super) fn kubeconfig(facts: &Facts) -> CheckResult {
     if set.contains(own) {
         return CheckResult::Passed("KUBECONFIG names this cluster's".to_owned());
     }
-    let mend = format!("export KUBECONFIG={}", shell_quoted(&own.display().to_string()));
+    let fix = format!("export KUBECONFIG={}", shell_quoted(&own.display().to_string()));
     let finding = match set.first() {
         Some(other) => {
             let message = format!("KUBECONFIG names {}, which is not this cluster's", other.display());
-            Finding::new(Level::Warning, message, mend)
+            Finding::new(Level::Warning, message, fix)
         }
-        None => Finding::new(Level::Info, "KUBECONFIG is not set: kubectl uses ~/.kube/config", mend),
+        None => Finding::new(Level::Info, "KUBECONFIG is not set: kubectl uses ~/.kube/config", fix),
     };
     CheckResult::Findings(vec![finding])
 }

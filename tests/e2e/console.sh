@@ -59,10 +59,10 @@ grep -q 'is in use by another program' <<< "$(check api-port)" || fail "a taken 
 expect 1 "$(wc -l < "$WORK/err")" "lines of an error on stderr"
 [ ! -e "$WORK/none" ] || fail "doctor made the data folder"
 exits 1 "$CORACLE" doctor --data-dir "$WORK/none" --bind 192.0.2.1
-grep -q 'error  *api-port .*192.0.2.1:6443' "$WORK/out" && grep -q 'mend: .*--bind 127.0.0.1' "$WORK/out" || fail "another machine's address: $(cat "$WORK/out")"
+grep -q 'error  *api-port .*192.0.2.1:6443' "$WORK/out" && grep -q 'fix: .*--bind 127.0.0.1' "$WORK/out" || fail "another machine's address: $(cat "$WORK/out")"
 chmod 644 "$WORK/data/kubeconfig"
 exits 1 doctor
-grep -q "mend: chmod 600 $WORK/data/kubeconfig" "$WORK/out" || fail "an open kubeconfig: $(cat "$WORK/out")"
+grep -q "fix: chmod 600 $WORK/data/kubeconfig" "$WORK/out" || fail "an open kubeconfig: $(cat "$WORK/out")"
 chmod 600 "$WORK/data/kubeconfig"
 KUBECONFIG=$WORK/guest exits 0 doctor -o json
 grep -q "export KUBECONFIG=$WORK/data/kubeconfig" <<< "$(check kubeconfig)" || fail "another KUBECONFIG: $(check kubeconfig)"

@@ -287,8 +287,8 @@ echo "· hostile registries"
 
 good=$(cat "$WORK/registries.yaml")
 printf 'mirrors: {quay.io: {endpoint: [half' > "$WORK/registries.yaml"
-eventually 20 has 'InvalidRegistriesFile .*registries.yaml can.t be used, and what it said before holds' kubectl get events -A -o 'jsonpath={range .items[*]}{.reason} {.message}{"\n"}{end}'
-has 'cannot be used; what it said before holds' cat "$WORK/up.log" || fail "the log doesn't say what is wrong with the file"
+eventually 20 has 'InvalidRegistriesFile .*registries.yaml can.t be used, and the previous version stays in effect' kubectl get events -A -o 'jsonpath={range .items[*]}{.reason} {.message}{"\n"}{end}'
+has 'cannot be used; the previous version stays in effect' cat "$WORK/up.log" || fail "the log doesn't say what is wrong with the file"
 runs kept "$R/cncf/hello:v3"
 start renewed 127.0.0.1:2/cncf/hello:v1; refused renewed ErrImagePull 'registries'
 sed "s|^mirrors:|mirrors:\n  \"127.0.0.1:2\":\n    endpoint: [\"http://127.0.0.1:$plain\"]|" <<< "$good" > "$WORK/new.yaml"

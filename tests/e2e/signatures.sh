@@ -100,7 +100,7 @@ pull=Never; start never "$R/signed/hello:v1"; refused never 'was never found met
 kubectl wait --for=condition=Ready pod/signed --timeout=10s >/dev/null || fail "a pod that runs was harmed"
 runs mended "$R/signed-wrong/hello:v1"
 printf '{"default": [{"type": "insecureAcceptAnything"' > "$WORK/policy.json"
-eventually 20 has 'InvalidSignaturePolicyFile .*policy.json can.t be used, and what it said before holds' kubectl get events -A -o 'jsonpath={range .items[*]}{.reason} {.message}{"\n"}{end}'
+eventually 20 has 'InvalidSignaturePolicyFile .*policy.json can.t be used, and the previous version stays in effect' kubectl get events -A -o 'jsonpath={range .items[*]}{.reason} {.message}{"\n"}{end}'
 start kept "$R/unsigned/hello:v2"; refused kept 'it has no signature'
 policy good
 eventually 90 kubectl wait --for=condition=Ready pod/changed --timeout=1s

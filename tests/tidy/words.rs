@@ -1,9 +1,11 @@
-//! Retired names and words don't return: a type's name says what the thing is, and prose uses the field's terms
-//! (docs/architecture.md, "Words").
+//! Retired names and words don't return, in prose, names of tests, identifiers and messages: a type's name says what the thing is,
+//! and prose uses the field's terms (docs/architecture.md, "Words").
 
+use std::collections::BTreeSet;
 use std::fs;
 
-use super::lexer::{Token, tokens};
+use super::lexer::{Token, TokenKind, tokens};
+use super::shipped::shipped_files;
 use super::{all_rust_files, check, root};
 
 /// Type names that say nothing away from their file.
@@ -139,6 +141,40 @@ fn names_of_tests_are_statements() {
         }
     }
     assert!(found > 2000, "names of tests are found: {found}");
+    check(&problems);
+}
+
+/// The retired word of an identifier.
+fn retired(identifier: &str) -> Option<&(&str, &str)> {
+    let words = words(identifier);
+    RETIRED_WORDS.iter().find(|(word, _)| words.iter().any(|found| found == word))
+}
+
+#[test]
+fn retired_words_name_nothing() {
+    let mut problems = BTreeSet::new();
+    for (path, text) in all_rust_files() {
+        for token in tokens(&text).into_iter().filter(|token| token.kind == TokenKind::Word) {
+            if let Some((word, instead)) = retired(token.text) {
+                problems.insert(format!("{path}: {}: \"{word}\" is retired: {instead}", token.text));
+            }
+        }
+    }
+    check(&Vec::from_iter(problems));
+}
+
+/// Messages, help texts and reasons: all that a program that ships can print.
+#[test]
+fn retired_words_are_not_printed() {
+    let mut problems = Vec::new();
+    for (path, text) in shipped_files() {
+        for token in tokens(text).into_iter().filter(|token| token.kind == TokenKind::Literal) {
+            let literal = unquoted(token.text);
+            for (word, instead) in RETIRED_WORDS.iter().filter(|(word, _)| has_word(&literal, word)) {
+                problems.push(format!("{path}: \"{word}\" is retired: {instead}: {}", token.text));
+            }
+        }
+    }
     check(&problems);
 }
 

@@ -55,7 +55,7 @@ pub enum PkiError {
         why: String,
     },
     /// The list of revoked certificates is invalid.
-    #[error("{}: {why}; mend the line, or remove the file to revoke nobody", path.display())]
+    #[error("{}: {why}; fix the line, or remove the file to revoke no certificate", path.display())]
     Revoked {
         /// The file.
         path: PathBuf,

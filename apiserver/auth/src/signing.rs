@@ -282,8 +282,8 @@ fn extensions(
     }
     if let Some(value) = alternative_names(template.request) {
         // A certificate with an empty subject is identified by these names alone, so that they are critical.
-        let nobody = template.request.common_name.is_empty() && template.request.organizations.is_empty();
-        list.push((ALTERNATIVE_NAME, nobody, value));
+        let absent = template.request.common_name.is_empty() && template.request.organizations.is_empty();
+        list.push((ALTERNATIVE_NAME, absent, value));
     }
     list
 }

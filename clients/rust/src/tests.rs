@@ -81,8 +81,8 @@ async fn errors_name_the_side_that_failed() {
     assert!(matches!(call("a b\nc").await, CallError::NoFunction(_)));
     let hasty = plugin.clone().with_timeout(Duration::from_millis(20));
     assert!(matches!(hasty.call::<Value>("slow", &()).await, Err(CallError::Timeout(_))));
-    let nobody = Plugin::at("http://127.0.0.1:1").unwrap();
-    assert!(matches!(nobody.call::<Value>("f", &()).await, Err(CallError::NoAnswer(_))));
+    let absent = Plugin::at("http://127.0.0.1:1").unwrap();
+    assert!(matches!(absent.call::<Value>("f", &()).await, Err(CallError::NoAnswer(_))));
     for wrong in ["https://a", "a", "/a", "http://a?b", ""] {
         assert!(matches!(Plugin::at(wrong), Err(CallError::Address(_))), "{wrong}");
     }

@@ -47,7 +47,7 @@ fn reconcile(view: &ObjectCache, key: &ObjectKey, context: &Context<'_, Settings
 fn due(csr: &CertificateSigningRequest) -> Option<Timestamp> {
     let after = |time: Option<&Time>, wait: Duration| time.and_then(|time| time.0.saturating_add(wait).ok());
     let waits = conditions(csr).is_empty().then(|| after(csr.metadata.creation_timestamp.as_ref(), WAITING)).flatten();
-    let told = conditions(csr).iter().filter_map(|condition| {
+    let reported = conditions(csr).iter().filter_map(|condition| {
         let wait = match condition.type_.as_str() {
             DENIED | FAILED => DONE,
             APPROVED if issued(csr).is_some() => DONE,
@@ -57,7 +57,7 @@ fn due(csr: &CertificateSigningRequest) -> Option<Timestamp> {
         after(condition.last_update_time.as_ref(), wait)
     });
     let ends = issued(csr).filter(|_| has(csr, APPROVED)).and_then(ends_at);
-    told.chain(waits).chain(ends.and_then(|ends| Timestamp::from_second(ends).ok())).min()
+    reported.chain(waits).chain(ends.and_then(|ends| Timestamp::from_second(ends).ok())).min()
 }
 
 #[cfg(test)]
@@ -76,12 +76,12 @@ mod tests {
 
     #[test]
     fn finished_requests_are_deleted() {
-        let told = |kind: &str| json!([{"type": kind, "status": "True", "lastUpdateTime": "2026-01-01T05:00:00Z"}]);
+        let reported = |kind: &str| json!([{"type": kind, "status": "True", "lastUpdateTime": "2026-01-01T05:00:00Z"}]);
         assert_eq!(due_of(json!([]), "").as_deref(), Some("2026-01-02T00:00:00Z"));
-        assert_eq!(due_of(told("Approved"), "").as_deref(), Some("2026-01-02T05:00:00Z"));
-        assert_eq!(due_of(told("Approved"), "eA==").as_deref(), Some("2026-01-01T06:00:00Z"));
-        assert_eq!(due_of(told("Denied"), "").as_deref(), Some("2026-01-01T06:00:00Z"));
-        assert_eq!(due_of(told("Failed"), "").as_deref(), Some("2026-01-01T06:00:00Z"));
-        assert_eq!(due_of(told("Other"), ""), None);
+        assert_eq!(due_of(reported("Approved"), "").as_deref(), Some("2026-01-02T05:00:00Z"));
+        assert_eq!(due_of(reported("Approved"), "eA==").as_deref(), Some("2026-01-01T06:00:00Z"));
+        assert_eq!(due_of(reported("Denied"), "").as_deref(), Some("2026-01-01T06:00:00Z"));
+        assert_eq!(due_of(reported("Failed"), "").as_deref(), Some("2026-01-01T06:00:00Z"));
+        assert_eq!(due_of(reported("Other"), ""), None);
     }
 }

@@ -48,16 +48,16 @@ impl Play {
 
     /// Runs passes until nothing is left to do, and returns the events.
     fn work(&mut self, controller: &str, key: &str) -> Vec<String> {
-        let mut told = Vec::new();
+        let mut reported = Vec::new();
         for _ in 0..8 {
             let plan = self.plan(controller, key);
             let events = plan.actions.iter().filter_map(|action| match action {
                 Action::Event(event) => Some(format!("{}: {}", event.reason, event.message)),
                 _ => None,
             });
-            told.extend(events);
+            reported.extend(events);
             if plan.actions.iter().all(|action| matches!(action, Action::Event(_))) {
-                return told;
+                return reported;
             }
             assert_eq!(self.cluster.apply(plan), Vec::<String>::new());
         }
@@ -164,8 +164,8 @@ fn a_provided_node_ip_has_to_be_in_the_inventory() {
 fn nodes_go_with_their_machines_and_no_others() {
     let nodes = vec![node("n1", "Unknown"), node("gone", "Unknown"), node("well", "True"), node("off", "False")];
     let mut play = Play::new(FILE, nodes);
-    let told = play.work("node-lifecycle", "");
-    assert_eq!(told, ["DeletingNode: Deleting node gone because it does not exist in the cloud provider"]);
+    let reported = play.work("node-lifecycle", "");
+    assert_eq!(reported, ["DeletingNode: Deleting node gone because it does not exist in the cloud provider"]);
     assert!(play.node("gone").is_none() && play.node("n1").is_some() && play.node("well").is_some());
     let off = |play: &Play| {
         play.node("off").unwrap()["spec"]["taints"]

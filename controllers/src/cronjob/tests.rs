@@ -45,12 +45,12 @@ fn pass(simulation: &mut Simulation) -> Plan {
 /// Runs passes at a time until only events are left, and returns the reasons of the events.
 fn settle(simulation: &mut Simulation, time: &str) -> Vec<&'static str> {
     simulation.now = at(time);
-    let mut told = Vec::new();
+    let mut reported = Vec::new();
     for _ in 0..8 {
         let plan = pass(simulation);
-        told.extend(reasons(&plan));
+        reported.extend(reasons(&plan));
         if plan.actions.iter().all(|action| matches!(action, Action::Event(_))) {
-            return told;
+            return reported;
         }
     }
     panic!("never at rest");
@@ -139,14 +139,14 @@ fn a_status_that_was_not_written_is_made_up_for() {
 
 #[test]
 fn concurrency_policies_handle_a_running_job() {
-    for (policy, told, left, running) in [
+    for (policy, reported, left, running) in [
         ("Allow", vec!["SuccessfulCreate"], vec![5, 10], 2),
         ("Forbid", vec!["JobAlreadyActive"], vec![5], 1),
         ("Replace", vec!["SuccessfulDelete", "SuccessfulCreate"], vec![10], 1),
     ] {
         let mut cluster = cluster("00:05:01", &json!({"concurrencyPolicy": policy}));
         settle(&mut cluster, "00:05:01");
-        assert_eq!(settle(&mut cluster, "00:10:01")[..told.len()], told, "{policy}");
+        assert_eq!(settle(&mut cluster, "00:10:01")[..reported.len()], reported, "{policy}");
         assert_eq!((jobs(&cluster), active(&cluster)), (left, running), "{policy}");
         if policy == "Forbid" {
             finish(&mut cluster, 5, "Failed");
@@ -173,14 +173,14 @@ fn only_the_last_of_many_missed_times_is_made_up_for() {
 
 #[test]
 fn suspended_and_impossible_schedules_make_nothing() {
-    for (more, told) in [
+    for (more, reported) in [
         (json!({"suspend": true}), vec![]),
         (json!({"schedule": "0 0 31 2 *"}), vec!["InvalidSchedule"]),
         (json!({"schedule": "nonsense"}), vec!["UnparseableSchedule"]),
         (json!({"timeZone": "Nowhere/At"}), vec!["UnknownTimeZone"]),
     ] {
         let mut cluster = cluster("00:05:01", &more);
-        assert_eq!(settle(&mut cluster, "00:05:01"), told, "{more}");
+        assert_eq!(settle(&mut cluster, "00:05:01"), reported, "{more}");
         assert_eq!((jobs(&cluster), pass(&mut cluster).requeue_at), (vec![], None), "{more}");
     }
 }

@@ -388,12 +388,12 @@ mod tests {
         let subsets = json!([{"addresses": many, "ports": [{"port": 80}]}, {"addresses": [{"ip": "x"}], "ports": [{"port": 81}]}]);
         let mut simulation = crate::simulation(start(), [service(json!(null)), endpoints(subsets)]);
         let plan = pass(&mut simulation);
-        let told: Vec<_> = plan
+        let reported: Vec<_> = plan
             .actions
             .iter()
             .filter_map(|action| if let Action::Event(event) = action { Some(event.reason) } else { None })
             .collect();
-        assert_eq!(told, ["InvalidIPAddress", "TooManyAddressesToMirror"]);
+        assert_eq!(reported, ["InvalidIPAddress", "TooManyAddressesToMirror"]);
         assert_eq!(slices(&simulation)[0].endpoints.as_ref().unwrap().len(), 1000);
     }
 }

@@ -270,14 +270,14 @@ impl<'a> Play<'a> {
             }
         };
         self.simulation.reconciler_cache.set(&key(), plan.state.clone());
-        let told = plan.actions.iter().filter_map(|action| match action {
+        let reported = plan.actions.iter().filter_map(|action| match action {
             Action::Event(event) => Some(format!("{}: {}", event.reason, event.message)),
             _ => None,
         });
-        let told = told.collect();
+        let reported = reported.collect();
         assert!(plan.requeue_at.is_some(), "it is looked at again");
         assert_eq!(self.simulation.apply(plan), Vec::<String>::new());
-        told
+        reported
     }
 
     /// Handles the status write before a scale update.
@@ -538,11 +538,11 @@ fn without_the_gate_a_workload_without_pods_is_left_alone() {
     let mut play = Play::new(vec![hpa, pod("p0")], &answer);
     play.settings.features = Features::default().with(Feature::HpaScaleToZero, false);
     assert_eq!(play.pass(), ["SuccessfulRescale: New size: 0; reason: All metrics below target"]);
-    let is_told = |play: &Play<'_>| play.conditions().iter().any(|one| one.starts_with("ScaledToZero"));
-    assert!(!is_told(&play), "{:?}", play.conditions());
+    let is_reported = |play: &Play<'_>| play.conditions().iter().any(|one| one.starts_with("ScaledToZero"));
+    assert!(!is_reported(&play), "{:?}", play.conditions());
     play.later(15);
     assert_eq!((play.pass(), size.get()), (Vec::new(), 0));
-    assert!(play.conditions().contains(&"ScalingActive=False ScalingDisabled".to_owned()) && !is_told(&play));
+    assert!(play.conditions().contains(&"ScalingActive=False ScalingDisabled".to_owned()) && !is_reported(&play));
 }
 
 #[test]

@@ -30,22 +30,22 @@ fn key(object: &Value) -> ObjectKey {
 
 /// The events, as `Normal Reason`, once each.
 fn work(simulation: &mut Simulation, key: &ObjectKey) -> Vec<String> {
-    let mut told: Vec<String> = Vec::new();
+    let mut reported: Vec<String> = Vec::new();
     for _ in 0..PASSES_MAX {
         let plan = decide(BINDER, simulation, key);
         for action in &plan.actions {
             if let Action::Event(event) = action {
                 let text = format!("{} {}", if event.warning { "Warning" } else { "Normal" }, event.reason);
-                if !told.contains(&text) {
-                    told.push(text);
+                if !reported.contains(&text) {
+                    reported.push(text);
                 }
             }
         }
         if plan.actions.iter().all(|action| matches!(action, Action::Event(_))) {
-            return told;
+            return reported;
         }
         if !simulation.apply(plan).is_empty() {
-            return told;
+            return reported;
         }
     }
     panic!("{key}: never done");
@@ -75,18 +75,18 @@ fn check(row: &Value) -> Result<(), String> {
     let all = [volumes.clone(), claims.clone(), classes, pods].concat();
     let mut simulation = crate::simulation(start(), all);
     let of = if row["of"] == "claim" { &claims } else { &volumes };
-    let mut told = work(&mut simulation, &key(&of[0]));
+    let mut reported = work(&mut simulation, &key(&of[0]));
     if row["multi"] == true {
         for _ in 0..PASSES_MAX {
             for object in claims.iter().chain(&volumes) {
-                told.extend(work(&mut simulation, &key(object)));
+                reported.extend(work(&mut simulation, &key(object)));
             }
         }
     }
     let events: Vec<&str> = row["events"].as_array().unwrap().iter().map(|event| event.as_str().unwrap()).collect();
     // Upstream's tables ignore events if they expect none.
-    if !events.is_empty() && told != events {
-        return Err(format!("told {told:?}, upstream {events:?}"));
+    if !events.is_empty() && reported != events {
+        return Err(format!("emitted {reported:?}, upstream {events:?}"));
     }
     let wanted = |name: &str, of: &str| if row[name].is_null() { of.to_owned() } else { name.to_owned() };
     let mut differs = Vec::new();

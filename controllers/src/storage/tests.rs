@@ -53,7 +53,7 @@ fn of_volume(simulation: &Simulation, name: &str) -> (String, String) {
     (r, volume.status.as_ref().and_then(|status| status.phase.clone()).unwrap_or_default())
 }
 
-fn told(simulation: &Simulation, controller: &str, key: &ObjectKey) -> Vec<(String, String)> {
+fn reported(simulation: &Simulation, controller: &str, key: &ObjectKey) -> Vec<(String, String)> {
     let event = |action: &Action| match action {
         Action::Event(event) => Some((event.reason.to_owned(), event.message.clone())),
         _ => None,
@@ -129,10 +129,10 @@ fn unbound_claims_have_a_reason() {
         ("static", "ProvisioningFailed", "no volume plugin matched name: kubernetes.io/no-provisioner".into()),
         ("later", "WaitForFirstConsumer", "waiting for first consumer to be created before binding".into()),
     ] {
-        assert_eq!(told(&simulation, BINDER, &ObjectKey::new("a", name)), [(reason.to_owned(), message)], "{name}");
+        assert_eq!(reported(&simulation, BINDER, &ObjectKey::new("a", name)), [(reason.to_owned(), message)], "{name}");
         assert_eq!(of_claim(&simulation, name).1, "Pending", "{name}");
     }
-    assert_eq!(told(&simulation, BINDER, &ObjectKey::new("a", "absent")), []);
+    assert_eq!(reported(&simulation, BINDER, &ObjectKey::new("a", "absent")), []);
     // Under upstream's component, by which users filter.
     let said = decide(BINDER, &simulation, &ObjectKey::new("a", "small")).actions;
     let by = said.iter().filter_map(|action| if let Action::Event(event) = action { event.source } else { None });
@@ -211,7 +211,7 @@ fn volumes_are_made_where_the_pod_shall_run() {
     assert_eq!((node_of("chosen"), node_of("now"), node_of("then")), ("n2".into(), "n1".into(), "n1".into()));
     let lost = simulation.view.get::<PersistentVolumeClaim>(&ObjectKey::new("a", "lost")).unwrap();
     assert!(!lost.metadata.annotations.as_ref().unwrap().contains_key("volume.kubernetes.io/selected-node"));
-    let (reason, message) = &told(&simulation, PROVISIONER, &ObjectKey::new("a", "shared"))[0];
+    let (reason, message) = &reported(&simulation, PROVISIONER, &ObjectKey::new("a", "shared"))[0];
     assert!(reason == "ProvisioningFailed" && message.contains("ReadWriteMany"), "{message}");
 }
 
@@ -284,7 +284,7 @@ fn a_pods_own_claims_are_made_and_others_left_alone() {
     let key = ObjectKey::new("a", "q");
     assert!(is_done(&decide("ephemeral-volume-controller", &simulation, &key)));
     let why = "ephemeral volume v: PVC a/q-v was not created for pod a/q (pod is not owner)".to_owned();
-    assert_eq!(told(&simulation, "ephemeral-volume-controller", &key), [("FailedBinding".to_owned(), why)]);
+    assert_eq!(reported(&simulation, "ephemeral-volume-controller", &key), [("FailedBinding".to_owned(), why)]);
     assert!(simulation.view.get::<Pod>(&key).is_some());
 }
 

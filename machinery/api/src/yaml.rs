@@ -10,15 +10,15 @@ use serde_saphyr::UserMessageFormatter;
 pub fn read<T: DeserializeOwned>(text: &str) -> Result<T, String> {
     serde_saphyr::from_str(text).map_err(|error| {
         // Without the snippet and the value: it may be a password, and logs are line-based.
-        let told = error.without_snippet().render_with_formatter(&UserMessageFormatter);
-        without_texts(&told).split_whitespace().collect::<Vec<_>>().join(" ")
+        let reported = error.without_snippet().render_with_formatter(&UserMessageFormatter);
+        without_texts(&reported).split_whitespace().collect::<Vec<_>>().join(" ")
     })
 }
 
 /// serde's message without the unexpected text (`string "…"`).
-fn without_texts(told: &str) -> String {
+fn without_texts(reported: &str) -> String {
     const BEFORE: &str = "string \"";
-    let (mut out, mut rest) = (String::new(), told);
+    let (mut out, mut rest) = (String::new(), reported);
     while let Some(at) = rest.find(BEFORE) {
         out.push_str(&rest[..at]);
         out.push_str("a string");
@@ -43,14 +43,14 @@ mod tests {
     #[test]
     fn a_file_parses_or_yields_a_one_line_error() {
         assert_eq!(read::<Value>("a: [1, x]\n").unwrap(), json!({"a": [1, "x"]}));
-        for (text, told) in [
+        for (text, reported) in [
             ("a: 1\na: 2\n", "a"),
             ("a: 1\n---\nb: 2\n", "document"),
             ("a: [1\nb: 2\n", "line 2"),
             ("a: *nobody\n", "line 1"),
         ] {
             let error = read::<Value>(text).unwrap_err();
-            assert!(error.contains(told) && !error.contains('\n') && error.contains("line"), "{text:?}: {error}");
+            assert!(error.contains(reported) && !error.contains('\n') && error.contains("line"), "{text:?}: {error}");
             assert!(!error.contains("from_str") && !error.contains("Options"), "for who wrote the file: {error}");
         }
     }
@@ -62,7 +62,7 @@ mod tests {
             let error = read::<std::collections::BTreeMap<String, u32>>(text).unwrap_err();
             assert!(!error.contains("hunter2") && !error.contains("quoted") && !error.contains("more"), "{error}");
         }
-        let told = without_texts("a: invalid type: string \"x\\\"y\", expected u32; string \"z");
-        assert_eq!(told, "a: invalid type: a string, expected u32; a string");
+        let reported = without_texts("a: invalid type: string \"x\\\"y\", expected u32; string \"z");
+        assert_eq!(reported, "a: invalid type: a string, expected u32; a string");
     }
 }

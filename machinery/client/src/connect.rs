@@ -176,8 +176,11 @@ mod tests {
         assert!(absent.ends_with("config cannot be used: No such file or directory (os error 2)"), "{absent}");
         for text in ["users:\n- name: me\n  user: {token: hush-hush\n", "users: hush-hush", "hush-hush: [1"] {
             std::fs::write(&path, text).unwrap();
-            let told = failure().await;
-            assert!(told.contains("cannot be used: ") && !told.contains("hush") && !told.contains('\n'), "{told}");
+            let reported = failure().await;
+            assert!(
+                reported.contains("cannot be used: ") && !reported.contains("hush") && !reported.contains('\n'),
+                "{reported}"
+            );
         }
     }
 }

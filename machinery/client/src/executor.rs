@@ -302,13 +302,13 @@ impl Executor {
     }
 
     fn record_outcome(&self, notes: OutcomeEvents, outcome: Result<String, &Failure>) {
-        let told = match outcome {
+        let emitted = match outcome {
             Ok(name) => notes.done.map(|n| EventRecord { message: n.message.replace("{name}", &name), ..n }),
             Err(failure) => {
                 notes.failed.map(|n| EventRecord { message: n.message.replace("{error}", &failure.message), ..n })
             }
         };
-        if let Some(note) = told {
+        if let Some(note) = emitted {
             self.recorder.record(note);
         }
     }

@@ -346,8 +346,8 @@ impl Reflector {
                 let version = page.metadata.resource_version;
                 let seen = version.parse().unwrap_or(0);
                 *state = ReflectorState::At(version);
-                let told = events.send(ReflectorEvent::Replaced(objects, seen)).await;
-                return told.map(|()| true).map_err(|_| ReflectorError::Unread);
+                let reported = events.send(ReflectorEvent::Replaced(objects, seen)).await;
+                return reported.map(|()| true).map_err(|_| ReflectorError::Unread);
             }
         }
     }

@@ -196,8 +196,8 @@ impl TokioClock {
 impl Clock for TokioClock {
     fn now(&self) -> Timestamp {
         let set_by = SignedDuration::from_secs(self.set_by.load(Ordering::Relaxed));
-        let told = Timestamp::UNIX_EPOCH.saturating_add(self.elapsed()).and_then(|now| now.saturating_add(set_by));
-        told.unwrap_or(Timestamp::MAX)
+        let reported = Timestamp::UNIX_EPOCH.saturating_add(self.elapsed()).and_then(|now| now.saturating_add(set_by));
+        reported.unwrap_or(Timestamp::MAX)
     }
 
     fn elapsed(&self) -> Duration {

@@ -31,7 +31,7 @@ fn part(text: &str) -> Result<RangeInclusive<u32>, &'static str> {
         let length = length.parse::<u32>().ok().filter(|length| (8..=32).contains(length));
         let hosts = u32::MAX.checked_shr(length.ok_or("has no length from 8 to 32")?).unwrap_or(0);
         if network & hosts != 0 {
-            return Err("is no block: it begins elsewhere");
+            return Err("is not a network address: host bits are set");
         }
         match hosts {
             // Blocks this small have no network and no broadcast address.
@@ -51,7 +51,7 @@ fn part(text: &str) -> Result<RangeInclusive<u32>, &'static str> {
         *range.start() <= u32::from_be_bytes(last) && u32::from_be_bytes(first) <= *range.end()
     };
     if special([0, 0, 0, 0], [0, 255, 255, 255]) || special([224, 0, 0, 0], [255, 255, 255, 255]) {
-        return Err("has addresses that nobody can be reached at");
+        return Err("contains reserved or multicast addresses");
     }
     if special([127, 0, 0, 0], [127, 0, 255, 255]) {
         return Err("has addresses that are each pod's own: of 127.0.0.0/8, take those above 127.0.255.255");
@@ -148,7 +148,7 @@ mod tests {
     #[test]
     fn invalid_pools_are_errors() {
         for (text, why) in [
-            ("10.0.0.5/24", "begins elsewhere"),
+            ("10.0.0.5/24", "host bits"),
             (",", "names no address"),
             ("10.0.0.0/7", "no length"),
             ("10.0.0.0/x", "no length"),
@@ -156,8 +156,8 @@ mod tests {
             ("fd00::/64", "no IPv4"),
             ("router", "no IPv4"),
             ("127.0.0.0/8", "each pod's own"),
-            ("0.0.0.0", "nobody"),
-            ("223.0.0.0-225.0.0.0", "nobody"),
+            ("0.0.0.0", "reserved"),
+            ("223.0.0.0-225.0.0.0", "reserved"),
         ] {
             let said = pool(text).unwrap_err();
             assert!(said.contains(why), "{text}: {said}");

@@ -473,9 +473,9 @@ async fn an_endpoint_of_h2c_is_spoken_to_in_http2() {
             counted.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
             let service = hyper::service::service_fn(|request: Request<hyper::body::Incoming>| async move {
                 let te = request.headers().get("te").cloned();
-                let told = format!("{:?} {} {te:?}", request.version(), request.uri());
+                let reported = format!("{:?} {} {te:?}", request.version(), request.uri());
                 let trailers = http::HeaderMap::from_iter([("grpc-status".parse().unwrap(), "0".parse().unwrap())]);
-                let body = Full::<bytes::Bytes>::from(told).with_trailers(async move { Some(Ok(trailers)) });
+                let body = Full::<bytes::Bytes>::from(reported).with_trailers(async move { Some(Ok(trailers)) });
                 Ok::<_, std::convert::Infallible>(Response::new(body))
             });
             let server = hyper::server::conn::http2::Builder::new(TokioExecutor::new());

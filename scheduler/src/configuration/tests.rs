@@ -30,7 +30,7 @@ fn profile(merge: Value) -> Profile {
     parsed(&json!({"profiles": [merge]})).unwrap().profiles.remove(0)
 }
 
-fn told(plugin: &str, args: Value) -> Profile {
+fn reported(plugin: &str, args: Value) -> Profile {
     profile(json!({"pluginConfig": [{"name": plugin, "args": args}]}))
 }
 
@@ -254,7 +254,7 @@ fn resources_are_scored_as_configured() {
     // A pod that requests none of the resource is indifferent.
     assert_eq!(nodes_of(&snapshot, &asking("other", json!({})), &of("MostAllocated")).len(), 2);
     let huge = asking("huge", json!({"example.com/gpu": "9"}));
-    let ignoring = told("NodeResourcesFit", json!({"ignoredResourceGroups": ["example.com"]}));
+    let ignoring = reported("NodeResourcesFit", json!({"ignoredResourceGroups": ["example.com"]}));
     assert!(
         nodes_of(&snapshot, &huge, &Profile::default()).first().unwrap().contains("2 Insufficient example.com/gpu")
     );
@@ -268,7 +268,7 @@ fn affinity_and_spreading_are_as_configured() {
     let term = |zone: &str| json!({"matchExpressions": [{"key": "zone", "operator": "In", "values": [zone]}]});
     let added = |zone: &str| {
         let required = json!({"nodeSelectorTerms": [term(zone)]});
-        told("NodeAffinity", json!({"addedAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": required}}))
+        reported("NodeAffinity", json!({"addedAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": required}}))
     };
     let plain = asking("new", json!({}));
     assert_eq!(nodes_of(&snapshot, &plain, &added("b")), BTreeSet::from(["b".into()]));
@@ -291,7 +291,7 @@ fn affinity_and_spreading_are_as_configured() {
     assert_eq!(nodes_of(&drawn, &new, &weight(0)).len(), 2);
 
     let constraint = json!({"maxSkew": 1, "topologyKey": "zone", "whenUnsatisfiable": "DoNotSchedule"});
-    let spread = told("PodTopologySpread", json!({"defaultingType": "List", "defaultConstraints": [constraint]}));
+    let spread = reported("PodTopologySpread", json!({"defaultingType": "List", "defaultConstraints": [constraint]}));
     let owned = |name: &str| {
         let owner =
             json!([{"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "r", "uid": "r", "controller": true}]);
@@ -370,9 +370,9 @@ fn a_component_is_a_plugin_by_its_arguments() {
         (mine.timeout.as_millis(), mine.memory_bytes, mine.failure_policy),
         (1000, 64 << 20, FailurePolicy::Fail)
     );
-    let told =
+    let reported =
         json!({"config": {"a": 1}, "failurePolicy": "Ignore", "timeout": "50ms", "memory": 2_097_152, "fuel": 5});
-    let read = parsed(&plugged(told, json!({"score": {"enabled": [{"name": "Mine"}]}}))).unwrap();
+    let read = parsed(&plugged(reported, json!({"score": {"enabled": [{"name": "Mine"}]}}))).unwrap();
     let [mine] = &read.profiles[0].wasm[..] else { panic!() };
     assert_eq!((&*mine.config, mine.filters, mine.weight, mine.fuel), (r#"{"a":1}"#, false, Some(1), Some(5)));
     assert_eq!(

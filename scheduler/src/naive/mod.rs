@@ -265,9 +265,9 @@ fn filters_can_add_and_remove_a_pod() {
                 } else {
                     filter.remove_pod(&other, on);
                 }
-                let anew = made(to);
+                let again = made(to);
                 for node in to.nodes() {
-                    let expected = match &anew {
+                    let expected = match &again {
                         PreFilterResult::Filter(filter) => filter.check(node),
                         _ => Ok(()),
                     };

@@ -120,7 +120,7 @@ impl Guest {
         }
         let answer = answer.map_err(|error| match error {
             CallError::Failed(failure) => failure,
-            CallError::Arguments(why) => Failure::new("load", format!("it doesn't take what it is asked: {why}")),
+            CallError::Arguments(why) => Failure::new("load", format!("it rejects its arguments: {why}")),
         });
         let now = self.env.elapsed();
         let took = now.saturating_sub(begun);

@@ -213,7 +213,7 @@ async fn a_failed_plugin_is_ignored_or_fails_the_pod() {
         ),
         (Ok(json!("ok")), "an answer that can't be understood: "),
         (Ok(json!({"ok": [1]})), "an answer that can't be understood: "),
-        (Err(CallError::Arguments("wanted a list".into())), "it doesn't take what it is asked: wanted a list"),
+        (Err(CallError::Arguments("wanted a list".into())), "it rejects its arguments: wanted a list"),
     ];
     for (result, why) in cases {
         let (guests, script, _) = guest(plugin());

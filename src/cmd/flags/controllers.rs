@@ -152,13 +152,13 @@ pub(in crate::cmd) struct ControllerFlags {
 fn list_help() -> String {
     let names = names::all().join(", ");
     format!(
-        "Which controllers run: * for all, NAME, -NAME; what comes first decides. All: {names}. None is off by default"
+        "Which controllers run: * for all, NAME, -NAME; the first match wins. All controllers are enabled by default: {names}"
     )
 }
 
 fn rate(text: &str) -> Result<f32, String> {
     let rate = text.parse::<f32>().ok().filter(|rate| rate.is_finite() && *rate >= 0.0);
-    rate.ok_or_else(|| "not a number of nothing or more".to_owned())
+    rate.ok_or_else(|| "must be a number >= 0".to_owned())
 }
 
 impl ControllerFlags {

@@ -230,8 +230,8 @@ impl Network {
             clock::sleep(world.message_delay()).await;
             return Ok(busy());
         }
-        if let Some(told) = self.serve_metrics(&link, head.uri.path()).await {
-            return told;
+        if let Some(reported) = self.serve_metrics(&link, head.uri.path()).await {
+            return reported;
         }
         let (before, after) = (world.server_delay(), world.server_delay());
         let dies = |dead: CancellationToken, after: Duration| async move {

@@ -32,7 +32,7 @@ pub(crate) enum Sabotage {
     /// A Job's status counts one pod more than it lists as uncounted.
     JobsCountTwice,
     /// A Job's pods lose their finalizer without being listed in its status.
-    JobsNameNobody,
+    JobsNameNone,
     /// A quota's status reports no usage.
     QuotasForget,
     /// The server doesn't deduct evictions from a budget.
@@ -81,7 +81,7 @@ pub(crate) fn replace_body(
                 job["status"]["failed"] = json!(job["status"]["failed"].as_i64().unwrap_or(0) + 1);
             }
         }),
-        Sabotage::JobsNameNobody if is_status && below("/registry/jobs/") => {
+        Sabotage::JobsNameNone if is_status && below("/registry/jobs/") => {
             changed(&|job| job["status"]["uncountedTerminatedPods"] = json!({}))
         }
         Sabotage::QuotasForget if below("/registry/resourcequotas/") && parsed.method == "POST" => {

@@ -180,7 +180,7 @@ const SABOTAGES: &[(u64, Sabotage, &str)] = &[
     (3, Sabotage::Without("deployment"), "is not observed"),
     (3, Sabotage::Without("garbage-collector"), "has lost all its owners"),
     (3, Sabotage::JobsCountTwice, "more have failed"),
-    (3, Sabotage::JobsNameNobody, "it is let go and not counted"),
+    (3, Sabotage::JobsNameNone, "it is let go and not counted"),
     (15, Sabotage::QuotasForget, "pods, and there are"),
     (15, Sabotage::BudgetsForget, "pods are evicted, of"),
     (31, Sabotage::UserForces, "while it runs on"),

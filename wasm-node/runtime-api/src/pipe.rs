@@ -79,7 +79,7 @@ pub struct PipeReader(Arc<ReaderEnd>);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum PipeError {
     /// All read ends are closed.
-    #[error("nobody reads this pipe any more")]
+    #[error("this pipe has no reader any more")]
     Closed,
     /// Much was written without checking for room.
     #[error("the pipe is full")]

@@ -131,14 +131,14 @@ impl VolumeQuota {
 
     /// Measures the volume.
     fn remeasure(&self) {
-        let (before, counted, removals, anew) = {
+        let (before, counted, removals, again) = {
             let account = self.account();
             if account.moving > 0 {
                 return;
             }
             (account.moves, account.counted, account.removals, account.removals != account.removals_seen)
         };
-        let Some(there) = (self.measure)(anew) else { return };
+        let Some(there) = (self.measure)(again) else { return };
         let mut account = self.account();
         if account.moves != before {
             // A file moved behind the walk's position is missing from its result.

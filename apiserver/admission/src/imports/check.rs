@@ -48,7 +48,8 @@ pub(super) fn findings(rules: &ImportRules, containers: &[Container<'_>], known:
             }
             other => {
                 unknown = true;
-                let why = other.and_then(|known| known.as_ref().err()).map_or("nobody was asked", String::as_str);
+                let why =
+                    other.and_then(|known| known.as_ref().err()).map_or("no registry was queried", String::as_str);
                 format!("what container {name:?} (image {image:?}) imports is not known: {why}")
             }
         };
@@ -119,7 +120,7 @@ mod tests {
         );
         let text = findings(&rules, &all[1..], &known).unwrap();
         assert!(text.starts_with("what container \"c\" (image \"gone\") imports is not known: not found; "), "{text}");
-        assert!(text.contains("nobody was asked (push it with `coracle push`"), "{text}");
+        assert!(text.contains("no registry was queried (push it with `coracle push`"), "{text}");
         assert_eq!(findings(&rules, &all[1..2], &known), None);
         assert_eq!(
             findings(&ImportRules::default(), &all[1..2], &known),

@@ -252,14 +252,14 @@ mod tests {
 
     #[test]
     fn rejections_name_their_webhook() {
-        let told = |rejection: Value| {
+        let reported = |rejection: Value| {
             let status = rejection_error("x", serde_json::from_value(rejection).unwrap()).status();
             (status.code, status.message)
         };
         let head = "admission webhook \"x\" denied the request";
-        assert_eq!(told(Value::Null), (400, format!("{head} without explanation")));
-        assert_eq!(told(json!({"message": "no", "code": 403})), (403, format!("{head}: no")));
-        assert_eq!(told(json!({"reason": "Forbidden", "code": 200})), (400, format!("{head}: Forbidden")));
-        assert_eq!(told(json!({"code": 99999})).0, 400);
+        assert_eq!(reported(Value::Null), (400, format!("{head} without explanation")));
+        assert_eq!(reported(json!({"message": "no", "code": 403})), (403, format!("{head}: no")));
+        assert_eq!(reported(json!({"reason": "Forbidden", "code": 200})), (400, format!("{head}: Forbidden")));
+        assert_eq!(reported(json!({"code": 99999})).0, 400);
     }
 }

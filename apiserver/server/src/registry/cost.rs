@@ -145,7 +145,7 @@ static CORPUS: &[(&str, &str, Make)] = &[
         );
         pod(json!({"containers": [{"name": "c", "image": "x", "volumeMounts": mounts, "volumeDevices": devices}]}))
     }),
-    ("claims that nobody made", "Pod", |n| {
+    ("claims that do not exist", "Pod", |n| {
         let claims = list(n, |i| json!({"name": format!("c{i}")}));
         pod(json!({"resourceClaims": list(n, |i| json!({"name": format!("d{i}"), "resourceClaimName": "x"})),
             "containers": [{"name": "c", "image": "x", "resources": {"claims": claims}}]}))

@@ -422,9 +422,9 @@ async fn services_of_an_older_data_folder_keep_their_addresses() {
         let ops = vec![put(format!("/registry/services/specs/default/{name}"), old(name, ip, port))];
         store.txn(Txn { compares: Vec::new(), ops }).await.unwrap();
     }
-    let nobody = json!({"spec": {"parentRef": {"namespace": "default", "name": "gone"}}});
+    let absent = json!({"spec": {"parentRef": {"namespace": "default", "name": "gone"}}});
     let compares = vec![Compare { key: "/registry/ipaddresses/10.96.0.1".into(), modified: 0 }];
-    let ops = vec![put("/registry/ipaddresses/10.96.0.1".into(), nobody)];
+    let ops = vec![put("/registry/ipaddresses/10.96.0.1".into(), absent)];
     store.txn(Txn { compares, ops }).await.unwrap();
     let server = Server { server: open(store.clone()).await, store };
     let holders: Vec<(String, Value)> = server

@@ -117,10 +117,10 @@ fn requests() -> Vec<AdmissionCase> {
 async fn plugins_receive_upstreams_attributes() {
     let recorder = Arc::new(Recorder::default());
     let server = server_with(ChainExtensions { plugins: vec![recorder.clone()], ..ChainExtensions::default() }).await;
-    for (method, path, body, told) in requests() {
+    for (method, path, body, reported) in requests() {
         recorder.asked.lock().unwrap().clear();
         let (code, answer) = server.ask(method, &path, &body).await;
         assert!(code < 300, "{method} {path}: {answer}");
-        assert_eq!(*recorder.asked.lock().unwrap(), [told], "{method} {path}");
+        assert_eq!(*recorder.asked.lock().unwrap(), [reported], "{method} {path}");
     }
 }

@@ -172,16 +172,16 @@ async fn a_custom_scale_is_managed_where_its_path_leads_and_a_status_is_nothing_
     assert_eq!(there["spec"]["size"]["count"], 3);
     let of_scale = r#"b Update {"f:spec":{"f:size":{"f:count":{}}}}"#;
     assert_eq!(managers(&there), [r#"a Apply {"f:spec":{"f:unit":{}}}"#, of_scale]);
-    let told = json!({"metadata": {"labels": {"a": "b"}}, "spec": {"unit": "n"}, "status": {"running": 2}});
+    let reported = json!({"metadata": {"labels": {"a": "b"}}, "spec": {"unit": "n"}, "status": {"running": 2}});
     let (code, said) =
-        outside.ask("PATCH", &format!("{one}/status?fieldManager=c"), "application/merge-patch+json", &told).await;
+        outside.ask("PATCH", &format!("{one}/status?fieldManager=c"), "application/merge-patch+json", &reported).await;
     assert_eq!(code, 200, "{said}");
     let mine = r#"c Update {"f:status":{".":{},"f:running":{}}}"#;
     assert_eq!(managers(&said), [r#"a Apply {"f:spec":{"f:unit":{}}}"#, of_scale, mine]);
     let (code, said) = outside.ask("PATCH", &format!("{one}?fieldManager=a"), APPLY, &body).await;
     let conflict = "Apply failed with 1 conflict: conflict with \"b\" with subresource \"scale\" using example.com/v1: .spec.size.count";
     assert_eq!((code, said["message"].as_str()), (409, Some(conflict)), "{said}");
-    let (code, said) = outside.ask("PATCH", one, "application/strategic-merge-patch+json", &told).await;
+    let (code, said) = outside.ask("PATCH", one, "application/strategic-merge-patch+json", &reported).await;
     let types = "application/json-patch+json, application/merge-patch+json, application/apply-patch+yaml";
     assert!(code == 415 && said["message"].as_str().is_some_and(|why| why.ends_with(types)), "{said}");
     let list = outside.get("/apis/example.com/v1/things").await;

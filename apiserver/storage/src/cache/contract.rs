@@ -114,7 +114,7 @@ impl Store for CacheStore {
     }
 
     async fn feed(&self, _: Arc<dyn Sink>) -> Result<(), StoreError> {
-        Err(StoreError::Unavailable("a cache is fed, and feeds nobody".into()))
+        Err(StoreError::Unavailable("a cache takes no writes".into()))
     }
 
     async fn compact(&self, revision: Revision) -> Result<(), StoreError> {

@@ -223,8 +223,8 @@ fn decode_patched(
     }
     let refused = |error: &str| invalid(&if emptied { "{}".into() } else { shown() }, error);
     // Findings of the patch and of its result are reported together.
-    let told = if validation == FieldValidation::Strict { FieldValidation::Warn } else { validation };
-    let mut decoded = decode::value(patched, target, told, strategic, budget).map_err(|error| refused(&error))?;
+    let emitted = if validation == FieldValidation::Strict { FieldValidation::Warn } else { validation };
+    let mut decoded = decode::value(patched, target, emitted, strategic, budget).map_err(|error| refused(&error))?;
     findings.append(&mut decoded.warnings);
     if validation == FieldValidation::Strict && !findings.is_empty() {
         return Err(refused(&format!("strict decoding error: {}", findings.join(", "))));

@@ -183,7 +183,7 @@ pub fn metadata_in_place(value: &mut Value, path: &str, drop: bool) -> Result<Ve
         typed::convert(of_meta, Raw::from(value), Form::Sparse, &mut budget)
     };
     let mut unknown = Vec::new();
-    let mut told = |findings: Vec<String>| {
+    let mut emitted = |findings: Vec<String>| {
         for finding in findings {
             if let Some(key) = finding.strip_prefix("unknown field \"").and_then(|key| key.strip_suffix('"')) {
                 unknown.push(format!("{path}.{key}"));
@@ -193,7 +193,7 @@ pub fn metadata_in_place(value: &mut Value, path: &str, drop: bool) -> Result<Ve
     match convert(value.clone()) {
         Ok(converted) => {
             *value = converted.object;
-            told(converted.findings);
+            emitted(converted.findings);
         }
         Err(why) if !drop => return Err(why),
         Err(_) => {
@@ -202,7 +202,7 @@ pub fn metadata_in_place(value: &mut Value, path: &str, drop: bool) -> Result<Ve
             }
             let converted = convert(value.take())?;
             *value = converted.object;
-            told(converted.findings);
+            emitted(converted.findings);
         }
     }
     Ok(unknown)

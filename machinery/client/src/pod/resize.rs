@@ -23,14 +23,14 @@ pub(super) fn raise(shape: &mut PodShape, status: &mut PodStatus) {
     let sidecar = |container: &&mut Container| container.restart_policy.as_deref() == Some("Always");
     let sidecars = shape.init_containers.iter_mut().flatten().filter(sidecar);
     let lists = [&mut status.container_statuses, &mut status.init_container_statuses];
-    let told = lists.into_iter().flatten().flat_map(|list| list.iter_mut());
-    let taken = told.filter_map(|told| {
-        let (given, has) = (told.allocated_resources.take(), told.resources.take());
-        Some((told.name.clone(), (given, has?)))
+    let reported = lists.into_iter().flatten().flat_map(|list| list.iter_mut());
+    let taken = reported.filter_map(|reported| {
+        let (given, has) = (reported.allocated_resources.take(), reported.resources.take());
+        Some((reported.name.clone(), (given, has?)))
     });
-    let mut told: HashMap<String, _> = taken.collect();
+    let mut reported: HashMap<String, _> = taken.collect();
     for container in shape.containers.iter_mut().chain(sidecars) {
-        if let Some((given, has)) = container.name.as_ref().and_then(|name| told.remove(name)) {
+        if let Some((given, has)) = container.name.as_ref().and_then(|name| reported.remove(name)) {
             held(&mut container.resources, given, has, refused);
         }
     }
@@ -58,13 +58,13 @@ mod tests {
 
     #[test]
     fn a_pod_that_is_resized_holds_the_most_of_all() {
-        let read = |reason: &str, told: Value| {
+        let read = |reason: &str, reported: Value| {
             let pod: Pod = serde_json::from_value(json!({
                 "metadata": {},
                 "spec": {"containers": [{"name": "a", "resources": {"requests": {"cpu": "2", "memory": "1Gi"}}}, {"name": "b"}]},
                 "status": {
                     "conditions": [{"type": "PodResizePending", "status": "True", "reason": reason}],
-                    "containerStatuses": [{"name": "b"}, told],
+                    "containerStatuses": [{"name": "b"}, reported],
                 },
             }))
             .unwrap();

@@ -107,7 +107,7 @@ fn found(snapshot: &Snapshot, pod: &PodInfo, preemption: PreemptionArgs, seed: u
 }
 
 /// Formats candidates as `NODE: VICTIM VICTIM [violations]`.
-fn told(found: PreemptionSearch) -> Vec<String> {
+fn reported(found: PreemptionSearch) -> Vec<String> {
     let PreemptionSearch::Candidates(candidates) = found else { return Vec::new() };
     let text = |candidate: Candidate| {
         let names: Vec<&str> = candidate.victims.iter().map(|pod| pod.key.name.as_str()).collect();
@@ -155,7 +155,7 @@ fn victims_are_listed_by_node() {
         if let Some((allowed, disrupted)) = held {
             snapshot.budgets.insert(ObjectKey::new("default", "b"), budget(*allowed, disrupted));
         }
-        assert_eq!(told(found(&snapshot, &parsed(preemptor), PreemptionArgs::default(), 0)), *expected, "{pods}");
+        assert_eq!(reported(found(&snapshot, &parsed(preemptor), PreemptionArgs::default(), 0)), *expected, "{pods}");
     }
 }
 
@@ -167,7 +167,7 @@ fn how_many_candidates_are_looked_for() {
     let of = |pods: &str, absolute, seed| {
         let mut snapshot = cluster("n1 n2 n3 n4 n5", pods);
         snapshot.budgets.insert(ObjectKey::new("default", "b"), budget(0, &[]));
-        told(found(&snapshot, &preemptor, args(absolute), seed))
+        reported(found(&snapshot, &preemptor, args(absolute), seed))
     };
     let all = "n1/p1 mid large, n2/p2 mid large, n3/p3 mid large, n4/p4 mid large, n5/p5 mid large";
     assert_eq!(of(all, 1, 4), ["n1: p1 [0]", "n5: p5 [0]"]);

@@ -29,7 +29,7 @@ struct MetricSample {
 struct AutoscalingState {
     /// The current metric of each Deployment.
     loads: BTreeMap<String, i64>,
-    told: BTreeMap<String, Vec<MetricSample>>,
+    reported: BTreeMap<String, Vec<MetricSample>>,
     /// Time of the last clock step.
     jumped: Option<Instant>,
 }
@@ -93,8 +93,8 @@ impl Autoscaling {
 
     /// Records a metrics response.
     pub(crate) fn record_metric(&self, by: &Arc<Link>, deployment: &str, load: i64) {
-        let told = MetricSample { by: by.clone(), at: clock::now(), load };
-        self.state().told.entry(deployment.to_owned()).or_default().push(told);
+        let reported = MetricSample { by: by.clone(), at: clock::now(), load };
+        self.state().reported.entry(deployment.to_owned()).or_default().push(reported);
     }
 
     /// Checks a size set by an autoscaler. Returns the violation.
@@ -113,11 +113,10 @@ impl Autoscaling {
         if state.jumped.is_some_and(|at| at + WINDOW > now) {
             return None;
         }
-        let told = state.told.get(&format!("{namespace}/{name}"))?;
-        let more = told
-            .iter()
-            .rev()
-            .find(|told| Arc::ptr_eq(&told.by, by) && recent(told.at) && wanted(told.load).clamp(least, most) > size)?;
+        let reported = state.reported.get(&format!("{namespace}/{name}"))?;
+        let more = reported.iter().rev().find(|reported| {
+            Arc::ptr_eq(&reported.by, by) && recent(reported.at) && wanted(reported.load).clamp(least, most) > size
+        })?;
         let ago = now.duration_since(more.at).as_millis();
         Some(format!("{namespace}/{name} is to have {size} pods, and {ago} ms ago there was a load of {}", more.load))
     }

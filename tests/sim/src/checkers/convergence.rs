@@ -130,9 +130,9 @@ fn replication_controllers(sets: &Objects, pods: &Objects, problems: &mut Vec<St
         let (wanted, uid) = (number(set, "/spec/replicas"), set["metadata"]["uid"].as_str().unwrap_or_default());
         let own = pods.iter().filter(|(_, pod)| controlled_by(pod, uid) && !ended(pod) && !going(pod) && ready(pod));
         let there = i64::try_from(own.count()).unwrap_or(0);
-        let told =
+        let reported =
             ["replicas", "readyReplicas", "availableReplicas"].map(|field| number(set, &format!("/status/{field}")));
-        if there != wanted || told != [wanted; 3] {
+        if there != wanted || reported != [wanted; 3] {
             problems.push(format!("{key} wants {wanted} and has {there}, its status is {}", set["status"]));
         }
     }

@@ -169,8 +169,8 @@ impl Replay {
         }
         let missed = world.history.changes(&self.below, at, revision);
         let missed = missed.iter().find(|step| {
-            let told = step.revision == revision && line.r#type != "BOOKMARK";
-            !told && self.filter.shows_step(step)
+            let reported = step.revision == revision && line.r#type != "BOOKMARK";
+            !reported && self.filter.shows_step(step)
         });
         if let Some(missed) = missed {
             self.at = None;

@@ -90,10 +90,10 @@ async fn a_failing_provider_gives_nothing_and_blocks_no_pull() {
         assert!(providers.all[0].run("a.io/x", None).await.is_err(), "{broken}");
         let figures = providers.metrics();
         let failed = u64::from(!matches!(broken, "echo garbage" | ":"));
-        let told: Vec<_> =
+        let reported: Vec<_> =
             figures.calls.iter().map(|(name, calls, errors)| (&name[..], calls.count(), *errors)).collect();
         // An invalid response is not a failed call, as upstream counts.
-        assert_eq!(told, [("0", 2, 2 * failed), ("1", 1, 0)], "{broken}");
+        assert_eq!(reported, [("0", 2, 2 * failed), ("1", 1, 0)], "{broken}");
         assert!(figures.config_hash.is_some_and(|hash| hash.starts_with("sha256:")));
     }
     let dir = tempfile::tempdir().unwrap();

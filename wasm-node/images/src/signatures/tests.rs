@@ -125,10 +125,10 @@ fn signatures_are_judged_by_key_digest_and_name() {
         (&own, "a.io/z:v1", &digest, &found, "for \"a.io/x\", which signedIdentity matchRepository doesn't take"),
         (&exact, "a.io/x:v1", &digest, &found, "signedIdentity matchRepoDigestOrExact doesn't take"),
     ] {
-        let told = judged(text, image, of, found).unwrap_err();
+        let reported = judged(text, image, of, found).unwrap_err();
         assert!(
-            told.contains(says) && told.contains("cosign sign --key") && told.contains(&format!("@{of}")),
-            "{told}"
+            reported.contains(says) && reported.contains("cosign sign --key") && reported.contains(&format!("@{of}")),
+            "{reported}"
         );
     }
     let never = r#"{"default": [{"type": "reject"}]}"#;

@@ -95,10 +95,10 @@ async fn reload<T: PartialEq + Send + 'static>(
                 configure(&parts.images, found);
             }
             Reload::Invalid(Some(why)) => {
-                tracing::warn!(file = %path, what, why, "the file cannot be used; what it said before holds");
+                tracing::warn!(file = %path, what, why, "the file cannot be used; the previous version stays in effect");
                 // The error may quote the file, which readers of events may not be allowed to read.
                 let message = format!(
-                    "The {what} {path} can't be used, and what it said before holds: the process's log says why"
+                    "The {what} {path} can't be used, and the previous version stays in effect: the process's log has the reason"
                 );
                 // An error means that no node listens.
                 let _ = parts.node_warnings.send(NodeWarning { reason, message });

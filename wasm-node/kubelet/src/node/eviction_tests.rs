@@ -63,15 +63,15 @@ async fn pods_go_one_at_a_time_while_memory_is_short() {
 #[test]
 fn the_condition_holds_for_a_while_after_the_last_shortage() {
     let (mut pressures, second) = (Pressures::default(), Duration::from_secs);
-    let told =
+    let reported =
         |pressures: &Pressures, now| Pressure::Memory.condition(pressures.active(second(now)).has(Pressure::Memory));
     pressures.observe(&reading(1 << 29).shortages(&EvictionThresholds::default()), second(0));
     let sufficient = ("MemoryPressure", false, "KubeletHasSufficientMemory", "kubelet has sufficient memory available");
-    assert_eq!(told(&pressures, 0), sufficient);
+    assert_eq!(reported(&pressures, 0), sufficient);
     pressures.observe(&reading(1 << 20).shortages(&EvictionThresholds::default()), second(10));
     let short = ("MemoryPressure", true, "KubeletHasInsufficientMemory", "kubelet has insufficient memory available");
-    assert_eq!((told(&pressures, 10), told(&pressures, 309)), (short, short));
+    assert_eq!((reported(&pressures, 10), reported(&pressures, 309)), (short, short));
     pressures.observe(&reading(1 << 20).shortages(&EvictionThresholds::default()), second(309));
-    assert_eq!((told(&pressures, 310), told(&pressures, 609)), (short, sufficient));
+    assert_eq!((reported(&pressures, 310), reported(&pressures, 609)), (short, sufficient));
     assert!(!pressures.active(second(310)).has(Pressure::Disk) && !pressures.active(second(310)).has(Pressure::Pid));
 }

@@ -512,13 +512,13 @@ async fn a_pod_with_a_too_large_status_gets_an_event_and_can_be_deleted() {
     let node = Node::start().await;
     node.api.with(|cluster| cluster.statuses = Some(StatusFailure::TooLarge));
     node.run("large", "server status=204", &json!({}));
-    let told = |cluster: &Cluster| {
+    let reported = |cluster: &Cluster| {
         let times = cluster.events.iter().filter(|said| *said == "StatusTooLarge").count();
         cluster.events.iter().any(|said| said == "Started").then_some(times)
     };
-    node.api.until("told", |cluster| told(cluster).filter(|times| *times == 1)).await;
+    node.api.until("told", |cluster| reported(cluster).filter(|times| *times == 1)).await;
     node.delete("large").await;
-    assert_eq!(node.api.with(|cluster| told(cluster)), Some(1), "it is told once");
+    assert_eq!(node.api.with(|cluster| reported(cluster)), Some(1), "it is told once");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -536,8 +536,8 @@ async fn a_pod_that_waits_for_an_address_gets_the_next_one_that_comes_free() {
         node.until(name, "ready", is_ready).await;
     }
     node.run("c", "server status=204", &json!({}));
-    let told = |cluster: &Cluster| cluster.events.iter().any(|said| said == "FailedCreatePodSandBox").then_some(());
-    node.api.until("told that it waits", told).await;
+    let reported = |cluster: &Cluster| cluster.events.iter().any(|said| said == "FailedCreatePodSandBox").then_some(());
+    node.api.until("told that it waits", reported).await;
     node.delete("a").await;
     let status = node.until("c", "ready", is_ready).await;
     assert_eq!(status["podIP"], "127.66.0.1");
@@ -557,11 +557,11 @@ async fn a_pod_has_an_event_for_each_missing_object() {
         "server status=204",
         &json!({"containers": [{"name": "c", "image": node.image("c", "server status=204"), "ports": ports}]}),
     );
-    let told = |cluster: &Cluster| cluster.events.iter().filter(|said| *said == "FailedCreatePodSandBox").count();
-    node.api.until("told that it lacks an address", |cluster| (told(cluster) == 1).then_some(())).await;
+    let reported = |cluster: &Cluster| cluster.events.iter().filter(|said| *said == "FailedCreatePodSandBox").count();
+    node.api.until("told that it lacks an address", |cluster| (reported(cluster) == 1).then_some(())).await;
     node.delete("a").await;
-    node.api.until("told that it lacks its host port", |cluster| (told(cluster) == 2).then_some(())).await;
+    node.api.until("told that it lacks its host port", |cluster| (reported(cluster) == 2).then_some(())).await;
     drop(taken);
     node.until("c", "ready", is_ready).await;
-    assert_eq!(node.api.with(|cluster| told(cluster)), 2, "each is told once");
+    assert_eq!(node.api.with(|cluster| reported(cluster)), 2, "each is told once");
 }

@@ -226,9 +226,10 @@ mod tests {
             inodes: room(1000, 49),
             descriptors: room(20, 7),
         };
-        let told: Vec<_> = shortages(none).iter().map(|s| (s.signal.resource(), s.threshold, s.available)).collect();
+        let reported: Vec<_> =
+            shortages(none).iter().map(|s| (s.signal.resource(), s.threshold, s.available)).collect();
         assert_eq!(
-            told,
+            reported,
             [
                 ("memory", MEMORY_BYTES_DEFAULT, 1),
                 ("ephemeral-storage", DISK_BYTES_DEFAULT, 2),

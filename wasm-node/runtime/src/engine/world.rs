@@ -145,7 +145,7 @@ fn package(name: &str) -> Option<String> {
 mod tests {
     use super::*;
 
-    fn told(component: bool, imports: &[&str], exports: &[&str], section: &str) -> String {
+    fn reported(component: bool, imports: &[&str], exports: &[&str], section: &str) -> String {
         let owned = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
         let found = Inspection { component, kind: None, imports: owned(imports), exports: owned(exports) };
         world(&found, declared(section)).to_string()
@@ -154,22 +154,22 @@ mod tests {
     #[test]
     fn worlds_of_wasi_and_beyond() {
         let (types, handler) = ("wasi:http/types@0.2.3", "wasi:http/incoming-handler@0.2.3");
-        assert_eq!(told(true, &[types], &[handler], ""), "wasi:http/proxy@0.2.3");
+        assert_eq!(reported(true, &[types], &[handler], ""), "wasi:http/proxy@0.2.3");
         let command = ["wasi:cli/environment@0.2.0", "wasi:sockets/tcp@0.2.6"];
-        assert_eq!(told(true, &command, &["wasi:cli/run@0.2.6"], ""), "wasi:cli/command@0.2.6");
+        assert_eq!(reported(true, &command, &["wasi:cli/run@0.2.6"], ""), "wasi:cli/command@0.2.6");
         let beyond = "wasi:http/proxy@0.2.3, and beyond it wasi:cli/environment@0.2.0, wasi:io/poll@0.3.0, f";
         let imports = [types, command[0], "wasi:io/poll@0.3.0", "f"];
-        assert_eq!(told(true, &imports, &["wasi:cli/run@0.2.3", handler], ""), beyond);
+        assert_eq!(reported(true, &imports, &["wasi:cli/run@0.2.3", handler], ""), beyond);
     }
 
     #[test]
     fn worlds_of_plugins_and_core_modules() {
         let exports = ["acme:greet/a@1.0.0", "acme:greet/b@1.0.0", "acme:k/c", "plain"];
-        assert_eq!(told(true, &[], &exports, ""), "its own (a plugin of acme:greet@1.0.0, acme:k)");
-        assert_eq!(told(true, &[], &["plain"], ""), "its own (a plugin)");
-        assert_eq!(told(true, &[], &[], ""), "none that is known");
-        assert_eq!(told(false, &[], &["_start"], "name"), "wasi preview 1 command");
-        assert_eq!(told(false, &[], &["run"], "name"), "none that is known");
+        assert_eq!(reported(true, &[], &exports, ""), "its own (a plugin of acme:greet@1.0.0, acme:k)");
+        assert_eq!(reported(true, &[], &["plain"], ""), "its own (a plugin)");
+        assert_eq!(reported(true, &[], &[], ""), "none that is known");
+        assert_eq!(reported(false, &[], &["_start"], "name"), "wasi preview 1 command");
+        assert_eq!(reported(false, &[], &["run"], "name"), "none that is known");
     }
 
     #[test]
@@ -184,7 +184,7 @@ mod tests {
             (of("component-type:greeter"), of("component-type:"), of("producers")),
             ("greeter".into(), String::new(), String::new())
         );
-        let said = told(false, &[], &["_start"], "component-type:\u{1b}[2Jgreeter");
+        let said = reported(false, &[], &["_start"], "component-type:\u{1b}[2Jgreeter");
         assert_eq!(said, "[2Jgreeter, which it is to be made a component for");
     }
 
@@ -192,8 +192,8 @@ mod tests {
     fn long_or_many_items_are_truncated() {
         let exports: Vec<String> = (0..1000).map(|n| format!("a:p{n}{}/i", "x".repeat(1000))).collect();
         let exports: Vec<&str> = exports.iter().map(String::as_str).collect();
-        assert!(told(true, &[], &exports, "").len() <= NAMES_MAX * (NAME_CHARS_MAX + 2) + 100);
-        let said = told(true, &exports, &["wasi:cli/run@0.2.0"], "");
+        assert!(reported(true, &[], &exports, "").len() <= NAMES_MAX * (NAME_CHARS_MAX + 2) + 100);
+        let said = reported(true, &exports, &["wasi:cli/run@0.2.0"], "");
         assert!(said.len() <= NAMES_MAX * (NAME_CHARS_MAX + 2) + 100, "{}", said.len());
     }
 }

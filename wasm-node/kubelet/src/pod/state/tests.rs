@@ -215,8 +215,8 @@ fn a_probe_counts_successes_and_has_a_grace_of_its_own() {
     let three = [&begin[..], &[ready(3)]].concat();
     assert!(play(&rules, &three).0.ready());
     let failed = || ProbeResult::Failed("no".into());
-    let anew = [&begin[..], &[probed(3, ProbeKind::Readiness, failed()), ready(4), ready(5)]].concat();
-    assert!(!play(&rules, &anew).0.ready(), "a failure between them: two of three");
+    let again = [&begin[..], &[probed(3, ProbeKind::Readiness, failed()), ready(4), ready(5)]].concat();
+    assert!(!play(&rules, &again).0.ready(), "a failure between them: two of three");
     let (_, log) = play(&rules, &[&three[..], &[probed(4, ProbeKind::Liveness, failed())]].concat());
     assert!(log.contains(&format!("{:?}", Action::Stop { container: 0, grace: seven })), "{log:?}");
 }
@@ -367,8 +367,8 @@ fn an_immediate_restart_shows_no_state_in_between() {
     assert_eq!(held(std::slice::from_ref(&changed)), (false, Some(1500)), "while it ends");
     assert_eq!(held(&[changed.clone(), (2, exited(0, 143))]), (false, Some(2500)), "while its image is had");
     assert_eq!(held(&[changed.clone(), (2, exited(0, 143)), (2, pulled())]).1, Some(2500), "while it starts");
-    let anew = Event::Container(0, ContainerEvent::Started { container_id: "2".into() });
-    assert_eq!(held(&[changed, (2, exited(0, 143)), (2, pulled()), (2, anew)]), (true, Some(2020)));
+    let again = Event::Container(0, ContainerEvent::Started { container_id: "2".into() });
+    assert_eq!(held(&[changed, (2, exited(0, 143)), (2, pulled()), (2, again)]), (true, Some(2020)));
 }
 
 #[test]

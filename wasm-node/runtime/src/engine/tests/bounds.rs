@@ -156,11 +156,11 @@ async fn a_preview_1_guest_at_its_handle_limit_names_the_flag() {
         let volume = Preopen { host, sub_paths: Vec::new(), guest: "/data".into(), writable: true };
         let (outcome, log) = run(&bench, opens, |spec| spec.preopens = vec![volume]).await;
         assert_eq!(outcome.exit_code, code, "{outcome:?} {log}");
-        let told = outcome.message.is_some_and(|message| {
+        let reported = outcome.message.is_some_and(|message| {
             message.contains("the guest is at its bound of 64 handles, which the node's --guest-handles raises; ")
                 && message.ends_with(" of its 64 handles are of the kind wasi:filesystem/types.descriptor")
         });
-        assert_eq!(told, code == 134, "{log}");
+        assert_eq!(reported, code == 134, "{log}");
     }
 }
 

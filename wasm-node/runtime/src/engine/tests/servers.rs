@@ -360,7 +360,7 @@ async fn mismatches_are_reported_without_the_nodes_paths() {
     let bench = Bench::new();
     let large = r#"(module (memory (export "memory") 1) (table 30000 funcref) (func (export "_start")))"#;
     let error = bench.load_text(large, Metering::Epochs).await.err().unwrap();
-    let told = error.to_string();
-    assert!(matches!(error, LoadError::Unfit(_)) && told.contains("30000"), "{told}");
-    assert!(!told.contains('/') && !told.contains("cwasm"), "{told}");
+    let reported = error.to_string();
+    assert!(matches!(error, LoadError::Unfit(_)) && reported.contains("30000"), "{reported}");
+    assert!(!reported.contains('/') && !reported.contains("cwasm"), "{reported}");
 }

@@ -56,7 +56,7 @@ macro_rules! extract {
     ($value:expr, $variant:path) => {
         match $value {
             WaveValue::Value($variant(value)) => value,
-            other => unreachable!("{other:?} was asked for as {}", stringify!($variant)),
+            other => unreachable!("{other:?} was requested as {}", stringify!($variant)),
         }
     };
 }
@@ -172,7 +172,7 @@ impl<'v> WasmValue for WaveValue<'v> {
     fn unwrap_variant(&self) -> (Cow<'_, str>, Option<Cow<'_, Self>>) {
         match self {
             WaveValue::Value(Val::Variant(name, payload)) => (Cow::Borrowed(name), payload.as_deref().map(wave_value)),
-            other => unreachable!("{other:?} was asked for as a variant"),
+            other => unreachable!("{other:?} was requested as a variant"),
         }
     }
 
