@@ -41,7 +41,7 @@ def two_machines(program, network):
         if lines:
             raise AssertionError(f"{process.name} starts with {lines}")
 
-    up = ["up", "--data-dir", os.path.join(folder, "shop"), "--bind", ports[0].address, "--port", "6443"]
+    up = ["up", "--data-dir", os.path.join(folder, "shop"), "--bind", ports[0].address, "--port", "6443", "--tls-san", "api.example"]
     try:
         start(one, up)
         line = run(program, "token", "create", "--data-dir", os.path.join(folder, "shop")).split()
@@ -52,9 +52,12 @@ def two_machines(program, network):
         with open(os.path.join(folder, "token"), "w") as file:
             file.write(line[at + 1] + "\n")
         by_file = [*line[1:at], "--token-file", file.name, *line[at + 2:]]
-        start(three, [*by_file, "--data-dir", os.path.join(folder, "three"), "--node-name", "three"])
+        # The bearer of a token chooses its node's name, and gets no certificate for a name of the API server.
+        start(three, [*by_file, "--data-dir", os.path.join(folder, "three"), "--node-name", "api.example"])
+        reasons = lambda: kubectl("get", "events", "-A", "-o", "jsonpath={.items[?(@.reason=='NotAutoApproved')].message}")
+        until("the API server's name is refused", lambda: "api.example is an API server's" in reasons())
         three.kill()
-        kubectl("delete", "node", "three")
+        kubectl("delete", "node", "api.example")
         run(program, "push", os.path.join(ROOT, "sample-workloads", "bin", "hello.wasm"), "registry.local/hello:v1", "--data-dir", os.path.join(folder, "shop"))
         kubectl("apply", "-f", os.path.join(ROOT, "sample-workloads", "manifests", "hello.yaml"))
         kubectl("rollout", "status", "deployment/hello", "--timeout=60s")
@@ -62,6 +65,9 @@ def two_machines(program, network):
         nodes = set(kubectl("get", "pods", "-l", "app=hello", "-o", "jsonpath={.items[*].spec.nodeName}").split())
         if nodes != {"coracle-1", "two"}:
             raise AssertionError(f"pods on {nodes}")
+        # The API server verifies the serving certificate of the second machine, which was approved.
+        path = "jsonpath={.items[?(@.spec.nodeName=='two')].metadata.name}"
+        kubectl("logs", kubectl("get", "pods", "-l", "app=hello", "-o", path).split()[0])
         number = kubectl("get", "service", "hello", "-o", "jsonpath={.spec.ports[0].nodePort}")
         for port in ports[:2]:
             # The data plane of a machine may learn of the other one's pod a moment after the rollout's end.
