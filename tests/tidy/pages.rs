@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 
 use super::lexer::{TokenKind, tokens};
+use super::rows::part;
 use super::shipped::shipped_files;
 use super::{TOP, all_rust_files, check, crates, read, root};
 
@@ -104,10 +105,10 @@ fn cells_of_the_compatibility_page_are_short() {
     );
 }
 
-/// The folders in the first column of the page's first table.
+/// The rows of the page's table of folders: their first cell is one folder.
 fn rooms(page: &str) -> Vec<&str> {
     let rows = page.lines().filter_map(|line| line.strip_prefix("| `")?.split_once("/` |"));
-    rows.map(|(folder, _)| folder).collect()
+    rows.map(|(folder, _)| folder).filter(|folder| !folder.contains('`')).collect()
 }
 
 /// What a table of folders lacks, has twice or has without a folder. A row covers the folders below it, and rows of all crates of a
@@ -127,6 +128,16 @@ fn the_table_of_the_architecture_has_each_folder_once() {
     let folders = visible.filter(|name| root().join(name).is_dir()).map(|name| (*name).to_owned());
     let page = read("docs/architecture.md");
     check(&differences(&rooms(&page), &folders.chain(crates()).collect()));
+}
+
+#[test]
+fn each_crate_has_its_section() {
+    let page = part("docs/architecture.md", "## Crates");
+    let sections: BTreeSet<String> =
+        page.lines().filter_map(|line| line.strip_prefix("### ")).map(str::to_owned).collect();
+    let crates: BTreeSet<String> = crates().into_iter().chain(["src".to_owned()]).collect();
+    let differ = sections.symmetric_difference(&crates);
+    check(&differ.map(|name| format!("docs/architecture.md, ## Crates, and the crates: {name}")).collect::<Vec<_>>());
 }
 
 #[test]
