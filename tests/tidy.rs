@@ -159,7 +159,6 @@ const TOP: &[&str] = &[
     "deny.toml",
     "docs",
     "machinery",
-    "observability",
     "packaging",
     "proxy",
     "rustfmt.toml",

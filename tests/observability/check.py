@@ -12,7 +12,7 @@ import yaml
 
 DATA_SECONDS_MAX = 75
 DOCS = "docs/operations.md"
-FILES = "observability"
+FILES = "packaging/observability"
 # Of Prometheus itself.
 OWN = {"up", "ALERTS"}
 SEVERITIES = {"critical", "warning"}
