@@ -20,10 +20,10 @@ const BUILT_IN: &str = "registry.local/";
 /// How other registries are reached.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct Access {
-    /// Registry configuration: mirrors, private CAs, plain HTTP, accounts (docs/operations.md, "Registries")
+    /// Registry configuration: mirrors, private CAs, plain HTTP, accounts (docs/registries.md, "Registries")
     #[arg(long, env = "CORACLE_REGISTRIES", value_name = "FILE")]
     pub(crate) registries: Option<PathBuf>,
-    /// Signature policy: images that must be signed, and their keys (docs/operations.md, "Signatures")
+    /// Signature policy: images that must be signed, and their keys (docs/registries.md, "Signatures")
     #[arg(long, env = "CORACLE_SIGNATURE_POLICY", value_name = "FILE")]
     pub(crate) signature_policy: Option<PathBuf>,
     /// Folder whose config.json has accounts of registries [default: $DOCKER_CONFIG, else ~/.docker]

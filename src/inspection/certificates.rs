@@ -87,7 +87,7 @@ impl CertificateEnd {
             "set this machine's clock (date, timedatectl), then start the process of this data folder: it issues its certificates \
              again"
         } else if self.is_authority() {
-            "begin a new cluster before the end and move the workloads: an authority is never replaced (docs/operations.md, \
+            "begin a new cluster before the end and move the workloads: an authority is never replaced (docs/nodes.md, \
              \"Certificates\")"
         } else {
             "start the process of this data folder: it renews its certificates; if it runs, see its log"

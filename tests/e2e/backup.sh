@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# `coracle backup` of a cluster that runs and is written to, and `coracle restore` into a new folder: docs/operations.md, "Backup". What both refuse.
+# `coracle backup` of a cluster that runs and is written to, and `coracle restore` into a new folder: docs/backup.md, "Backup". What both refuse.
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 up

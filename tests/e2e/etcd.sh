@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A cluster over a real etcd with TLS: docs/operations.md, "etcd". What a start refuses; etcd dies and returns; the next start finds all objects.
+# A cluster over a real etcd with TLS: docs/shared-stores.md, "etcd". What a start refuses; etcd dies and returns; the next start finds all objects.
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 . "$(dirname "${BASH_SOURCE[0]}")/members.bash"
 
@@ -78,7 +78,7 @@ kubectl scale deployment/web --replicas=3 >/dev/null
 kubectl rollout status deployment/web --timeout=60s >/dev/null
 kubectl delete configmap returned >/dev/null
 
-# etcd's own restore of a snapshot, in the order of docs/operations.md, "etcd". A client's watch from before lists again.
+# etcd's own restore of a snapshot, in the order of docs/shared-stores.md, "etcd". A client's watch from before lists again.
 ctl=(etcdctl --endpoints "$at" --cacert "$WORK/tls/ca" --cert "$WORK/tls/cert" --key "$WORK/tls/key")
 "${ctl[@]}" snapshot save "$WORK/etcd.snapshot" > /dev/null 2> "$WORK/err" || fail "a snapshot: $(cat "$WORK/err")"
 kubectl create configmap lost >/dev/null
@@ -135,7 +135,7 @@ expect 1 "$(kubectl get configmap next -o name | wc -l)" "an object of the secon
 kubectl delete configmap next >/dev/null
 is_restored
 
-# From there to a second machine: docs/operations.md, "Several API servers".
+# From there to a second machine: docs/shared-stores.md, "Several API servers".
 exits 0 "$CORACLE" token create --control-plane --data-dir "$WORK/data"
 read -ra line < "$WORK/out"
 : > "$WORK/two.ready"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# wasi:keyvalue of several nodes and processes in a Redis: docs/operations.md, "Key-value data of several nodes". Concurrent increments,
+# wasi:keyvalue of several nodes and processes in a Redis: docs/shared-stores.md, "Key-value data of several nodes". Concurrent increments,
 # restarts of the cluster and of Redis, a Redis that is away or hangs, and the end of a namespace.
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Three `coracle server` over three etcd members with TLS: docs/operations.md, "Several machines". Who may join; what they decide together;
+# Three `coracle server` over three etcd members with TLS: docs/nodes.md, "Several machines". Who may join; what they decide together;
 # a rolling restart under load; the leader frozen; members and servers killed.
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 . "$(dirname "${BASH_SOURCE[0]}")/members.bash"

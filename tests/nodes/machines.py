@@ -1,6 +1,6 @@
 """A cluster on many machines: three etcd members, two control-plane machines and three nodes, each in a network namespace of its own.
 
-Everything is made as docs/operations.md says, "Several machines": the second server and the nodes join with the lines that `coracle token create` prints.
+Everything is made as docs/nodes.md says, "Several machines": the second server and the nodes join with the lines that `coracle token create` prints.
 """
 import json, os, re, subprocess, sys, time, urllib.request
 

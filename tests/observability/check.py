@@ -11,7 +11,7 @@ import json, os, re, sys, time, urllib.parse, urllib.request
 import yaml
 
 DATA_SECONDS_MAX = 75
-DOCS = "docs/operations.md"
+DOCS = "docs/observability.md"
 FILES = "packaging/observability"
 # Of Prometheus itself.
 OWN = {"up", "ALERTS"}

@@ -7,7 +7,8 @@ use super::{check, read};
 use std::collections::BTreeSet;
 
 const COMPATIBILITY: &str = "docs/compatibility.md";
-const OPERATIONS: &str = "docs/operations.md";
+const FLAGS: &str = "docs/flags.md";
+const OBSERVABILITY: &str = "docs/observability.md";
 
 /// The code that ships of the files below a folder.
 fn sources(below: &str) -> impl Iterator<Item = &'static String> {
@@ -108,9 +109,9 @@ fn feature_gates_are_listed_with_their_defaults() {
     }
     assert!(gates.len() > 1, "gates are found: {gates:?}");
     // A default that differs from upstream's is followed by upstream's.
-    let shown = rows_of(&part(OPERATIONS, heading), 3).into_iter();
+    let shown = rows_of(&part(FLAGS, heading), 3).into_iter();
     let shown = shown.map(|row| row.split(" (upstream").next().unwrap_or_default().to_owned()).collect();
-    compare(OPERATIONS, heading, &gates, &shown);
+    compare(FLAGS, heading, &gates, &shown);
 }
 
 /// Values of labels in the form of a metric's name.
@@ -133,7 +134,7 @@ const METRICS_BESIDE: &[&str] =
 
 #[test]
 fn metrics_are_listed() {
-    let page = part(OPERATIONS, "## Metrics");
+    let page = part(OBSERVABILITY, "## Metrics");
     let (mut found, mut problems) = (0, Vec::new());
     for (path, text) in shipped_files() {
         if !path.ends_with("/metrics.rs") && !METRICS_BESIDE.contains(&path.as_str()) {
@@ -142,7 +143,7 @@ fn metrics_are_listed() {
         for name in metrics(text) {
             found += 1;
             if !page.contains(name) {
-                problems.push(format!("{OPERATIONS}, ## Metrics: add {name} ({path})"));
+                problems.push(format!("{OBSERVABILITY}, ## Metrics: add {name} ({path})"));
             }
         }
     }

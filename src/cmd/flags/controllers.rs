@@ -128,7 +128,7 @@ pub(in crate::cmd) struct ControllerFlags {
     /// Maximum nodes of a small zone: while one is partially disrupted, nothing is evicted there
     #[arg(long, env = "CORACLE_LARGE_CLUSTER_SIZE_THRESHOLD", default_value_t = 50, value_name = "N")]
     large_cluster_size_threshold: u32,
-    /// Nodes with short Leases count as dead when their Leases expire, in about 1.5 s (docs/operations.md, "Nodes that
+    /// Nodes with short Leases count as dead when their Leases expire, in about 1.5 s (docs/flags.md, "Nodes that
     /// die")
     #[arg(long, env = "CORACLE_FAST_FAILOVER")]
     pub(in crate::cmd) fast_failover: bool,
@@ -136,11 +136,11 @@ pub(in crate::cmd) struct ControllerFlags {
     #[arg(long, env = "CORACLE_TERMINATED_POD_GC_THRESHOLD", default_value_t = 12_500, value_name = "N")]
     terminated_pod_gc_threshold: u32,
     /// Addresses for Services of type LoadBalancer: blocks, ranges and addresses, as in
-    /// 10.0.0.0/28,10.0.1.5-10.0.1.9 (docs/operations.md, "LoadBalancer Services")
+    /// 10.0.0.0/28,10.0.1.5-10.0.1.9 (docs/addresses.md, "LoadBalancer Services")
     #[arg(long, env = "CORACLE_LOAD_BALANCER_POOL", value_name = "POOL")]
     load_balancer_pool: Option<AddressPool>,
     /// Inventory of the machines behind nodes: addresses, zones, types, ids; reloaded on changes
-    /// (docs/operations.md, "Node inventory")
+    /// (docs/addresses.md, "Node inventory")
     #[arg(long, env = "CORACLE_NODE_INVENTORY", value_name = "FILE")]
     node_inventory: Option<PathBuf>,
     #[command(flatten)]

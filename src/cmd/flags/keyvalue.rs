@@ -11,7 +11,7 @@ use crate::cmd::Failure;
 #[derive(Debug, Clone, Args)]
 pub(in crate::cmd) struct KeyvalueFlags {
     /// Store of wasi:keyvalue for all nodes with this flag, a Redis or Valkey: redis://[USER[:PASSWORD]@]HOST[:PORT][/DB], or
-    /// rediss:// for TLS [default: files of this node] (docs/operations.md, "Key-value data of several nodes")
+    /// rediss:// for TLS [default: files of this node] (docs/shared-stores.md, "Key-value data of several nodes")
     #[arg(long, env = "CORACLE_KEYVALUE", value_name = "URL", hide_env_values = true)]
     keyvalue: Option<RedactedUrl>,
     /// File with the password for --keyvalue, read at each connect; command lines are visible to all users of a machine

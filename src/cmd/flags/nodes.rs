@@ -60,16 +60,16 @@ pub(in crate::cmd) struct NodeFlags {
     /// Seconds after which an unused image is removed at any disk usage; 0 = never
     #[arg(long, env = "CORACLE_IMAGE_MAXIMUM_GC_AGE", default_value_t = 0, value_name = "SECONDS")]
     image_maximum_gc_age: u32,
-    /// Registry configuration: mirrors, private CAs, plain HTTP, the node's accounts (docs/operations.md,
+    /// Registry configuration: mirrors, private CAs, plain HTTP, the node's accounts (docs/registries.md,
     /// "Registries")
     #[arg(long, env = "CORACLE_REGISTRIES", value_name = "FILE")]
     registries: Option<PathBuf>,
     /// Signature policy in the format of containers-policy.json(5): images that must be signed, and their keys
-    /// (docs/operations.md, "Signatures")
+    /// (docs/registries.md, "Signatures")
     #[arg(long, env = "CORACLE_SIGNATURE_POLICY", value_name = "FILE")]
     signature_policy: Option<PathBuf>,
     /// CredentialProviderConfig, a file or a folder of them: programs that provide credentials for images
-    /// (docs/operations.md, "Credential providers")
+    /// (docs/registries.md, "Credential providers")
     #[arg(
         long,
         env = "CORACLE_IMAGE_CREDENTIAL_PROVIDER_CONFIG",

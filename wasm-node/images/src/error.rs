@@ -16,7 +16,7 @@ fn replacement(image: &str, refusal: &Refusal) -> &'static str {
     let (_, path) = repository.split_once('/').unwrap_or(("", repository));
     let name = |part: &str| TOOL_IMAGES.contains(&part.split(':').next().unwrap_or(part));
     if matches!(refusal, Refusal::Platform { .. }) && path.split('/').any(name) {
-        "; for a test with sh, wget or nc use the toolbox instead (docs/operations.md, \"Images of Linux tools\")"
+        "; for a test with sh, wget or nc use the toolbox instead (docs/registries.md, \"Images of Linux tools\")"
     } else {
         ""
     }

@@ -1,6 +1,6 @@
 //! The store over an etcd cluster (v3.6), for several API servers on several machines.
 //!
-//! The values are ours and not upstream's protobuf; docs/operations.md ("etcd") has the format. Reads of the API server come from its
+//! The values are ours and not upstream's protobuf; docs/shared-stores.md ("etcd") has the format. Reads of the API server come from its
 //! watch cache, which [`feed`](Store::feed) keeps; this store acknowledges before it feeds.
 
 pub mod backup;

@@ -234,7 +234,7 @@ async fn passwords_are_read_again_and_databases_are_apart() {
     assert_eq!(add(&with_user.of(&owned("a", "1")).unwrap()).await, Ok(Written::Number(1)), "another database");
 }
 
-/// The user of docs/operations.md has the rights for every script.
+/// The user of docs/shared-stores.md has the rights for every script.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_documented_user_has_the_needed_rights() {
     let server = Server::start(&[]);
