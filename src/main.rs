@@ -4,7 +4,6 @@ mod cmd;
 mod compiled;
 mod compose;
 mod config;
-mod dashboard;
 mod data_dir;
 mod doctor;
 mod features;

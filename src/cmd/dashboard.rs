@@ -10,11 +10,11 @@ use tokio_util::sync::CancellationToken;
 use super::Failure;
 use crate::compose;
 use crate::config::Common;
-use crate::dashboard::browser::RedirectPage;
-use crate::dashboard::server::DashboardServer;
 use crate::data_dir::DataDir;
 use crate::inspection::api::{ApiProbe, KubeconfigSource};
 use crate::output::{print_stderr, print_stdout};
+use dashboard_server::browser::RedirectPage;
+use dashboard_server::server::DashboardServer;
 
 /// Flags of `coracle dashboard`.
 #[derive(Debug, Clone, Args)]

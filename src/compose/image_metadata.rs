@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use apiserver::server::ChainExtensions;
 use apiserver_admission::{ImageImports, ImageMetadata};
+use dashboard_server::access::DashboardReaders;
 use images::{Images, ImportInspector, ModuleInspector, RegistryAccess};
 use machinery_env::Env;
 use oci_registry::BlobStore;
@@ -13,8 +14,6 @@ use serde_json::Value;
 use wasm_runtime::engine;
 
 use crate::config::{ApiServerConfig, NodesConfig, proxies};
-use crate::dashboard;
-use crate::dashboard::access::DashboardReaders;
 
 /// Functions that inspect modules.
 pub(crate) const MODULE_INSPECTOR: ModuleInspector =
@@ -51,7 +50,7 @@ pub(super) fn chain_extensions(
     ChainExtensions {
         images: Some(Arc::new(RegistryImageMetadata(inspector))),
         admission: api.admission.clone(),
-        files: api.dashboard.then(dashboard::files::files),
+        files: api.dashboard.then(dashboard_server::files::files),
         authorizers: if api.dashboard { vec![Arc::new(DashboardReaders)] } else { Vec::new() },
         ..ChainExtensions::default()
     }

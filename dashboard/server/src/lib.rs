@@ -11,10 +11,10 @@
 //! - [`server`]: the proxy's server.
 //! - [`browser`]: opens the page.
 
-pub(crate) mod access;
-pub(crate) mod browser;
-pub(crate) mod files;
+pub mod access;
+pub mod browser;
+pub mod files;
 mod forwarding;
 mod gate;
-pub(crate) mod secret;
-pub(crate) mod server;
+pub mod secret;
+pub mod server;

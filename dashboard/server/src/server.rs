@@ -39,11 +39,11 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 const DRAIN: Duration = Duration::from_millis(500);
 
 /// The proxy of one run.
-pub(crate) struct DashboardServer {
+pub struct DashboardServer {
     listener: Listener,
     proxy: Arc<Proxy>,
     /// `http://127.0.0.1:PORT/dashboard/`
-    pub(crate) page: String,
+    pub page: String,
     secret: Secret,
 }
 
@@ -65,7 +65,7 @@ impl DashboardServer {
     ///
     /// # Errors
     /// If the port is taken.
-    pub(crate) fn bind(env: &Env, client: Client, port: u16, stop: &CancellationToken) -> anyhow::Result<Self> {
+    pub fn bind(env: &Env, client: Client, port: u16, stop: &CancellationToken) -> anyhow::Result<Self> {
         let address = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port);
         let listener = Listener::bind_own("dashboard", address).with_context(|| {
             format!("cannot listen on {address}: choose another port with --port (0 picks a free one)")
@@ -88,12 +88,12 @@ impl DashboardServer {
     }
 
     /// The address with the secret, for the user alone.
-    pub(crate) fn address(&self) -> String {
+    pub fn address(&self) -> String {
         format!("{}#token={}", self.page, self.secret.reveal())
     }
 
     /// Serves until the stop.
-    pub(crate) async fn serve(self) {
+    pub async fn serve(self) {
         let (env, stop) = (self.proxy.env.clone(), self.proxy.stop.clone());
         let limit = Limit::new(&Seats::new(CONNECTIONS_MAX), "dashboard");
         let proxy = self.proxy;

@@ -24,7 +24,7 @@ const OPENER: (&str, &[&str]) = if cfg!(target_os = "macos") {
 
 /// A page that leads to an address. The file is removed when this is dropped.
 #[derive(Debug)]
-pub(crate) struct RedirectPage {
+pub struct RedirectPage {
     file: PathBuf,
     _folder: TempDir,
 }
@@ -34,7 +34,7 @@ impl RedirectPage {
     ///
     /// # Errors
     /// If the folder for temporary files can't be written.
-    pub(crate) fn write(address: &str) -> anyhow::Result<Self> {
+    pub fn write(address: &str) -> anyhow::Result<Self> {
         let failed = "cannot write the page that opens the dashboard";
         let mut private = tempfile::Builder::new();
         private.prefix("coracle-dashboard-");
@@ -58,7 +58,7 @@ impl RedirectPage {
     ///
     /// # Errors
     /// Why no browser opened it.
-    pub(crate) async fn open(&self, env: &Env) -> Result<(), String> {
+    pub async fn open(&self, env: &Env) -> Result<(), String> {
         let (program, arguments) = OPENER;
         run(env, program, arguments, &self.file).await
     }

@@ -8,7 +8,7 @@ use apiserver_resources::objects::ObjectReader;
 use super::files::PREFIX;
 
 /// Allows authenticated users to read the files.
-pub(crate) struct DashboardReaders;
+pub struct DashboardReaders;
 
 impl Authorize for DashboardReaders {
     fn authorize<'a>(

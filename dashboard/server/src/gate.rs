@@ -15,7 +15,7 @@ use super::secret::Secret;
 
 /// The rules of one server.
 #[derive(Debug)]
-pub(super) struct Gate {
+pub(crate) struct Gate {
     /// `127.0.0.1:PORT` and `localhost:PORT`.
     hosts: [String; 2],
     secret: Secret,
@@ -23,7 +23,7 @@ pub(super) struct Gate {
 
 /// What is done with a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Verdict {
+pub(crate) enum Verdict {
     /// It is answered with a file of the dashboard.
     File,
     /// It is sent to the API server.
@@ -32,11 +32,11 @@ pub(super) enum Verdict {
 }
 
 impl Gate {
-    pub(super) fn new(port: u16, secret: Secret) -> Self {
+    pub(crate) fn new(port: u16, secret: Secret) -> Self {
         Self { hosts: ["127.0.0.1", "localhost"].map(|host| format!("{host}:{port}")), secret }
     }
 
-    pub(super) fn check(&self, path: &str, headers: &HeaderMap) -> Verdict {
+    pub(crate) fn check(&self, path: &str, headers: &HeaderMap) -> Verdict {
         if !self.names_this_server(headers) {
             return Verdict::Reject(
                 StatusCode::FORBIDDEN,
@@ -91,7 +91,7 @@ fn bearer(value: &[u8]) -> Option<&str> {
 }
 
 /// The subprotocols that a WebSocket's client offers.
-pub(super) fn protocols(headers: &HeaderMap) -> impl Iterator<Item = &str> {
+pub(crate) fn protocols(headers: &HeaderMap) -> impl Iterator<Item = &str> {
     let lines = headers.get_all(SEC_WEBSOCKET_PROTOCOL).iter().filter_map(|line| line.to_str().ok());
     lines.flat_map(|line| line.split(',')).map(str::trim).filter(|protocol| !protocol.is_empty())
 }

@@ -8,7 +8,7 @@ const SECRET_BYTES: usize = 32;
 
 /// A secret.
 #[derive(Clone)]
-pub(crate) struct Secret {
+pub struct Secret {
     /// In hexadecimal digits.
     text: String,
 }
@@ -20,27 +20,27 @@ impl std::fmt::Debug for Secret {
 }
 
 impl Secret {
-    pub(crate) fn new(env: &Env) -> Self {
+    pub fn new(env: &Env) -> Self {
         let mut bytes = [0; SECRET_BYTES];
         env.fill(&mut bytes);
         Self { text: bytes.iter().map(|byte| format!("{byte:02x}")).collect() }
     }
 
     /// For the address of the page alone: it must reach no log and no command line.
-    pub(crate) fn reveal(&self) -> &str {
+    pub fn reveal(&self) -> &str {
         &self.text
     }
 
     /// The subprotocol by which a page sends it with a WebSocket.
     #[cfg(test)]
-    pub(super) fn as_protocol(&self) -> String {
+    pub(crate) fn as_protocol(&self) -> String {
         use apiserver_auth::websocket_token::PREFIX;
         use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
         format!("{PREFIX}{}", URL_SAFE_NO_PAD.encode(&self.text))
     }
 
     /// Whether a bearer token is this secret. Compares in a time that depends on the lengths alone.
-    pub(super) fn is_token(&self, token: &str) -> bool {
+    pub(crate) fn is_token(&self, token: &str) -> bool {
         token.as_bytes().ct_eq(self.text.as_bytes()).into()
     }
 }

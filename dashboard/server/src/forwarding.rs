@@ -43,7 +43,7 @@ const WEBSOCKET: &str = "websocket";
 const DATA_ONLY: HeaderValue = HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'; sandbox");
 
 /// Whether a request asks for a WebSocket, the only protocol that is passed on.
-pub(super) fn wants_websocket(headers: &HeaderMap) -> bool {
+pub(crate) fn wants_websocket(headers: &HeaderMap) -> bool {
     let named = |name: HeaderName, wanted: &str| {
         let values = headers.get_all(name).iter().filter_map(|value| value.to_str().ok());
         values.flat_map(|value| value.split(',')).any(|value| value.trim().eq_ignore_ascii_case(wanted))
@@ -52,7 +52,7 @@ pub(super) fn wants_websocket(headers: &HeaderMap) -> bool {
 }
 
 /// The headers of a request as the API server gets them, before its credentials are added.
-pub(super) fn of_request(headers: &HeaderMap) -> HeaderMap {
+pub(crate) fn of_request(headers: &HeaderMap) -> HeaderMap {
     let mut sent = end_to_end(headers);
     let removed: Vec<HeaderName> =
         sent.keys().filter(|name| ACTING_FOR.iter().any(|start| name.as_str().starts_with(start))).cloned().collect();
@@ -73,7 +73,7 @@ pub(super) fn of_request(headers: &HeaderMap) -> HeaderMap {
 }
 
 /// The headers of a response as the page gets them; `is_upgrade`: the connection becomes a WebSocket.
-pub(super) fn of_response(headers: &HeaderMap, is_upgrade: bool) -> HeaderMap {
+pub(crate) fn of_response(headers: &HeaderMap, is_upgrade: bool) -> HeaderMap {
     let mut sent = end_to_end(headers);
     sent.remove(SET_COOKIE);
     if is_upgrade {

@@ -7,12 +7,12 @@ use apiserver::http::static_files::{StaticFile, StaticFiles};
 use bytes::Bytes;
 
 /// The path of the dashboard.
-pub(crate) const PREFIX: &str = "/dashboard";
+pub const PREFIX: &str = "/dashboard";
 
 /// Name, media type and content of each file in `dashboard/dist/`.
 macro_rules! dist {
     ($($name:literal: $media:literal),* $(,)?) => {
-        [$(($name, $media, include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/dashboard/dist/", $name)).as_slice())),*]
+        [$(($name, $media, include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/../dist/", $name)).as_slice())),*]
     };
 }
 
@@ -25,7 +25,7 @@ const FILES: [(&str, &str, &[u8]); 4] = dist! {
 };
 
 /// The files with their responses.
-pub(crate) fn files() -> Arc<StaticFiles> {
+pub fn files() -> Arc<StaticFiles> {
     let file = |(name, media, content): (&'static str, &'static str, &'static [u8])| StaticFile {
         name: Cow::Borrowed(name),
         media,
@@ -40,7 +40,7 @@ mod tests {
 
     #[test]
     fn the_list_has_each_file_of_the_folder() {
-        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/dashboard/dist");
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../dist");
         let mut found: Vec<String> = std::fs::read_dir(folder)
             .unwrap()
             .map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned())
