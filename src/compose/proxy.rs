@@ -38,7 +38,7 @@ pub(super) fn config(config: &ClusterConfig, network: &Network, pki: &Pki, api_s
 }
 
 /// Whether this machine takes connections to an address of the Services: they are loopback addresses, or a local route leads
-/// there (docs/operations.md).
+/// there (docs/addresses.md).
 pub(super) fn is_bindable(address: Ipv4Addr) -> bool {
     std::net::TcpListener::bind((address, 0)).is_ok()
 }
