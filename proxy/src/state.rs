@@ -7,12 +7,15 @@ use std::path::PathBuf;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use futures::StreamExt as _;
+use futures::stream::FuturesUnordered;
 use ipnet::IpNet;
 use machinery_env::Env;
 use machinery_rules::address_pool::AddressPool;
 use machinery_serve::descriptors::{Class, Descriptors};
 use machinery_serve::net::PodNetwork;
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 
 use crate::activation::ActivationQueues;
 use crate::egress::{BadCertificate, Egress};
@@ -75,15 +78,34 @@ impl Freeze {
         let _ = self.0.subscribe().wait_for(|(begun, _)| *begun > 0).await;
     }
 
-    /// The next round that isn't complete.
-    pub(crate) async fn next(&self) -> u32 {
+    /// The newest round, once it is a later one than `seen`.
+    pub(crate) async fn next(&self, seen: u32) -> u32 {
         let mut rounds = self.0.subscribe();
-        let open = rounds.wait_for(|(begun, completed)| begun > completed).await;
-        open.map_or(0, |round| round.0)
+        let begun = rounds.wait_for(|(begun, _)| *begun > seen).await;
+        begun.map_or(seen, |round| round.0)
     }
 
+    /// Completes a round and all before it, whose requests have expired: a round begins when the one before has no more time.
     pub(crate) fn done(&self, round: u32) {
-        self.0.send_modify(|(_, completed)| *completed = round);
+        self.0.send_modify(|(_, completed)| *completed = round.max(*completed));
+    }
+
+    /// Begins each requested round by `close`, which returns the tasks that it ends. No round waits for another one.
+    pub(crate) async fn run(&self, mut close: impl FnMut() -> Vec<JoinHandle<()>>) {
+        let (mut seen, mut closing) = (0, FuturesUnordered::new());
+        loop {
+            tokio::select! {
+                round = self.next(seen) => {
+                    seen = round;
+                    let closed = futures::future::join_all(close());
+                    closing.push(async move {
+                        closed.await;
+                        round
+                    });
+                }
+                Some(round) = closing.next() => self.done(round),
+            }
+        }
     }
 }
 
@@ -176,23 +198,55 @@ impl ProxyState {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::AtomicU32;
+
+    use tokio_util::sync::CancellationToken;
+
     use super::*;
 
     #[tokio::test]
     async fn a_freeze_waits_for_its_own_round() {
         let freeze = Freeze::default();
-        let rounds = async {
-            freeze.requested().await;
-            for _ in 0..2 {
-                let round = freeze.next().await;
-                freeze.done(round);
-            }
-        };
         let requests = async {
             freeze.request().await;
             freeze.request().await;
         };
-        tokio::join!(rounds, requests);
+        tokio::select! {
+            () = freeze.run(Vec::new) => {}
+            () = requests => {}
+        }
         assert_eq!(*freeze.0.borrow(), (2, 2));
+    }
+
+    #[tokio::test]
+    async fn a_round_begins_while_connections_of_an_earlier_one_are_open() {
+        let freeze = Freeze::default();
+        let idle = CancellationToken::new();
+        let rounds = AtomicU32::new(0);
+        let close = || {
+            let idle = idle.clone();
+            if rounds.fetch_add(1, Ordering::Relaxed) == 0 {
+                vec![tokio::spawn(async move { idle.cancelled().await })]
+            } else {
+                Vec::new()
+            }
+        };
+        let requests = async {
+            // The time of the first request ends while a client is idle.
+            let mut first = Box::pin(freeze.request());
+            assert!(futures::poll!(&mut first).is_pending());
+            while rounds.load(Ordering::Relaxed) == 0 {
+                tokio::task::yield_now().await;
+            }
+            freeze.request().await;
+            assert_eq!(*freeze.0.borrow(), (2, 2));
+            idle.cancel();
+            freeze.request().await;
+        };
+        tokio::select! {
+            () = freeze.run(close) => {}
+            () = requests => {}
+        }
+        assert_eq!(*freeze.0.borrow(), (3, 3), "an earlier round that ends late takes nothing back");
     }
 }

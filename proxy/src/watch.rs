@@ -82,15 +82,7 @@ pub async fn run(plane: DataPlane, client: Client, stop: CancellationToken, sync
     // The last changes.
     write(feed, state.config.checkpoint.as_deref()).await;
     if is_frozen {
-        let freeze = async {
-            loop {
-                let round = state.freeze.next().await;
-                let closed = feed().listeners.close_unreachable();
-                futures::future::join_all(closed).await;
-                state.freeze.done(round);
-            }
-        };
-        stop.run_until_cancelled(freeze).await;
+        stop.run_until_cancelled(state.freeze.run(|| feed().listeners.close_unreachable())).await;
     }
 }
 
