@@ -425,12 +425,14 @@ async fn at_a_takeover_servers_outlive_their_agent_and_commands_end() {
         let status = node.until(name, "ready", is_ready).await;
         ips.push(status["podIP"].as_str().unwrap().parse::<std::net::IpAddr>().unwrap());
     }
+    let find = |ip| node.network.find(ip, Protocol::Tcp, PORT);
+    let outlive = |ip| find(ip).is_some_and(|serve| serve.outlives_agent());
+    assert_eq!(ips.iter().map(|ip| outlive(*ip)).collect::<Vec<_>>(), [true, false], "known before the agent ends");
     node.shared.parts.handover.begin();
     node.stop.cancel();
     for task in std::mem::take(&mut node.tasks) {
         task.await.unwrap();
     }
-    let find = |ip| node.network.find(ip, Protocol::Tcp, PORT);
     assert!(find(ips[1]).is_none(), "a server with a command beside it ends");
     let origin = Origin { peer: Peer::Node, local: (ips[0], PORT).into(), via: None };
     let body: Body = Empty::new().map_err(|never| match never {}).boxed_unsync();

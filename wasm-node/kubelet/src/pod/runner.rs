@@ -30,6 +30,8 @@ pub(crate) struct RunnerClass {
     kind: Kind,
     /// The container must be admitted before it runs, as it holds its resources for its whole life.
     pub(crate) is_admitted: bool,
+    /// Each request has an instance, so that two processes may serve at once ([`super::handover`]).
+    is_server: bool,
     /// The guest gets the file of its termination message even if the pod names none.
     pub(crate) leaves_message: bool,
     /// Starts the container.
@@ -44,6 +46,13 @@ pub(crate) fn runner_class(kind: Kind) -> &'static RunnerClass {
     CLASSES.iter().find(|runner_class| runner_class.kind == kind).unwrap_or(&CLASSES[0])
 }
 
+/// Whether a pod whose running containers are of these kinds serves on at a takeover: all of them are servers, as a server
+/// may need a command beside it.
+pub(crate) fn outlives_agent(running: impl IntoIterator<Item = Kind>) -> bool {
+    let mut running = running.into_iter().peekable();
+    running.peek().is_some() && running.all(|kind| runner_class(kind).is_server)
+}
+
 /// A running container. Dropping it ends the run.
 pub(crate) trait Runner: Send {
     /// Stops the container gracefully by `ends`, which may change, and reports the exit to the worker. `restart`: the
@@ -52,11 +61,6 @@ pub(crate) trait Runner: Send {
 
     /// Ends the run at once.
     fn kill(&mut self);
-
-    /// Whether each request has an instance, so that the next process may serve as well ([`super::handover`]).
-    fn is_server(&self) -> bool {
-        false
-    }
 }
 
 /// The environment of a container's run.
@@ -116,5 +120,18 @@ mod tests {
             assert_eq!(runner_class(kind).kind, kind);
         }
         assert!(runner_class(Kind::Command).is_admitted && !runner_class(Kind::HttpServer).is_admitted);
+    }
+
+    #[test]
+    fn a_pod_of_servers_alone_outlives_its_agent() {
+        for (running, outlives) in [
+            (&[][..], false),
+            (&[Kind::HttpServer], true),
+            (&[Kind::HttpServer, Kind::Plugin], true),
+            (&[Kind::Command], false),
+            (&[Kind::HttpServer, Kind::Command], false),
+        ] {
+            assert_eq!(outlives_agent(running.iter().copied()), outlives, "{running:?}");
+        }
     }
 }

@@ -12,7 +12,7 @@ use machinery_serve::net::{Attached, Body, CallRejected, Origin, Serve};
 
 use super::start::CreatedContainer;
 use super::state::ContainerEvent;
-use super::worker::{Message, container_message};
+use super::worker::{Message, PodView, container_message};
 use crate::mailbox::Sender;
 use crate::responses::ResponseMeter;
 use runtime_api::{Container, NodeCall, Server, TrialOutcome};
@@ -41,6 +41,7 @@ pub(crate) struct ServerHandle {
     container: Arc<dyn Container>,
     /// The container's index, and the number of the start.
     of: (usize, u32),
+    view: Arc<PodView>,
     messages: Sender<Message>,
     checking: AtomicBool,
     responses: Option<Arc<ResponseMeter>>,
@@ -53,12 +54,22 @@ impl ServerHandle {
         created: &CreatedContainer,
         server: Arc<dyn Server>,
         of: (usize, u32),
-        messages: Sender<Message>,
+        (view, messages): (Arc<PodView>, Sender<Message>),
         env: Env,
     ) -> Arc<Self> {
         let (container, responses) = (created.container.clone(), created.responses.clone());
         let checking = AtomicBool::new(false);
-        Arc::new_cyclic(|this| Self { server, container, of, messages, checking, responses, env, this: this.clone() })
+        Arc::new_cyclic(|this| Self {
+            server,
+            container,
+            of,
+            view,
+            messages,
+            checking,
+            responses,
+            env,
+            this: this.clone(),
+        })
     }
 
     /// Tries to create an instance until this succeeds, and reports each result to the worker.
@@ -98,7 +109,7 @@ impl ServerHandle {
 #[async_trait::async_trait]
 impl Serve for ServerHandle {
     fn outlives_agent(&self) -> bool {
-        true
+        self.view.outlives_agent()
     }
 
     async fn http(&self, from: &Origin, request: Request<Body>) -> Result<Response<Body>, CallRejected<Request<Body>>> {

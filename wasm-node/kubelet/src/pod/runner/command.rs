@@ -16,7 +16,7 @@ use crate::pod::worker::{Task, container_message};
 const AFTER_HOOK_MIN: Duration = Duration::from_secs(2);
 
 pub(super) const CLASS: RunnerClass =
-    RunnerClass { kind: Kind::Command, is_admitted: true, leaves_message: true, start };
+    RunnerClass { kind: Kind::Command, is_admitted: true, is_server: false, leaves_message: true, start };
 
 struct Command {
     context: RunContext,

@@ -27,7 +27,7 @@ const UNROUTED_FOR: Duration = Duration::from_secs(1);
 /// pod until its end, which must not use up the grace period.
 const ROUTED_MAX: Duration = Duration::from_secs(10);
 pub(super) const CLASS: RunnerClass =
-    RunnerClass { kind: Kind::HttpServer, is_admitted: false, leaves_message: false, start };
+    RunnerClass { kind: Kind::HttpServer, is_admitted: false, is_server: true, leaves_message: false, start };
 
 struct HttpServer {
     context: RunContext,
@@ -48,7 +48,8 @@ fn start(context: RunContext, created: &mut CreatedContainer) -> Result<Box<dyn 
     let port = settings::server_port(&container);
     let of = (context.index, context.attempt);
     let env = context.node.parts.env.clone();
-    let handle = ServerHandle::new(created, server.clone(), of, context.messages.clone(), env.clone());
+    let handle =
+        ServerHandle::new(created, server.clone(), of, (context.view.clone(), context.messages.clone()), env.clone());
     let (mut address, mut listener) = (None, None);
     if let Some(ip) = context.ip {
         match context.node.parts.network.attach(Listen::tcp(ip, port), handle.clone()) {
@@ -98,10 +99,6 @@ impl Runner for PortConflict {
 }
 
 impl Runner for HttpServer {
-    fn is_server(&self) -> bool {
-        true
-    }
-
     fn stop(&mut self, restart: bool, ends: watch::Receiver<Deadline>) -> Option<Task> {
         let read_message = self.read_message.take()?;
         let (context, server, address) = (self.context.clone(), self.server.clone(), self.address.clone());

@@ -1,5 +1,7 @@
 //! The part of a pod that outlives its worker at a takeover of the process ([`crate::pod::handover`]).
 
+#[cfg(doc)]
+use super::PodView;
 use super::PodWorker;
 use super::sandbox::PodSandbox;
 use super::slot::LiveContainer;
@@ -21,13 +23,11 @@ impl LastingPod {
 }
 
 impl PodWorker {
-    /// Ends the pod in this process without a status. Its containers go on if all of them are servers: a server may need a
-    /// command beside it.
+    /// Ends the pod in this process without a status. Its containers go on if they [outlive](PodView::outlives_agent) the agent.
     pub(super) fn leave(mut self: Box<Self>) -> Option<LastingPod> {
         let servers: Vec<_> = self.slots.iter_mut().filter_map(|slot| slot.live.take()).collect();
-        let lasts = !servers.is_empty() && servers.iter().all(|server| server.runner.is_server());
         let pod = LastingPod { servers, _sandbox: std::mem::take(&mut self.sandbox) };
-        if lasts {
+        if self.view.outlives_agent() {
             return Some(pod);
         }
         pod.end();

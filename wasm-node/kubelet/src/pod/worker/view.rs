@@ -11,6 +11,7 @@ use runtime_api::{Container, MemoryFiles, Stats};
 use super::Message;
 use crate::log::ContainerLog;
 use crate::mailbox::Sender;
+use crate::pod::runner;
 use crate::pod::state::Event;
 use crate::responses::ResponseMeter;
 use crate::spec::compressed::Compressed;
@@ -74,6 +75,12 @@ impl PodSnapshot {
         self.containers.iter().any(|container| container.running.is_some())
     }
 
+    /// Whether its containers serve on at a takeover, when the node's agent has ended.
+    fn outlives_agent(&self) -> bool {
+        let running = self.containers.iter().filter_map(|container| container.running.as_ref());
+        runner::outlives_agent(running.map(|(container, _)| container.kind()))
+    }
+
     /// The memory of its guests and of its in-memory volumes, in bytes.
     pub(crate) fn memory_bytes(&self) -> u64 {
         let running = self.containers.iter().filter_map(|container| container.running.as_ref());
@@ -122,6 +129,11 @@ impl PodView {
 
     pub(crate) fn snapshot(&self) -> PodSnapshot {
         self.snapshot.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Whether the running containers serve on at a takeover, when the node's agent has ended.
+    pub(crate) fn outlives_agent(&self) -> bool {
+        self.snapshot.read().unwrap_or_else(PoisonError::into_inner).outlives_agent()
     }
 
     /// Whether the pod is of a namespace.
