@@ -225,18 +225,21 @@ pub async fn serve<F>(
         table.record_control(env.elapsed());
     }
     loop {
+        // The end first: a connection that isn't accepted yet is the next process's.
         let (stream, peer) = tokio::select! {
+            biased;
             () = stop.cancelled() => break,
             () = table.retired(layer) => break,
             next = async { listener.admitted().await; accept(&listener.socket, env).await } => next,
         };
-        // A retired table doesn't interrupt this: the connection is not the next process's any more.
+        // The seat first: an accepted connection is served, also at the end, as it is not the next process's any more.
         let permit = tokio::select! {
-            () = stop.cancelled() => break,
+            biased;
             permit = limit.take(peer) => match permit {
                 Some(permit) => Arc::new(permit),
                 None => continue,
             },
+            () = stop.cancelled() => break,
         };
         // Send small responses at once; a socket that refuses is only slower.
         let _ = stream.set_nodelay(true);
@@ -360,6 +363,29 @@ mod tests {
         drop(last);
         for (_, running) in all {
             running.await.unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn a_connection_at_the_end_is_served_or_left_to_the_next_process() {
+        let (env, seats) = (Env::real(), Seats::new(1));
+        for _ in 0..64 {
+            let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+            socket.set_nonblocking(true).unwrap();
+            let (address, next) = (socket.local_addr().unwrap(), socket.try_clone().unwrap());
+            let (stop, served) = (CancellationToken::new(), std::sync::atomic::AtomicBool::new(false));
+            let listener = Listener::from(TcpListener::from_std(socket).unwrap());
+            let running = serve(listener, Limit::new(&seats, "test"), None, &env, &stop, |_, _, _, _| {
+                served.store(true, std::sync::atomic::Ordering::Relaxed);
+                async {}
+            });
+            let client = async {
+                let client = TcpStream::connect(address).await.unwrap();
+                stop.cancel();
+                client
+            };
+            let ((), _client) = tokio::join!(running, client);
+            assert_ne!(served.into_inner(), next.accept().is_ok());
         }
     }
 
