@@ -260,7 +260,8 @@ async fn run(
         let (state, route, stop, spliced) = (state.clone(), route.clone(), stop.clone(), spliced.clone());
         async move {
             if clients == ListenerClients::Balancers {
-                return health::serve(route, stream, peer, ConnectionLifetime { stop, permit }, ending).await;
+                let lifetime = ConnectionLifetime { stop, permit };
+                return health::serve(state.env.clone(), route, stream, peer, lifetime, ending).await;
             }
             let now = route.load_full();
             if clients == ListenerClients::Sources && !now.admits(Some(peer.ip())) {

@@ -15,6 +15,7 @@ mod taking;
 use std::time::Duration;
 
 pub(crate) use addresses::ListenAddress;
+use machinery_serve::accept::FIRST_REQUEST_MAX;
 pub(crate) use taking::{TakenOver, take};
 
 /// Time of requests and streams of pods at the process that gives its sockets away, when the next one serves. Those that
@@ -23,6 +24,8 @@ pub(crate) const REQUESTS_MAX: Duration = Duration::from_secs(10);
 /// Time of requests to the API server, the registry and the node agents, and to programs of pods, at the process that gives
 /// its sockets away: new requests to them wait for it.
 pub(crate) const CONTROL_REQUESTS_MAX: Duration = Duration::from_millis(500);
+// A connection without a whole request ends by itself, before it is cut.
+const _: () = assert!(FIRST_REQUEST_MAX.as_millis() < CONTROL_REQUESTS_MAX.as_millis());
 /// Time in which the next process becomes ready. The one that gives its sockets away serves its pods' clients until then.
 pub(crate) const NEXT_READY_MAX: Duration = Duration::from_secs(90);
 /// Time within which the process that gives its sockets away releases its data folder: its requests, its components' and its

@@ -24,14 +24,13 @@ use machinery_env::Env;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_util::sync::CancellationToken;
 
-use crate::accept::LAST_REQUEST_MAX;
 use crate::batched::{Batched, HTTP2_BEGINNING, InTurns, Turns};
 use crate::control_frames;
 use crate::exchange::Exchanges;
 pub use crate::exchange::{BrokenBody, RequestBody};
 use crate::hooked::{Hook, Hooked};
 use crate::joined::JoinedBody;
-use crate::last_request::LastRequest;
+use crate::last_request::{LastRequest, idle_max};
 use crate::net::BoxError;
 
 /// HTTP/1.1: timeout of a request's head, from its first byte or the connection's start (upstream's).
@@ -55,7 +54,7 @@ const HEADER_BYTES_MAX: u32 = 64 * 1024;
 pub const HEADERS_MAX: usize = 1024;
 
 /// Serves HTTP/1.1 and HTTP/2, upgrades included, until the connection ends, is idle for long, or `stop`; running
-/// requests are completed first, and an idle connection has [`LAST_REQUEST_MAX`] for one more.
+/// requests are completed first, and an idle connection has [`idle_max`] for one more. The discarding of unread bodies ends then.
 ///
 /// # Errors
 /// If the connection breaks.
@@ -111,7 +110,7 @@ where
         tokio::select! {
             ended = InTurns { connection: serving.as_mut(), turns: &turns } => return ended,
             () = abandoned.as_mut() => return Ok(()),
-            () = last.passed(env, LAST_REQUEST_MAX) => {
+            () = last.passed(env, idle_max) => {
                 if !last.has_begun() {
                     return Ok(());
                 }
@@ -384,7 +383,7 @@ mod tests {
             stop.cancel();
             let begun = env.instant();
             let _ = serve(stream, &env, service_fn(service), &stop).await;
-            assert!(env.instant() - begun <= 2 * LAST_REQUEST_MAX, "{head:?}");
+            assert!(env.instant() - begun <= 2 * idle_max(false), "{head:?}");
         }
     }
 

@@ -9,6 +9,14 @@ use http::{HeaderValue, Response, StatusCode, Version};
 use machinery_env::Env;
 use tokio_util::sync::CancellationToken;
 
+use crate::accept::{FIRST_REQUEST_MAX, LAST_REQUEST_MAX};
+
+/// Time of an idle connection for one more request, where the next process waits for its end. `has_begun`: there was one.
+#[must_use]
+pub const fn idle_max(has_begun: bool) -> Duration {
+    if has_begun { LAST_REQUEST_MAX } else { FIRST_REQUEST_MAX }
+}
+
 /// The end of one connection.
 #[derive(Debug)]
 pub struct LastRequest {
@@ -49,11 +57,11 @@ impl LastRequest {
     }
 
     /// Resolves when the connection is to be closed after its open requests: at the server's end for HTTP/2, and
-    /// `idle_max` later for HTTP/1.
-    pub async fn passed(&self, env: &Env, idle_max: Duration) {
+    /// `idle_max` later for HTTP/1. That is called at the server's end, and gets whether there was a request.
+    pub async fn passed(&self, env: &Env, idle_max: impl FnOnce(bool) -> Duration) {
         self.ending.cancelled().await;
         if !self.multiplexed.load(Ordering::Acquire) {
-            env.sleep(idle_max).await;
+            env.sleep(idle_max(self.has_begun())).await;
         }
     }
 }
@@ -78,11 +86,26 @@ mod tests {
         ending.cancel();
         assert!(announced(200) && !announced(101));
         let begun = env.instant();
-        last.passed(&env, IDLE_MAX).await;
+        last.passed(&env, |_| IDLE_MAX).await;
         assert_eq!(env.instant() - begun, IDLE_MAX);
         last.observe(Version::HTTP_2);
         assert!(!announced(200), "it has a frame for that");
-        last.passed(&env, IDLE_MAX).await;
+        last.passed(&env, |_| IDLE_MAX).await;
         assert_eq!(env.instant() - begun, IDLE_MAX, "at once");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_without_a_request_has_longer_than_one_that_is_idle() {
+        for (begun, time_max) in [(false, FIRST_REQUEST_MAX), (true, LAST_REQUEST_MAX)] {
+            let (env, ending) = (Env::real(), CancellationToken::new());
+            let last = LastRequest::new(ending.clone());
+            if begun {
+                last.observe(Version::HTTP_11);
+            }
+            ending.cancel();
+            let since = env.instant();
+            last.passed(&env, idle_max).await;
+            assert_eq!(env.instant() - since, time_max);
+        }
     }
 }

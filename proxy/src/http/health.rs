@@ -6,12 +6,15 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use http::header::{CONTENT_TYPE, HeaderName, X_CONTENT_TYPE_OPTIONS};
-use http::{HeaderValue, Response, StatusCode};
+use http::{HeaderValue, Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Full};
+use machinery_env::Env;
+use machinery_serve::last_request::LastRequest;
 use machinery_serve::net::{Body, Stream};
 use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 
+use super::server::idle_end;
 use crate::lifetime::ConnectionLifetime;
 use crate::table::PortRoute;
 
@@ -19,6 +22,7 @@ const WEIGHT: HeaderName = HeaderName::from_static("x-load-balancing-endpoint-we
 
 /// Serves all requests of a connection.
 pub(crate) async fn serve(
+    env: Env,
     route: Arc<ArcSwap<PortRoute>>,
     stream: TcpStream,
     peer: SocketAddr,
@@ -27,9 +31,17 @@ pub(crate) async fn serve(
 ) {
     // `local_addr` fails on a closed connection.
     let local = stream.local_addr().unwrap_or(SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0));
-    let answer = move |_| std::future::ready(answer(&route.load()));
-    let begin = move || lifetime.permit.begin();
-    let stop = ending.cancelled();
+    // A balancer counts a connection without an answer as a failed check: it may send one more.
+    let (last, ConnectionLifetime { stop, permit }) = (Arc::new(LastRequest::new(ending)), lifetime);
+    let announcer = last.clone();
+    let answer = move |request: Request<Body>| {
+        announcer.observe(request.version());
+        let mut answer = answer(&route.load());
+        announcer.announce(&mut answer);
+        std::future::ready(answer)
+    };
+    let begin = move || permit.begin();
+    let stop = last.passed(&env, |has_begun| idle_end(stop.is_cancelled(), has_begun));
     if let Err(error) = machinery_serve::net::http::serve(Stream::Tcp(stream), local, stop, answer, begin).await {
         tracing::debug!(%peer, error, "connection ended");
     }

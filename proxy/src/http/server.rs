@@ -7,7 +7,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use http::{Request, Response, StatusCode};
 use machinery_serve::framing::WantsUpgrade;
-use machinery_serve::last_request::LastRequest;
+use machinery_serve::last_request::{self, LastRequest};
 use machinery_serve::net::{Body, DialError, Peer, Stream};
 use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
@@ -21,6 +21,13 @@ use crate::table::PortRoute;
 
 /// Time of an idle connection for one more request when its listener ends. The next process serves meanwhile.
 const IDLE_END_MAX: Duration = Duration::from_secs(2);
+
+/// Time of an idle connection for one more request, when its listener ends. At a takeover a listener without a lasting
+/// endpoint is `stopped` by itself, before its endpoints end: a later request would meet none, and a new connection is served
+/// by the next process. `has_begun`: there was a request.
+pub(super) fn idle_end(stopped: bool, has_begun: bool) -> Duration {
+    if stopped { last_request::idle_max(has_begun) } else { IDLE_END_MAX }
+}
 
 /// Serves `stream` until its end; from `ending` on it completes its requests, and one more if it is idle.
 pub(crate) async fn serve(
@@ -36,7 +43,8 @@ pub(crate) async fn serve(
     let (lifetime, last, env) = (Arc::new(lifetime), Arc::new(LastRequest::new(ending)), state.env.clone());
     let (announcer, permit) = (last.clone(), lifetime.permit.clone());
     let begin = move || permit.begin();
-    let stop = async move { last.passed(&env, IDLE_END_MAX).await };
+    let stop = lifetime.stop.clone();
+    let stop = async move { last.passed(&env, |has_begun| idle_end(stop.is_cancelled(), has_begun)).await };
     let answer = move |mut request: Request<Body>| {
         announcer.observe(request.version());
         let announcer = announcer.clone();
@@ -71,4 +79,23 @@ fn refusal(error: &DialError) -> Response<Body> {
         DialError::Connection { .. } => (StatusCode::BAD_GATEWAY, "connection"),
     };
     machinery_serve::net::http::plain(status, reason, &error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use machinery_serve::accept::{FIRST_REQUEST_MAX, LAST_REQUEST_MAX};
+
+    use super::*;
+
+    #[test]
+    fn connections_of_a_listener_that_stops_end_before_its_endpoints() {
+        for (stopped, has_begun, wanted) in [
+            (false, false, IDLE_END_MAX),
+            (false, true, IDLE_END_MAX),
+            (true, false, FIRST_REQUEST_MAX),
+            (true, true, LAST_REQUEST_MAX),
+        ] {
+            assert_eq!(idle_end(stopped, has_begun), wanted);
+        }
+    }
 }
