@@ -49,7 +49,7 @@ use crate::data_dir::DataDir;
 use crate::notify;
 use crate::progress::Progress;
 use crate::takeover::resumption::{self, Resumption};
-use crate::takeover::{CONTROL_REQUESTS_MAX, HandedOver, NEXT_READY_MAX, REQUESTS_MAX};
+use crate::takeover::{CONTROL_REQUESTS_MAX, CUT_MAX, HandedOver, NEXT_READY_MAX, REQUESTS_MAX};
 
 pub(crate) use node_configuration::GivenAddresses;
 pub(crate) use proxy::lone_plane;
@@ -268,7 +268,7 @@ impl Cluster {
         }
         ground.apiserver.stop();
         let store = ground.embedded_store.clone();
-        end_servers(&env, servers).await;
+        end_servers(&env, servers, CUT_MAX).await;
         if let Some(store) = store {
             // Without a limit: the other process can't open it before.
             let _ = tokio::task::spawn_blocking(move || store.close()).await;
@@ -288,7 +288,7 @@ impl Cluster {
             tracing::warn!("components did not end in time and are aborted");
         }
         ground.apiserver.stop();
-        end_servers(&env, servers).await;
+        end_servers(&env, servers, LAST_ANSWERS).await;
         let Some(store) = ground.embedded_store.clone() else { return };
         let closed = tokio::task::spawn_blocking(move || store.close());
         if env.timeout(LAST_CHECKPOINT, closed).await.is_err() {
@@ -297,8 +297,8 @@ impl Cluster {
     }
 }
 
-async fn end_servers(env: &Env, mut servers: RunningComponents) {
-    servers.drain(env, LAST_ANSWERS).await;
+async fn end_servers(env: &Env, mut servers: RunningComponents, time_max: Duration) {
+    servers.drain(env, time_max).await;
     servers.abort().await;
 }
 

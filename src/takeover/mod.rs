@@ -26,6 +26,8 @@ pub(crate) const REQUESTS_MAX: Duration = Duration::from_secs(10);
 pub(crate) const CONTROL_REQUESTS_MAX: Duration = Duration::from_millis(500);
 // A connection without a whole request ends by itself, before it is cut.
 const _: () = assert!(FIRST_REQUEST_MAX.as_millis() < CONTROL_REQUESTS_MAX.as_millis());
+/// After it, time in which the responses that have been computed are sent, and tasks end.
+pub(crate) const CUT_MAX: Duration = Duration::from_millis(150);
 /// Time in which the next process becomes ready. The one that gives its sockets away serves its pods' clients until then.
 pub(crate) const NEXT_READY_MAX: Duration = Duration::from_secs(90);
 /// Time within which the process that gives its sockets away releases its data folder: its requests, its components' and its

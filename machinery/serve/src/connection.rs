@@ -68,9 +68,8 @@ where
 {
     let activity = Arc::new(Activity::new(env));
     let last = Arc::new(LastRequest::new(stop.clone()));
-    let (seen, announcer) = (activity.clone(), last.clone());
     let exchanges = Exchanges::default();
-    let begun = exchanges.clone();
+    let (seen, announcer, begun) = (activity.clone(), last.clone(), exchanges.clone());
     let counted = hyper::service::service_fn(move |request: Request<Incoming>| {
         let running = RunningRequest::begin(&seen);
         announcer.observe(request.version());
@@ -122,6 +121,7 @@ where
             }
         }
         serving.as_mut().graceful_shutdown();
+        exchanges.end();
         return tokio::select! {
             ended = InTurns { connection: serving, turns: &turns } => ended,
             () = abandoned => Ok(()),

@@ -58,6 +58,8 @@ struct ConnectionState {
     running: AtomicUsize,
     multiplexed: AtomicBool,
     half_closed: CancellationToken,
+    /// The connection ends: nothing is discarded any more.
+    ending: CancellationToken,
     written: AtomicU64,
     /// The connection's task, which waits for the withheld end.
     reader: Mutex<Option<Waker>>,
@@ -106,6 +108,11 @@ impl Exchanges {
                 return;
             }
         }
+    }
+
+    /// Ends the discarding of unread bodies: the connection closes after its open requests.
+    pub(crate) fn end(&self) {
+        self.0.ending.cancel();
     }
 
     fn withholds_end(&self) -> bool {
@@ -315,6 +322,7 @@ where
         if self.progress.expects_continue.load(Ordering::Acquire) || self.connection.0.half_closed.is_cancelled() {
             return;
         }
+        let ending = self.connection.0.ending.clone();
         runtime.spawn(async move {
             let discarded = async {
                 let mut left = DISCARDED_BYTES_MAX;
@@ -325,6 +333,7 @@ where
             };
             tokio::select! {
                 () = discarded => {}
+                () = ending.cancelled() => {}
                 () = TokioTimer::new().sleep(DISCARD_TIME_MAX) => {}
             }
         });
@@ -376,6 +385,20 @@ mod tests {
         }
     }
 
+    #[tokio::test]
+    async fn a_rest_that_never_comes_does_not_hold_up_the_end_of_its_server() {
+        let ending = CancellationToken::new();
+        let (mut client, served) = serve_until(ending.clone());
+        client.write_all(b"POST /unread HTTP/1.1\r\nhost: a\r\ncontent-length: 1000000\r\n\r\n").await.unwrap();
+        let response = read_to(&mut client, "unread").await;
+        assert!(response.contains("connection: close"), "{response}");
+        let env = Env::real();
+        let begun = env.instant();
+        ending.cancel();
+        served.await.unwrap();
+        assert!(env.instant() - begun < DISCARD_TIME_MAX);
+    }
+
     #[test]
     fn a_response_announces_the_end_of_its_connection() {
         const LARGE: u64 = KEPT_REST_BYTES_MAX + 1;
@@ -405,6 +428,10 @@ mod tests {
 
     /// A server of one connection; `/unread` drops the body, `/slow` responds in two pieces, others echo it.
     fn serve() -> (DuplexStream, tokio::task::JoinHandle<()>) {
+        serve_until(CancellationToken::new())
+    }
+
+    fn serve_until(ending: CancellationToken) -> (DuplexStream, tokio::task::JoinHandle<()>) {
         let (client, stream) = tokio::io::duplex(1 << 16);
         let service = service_fn(|request: Request<RequestBody>| async move {
             let path = request.uri().path().to_owned();
@@ -423,7 +450,7 @@ mod tests {
             Ok::<_, Infallible>(response)
         });
         let served = tokio::spawn(async move {
-            let _ = crate::connection::serve(stream, &Env::real(), service, &CancellationToken::new()).await;
+            let _ = crate::connection::serve(stream, &Env::real(), service, &ending).await;
         });
         (client, served)
     }

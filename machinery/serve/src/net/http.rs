@@ -38,8 +38,8 @@ const HTTP2_PING_INTERVAL: Duration = Duration::from_secs(30);
 /// Timeout of a ping's answer, after which the connection is closed.
 const HTTP2_PING_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Serves `stream` until its end; after `stop` its open requests are completed first, and a connection without a request is
-/// dropped.
+/// Serves `stream` until its end; after `stop` its open requests are completed first, unread bodies aren't discarded any more,
+/// and a connection without a request is dropped.
 ///
 /// `answer` receives requests that [`framing::request`] has accepted: one `Host`, no hop-by-hop fields. `local` is the
 /// called address. `begin` makes a guard for each request, which lasts until its response has been sent.
@@ -71,7 +71,7 @@ where
         abandoned.abandoned().await;
     };
     let local: Arc<str> = local.to_string().into();
-    let has_request = Arc::new(AtomicBool::new(false));
+    let (has_request, discarding) = (Arc::new(AtomicBool::new(false)), exchanges.clone());
     let begun = has_request.clone();
     let service = service_fn(move |request: Request<Incoming>| {
         begun.store(true, Ordering::Relaxed);
@@ -105,6 +105,7 @@ where
             false => return Ok(()),
         },
     }
+    discarding.end();
     tokio::select! {
         result = connection => result,
         () = abandoned => Ok(()),
