@@ -1,6 +1,6 @@
 """waiting.py HOST:PORT NEIGHBOUR DELETE…: clients that ask for what never gets a pod, in numbers, with bodies that never end, or that
-leave. All that ask are answered with 503 and a text that says why, the neighbour is answered meanwhile, and when the command DELETE has
-taken the Service away, nobody waits any more."""
+leave. All others get a 503 with a text that gives the reason, the neighbour answers meanwhile, and when the command DELETE has removed
+the Service, no client waits any more. A client that leaves waits for 5 s: its end looks like that of its sending half."""
 import asyncio
 import collections
 import re
