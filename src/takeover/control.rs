@@ -158,6 +158,8 @@ impl Server {
         };
         let to = match request {
             Ok(to) => to,
+            // It checks that a process runs, before it checks itself.
+            Err(HandoverError::Io(error)) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
             Err(error) => {
                 handover::refuse(&self.env, &stream, &reason(&error)).await;
                 return Err(error);

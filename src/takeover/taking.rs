@@ -75,15 +75,43 @@ pub(crate) async fn take(
     wanted: &[ListenAddress],
     check: impl Future<Output = anyhow::Result<()>>,
 ) -> anyhow::Result<Option<TakenOver>> {
+    use anyhow::Context as _;
+    use machinery_serve::handover;
+
+    use super::control::introduction;
+
+    let folder = data.path().display();
+    if connect(data).await?.is_none() {
+        return Ok(None);
+    }
+    // Without a connection: the time of an exchange is limited from its beginning, and the check may wait for a store. The
+    // process may have ended meanwhile.
+    check.await.context(REFUSED)?;
+    let Some(stream) = connect(data).await? else { return Ok(None) };
+    let offer = handover::take(env, stream, introduction()).await.with_context(|| format!("--takeover: {folder}"))?;
+    let (pid, sockets) = (offer.from.pid, offer.sockets.len());
+    tracing::info!(pid, program = offer.from.program, sockets, "the running process offers its sockets");
+    let keys: Vec<_> = offer.sockets.iter().map(|socket| socket.key.clone()).collect();
+    check_addresses(&keys, wanted).context(REFUSED)?;
+    let since = env.elapsed();
+    let (peer, inherited) = offer.commit(env).await.with_context(|| format!("--takeover: {folder}"))?;
+    SocketTable::process().inherit(inherited);
+    peer.released(env, super::RELEASE_MAX).await.with_context(|| format!("--takeover: process {pid}, {folder}"))?;
+    wait_for_lock(env, data).await?;
+    Ok(Some(TakenOver { pid, sockets, since, peer }))
+}
+
+/// Connects with the process that uses the data folder; `None` if there is none.
+#[cfg(unix)]
+async fn connect(data: &DataDir) -> anyhow::Result<Option<tokio::net::UnixStream>> {
     use std::io::ErrorKind;
 
     use anyhow::Context as _;
     use machinery_serve::handover;
     use tokio::net::UnixStream;
 
-    use super::control::{ControlPath, introduction};
+    use super::control::ControlPath;
 
-    let folder = data.path().display();
     let path = ControlPath::of(data);
     let connected = match &path {
         Ok(path) => UnixStream::connect(&path.path).await,
@@ -102,20 +130,9 @@ pub(crate) async fn take(
             return Err(error).with_context(|| format!("--takeover: {}", path.display()));
         }
     };
+    let folder = data.path().display();
     handover::check_user(&stream).with_context(|| format!("--takeover: the process of {folder}"))?;
-    // Before the exchange, whose time is limited.
-    check.await.context(REFUSED)?;
-    let offer = handover::take(env, stream, introduction()).await.with_context(|| format!("--takeover: {folder}"))?;
-    let (pid, sockets) = (offer.from.pid, offer.sockets.len());
-    tracing::info!(pid, program = offer.from.program, sockets, "the running process offers its sockets");
-    let keys: Vec<_> = offer.sockets.iter().map(|socket| socket.key.clone()).collect();
-    check_addresses(&keys, wanted).context(REFUSED)?;
-    let since = env.elapsed();
-    let (peer, inherited) = offer.commit(env).await.with_context(|| format!("--takeover: {folder}"))?;
-    SocketTable::process().inherit(inherited);
-    peer.released(env, super::RELEASE_MAX).await.with_context(|| format!("--takeover: process {pid}, {folder}"))?;
-    wait_for_lock(env, data).await?;
-    Ok(Some(TakenOver { pid, sockets, since, peer }))
+    Ok(Some(stream))
 }
 
 /// Waits until the process that has ended has released the folder.
@@ -146,5 +163,22 @@ mod tests {
         let _held = data.lock().unwrap();
         let refused = format!("{:#}", take(&Env::real(), &data, &[], async { Ok(()) }).await.unwrap_err());
         assert!(refused.contains("gives no sockets away") && refused.contains("in use by another"), "{refused}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_check_may_take_longer_than_the_exchange() {
+        let temp = tempfile::tempdir().unwrap();
+        let data = DataDir::at(temp.path().to_owned());
+        let env = Env::real();
+        let _running = crate::takeover::control::listen(&env, &data);
+        // The exchange gets as far as the check of addresses, which ends it.
+        let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let wanted = [ListenAddress { flag: "--port", address: taken.local_addr().unwrap() }];
+        let slow = async {
+            env.sleep(Duration::from_secs(60)).await;
+            Ok(())
+        };
+        let refused = format!("{:#}", take(&env, &data, &wanted, slow).await.unwrap_err());
+        assert!(refused.contains("--port: cannot listen on"), "{refused}");
     }
 }
