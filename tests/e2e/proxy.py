@@ -28,6 +28,12 @@ for path in (f"{SERVICE}/", f"/api/v1/namespaces/default/pods/{POD}:8080/proxy/"
     answer, body = ask("GET", path)
     isolation = ("Content-Security-Policy", "X-Content-Type-Options")
     expect((200, ["sandbox", "nosniff"]), (answer.status, [answer.headers[name] for name in isolation]), f"{path} in a browser")
+# More than the 100 that hyper and Python take by default.
+http.client._MAXHEADERS = 1024
+FIELDS = 150
+query = ",".join(f"x-{n}:{n}" for n in range(FIELDS))
+answer, _ = ask("GET", f"/api/v1/namespaces/default/services/unruly:80/proxy/headers?set={query}")
+expect((200, FIELDS), (answer.status, sum(answer.headers[f"x-{n}"] == str(n) for n in range(FIELDS))), "header fields of a response")
 answer, body = ask("GET", SERVICE + "?x=1")
 expect((301, SERVICE + "/?x=1"), (answer.status, answer.headers["location"]), "no slash")
 answer, body = ask("GET", f"{SERVICE}/stream?n=200000")

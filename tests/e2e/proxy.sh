@@ -4,8 +4,12 @@
 
 up
 "$CORACLE" push --data-dir "$WORK/data" "${SAMPLES_BIN:-sample-workloads/bin}/hello.wasm" registry.local/hello:v1 >/dev/null
+"$CORACLE" push --data-dir "$WORK/data" "${SAMPLES_BIN:-sample-workloads/bin}/unruly.wasm" registry.local/unruly:v1 >/dev/null
 kubectl apply -f sample-workloads/manifests/hello.yaml >/dev/null
+kubectl create deployment unruly --image=registry.local/unruly:v1 --port=8080 >/dev/null
+kubectl expose deployment unruly --port=80 --target-port=8080 >/dev/null
 kubectl rollout status deployment/hello --timeout=60s >/dev/null
+kubectl rollout status deployment/unruly --timeout=60s >/dev/null
 pod=$(kubectl get pods -l app=hello -o jsonpath='{.items[0].metadata.name}')
 pods=/api/v1/namespaces/default/pods services=/api/v1/namespaces/default/services
 
@@ -31,7 +35,7 @@ no 'address not allowed' /api/v1/nodes/coracle-1:22/proxy/
 no 'nodes "none" not found' /api/v1/nodes/none/proxy/
 echo "· refusals are upstream's"
 
-has 'kubelet_running_pods 2' kubectl get --raw /api/v1/nodes/coracle-1/proxy/metrics || fail "a kubelet's metrics"
+has 'kubelet_running_pods 3' kubectl get --raw /api/v1/nodes/coracle-1/proxy/metrics || fail "a kubelet's metrics"
 expect ok "$(kubectl get --raw /api/v1/nodes/coracle-1/proxy/healthz)" "a kubelet's health"
 
 kubectl create serviceaccount viewer >/dev/null

@@ -39,6 +39,29 @@ finish() {
   expect "" "$(sort "$WORK/writes" | comm -23 - "$WORK/found")" "acknowledged writes that are lost"
   rm "$WORK/enough" "$WORK/writes"
 }
+# beside SERVER COMMAND: a pod that has a command beside its server, so that it ends before the new process has it. Sets BESIDE to its URL.
+beside() {
+  kubectl apply -f - >/dev/null <<YAML
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: beside}
+spec:
+  selector: {matchLabels: {app: beside}}
+  template:
+    metadata: {labels: {app: beside}}
+    spec:
+      containers:
+      - {name: c, image: "$1", ports: [{containerPort: 8080}], readinessProbe: {httpGet: {path: /, port: 8080}, periodSeconds: 1, timeoutSeconds: 20, failureThreshold: 10}}
+      - {name: command, image: "$2", command: [sleep, "100000"]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: beside}
+spec: {type: NodePort, selector: {app: beside}, ports: [{port: 8080, targetPort: 8080}]}
+YAML
+  kubectl rollout status deployment beside --timeout=180s >/dev/null || fail "the pod with a command did not become ready"
+  BESIDE=http://127.0.0.1:$(kubectl get service beside -o jsonpath='{.spec.ports[0].nodePort}')/
+}
 restarts() { kubectl get pods -l app=web -o jsonpath='{.items[*].status.phase} {.items[*].status.containerStatuses[0].restartCount}'; }
 
 # web IMAGE: two pods behind a ClusterIP and a NodePort.
@@ -69,13 +92,15 @@ up --takeover
 grep -q 'no process runs with .*: this is a normal start' "$WORK/up.log" || fail "a normal start is not said"
 "$CORACLE" push --data-dir "$WORK/data" "${SAMPLES_BIN:-sample-workloads/bin}/hello.wasm" registry.local/hello:v1 >/dev/null
 kubectl create configmap kept --from-literal=a=b >/dev/null
+"$CORACLE" push --data-dir "$WORK/data" "${SAMPLES_BIN:-sample-workloads/bin}/toolbox.wasm" registry.local/toolbox:v1 >/dev/null
 web registry.local/hello:v1
+beside registry.local/hello:v1 registry.local/toolbox:v1
 cluster_ip=$(kubectl get service web -o jsonpath='{.spec.clusterIP}')
 server=$(kubectl config view -o jsonpath='{.clusters[0].cluster.server}')
 eventually 10 curl -fsS --max-time 5 "http://$cluster_ip:8080/"
 
 echo "· $TIMES takeovers of a whole cluster under load"
-python3 "$HERE/takeover.py" "$WORK/enough" "http://$cluster_ip:8080/" "http://127.0.0.1:$node_port/" "http://127.0.0.1:$node_port/slow?ms=700" > "$WORK/clients.out" 2>&1 & CLIENTS=$!
+python3 "$HERE/takeover.py" "$WORK/enough" "http://$cluster_ip:8080/" "http://127.0.0.1:$node_port/" "http://127.0.0.1:$node_port/slow?ms=700" "$BESIDE" > "$WORK/clients.out" 2>&1 & CLIENTS=$!
 writes & WRITES=$!
 for n in $(seq $TIMES); do
   before=$UP_PID
@@ -85,6 +110,7 @@ for n in $(seq $TIMES); do
   grep "took over .* sockets from process $before; .* ms without answers" "$WORK/up-$n.log" || fail "no line about the takeover"
   expect "$server" "$(sed -n 's/^ready server=\([^ ]*\) .*/\1/p' "$WORK/up-$n.ready")" "the API server's address"
   kubectl wait --for=condition=Ready pod -l app=web --timeout=30s >/dev/null || fail "the pods are not Ready"
+  kubectl wait --for=condition=Ready pod -l app=beside --timeout=30s >/dev/null || fail "the pod with a command is not Ready"
 done
 finish
 grep -qx kept "$WORK/found" || fail "an object is lost"
@@ -104,6 +130,7 @@ paused() {
   LONGEST=$(sed -n '1s/.*longest took \([0-9]*\)\.\([0-9]*\) s.*/\1\2/p' "$WORK/clients.out")
   LONGEST=$((10#$LONGEST * 10))
 }
+kubectl delete deployment/beside service/beside --wait=false >/dev/null
 echo "· strangers and streams don't hold up a takeover"
 kubectl scale deployment web --replicas="${TAKEOVER_PODS:-20}" >/dev/null
 "$CORACLE" push --data-dir "$WORK/data" "${SAMPLES_BIN:-sample-workloads/bin}/crash.wasm" registry.local/crash:v1 >/dev/null
