@@ -28,6 +28,7 @@ use crate::batched::{Batched, HTTP2_BEGINNING, InTurns, Turns};
 use crate::control_frames;
 use crate::exchange::Exchanges;
 pub use crate::exchange::{BrokenBody, RequestBody};
+use crate::held_body::HeldBody;
 use crate::hooked::{Hook, Hooked};
 use crate::joined::JoinedBody;
 use crate::last_request::{LastRequest, idle_max};
@@ -92,7 +93,7 @@ where
             // The body holds the guards until it has been sent or dropped.
             answer.map(|answer| {
                 let response = exchange.finish(answer);
-                response.map(|body| BodyWithRunningRequest { body: JoinedBody::new(Box::pin(body)), _running: running })
+                response.map(|body| HeldBody::new(JoinedBody::new(Box::pin(body)), running))
             })
         }
     });
@@ -270,32 +271,6 @@ impl<S: AsyncRead + Unpin> Hook<S> for RequestHeadTimeout {
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
         }
         polled
-    }
-}
-
-/// A body that keeps its request running until it is dropped.
-struct BodyWithRunningRequest<B: http_body::Body> {
-    body: JoinedBody<Pin<Box<B>>>,
-    _running: RunningRequest,
-}
-
-impl<B: http_body::Body<Data = Bytes>> http_body::Body for BodyWithRunningRequest<B> {
-    type Data = Bytes;
-    type Error = B::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<http_body::Frame<Bytes>, B::Error>>> {
-        Pin::new(&mut self.body).poll_frame(context)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> http_body::SizeHint {
-        self.body.size_hint()
     }
 }
 

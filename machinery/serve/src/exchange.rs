@@ -29,6 +29,7 @@ use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
 use crate::framing;
+use crate::held_body::HeldBody;
 use crate::hooked::Hook;
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -148,7 +149,8 @@ impl<S: AsyncRead + Unpin> Hook<S> for Exchanges {
     }
 }
 
-struct RunningExchange(Exchanges);
+/// An exchange whose response isn't complete.
+pub(crate) struct RunningExchange(Exchanges);
 
 impl Drop for RunningExchange {
     fn drop(&mut self) {
@@ -185,35 +187,12 @@ impl Exchange {
             }
         }
         let running = self.running.take();
-        response.map(|body| ResponseBody { body, running })
+        response.map(|body| HeldBody::new(body, running))
     }
 }
 
-pin_project_lite::pin_project! {
-    /// A response's body, whose end is the exchange's.
-    pub(crate) struct ResponseBody<B> {
-        #[pin]
-        body: B,
-        running: Option<RunningExchange>,
-    }
-}
-
-impl<B: Body> Body for ResponseBody<B> {
-    type Data = B::Data;
-    type Error = B::Error;
-
-    fn poll_frame(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
-        self.project().body.poll_frame(context)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
-}
+/// A response's body, whose end is the exchange's.
+pub(crate) type ResponseBody<B> = HeldBody<B, Option<RunningExchange>>;
 
 /// How much of a request's body its handler has read.
 struct BodyProgress {

@@ -6,6 +6,7 @@
 //! - [`control_frames`]: a limit of HTTP/2 frames that no request pays for.
 //! - [`descriptors`]: quotas of the process's file descriptors by class.
 //! - [`framing`]: rules for forwarding a message's head. Pure.
+//! - [`held_body`]: a body that keeps a guard.
 //! - [`joined`]: bodies of few, non-empty pieces, for connections.
 //! - [`last_request`]: a connection's end is announced in its last response.
 //! - [`log_limit`]: a limit for log lines that a peer can cause.
@@ -28,6 +29,7 @@ mod exchange;
 pub mod framing;
 #[cfg(unix)]
 pub mod handover;
+pub mod held_body;
 mod hooked;
 pub mod joined;
 pub mod last_request;

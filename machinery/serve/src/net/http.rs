@@ -3,17 +3,14 @@
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use ::http::header::{CONNECTION, CONTENT_TYPE};
 use ::http::{HeaderValue, Request, Response, StatusCode, Version};
-use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
-use hyper::body::{Body as _, Frame, Incoming, SizeHint};
+use hyper::body::{Body as _, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
@@ -23,6 +20,7 @@ use super::{Body, BoxError, CallRejected, Origin, Serve, Stream, empty_body};
 use crate::control_frames;
 use crate::exchange::{BrokenBody, Exchanges, RequestBody};
 use crate::framing;
+use crate::held_body::HeldBody;
 use crate::hooked::Hooked;
 use crate::joined::JoinedBody;
 use machinery_api::names::REASON_HEADER;
@@ -89,7 +87,7 @@ where
                 Some(broken) => response.map(|body| broken.watch(body)),
                 None => response,
             };
-            let response = exchange.finish(response.map(|body| SentBody { body, _running: running }));
+            let response = exchange.finish(response.map(|body| HeldBody::new(body, running)));
             Ok::<_, Infallible>(response.map(JoinedBody::new))
         }
     });
@@ -132,29 +130,6 @@ fn ambiguous(refusal: framing::Refusal, multiplexed: bool) -> Response<Body> {
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
     response
-}
-
-/// A response's body with the guard of its request's caller.
-struct SentBody<G> {
-    body: Body,
-    _running: G,
-}
-
-impl<G: Unpin> hyper::body::Body for SentBody<G> {
-    type Data = Bytes;
-    type Error = BoxError;
-
-    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        Pin::new(&mut self.body).poll_frame(context)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
 }
 
 /// Boxes a body; an empty one needs no allocation.
