@@ -13,6 +13,8 @@ use hyper::rt::Timer as _;
 use hyper_util::rt::TokioTimer;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use crate::hooked::{Hook, Hooked};
+
 /// Control frames at once. Clients begin with fewer than ten.
 const FRAMES_MAX: u64 = 2000;
 /// Control frames a second without a request: keep-alives need fewer than one. Each costs some microseconds.
@@ -179,8 +181,10 @@ impl Budget {
 }
 
 /// A connection's stream that ends when its peer has used up the budget.
-pub struct Limited<S> {
-    stream: S,
+pub type Limited<S> = Hooked<S, FrameLimit>;
+
+/// The hook of [`Limited`].
+pub struct FrameLimit {
     /// The clock of the connection's own timeouts.
     timer: TokioTimer,
     began: Instant,
@@ -197,18 +201,20 @@ pub struct Limited<S> {
 impl<S: AsyncRead + AsyncWrite + Unpin> Limited<S> {
     /// Counts the frames of a client, which may speak another protocol, from the beginning of its connection.
     pub fn of_client(stream: S) -> Self {
-        Self::new(stream, Scanner::of_client(), Scanner::of_server())
+        Self::new(stream, FrameLimit::new(Scanner::of_client(), Scanner::of_server()))
     }
 
     /// Counts the frames of a server that speaks HTTP/2, from the beginning of the connection to it.
     pub fn of_server(stream: S) -> Self {
-        Self::new(stream, Scanner::of_server(), Scanner::of_client())
+        Self::new(stream, FrameLimit::new(Scanner::of_server(), Scanner::of_client()))
     }
+}
 
-    fn new(stream: S, peer: Scanner, own: Scanner) -> Self {
+impl FrameLimit {
+    fn new(peer: Scanner, own: Scanner) -> Self {
         let timer = TokioTimer::new();
         let (began, budget) = (timer.now(), Budget::new(Duration::ZERO));
-        Self { stream, timer, began, peer, own, budget, newest: 0, is_over: false, is_ended: false }
+        Self { timer, began, peer, own, budget, newest: 0, is_over: false, is_ended: false }
     }
 
     /// Counts received bytes.
@@ -222,79 +228,46 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Limited<S> {
         });
     }
 
-    /// Counts sent bytes of these pieces.
-    fn count_sent<'a>(&mut self, mut bytes: usize, pieces: impl Iterator<Item = &'a [u8]>) {
-        if !self.peer.is_http2() {
-            return;
-        }
-        let Self { own, budget, .. } = self;
-        for piece in pieces {
-            let taken = piece.len().min(bytes);
-            own.scan(&piece[..taken], |frame| budget.sent(frame));
-            bytes -= taken;
-        }
-    }
-
     /// Ends the connection, with the reason for the peer if that can be written at once.
-    fn end(&mut self, context: &mut Context<'_>) -> io::Error {
+    fn end(&mut self, mut stream: Pin<&mut (impl AsyncWrite + ?Sized)>, context: &mut Context<'_>) -> io::Error {
         if self.own.is_between_frames() && !std::mem::replace(&mut self.is_ended, true) {
             let mut frame = [0; HEADER_BYTES + 8];
             (frame[2], frame[3]) = (8, GOAWAY);
             frame[HEADER_BYTES..HEADER_BYTES + 4].copy_from_slice(&self.newest.to_be_bytes());
             frame[HEADER_BYTES + 7] = ENHANCE_YOUR_CALM;
-            if Pin::new(&mut self.stream).poll_write(context, &frame).is_ready() {
-                let _ = Pin::new(&mut self.stream).poll_flush(context);
+            if stream.as_mut().poll_write(context, &frame).is_ready() {
+                let _ = stream.poll_flush(context);
             }
         }
         io::Error::new(io::ErrorKind::ConnectionAborted, "too many control frames of HTTP/2")
     }
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Limited<S> {
-    fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
-        let before = into.filled().len();
-        let polled = Pin::new(&mut this.stream).poll_read(context, into);
-        if this.peer.position != Position::Other {
-            this.count(&into.filled()[before..]);
-        }
-        if this.is_over { Poll::Ready(Err(this.end(context))) } else { polled }
-    }
-}
-
-impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Limited<S> {
-    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let this = self.get_mut();
-        let polled = Pin::new(&mut this.stream).poll_write(context, bytes);
-        if let Poll::Ready(Ok(written)) = polled {
-            this.count_sent(written, std::iter::once(bytes));
-        }
-        polled
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
+impl<S: AsyncRead + AsyncWrite + Unpin> Hook<S> for FrameLimit {
+    fn poll_read(
+        &mut self,
+        mut stream: Pin<&mut S>,
         context: &mut Context<'_>,
-        pieces: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let this = self.get_mut();
-        let polled = Pin::new(&mut this.stream).poll_write_vectored(context, pieces);
-        if let Poll::Ready(Ok(written)) = polled {
-            this.count_sent(written, pieces.iter().map(|piece| &**piece));
+        into: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = into.filled().len();
+        let polled = stream.as_mut().poll_read(context, into);
+        if self.peer.position != Position::Other {
+            self.count(&into.filled()[before..]);
         }
-        polled
+        if self.is_over { Poll::Ready(Err(self.end(stream, context))) } else { polled }
     }
 
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(context)
+    fn on_write(&mut self, mut written: usize, pieces: &[io::IoSlice<'_>]) {
+        if !self.peer.is_http2() {
+            return;
+        }
+        let Self { own, budget, .. } = self;
+        for piece in pieces {
+            let taken = piece.len().min(written);
+            own.scan(&piece[..taken], |frame| budget.sent(frame));
+            written -= taken;
+        }
     }
 }
 

@@ -144,7 +144,7 @@ impl<S: AsyncRead + Unpin> Hook<S> for Exchanges {
         if self.withholds_end() { Poll::Pending } else { Poll::Ready(Ok(())) }
     }
 
-    fn on_write(&mut self) {
+    fn on_write(&mut self, _: usize, _: &[io::IoSlice<'_>]) {
         self.0.written.fetch_add(1, Ordering::Relaxed);
     }
 }

@@ -1,4 +1,4 @@
-//! A stream wrapper with a hook on reads and on the end; it forwards all other calls.
+//! A stream wrapper with a hook on reads, writes and the end; it forwards all other calls.
 
 use std::io;
 use std::pin::Pin;
@@ -7,7 +7,7 @@ use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// A stream's hook; the defaults do nothing.
-pub(crate) trait Hook<S: AsyncRead + Unpin>: Unpin {
+pub trait Hook<S: AsyncRead + Unpin>: Unpin {
     /// Reads from the stream.
     fn poll_read(
         &mut self,
@@ -18,21 +18,23 @@ pub(crate) trait Hook<S: AsyncRead + Unpin>: Unpin {
         stream.poll_read(context, into)
     }
 
-    /// Called after bytes were written.
-    fn on_write(&mut self) {}
+    /// Called after the first `written` bytes of these pieces were written.
+    fn on_write(&mut self, _written: usize, _pieces: &[io::IoSlice<'_>]) {}
 
     /// Called before the stream is dropped.
     fn on_end(&mut self, _: &S) {}
 }
 
 /// A stream with its hook.
-pub(crate) struct Hooked<S: AsyncRead + Unpin, H: Hook<S>> {
+#[derive(Debug)]
+pub struct Hooked<S: AsyncRead + Unpin, H: Hook<S>> {
     stream: S,
     hook: H,
 }
 
 impl<S: AsyncRead + Unpin, H: Hook<S>> Hooked<S, H> {
-    pub(crate) fn new(stream: S, hook: H) -> Self {
+    /// Wraps a stream.
+    pub fn new(stream: S, hook: H) -> Self {
         Self { stream, hook }
     }
 }
@@ -53,8 +55,8 @@ impl<S: AsyncRead + Unpin, H: Hook<S>> AsyncRead for Hooked<S, H> {
 impl<S: AsyncRead + AsyncWrite + Unpin, H: Hook<S>> AsyncWrite for Hooked<S, H> {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let polled = Pin::new(&mut self.stream).poll_write(context, bytes);
-        if polled.is_ready() {
-            self.hook.on_write();
+        if let Poll::Ready(Ok(written)) = polled {
+            self.hook.on_write(written, &[io::IoSlice::new(bytes)]);
         }
         polled
     }
@@ -65,8 +67,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin, H: Hook<S>> AsyncWrite for Hooked<S, H> 
         pieces: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let polled = Pin::new(&mut self.stream).poll_write_vectored(context, pieces);
-        if polled.is_ready() {
-            self.hook.on_write();
+        if let Poll::Ready(Ok(written)) = polled {
+            self.hook.on_write(written, pieces);
         }
         polled
     }

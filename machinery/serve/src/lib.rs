@@ -7,6 +7,7 @@
 //! - [`descriptors`]: quotas of the process's file descriptors by class.
 //! - [`framing`]: rules for forwarding a message's head. Pure.
 //! - [`held_body`]: a body that keeps a guard.
+//! - [`hooked`]: a stream with a hook on reads and writes.
 //! - [`joined`]: bodies of few, non-empty pieces, for connections.
 //! - [`last_request`]: a connection's end is announced in its last response.
 //! - [`log_limit`]: a limit for log lines that a peer can cause.
@@ -30,7 +31,7 @@ pub mod framing;
 #[cfg(unix)]
 pub mod handover;
 pub mod held_body;
-mod hooked;
+pub mod hooked;
 pub mod joined;
 pub mod last_request;
 pub mod log_limit;

@@ -116,7 +116,7 @@ async fn serve_connection(
 ) {
     tune(&stream);
     let heard = LastHeard::new(&tunnel.env);
-    let shakes = handshake(&tunnel, Heard { stream, heard: heard.clone() });
+    let shakes = handshake(&tunnel, Heard::new(stream, heard.clone()));
     let (connection, identity) = match tunnel.env.timeout(HANDSHAKE_TIMEOUT, shakes).await {
         Ok(Ok(ready)) => ready,
         Ok(Err(error)) => return tracing::debug!(%address, error, "a peer could not be authenticated"),

@@ -8,7 +8,8 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use machinery_env::Env;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use machinery_serve::hooked::{Hook, Hooked};
+use tokio::io::{AsyncRead, ReadBuf};
 
 /// Interval of the dialling side's pings: the answer is heard there, the ping on the other side.
 pub(super) const PING_INTERVAL: Duration = Duration::from_millis(900);
@@ -50,45 +51,21 @@ impl LastHeard {
     }
 }
 
-/// A stream that records in `heard` that bytes came.
-pub(super) struct Heard<S> {
-    pub(super) stream: S,
-    pub(super) heard: LastHeard,
-}
+/// A stream that records when bytes came.
+pub(super) type Heard<S> = Hooked<S, LastHeard>;
 
-impl<S: AsyncRead + Unpin> AsyncRead for Heard<S> {
-    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+impl<S: AsyncRead + Unpin> Hook<S> for LastHeard {
+    fn poll_read(
+        &mut self,
+        stream: Pin<&mut S>,
+        context: &mut Context<'_>,
+        into: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         let before = into.filled().len();
-        let polled = Pin::new(&mut self.stream).poll_read(context, into);
+        let polled = stream.poll_read(context, into);
         if into.filled().len() > before {
-            self.heard.now();
+            self.now();
         }
         polled
-    }
-}
-
-impl<S: AsyncWrite + Unpin> AsyncWrite for Heard<S> {
-    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(context, bytes)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        pieces: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(context, pieces)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(context)
     }
 }

@@ -144,7 +144,7 @@ pub(super) async fn connect(
         tune(&stream);
         let heard = LastHeard::new(env);
         let name = ServerName::from(address.ip());
-        let stream = Heard { stream, heard: heard.clone() };
+        let stream = Heard::new(stream, heard.clone());
         let stream = TlsConnector::from(tls.clone()).connect(name, stream).await.map_err(DialFailure::of)?;
         let session = stream.get_ref().1;
         if session.alpn_protocol() != Some(ALPN) {
