@@ -19,7 +19,7 @@ use super::flags::features::FeatureFlags;
 use super::flags::store::StoreFlags;
 use super::flags::takeover::{self as flags_of_takeover, TakeoverFlags};
 use crate::compose::preflight::check_cluster;
-use crate::compose::{self, Part};
+use crate::compose::{self, Part, prepare_engine};
 use crate::config::{ApiServerConfig, ClusterConfig, Common, NetworkConfig};
 use crate::data_dir::DataDir;
 use crate::network::machine_address;
@@ -177,10 +177,16 @@ pub(super) fn until_stopped(
         tokio::pin!(stop);
         let started = async {
             let address = SocketAddr::new(config.api.bind, config.api.port);
-            let check = check_cluster(&env, &config, &data);
+            // The engine takes a third of a start's time, and needs nothing that the running process has.
+            let mut engine = None;
+            let check = async {
+                check_cluster(&env, &config, &data).await?;
+                engine = prepare_engine(&env, &config, &data)?;
+                Ok(())
+            };
             let wanted = [ListenAddress { flag: "--port", address }];
             let taken = takeover.take(&env, &data, progress, &wanted, check).await?;
-            Ok::<_, anyhow::Error>((compose::start(&env, config, up_to, &data, progress).await?, taken))
+            Ok::<_, anyhow::Error>((compose::start(&env, config, engine, up_to, &data, progress).await?, taken))
         };
         let (cluster, taken) = tokio::select! {
             started = started => started?,

@@ -148,10 +148,19 @@ struct Modules {
 }
 
 impl Modules {
-    async fn open(env: &Env, config: &ClusterConfig, data: &DataDir, pki: &Pki) -> anyhow::Result<Self> {
+    async fn open(
+        env: &Env,
+        (config, prepared): (&ClusterConfig, Option<Engine>),
+        data: &DataDir,
+        pki: &Pki,
+    ) -> anyhow::Result<Self> {
         let (registry_listener, registry_address) = registry::bind(data, config.api.bind)?;
         let registry_password = registry::password(data, env)?;
-        let engine = (config.nodes.count > 0).then(|| nodes::engine(env, data, &config.nodes)).transpose()?;
+        let engine = prepared.map_or_else(|| nodes::prepare_engine(env, config, data), |engine| Ok(Some(engine)))?;
+        if let Some(engine) = &engine {
+            // It may have been made before the takeover.
+            nodes::share_keyvalue_files(engine);
+        }
         let (blobs, registry) = (nodes::blob_store(data)?, registry::access(registry_address, &registry_password, pki));
         let own = vec![registry.clone()];
         let images = engine.as_ref().map(|engine| nodes::images(env, &config.nodes, engine, (&blobs, own)));
@@ -159,13 +168,16 @@ impl Modules {
     }
 }
 
+/// The configuration of a cluster, and its engine if it was made before.
+type Given = (ClusterConfig, Option<Engine>);
+
 impl Ground {
     /// Claims folder and addresses, opens the store, and writes the bootstrap objects.
     ///
     /// # Errors
     /// If one of them is unavailable.
-    pub(super) async fn prepare(env: &Env, config: ClusterConfig, up_to: Part, data: &DataDir) -> anyhow::Result<Self> {
-        let lock = data.lock()?;
+    pub(super) async fn prepare(env: &Env, given: Given, up_to: Part, data: &DataDir) -> anyhow::Result<Self> {
+        let (lock, (config, prepared)) = (data.lock()?, given);
         let claims = Claims::make(env, &config, up_to, data).await?;
         let Claims { store, embedded_store, network, api_listener, pki, candidate } = claims;
         let api_address = SocketAddr::new(reachable(config.api.bind), api_listener.local_addr()?.port());
@@ -175,7 +187,7 @@ impl Ground {
         let metrics = Arc::new(Mutex::new(metrics));
         let certificates = Arc::new(Certificates::new(&pki.with_authority(pki.serving()))?);
         let stop = Stops::default();
-        let modules = Modules::open(env, &config, data, &pki).await?;
+        let modules = Modules::open(env, (&config, prepared), data, &pki).await?;
         let Modules { registry_listener, registry_password, engine, blobs, registry, images } = modules;
         let apiserver = Apiserver::open_with(
             env,

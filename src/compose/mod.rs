@@ -52,6 +52,7 @@ use crate::takeover::resumption::{self, Resumption};
 use crate::takeover::{CONTROL_REQUESTS_MAX, CUT_MAX, HandedOver, NEXT_READY_MAX, REQUESTS_MAX};
 
 pub(crate) use node_configuration::GivenAddresses;
+pub(crate) use nodes::prepare_engine;
 pub(crate) use proxy::lone_plane;
 pub(crate) use registry::{USER as REGISTRY_USER, serves_tls};
 
@@ -156,13 +157,14 @@ pub(crate) struct Cluster {
     ground: Ground,
 }
 
-/// Starts a cluster, or parts of one, and waits until it is ready.
+/// Starts a cluster, or parts of one, and waits until it is ready. `prepared` is its engine, if it was made before.
 ///
 /// # Errors
 /// If a resource (folder, address, store) is unavailable, or the cluster isn't ready in time.
 pub(crate) async fn start(
     env: &Env,
     config: ClusterConfig,
+    prepared: Option<Engine>,
     up_to: Part,
     data: &DataDir,
     progress: Progress,
@@ -172,7 +174,7 @@ pub(crate) async fn start(
         tracing::warn!("{shortage}");
     }
     progress.doing("opening the store");
-    let ground = Ground::prepare(env, config, up_to, data).await?;
+    let ground = Ground::prepare(env, (config, prepared), up_to, data).await?;
     let mut built = Vec::new();
     for role in ROLES.iter().filter(|role| role.part <= up_to) {
         let components = (role.build)(&ground).with_context(|| format!("the {} cannot be built", role.name))?;
@@ -269,12 +271,14 @@ impl Cluster {
         ground.apiserver.stop();
         let store = ground.embedded_store.clone();
         end_servers(&env, servers, CUT_MAX).await;
+        tracing::debug!("the servers of the control plane have ended");
         if let Some(store) = store {
             // Without a limit: the other process can't open it before.
             let _ = tokio::task::spawn_blocking(move || store.close()).await;
         }
         // The lock of the folder.
         drop(ground);
+        tracing::debug!("the data folder is released");
         leaving.given.released(&env).await;
         leaving
     }
@@ -318,13 +322,15 @@ async fn retire_control(env: &Env, plane: Option<&DataPlane>, handover: &Handove
     if requests.is_err() {
         tracing::info!("requests that last for more than {} ms are cut", CONTROL_REQUESTS_MAX.as_millis());
     }
+    tracing::debug!("requests to the control plane have ended");
     handover.begin();
     if !components.drain(env, DRAIN).await {
         tracing::warn!("components did not end in time and are aborted");
     }
     components.abort().await;
-    // Pods with a program beside their server have ended as well.
-    freeze(CONTROL_REQUESTS_MAX / 10).await;
+    tracing::debug!("controllers and agents have ended");
+    // Pods that have changed since the first freeze may have ended as well. Nothing waits for their clients.
+    freeze(Duration::ZERO).await;
 }
 
 /// Both processes serve pods now: a file belongs to one of them for an operation.

@@ -20,7 +20,7 @@ use super::node_host::{Agent, NodeHost};
 use super::role::Component;
 use super::tunnel::{self, BoundTunnel, TunnelParts};
 use crate::compiled;
-use crate::config::NodesConfig;
+use crate::config::{ClusterConfig, NodesConfig};
 use crate::data_dir::DataDir;
 use crate::output::print_stderr;
 
@@ -40,7 +40,12 @@ pub(super) fn guest_memory_bytes() -> anyhow::Result<u64> {
     Ok(system.total_memory() / 100 * GUEST_MEMORY_PERCENT)
 }
 
-/// This process's engine and its guest threads.
+/// The engine of a process with nodes.
+pub(crate) fn prepare_engine(env: &Env, config: &ClusterConfig, data: &DataDir) -> anyhow::Result<Option<Engine>> {
+    (config.nodes.count > 0).then(|| engine(env, data, &config.nodes)).transpose()
+}
+
+/// This process's engine and its guest threads. Changes nothing that another process with the same folder uses.
 pub(super) fn engine(env: &Env, data: &DataDir, nodes: &NodesConfig) -> anyhow::Result<Engine> {
     let guests = nodes.guests;
     let config = EngineConfig {
@@ -55,9 +60,13 @@ pub(super) fn engine(env: &Env, data: &DataDir, nodes: &NodesConfig) -> anyhow::
     let cores = std::thread::available_parallelism().map_or(2, usize::from);
     let threads = GuestThreads::start(cores, env).context("cannot start the guests' threads")?;
     let engine = Engine::new(config, threads, env.clone())?;
-    // After a takeover the process before serves on by its pods for a while.
-    engine.share_keyvalue_files(!SocketTable::process().is_admitting());
+    share_keyvalue_files(&engine);
     Ok(engine)
+}
+
+/// After a takeover the process before serves on by its pods for a while.
+pub(super) fn share_keyvalue_files(engine: &Engine) {
+    engine.share_keyvalue_files(!SocketTable::process().is_admitting());
 }
 
 /// The images of this process's nodes.

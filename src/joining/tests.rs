@@ -33,7 +33,7 @@ async fn control_plane(env: &Env, folder: &Path) -> Cluster {
     let demo = ClusterConfig::for_demo();
     let config = ClusterConfig::for_servers(demo.api, NetworkConfig::default(), demo.features);
     let data = DataDir::at(folder.to_owned());
-    compose::start(env, config, Part::Control, &data, Progress::new()).await.unwrap()
+    compose::start(env, config, None, Part::Control, &data, Progress::new()).await.unwrap()
 }
 
 async fn who_am_i(client: &Client) -> Value {

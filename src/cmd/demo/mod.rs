@@ -57,7 +57,7 @@ pub(crate) fn run(flags: &Demo) -> Result<(), Failure> {
     let runtime = compose::runtime()?;
     let kept = runtime.block_on(async {
         let mut story = Story::new(env.clone());
-        let cluster = compose::start(&env, ClusterConfig::for_demo(), Part::Nodes, &data, story.progress).await?;
+        let cluster = compose::start(&env, ClusterConfig::for_demo(), None, Part::Nodes, &data, story.progress).await?;
         let outcome = run_story(&mut story, &env, &cluster, &data).await;
         if outcome.is_ok() && flags.keep {
             let _ = print_stdout!(
