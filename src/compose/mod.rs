@@ -43,7 +43,7 @@ use wasm_runtime::engine::Engine;
 
 use self::ground::Ground;
 use self::identities::ComponentIdentity;
-use self::role::{Role, RunningComponents};
+use self::role::{Component, Role, RunningComponents};
 use crate::config::ClusterConfig;
 use crate::data_dir::DataDir;
 use crate::notify;
@@ -182,16 +182,21 @@ pub(crate) async fn start(
     }
     let nodes = if up_to >= Part::Nodes { ground.config.nodes.count } else { 0 };
     let admin = ComponentIdentity::Admin.client(&ground.env, &ground.service);
-    let resumption = Resumption::begin(env, &admin, nodes::node_names(nodes), &ground.data_plane).await;
     let (failed, mut failures) = mpsc::channel(1);
     let mut servers = RunningComponents::new(ground.stop.servers.clone(), failed.clone());
     let mut components = RunningComponents::new(ground.stop.components.clone(), failed.clone());
     let mut pods = RunningComponents::new(ground.stop.pods.clone(), failed);
     let mut waits = Vec::new();
-    for (role, component) in built {
+    let is_server = |(role, component): &(&Role, Component)| {
+        role.part == Part::Servers && matches!(component.layer, Layer::Control)
+    };
+    let (first, built): (Vec<_>, Vec<_>) = built.into_iter().partition(is_server);
+    // At a takeover their clients wait. The pods are read before any agent starts them again.
+    waits.extend(first.into_iter().filter_map(|(_, component)| servers.start(component)));
+    let resumption = Resumption::begin(env, &admin, nodes::node_names(nodes), &ground.data_plane).await;
+    for (_, component) in built {
         let running = match component.layer {
             Layer::Pods => &mut pods,
-            Layer::Control if role.part == Part::Servers => &mut servers,
             Layer::Control => &mut components,
         };
         waits.extend(running.start(component));
