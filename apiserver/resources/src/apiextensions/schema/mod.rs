@@ -18,6 +18,7 @@ pub(crate) mod lists;
 pub(crate) mod path;
 mod pattern;
 mod prune;
+mod repetition;
 pub(crate) mod rules;
 #[cfg(test)]
 mod tests;

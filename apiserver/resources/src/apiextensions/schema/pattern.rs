@@ -3,6 +3,8 @@
 
 use regex::{Regex, RegexBuilder};
 
+use super::repetition;
+
 /// Bound on one pattern's compiled size, in bytes.
 const PROGRAM_BYTES_MAX: usize = 1 << 20;
 /// Minimum size of a program, including its cache of matching states.
@@ -13,9 +15,6 @@ const STATES_BYTES_MAX: usize = 256 << 10;
 const PATTERN_BYTES_MAX: usize = 64 << 10;
 /// Maximum nesting of groups, as in Go.
 const NEST_MAX: u32 = 250;
-
-/// Maximum repetition count, as in Go.
-const REPEAT_MAX: u32 = 1000;
 
 /// A compiled pattern, and its text.
 #[derive(Debug, Clone)]
@@ -40,10 +39,7 @@ pub(crate) fn compile(pattern: &str) -> Result<Pattern, String> {
     if pattern.len() > PATTERN_BYTES_MAX {
         return Err("error parsing regexp: expression too large".into());
     }
-    if let Some(wrong) = too_often(pattern) {
-        return Err(format!("error parsing regexp: invalid repeat count: `{wrong}`"));
-    }
-    let translated = translate(pattern);
+    let translated = translate(&repetition::escape_literal_braces(pattern)?);
     let regex = RegexBuilder::new(&translated)
         .size_limit(PROGRAM_BYTES_MAX)
         .dfa_size_limit(STATES_BYTES_MAX)
@@ -51,31 +47,6 @@ pub(crate) fn compile(pattern: &str) -> Result<Pattern, String> {
         .build()
         .map_err(|error| sentence(pattern, &error))?;
     Ok(Pattern { text: pattern.into(), regex })
-}
-
-/// A repetition above Go's maximum, or with a minimum above its maximum.
-fn too_often(pattern: &str) -> Option<&str> {
-    let (mut class, mut escaped) = (false, false);
-    for (i, c) in pattern.char_indices() {
-        match c {
-            _ if escaped => escaped = false,
-            '\\' => escaped = true,
-            '[' => class = true,
-            ']' => class = false,
-            '{' if !class => {
-                let Some(end) = pattern[i..].find('}') else { continue };
-                let whole = &pattern[i..=i + end];
-                let (least, most) = whole[1..end].split_once(',').unwrap_or((&whole[1..end], ""));
-                let Ok(least) = least.parse::<u32>() else { continue };
-                let most = if most.is_empty() { Ok(least) } else { most.parse::<u32>() };
-                if most.is_ok_and(|most| least > REPEAT_MAX || most > REPEAT_MAX || least > most) {
-                    return Some(whole);
-                }
-            }
-            _ => {}
-        }
-    }
-    None
 }
 
 /// The part that Go names in its error: a group's head up to the first invalid letter.
