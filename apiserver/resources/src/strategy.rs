@@ -171,6 +171,12 @@ pub trait Strategy: Send + Sync {
         !pods::update::semantically_equal(read::get(new, "spec"), read::get(old, "spec"))
     }
 
+    /// Whether an explicitly empty list or map in place of an absent one increments the generation, too: upstream compares
+    /// these kinds by `reflect.DeepEqual`.
+    fn generation_counts_empty(&self) -> bool {
+        false
+    }
+
     /// The rule for `metadata.name`.
     fn name_rule(&self) -> rules::NameRule {
         rules::NameRule::Subdomain

@@ -144,6 +144,10 @@ impl Strategy for Webhooks {
         true
     }
 
+    fn generation_counts_empty(&self) -> bool {
+        true
+    }
+
     fn generation_changes(&self, new: &Value, old: &Value) -> bool {
         get(new, "webhooks") != get(old, "webhooks")
     }

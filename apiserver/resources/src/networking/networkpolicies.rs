@@ -184,6 +184,10 @@ impl Strategy for NetworkPolicy {
         true
     }
 
+    fn generation_counts_empty(&self) -> bool {
+        true
+    }
+
     fn validate(&self, _: &Context<'_>, object: &Value) -> Vec<FieldError> {
         let mut errors = ErrorList::new();
         validate(&mut errors, get(object, "spec"), None);

@@ -7,8 +7,9 @@ use serde_json::{Value, json};
 use super::{bounded, devices, label, pool_name, unique};
 use crate::cells::{AGE, NAME, age, column, name};
 use crate::core::pods::placement::node_selector;
+use crate::core::pods::update::semantically_equal;
 use crate::field::{ErrorList, FieldError, Path};
-use crate::read::{entries, flag, get, has, int, items, items_mut, put, remove, spec_of, text};
+use crate::read::{entries, flag, get, has, int, items, items_mut, object_mut, put, remove, spec_of, text};
 use crate::{Column, Context, Row, Storage, Strategy, rules};
 
 pub(crate) static ROW: Row = Row {
@@ -184,12 +185,21 @@ impl Strategy for ResourceSlice {
     }
 
     fn prepare_update(&self, context: &Context<'_>, new: &mut Value, old: &Value) {
+        // Upstream compares before it drops fields of disabled features.
+        if !semantically_equal(get(new, "spec"), get(old, "spec")) {
+            let generation = int(get(old, "metadata"), "generation").unwrap_or(0) + 1;
+            put(object_mut(new, "metadata"), "generation", json!(generation));
+        }
         drop_disabled(new, Some(old));
         stamp_taints(new, context.now);
     }
 
     fn counts_generation(&self) -> bool {
         true
+    }
+
+    fn generation_changes(&self, _: &Value, _: &Value) -> bool {
+        false
     }
 
     fn delete_answers_object(&self) -> bool {

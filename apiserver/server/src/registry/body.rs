@@ -94,12 +94,19 @@ pub fn explicit_empties(row: &ResourceInfo, object: &Value) -> Vec<Empty> {
         }
     }
     let mut found = Vec::new();
-    if row.shows_empty
-        && let Some(spec) = object.get("spec")
-    {
-        walk(spec, &mut "/spec".to_owned(), &mut found);
+    if row.shows_empty || row.strategy.generation_counts_empty() {
+        for (key, value) in object.as_object().into_iter().flatten() {
+            if !["metadata", "status"].contains(&key.as_str()) {
+                walk(value, &mut format!("/{key}"), &mut found);
+            }
+        }
     }
     found
+}
+
+/// Whether normalisation dropped one of the client's empty lists and maps.
+pub fn drops_empties(given: &[Empty], normal: &Value) -> bool {
+    given.iter().any(|Empty { pointer, .. }| normal.pointer(pointer).is_none_or(Value::is_null))
 }
 
 /// The object for validation: with the client's empty lists and maps restored.

@@ -115,7 +115,9 @@ impl Registry {
         let row = call.row;
         object::set_generation(new, object::generation(old));
         let context = self.context(call, effective_subresource(call));
+        let given = if row.strategy.generation_counts_empty() { body::explicit_empties(row, new) } else { Vec::new() };
         body::normalise(row, new);
+        let emptied = body::drops_empties(&given, new);
         row.strategy.prepare_update(&context, new, old);
         body::normalise(row, new);
         let metadata = metadata_mut(new);
@@ -136,7 +138,7 @@ impl Registry {
         }
         let part = call.subresource.is_some_and(|s| s.what == SubresourceKind::Part);
         let counts = row.strategy.counts_generation() && (part || effective_subresource(call).is_empty());
-        if counts && row.strategy.generation_changes(new, old) {
+        if counts && (emptied || row.strategy.generation_changes(new, old)) {
             object::set_generation(new, object::generation(old) + 1);
         }
     }

@@ -98,3 +98,40 @@ async fn the_status_of_a_pod_has_the_fields_of_enabled_features() {
     ];
     assert_eq!((code, fields), (422, expected.iter().map(String::as_str).collect()), "{answer}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_explicitly_empty_list_is_a_change_where_upstream_compares_exactly() {
+    let server = server().await;
+    let generation = |answer: &Value| answer["metadata"]["generation"].clone();
+    let path = "/apis/networking.k8s.io/v1/namespaces/default/networkpolicies";
+    let policy = json!({"metadata": {"name": "p"}, "spec": {"podSelector": {"matchLabels": {"a": "b"}}}});
+    assert_eq!(server.ask("POST", path, &policy).await.0, 201);
+    for (selector, wanted) in [
+        (json!({"matchLabels": {"a": "b"}}), 1),
+        (json!({"matchLabels": {"a": "b"}, "matchExpressions": null}), 1),
+        (json!({"matchLabels": {"a": "b"}, "matchExpressions": []}), 2),
+    ] {
+        let mut policy = policy.clone();
+        policy["spec"]["podSelector"] = selector;
+        let answer = server.ask("PUT", &format!("{path}/p"), &policy).await.1;
+        assert_eq!(generation(&answer), wanted, "{policy}");
+        assert_eq!(answer["spec"]["podSelector"], json!({"matchLabels": {"a": "b"}}));
+    }
+
+    let path = "/apis/resource.k8s.io/v1/resourceslices";
+    let spec = json!({"driver": "d.example.com", "pool": {"name": "p", "generation": 1, "resourceSliceCount": 1},
+        "nodeName": "n", "devices": [{"name": "d", "attributes": {"a": {"string": "x"}}}]});
+    let slice = json!({"metadata": {"name": "s"}, "spec": spec});
+    assert_eq!(server.ask("POST", path, &slice).await.0, 201);
+    let mut listed = slice.clone();
+    listed["spec"]["devices"][0]["attributes"]["a"]["strings"] = json!(["y"]);
+    for (slice, wanted) in [(&slice, 1), (&listed, 2)] {
+        let answer = server.ask("PUT", &format!("{path}/s"), slice).await.1;
+        assert_eq!(generation(&answer), wanted, "{answer}");
+        assert_eq!(
+            answer["spec"]["devices"][0]["attributes"]["a"],
+            json!({"string": "x"}),
+            "a disabled field is dropped"
+        );
+    }
+}
