@@ -45,13 +45,13 @@ impl<'a> KindTraits<'a> {
 #[must_use]
 pub fn validate_create(of: KindTraits<'_>, object: &Value) -> Vec<FieldError> {
     let mut errors = ErrorList::new();
-    check_all(&mut errors, of, of.strategy.name_rule(), object, of.strategy.checks_finalizers());
+    check_all(&mut errors, of, Some(of.strategy.name_rule()), object, of.strategy.checks_finalizers());
     errors.list()
 }
 
 /// Validates a new object's metadata, for a kind whose own validation doesn't start with it.
 pub(super) fn validate_all(errors: &mut ErrorList, row: &Row, object: &Value) {
-    check_all(errors, KindTraits::row(row), row.strategy.name_rule(), object, row.strategy.checks_finalizers());
+    check_all(errors, KindTraits::row(row), Some(row.strategy.name_rule()), object, row.strategy.checks_finalizers());
 }
 
 /// Validates metadata changes of an update, for a kind whose own validation doesn't start with it.
@@ -70,8 +70,10 @@ pub fn validate_update(of: KindTraits<'_>, new: &Value, old: &Value) -> Vec<Fiel
 pub fn validate_update_through(of: KindTraits<'_>, subresource: &str, new: &Value, old: &Value) -> Vec<FieldError> {
     let mut errors = ErrorList::new();
     let (rule, kube) = (of.strategy.name_rule(), of.strategy.checks_finalizers());
-    check_all(&mut errors, of, NameRule::PathSegment, new, false);
+    check_all(&mut errors, of, Some(NameRule::PathSegment), new, false);
     check_unchanged(&mut errors, new, old, false);
+    // Upstream's declarative validation of names replaces the kind's own.
+    let rule = Some(rule).filter(|rule| *rule != NameRule::GeneratedSubdomain);
     match of.strategy.metadata_checks_of(subresource) {
         MetadataChecks::None => {}
         MetadataChecks::Change => check_unchanged(&mut errors, new, old, kube),
@@ -107,8 +109,7 @@ pub(super) fn validate_embedded(errors: &mut ErrorList, meta: &Value, at: &Path<
     finalizers(errors, meta, at);
 }
 
-fn check_all(errors: &mut ErrorList, of: KindTraits<'_>, rule: NameRule, object: &Value, kube_finalizers: bool) {
-    let meta = get(object, "metadata");
+fn check_names(errors: &mut ErrorList, rule: NameRule, meta: &Value) {
     let (name, prefix) = (text(meta, "name"), text(meta, "generateName"));
     if !prefix.is_empty() {
         errors.invalid_each(&METADATA.child("generateName"), prefix, rule.check(prefix, true));
@@ -117,6 +118,20 @@ fn check_all(errors: &mut ErrorList, of: KindTraits<'_>, rule: NameRule, object:
         errors.required(&METADATA.child("name"), "name or generateName is required");
     } else {
         errors.invalid_each(&METADATA.child("name"), name, rule.check(name, false));
+    }
+}
+
+/// `rule`: of the names; without one they aren't checked.
+fn check_all(
+    errors: &mut ErrorList,
+    of: KindTraits<'_>,
+    rule: Option<NameRule>,
+    object: &Value,
+    kube_finalizers: bool,
+) {
+    let meta = get(object, "metadata");
+    if let Some(rule) = rule {
+        check_names(errors, rule, meta);
     }
     let namespace = text(meta, "namespace");
     let at = METADATA.child("namespace");

@@ -39,9 +39,8 @@ impl NameRule {
         }
         let masked = if prefix { mask_trailing_dash(name) } else { name.to_owned() };
         match self {
-            Self::Subdomain | Self::GeneratedSubdomain | Self::PathSegment | Self::WholeSegment | Self::IpAddress => {
-                dns_subdomain(&masked)
-            }
+            Self::GeneratedSubdomain => subdomain_in(&masked, "bytes"),
+            Self::Subdomain | Self::PathSegment | Self::WholeSegment | Self::IpAddress => dns_subdomain(&masked),
             Self::Label => dns_label(&masked),
             Self::Label1035 => dns_1035_label(&masked),
         }

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::field::{ErrorList, Path};
+use crate::field::{ErrorList, Path, quoted};
 use crate::read::{default_to, get, has, int, object_mut, text};
 use crate::rules;
 
@@ -25,6 +25,9 @@ pub(crate) fn validate_client(errors: &mut ErrorList, client: &Value, path: &Pat
 }
 
 fn url(errors: &mut ErrorList, url: &str, path: &Path<'_>) {
+    if let Some(why) = go_url_error(url) {
+        return errors.required(path, &format!("url must be a valid URL: {why}{FORM}"));
+    }
     let (before, fragment) = url.split_once('#').unwrap_or((url, ""));
     let (before, query) = before.split_once('?').unwrap_or((before, ""));
     let (scheme, rest) = before.split_once(':').unwrap_or(("", before));
@@ -48,6 +51,19 @@ fn url(errors: &mut ErrorList, url: &str, path: &Path<'_>) {
     }
 }
 
+/// Go's error about a URL whose first segment looks like a scheme but is none.
+fn go_url_error(url: &str) -> Option<String> {
+    let reference = url.split(['#', '?']).next().unwrap_or("");
+    let scheme_ends = reference.find(|c: char| !(c.is_ascii_alphanumeric() || "+-.".contains(c)));
+    let has_scheme = reference.starts_with(|c: char| c.is_ascii_alphabetic())
+        && scheme_ends.is_some_and(|at| reference[at..].starts_with(':'));
+    if reference.starts_with(':') {
+        return Some(format!("parse {}: missing protocol scheme", quoted(url)));
+    }
+    let colon = !has_scheme && reference.split('/').next().is_some_and(|first| first.contains(':'));
+    colon.then(|| format!("parse {}: first path segment in URL cannot contain colon", quoted(url)))
+}
+
 fn service(errors: &mut ErrorList, service: &Value, path: &Path<'_>) {
     for field in ["name", "namespace"] {
         if text(service, field).is_empty() {
@@ -69,9 +85,10 @@ fn service(errors: &mut ErrorList, service: &Value, path: &Path<'_>) {
     if !way.starts_with('/') {
         errors.invalid(&at, way, "must start with a '/'");
     }
+    // Upstream cuts the first byte, which may leave half a character.
     let mut rest = way.chars();
-    rest.next();
-    let rest = rest.as_str();
+    let half = rest.next().filter(|first| !first.is_ascii()).map_or("", |_| "\u{fffd}");
+    let rest = &format!("{half}{}", rest.as_str());
     for (index, segment) in rest.strip_suffix('/').unwrap_or(rest).split('/').enumerate() {
         if segment.is_empty() {
             errors.invalid(&at, way, &format!("segment[{index}] may not be empty"));

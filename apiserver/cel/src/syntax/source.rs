@@ -73,6 +73,10 @@ impl Source {
         if issue.line == 0 {
             return format!("ERROR: <input>:-1:0: {}", issue.message);
         }
+        if self.chars.is_empty() {
+            // cel-go shows neither a column nor a line of an empty text.
+            return format!("ERROR: <input>:1:0: {}", issue.message);
+        }
         let mut text = format!("ERROR: <input>:{}:{}: {}", issue.line, issue.column + 1, issue.message);
         let snippet = self.line(issue.line).replace('\t', " ");
         if snippet.len() > 16_384 {

@@ -155,6 +155,7 @@ pub(super) fn validate_variables(errors: &mut ErrorList, spec: &Value, compiler:
         }
         if expression.trim().is_empty() {
             errors.required(&at.child("expression"), "expression is not specified");
+            compiler.declare_variables();
         } else if let Err(why) = compiler.variable(name, expression) {
             errors.invalid(&at.child("expression"), expression, &why);
         }

@@ -154,17 +154,22 @@ impl Compiler {
         self.env.compile(text).err().map(|error| error.to_string())
     }
 
-    /// Compiles a variable's expression and declares the variable.
-    ///
-    /// # Errors
-    /// The message for clients.
-    pub fn variable(&mut self, name: &str, text: &str) -> Result<Program, String> {
+    /// Declares `variables`, without a variable.
+    pub(super) fn declare_variables(&mut self) {
         if !self.has_variables {
             for env in [&mut self.env, &mut self.without_authorizer] {
                 *env = std::mem::take(env).variable("variables", Type::object(VARIABLES));
             }
             self.has_variables = true;
         }
+    }
+
+    /// Compiles a variable's expression and declares the variable.
+    ///
+    /// # Errors
+    /// The message for clients.
+    pub fn variable(&mut self, name: &str, text: &str) -> Result<Program, String> {
+        self.declare_variables();
         let compiled = self.env.compile(text).map_err(|error| error.detail());
         // An error in a variable is reported once and not at each use.
         let ty = compiled.as_ref().map_or(Type::Dyn, |program| program.output_type().clone());

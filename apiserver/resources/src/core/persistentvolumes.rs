@@ -1,5 +1,7 @@
 //! PersistentVolumes: storage of the cluster. A volume's source is immutable.
 
+use std::collections::BTreeSet;
+
 use jiff::Timestamp;
 use machinery_api::quantity::Quantity;
 use machinery_api::time::seconds;
@@ -197,6 +199,11 @@ fn capacity(errors: &mut ErrorList, spec: &Value) {
     }
 }
 
+/// Whether a spec names the storage that holds the volume.
+pub(crate) fn has_source(spec: &Value) -> bool {
+    SOURCES.iter().any(|(key, ..)| has(spec, key))
+}
+
 fn sources(errors: &mut ErrorList, spec: &Value, name: &str) {
     let mut given = 0;
     for (key, as_second, inside) in SOURCES {
@@ -329,23 +336,23 @@ fn affinities_equal(new: &Value, old: &Value) -> bool {
         ("beta.kubernetes.io/arch", "kubernetes.io/arch"),
     ];
     let renamed = |new: &str, old: &str| {
-        new == old
-            || RENAMED.contains(&(old, new))
-            || (old, new) == ("beta.kubernetes.io/instance-type", "node.kubernetes.io/instance-type")
+        let instances = ("beta.kubernetes.io/instance-type", "node.kubernetes.io/instance-type");
+        let beta = old == instances.0 || RENAMED.iter().any(|(beta, _)| *beta == old);
+        // Upstream's table has an empty new name for every other label.
+        new == old || RENAMED.contains(&(old, new)) || (old, new) == instances || (new.is_empty() && !beta)
     };
     fn walk(new: &Value, old: &Value, renamed: &dyn Fn(&str, &str) -> bool) -> bool {
         match (new, old) {
             (Value::Object(new), Value::Object(old)) => {
                 // An empty list equals an absent one.
-                let filled = |of: &Map<String, Value>| of.values().filter(|value| !is_zero(value)).count();
-                filled(new) == filled(old)
-                    && new.iter().filter(|(_, value)| !is_zero(value)).all(|(key, value)| {
-                        match (key.as_str(), old.get(key)) {
-                            ("key", Some(was)) => renamed(value.as_str().unwrap_or(""), was.as_str().unwrap_or("")),
-                            (_, Some(was)) => walk(value, was, renamed),
-                            (_, None) => false,
-                        }
-                    })
+                let keys: BTreeSet<&String> = new.keys().chain(old.keys()).collect();
+                keys.into_iter().all(|key| {
+                    let (new, old) = (new.get(key).unwrap_or(&Value::Null), old.get(key).unwrap_or(&Value::Null));
+                    match key.as_str() {
+                        "key" => renamed(new.as_str().unwrap_or(""), old.as_str().unwrap_or("")),
+                        _ => (is_zero(new) && is_zero(old)) || walk(new, old, renamed),
+                    }
+                })
             }
             (Value::Array(new), Value::Array(old)) => {
                 new.len() == old.len() && new.iter().zip(old).all(|(new, old)| walk(new, old, renamed))

@@ -12,6 +12,7 @@ use std::sync::LazyLock;
 use serde_json::Value;
 
 use crate::field::{ErrorList, FieldError, Path, go_json};
+use crate::metadata::quantity;
 use crate::read::{get, is_zero};
 
 struct Field {
@@ -41,6 +42,34 @@ static STRUCTS: LazyLock<HashMap<&'static str, Vec<Field>>> = LazyLock::new(|| {
 /// The difference between two values of a struct, in the format of upstream's `diff.Diff`.
 pub(crate) fn difference(old: &Value, new: &Value, of: &str) -> String {
     diff::unified(&pretty(old, of), &pretty(new, of))
+}
+
+/// Whether two values of a struct are semantically equal in Go: an empty list or map is an absent one, and a pointer to
+/// an empty struct is not.
+pub(crate) fn equal(a: &Value, b: &Value, of: &str) -> bool {
+    if let Some(inner) = of.strip_prefix('*') {
+        return a.is_null() == b.is_null() && (a.is_null() || equal(a, b, inner));
+    }
+    if let Some(inner) = of.strip_prefix("[]") {
+        let (a, b) = (a.as_array().map_or(&[][..], |list| list), b.as_array().map_or(&[][..], |list| list));
+        return a.len() == b.len() && a.iter().zip(b).all(|(a, b)| equal(a, b, inner));
+    }
+    if let Some(inner) = of.strip_prefix("{}") {
+        let size = |map: &Value| map.as_object().map_or(0, serde_json::Map::len);
+        let mut entries = a.as_object().into_iter().flatten();
+        return size(a) == size(b) && entries.all(|(key, a)| b.get(key).is_some_and(|b| equal(a, b, inner)));
+    }
+    if of == "quantity" {
+        return quantity(a) == quantity(b);
+    }
+    match STRUCTS.get(of) {
+        Some(fields) => fields.iter().all(|field| match field.key {
+            "-" => equal(a, b, field.kind),
+            key => equal(get(a, key), get(b, key), field.kind),
+        }),
+        // JSON of any kind, and times, have no zero.
+        None => a == b || (!matches!(of, "any" | "time") && is_zero(a) && is_zero(b)),
+    }
 }
 
 /// Adds an invalid value in the form of the struct `of`.
@@ -180,6 +209,20 @@ mod tests {
             r#"{"labels":{"a":"b"},"annotations":{"c":"d"},"ownerReferences":[{"apiVersion":"v1","kind":"Pod","name":"p","uid":"u","controller":false}],"finalizers":["a.b/c"],"Spec":{"Devices":{"Requests":[{"Name":"one","Exactly":null,"FirstAvailable":null}],"Constraints":null,"Config":null}}}"#
         );
         assert!(compact(&json!({"spec": {}}), "PodTemplateSpec").starts_with(r#"{"Spec":{"Volumes":null,"#));
+    }
+
+    #[test]
+    fn equality_is_gos() {
+        let claim = |request: Value| json!({"devices": {"requests": [{"name": "r", "exactly": request}]}});
+        let same = |a: Value, b: Value| equal(&claim(a), &claim(b), "ResourceClaimSpec");
+        assert!(same(json!({"selectors": [], "count": 0}), json!({})));
+        assert!(!same(json!({"capacity": {}}), json!({})), "a pointer to an empty struct");
+        assert!(same(json!({"capacity": {"requests": {"a": "1000m"}}}), json!({"capacity": {"requests": {"a": "1"}}})));
+        assert!(!same(json!({"capacity": {"requests": {"a": "2"}}}), json!({"capacity": {"requests": {"a": "1"}}})));
+        assert!(!same(json!({"adminAccess": false}), json!({})));
+        let opaque = |parameters: Value| json!({"devices": {"config": [{"opaque": {"parameters": parameters}}]}});
+        assert!(!equal(&opaque(json!({})), &opaque(Value::Null), "ResourceClaimSpec"), "raw JSON");
+        assert!(!equal(&claim(json!({})), &json!({"devices": {"requests": []}}), "ResourceClaimSpec"));
     }
 
     /// Go's output.

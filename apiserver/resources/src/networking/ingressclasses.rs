@@ -103,8 +103,8 @@ impl Strategy for IngressClass {
 
     fn validate_update(&self, _: &Context<'_>, new: &Value, old: &Value) -> Vec<FieldError> {
         let mut errors = ErrorList::new();
-        let controller = |object| at(object, &["spec", "controller"]);
-        errors.immutable(&SPEC.child("controller"), controller(new), controller(old));
+        let controller = |object| json!(text(get(object, "spec"), "controller"));
+        errors.immutable(&SPEC.child("controller"), &controller(new), &controller(old));
         validate(&mut errors, new);
         errors.list()
     }

@@ -71,7 +71,9 @@ impl Strategy for IpAddress {
         let mut errors = ErrorList::new();
         validate(&mut errors, new);
         let parent = |object| at(object, &["spec", "parentRef"]);
-        if parent(new) != parent(old) {
+        if parent(new).is_null() {
+            errors.immutable(&PARENT, parent(new), parent(old));
+        } else if parent(new) != parent(old) {
             let order = ["Group", "Resource", "Namespace", "Name"];
             let parts = order.map(|key| (key, json!(text(parent(new), &key.to_lowercase()))));
             let shown = crate::field::go_struct(

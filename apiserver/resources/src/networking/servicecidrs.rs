@@ -18,6 +18,7 @@ pub(crate) static ROW: Row = Row {
     schema: "io.k8s.api.networking.v1.ServiceCIDR",
     subresources: &[STATUS],
     storage: Storage::Stored("servicecidrs"),
+    shows_empty: true,
     strategy: &ServiceCidr,
     example: r#"apiVersion: networking.k8s.io/v1
 kind: ServiceCIDR

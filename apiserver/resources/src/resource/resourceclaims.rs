@@ -6,7 +6,6 @@ use serde_json::{Value, json};
 
 use super::{claim, status};
 use crate::cells::{AGE, NAME, age, column, name};
-use crate::core::pods::update::semantically_equal;
 use crate::field::{ErrorList, FieldError, IMMUTABLE, Path};
 use crate::go_structs;
 use crate::metadata::reset_for_status;
@@ -22,6 +21,7 @@ pub(crate) static ROW: Row = Row {
     subresources: &[STATUS],
     storage: Storage::Stored("resourceclaims"),
     inert: Some("nothing allocates devices here"),
+    shows_empty: true,
     strategy: &ResourceClaim,
     example: r#"apiVersion: resource.k8s.io/v1
 kind: ResourceClaim
@@ -81,7 +81,7 @@ impl Strategy for ResourceClaim {
         let mut errors = ErrorList::new();
         if !context.subresource.is_empty() {
             status::validate(&mut errors, new, old);
-        } else if !semantically_equal(get(new, "spec"), get(old, "spec")) {
+        } else if !go_structs::equal(get(new, "spec"), get(old, "spec"), "ResourceClaimSpec") {
             go_structs::invalid(&mut errors, &SPEC, get(new, "spec"), "ResourceClaimSpec", IMMUTABLE);
         }
         errors.list()

@@ -4,7 +4,6 @@ use serde_json::{Value, json};
 
 use super::claim;
 use crate::core::pods::disks::{go_field, is_set};
-use crate::core::pods::update::semantically_equal;
 use crate::field::{ErrorList, FieldError, IMMUTABLE, Path};
 use crate::go_structs;
 use crate::metadata::{annotations, labels};
@@ -70,9 +69,9 @@ impl Strategy for ResourceClaimTemplate {
     fn validate_update(&self, _: &Context<'_>, new: &Value, old: &Value) -> Vec<FieldError> {
         let mut errors = ErrorList::new();
         let (spec, had) = (get(new, "spec"), get(old, "spec"));
-        // An unchanged spec has been validated before.
-        if !semantically_equal(spec, had) {
-            validate(&mut errors, spec);
+        // Empty lists of the template's metadata are rejected beside an unchanged spec, as upstream's declarative rules do.
+        validate(&mut errors, spec);
+        if !go_structs::equal(spec, had, "ResourceClaimTemplateSpec") {
             go_structs::invalid(&mut errors, &SPEC, spec, "ResourceClaimTemplateSpec", IMMUTABLE);
         }
         errors.list()

@@ -21,6 +21,7 @@ pub(crate) static ROW: Row = Row {
     short_names: &["sc"],
     schema: "io.k8s.api.storage.v1.StorageClass",
     storage: Storage::Stored("storageclasses"),
+    shows_empty: true,
     strategy: &StorageClass,
     example: r#"apiVersion: storage.k8s.io/v1
 kind: StorageClass

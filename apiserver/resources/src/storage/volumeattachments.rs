@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use super::driver_name;
 use crate::cells::{AGE, NAME, age, column, name, names_column};
+use crate::core::persistentvolumes::has_source;
 use crate::field::{ErrorList, FieldError, Path};
 use crate::metadata::reset_for_status;
 use crate::read::{at, default_to, entries, fields, flag, get, has, int, items, object_mut, text};
@@ -73,6 +74,9 @@ fn inline(errors: &mut ErrorList, volume: &Value, path: &Path<'_>) {
     }
     if items(volume, "accessModes").is_empty() {
         errors.required(&path.child("accessModes"), "");
+    }
+    if !has_source(volume) {
+        errors.required(path, "must specify a volume type");
     }
 }
 

@@ -64,11 +64,21 @@ impl CheckOutcome {
 struct Checker {
     path: String,
     steps: u64,
+    /// Upstream's structural schemas, which check defaults, don't know the type of `x-kubernetes-int-or-string`.
+    of_default: bool,
 }
 
 /// Validates the value at the path `under` (`status`, or empty for the whole object); `old` is its previous value.
 pub(crate) fn check(value: &Value, schema: &Schema, under: &str, old: Option<&Correlated<'_>>) -> ErrorList {
-    let mut checker = Checker { path: String::new(), steps: STEPS_MAX };
+    run(Checker { path: String::new(), steps: STEPS_MAX, of_default: false }, value, schema, under, old)
+}
+
+/// Validates a schema's default, at the path `under`.
+pub(crate) fn check_default(value: &Value, schema: &Schema, under: &str) -> ErrorList {
+    run(Checker { path: String::new(), steps: STEPS_MAX, of_default: true }, value, schema, under, None)
+}
+
+fn run(mut checker: Checker, value: &Value, schema: &Schema, under: &str, old: Option<&Correlated<'_>>) -> ErrorList {
     let outcome = checker.schema(value, schema, old);
     let mut errors = ErrorList::new();
     if checker.steps == 0 {
@@ -174,7 +184,8 @@ impl Checker {
             self.enumeration(value, checks, outcome);
             return;
         }
-        if schema.kind != Type::Any || checks.format.is_some() {
+        let typed = schema.kind != Type::Any && !(self.of_default && schema.kind == Type::IntOrString);
+        if typed || checks.format.is_some() {
             self.kind(value, schema, outcome);
         }
         self.combinations(value, checks, old, outcome);
@@ -224,7 +235,8 @@ impl Checker {
         if fits {
             outcome.matches += 1;
         } else {
-            let kind = ViolationKind::Type(name.into(), self.must_be(schema.kind.as_str(), name));
+            let wanted = schema.checks().unknown_type.as_ref().map_or(schema.kind.as_str(), |name| name.as_str());
+            let kind = ViolationKind::Type(name.into(), self.must_be(wanted, name));
             outcome.at(&self.path, kind);
         }
     }

@@ -21,6 +21,8 @@ pub(crate) enum Type {
     Number,
     Boolean,
     IntOrString,
+    /// A name that is no type: only definitions that are about to be rejected have one.
+    Unknown,
 }
 
 impl Type {
@@ -35,6 +37,7 @@ impl Type {
             Self::Number => "number",
             Self::Boolean => "boolean",
             Self::IntOrString => "integer,string",
+            Self::Unknown => "",
         }
     }
 }
@@ -127,6 +130,9 @@ impl Properties {
 /// The constraints beside the type.
 #[derive(Debug, Default)]
 pub(crate) struct Checks {
+    /// The name of an unknown type.
+    #[expect(clippy::box_collection, reason = "one word in a struct of which there are many, and almost never set")]
+    pub(crate) unknown_type: Option<Box<String>>,
     pub(crate) format: Option<Format>,
     pub(crate) maximum: Option<f64>,
     pub(crate) exclusive_maximum: bool,
@@ -239,7 +245,8 @@ impl Compiler {
             "integer" => Type::Integer,
             "number" => Type::Number,
             "boolean" => Type::Boolean,
-            _ => Type::Any,
+            "" => Type::Any,
+            _ => Type::Unknown,
         };
         let keys = list(map, "x-kubernetes-list-map-keys").iter().filter_map(Value::as_str).map(Into::into);
         let listed = match text(map, "x-kubernetes-list-type") {
@@ -258,7 +265,7 @@ impl Compiler {
             items: None,
             properties: Properties::default(),
             additional: Additional::Unspecified,
-            checks: match map.keys().any(|key| CHECKED.contains(&key.as_str())) {
+            checks: match kind == Type::Unknown || map.keys().any(|key| CHECKED.contains(&key.as_str())) {
                 true => Some(Box::new(self.checks(map, kind, depth)?)),
                 false => None,
             },
@@ -312,6 +319,7 @@ impl Compiler {
             None => None,
         };
         Ok(Checks {
+            unknown_type: (kind == Type::Unknown).then(|| Box::new(text(map, "type").to_owned())),
             format: Format::of(kind, text(map, "format")),
             maximum: number("maximum"),
             exclusive_maximum: flag(map, "exclusiveMaximum"),

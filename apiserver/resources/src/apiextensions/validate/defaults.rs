@@ -104,7 +104,7 @@ impl DefaultsValidator<'_> {
     }
 
     fn held_to_schema(&mut self, schema: &Schema, default: &Value, at: &Path<'_>) {
-        let wrong = check::check(default, schema, &at.to_string(), None);
+        let wrong = check::check_default(default, schema, &at.to_string());
         match wrong.is_empty() {
             true => self.errors.append(rules::check_default(default, schema, at, &mut self.budget)),
             false => self.errors.append(wrong),
@@ -150,6 +150,28 @@ mod tests {
         let twice = "s.properties[a].default: Invalid value: 5: failed rule: self > oldSelf";
         assert_eq!(wrong(json!(5), "self > oldSelf"), [twice]);
         assert_eq!(wrong(json!(5), "self >= oldSelf"), none);
+    }
+
+    /// Upstream's answers.
+    #[test]
+    fn unknown_types_and_numbers_or_texts_are_checked_as_upstream_does() {
+        let wrong = |property: Value| {
+            let schema = json!({"type": "object", "properties": {"z": property}});
+            let found = validate(&schema, &Path::root("s"), true).list();
+            found.into_iter().map(|error| format!("{}: {}", error.field, error.message)).collect::<Vec<_>>()
+        };
+        let of = |is: &str, kind: &str| {
+            format!(r#"s.properties[z].default: Invalid value: "{is}":  in body must be of type {kind}: "{is}""#)
+        };
+        assert_eq!(wrong(json!({"type": "bogus", "default": 1})), [of("integer", "bogus")]);
+        assert_eq!(wrong(json!({"type": "bogus", "default": null})), [""; 0]);
+        for default in [json!({}), json!(true), json!(1.5)] {
+            assert_eq!(wrong(json!({"x-kubernetes-int-or-string": true, "default": default})), [""; 0]);
+        }
+        let either = json!([{"type": "integer"}, {"type": "string"}]);
+        let found = wrong(json!({"x-kubernetes-int-or-string": true, "anyOf": either, "default": true}));
+        assert_eq!(found.last(), Some(&of("boolean", "integer")));
+        assert_eq!(found.len(), 2, "{found:?}");
     }
 
     #[test]

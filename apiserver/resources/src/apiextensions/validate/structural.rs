@@ -1,10 +1,10 @@
 //! Whether a schema is structural: every field has a type outside of alternatives, which don't specify structure.
 
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
 use crate::apiextensions::schema::compile_pattern;
 use crate::field::{ErrorList, FieldError, Path};
-use crate::read::{flag, get, items, text};
+use crate::read::{flag, get, is_zero, items, text};
 
 #[derive(Clone, Copy, PartialEq)]
 enum Level {
@@ -31,8 +31,19 @@ fn is_set(schema: &Value, key: &str) -> bool {
     !get(schema, key).is_null()
 }
 
-fn int_or_string() -> Value {
-    json!([{"type": "integer"}, {"type": "string"}])
+/// Whether alternatives are an integer and a string, with nothing else; some empty lists are nothing.
+fn is_int_or_string(alternatives: &Value) -> bool {
+    const NOTHING: [&str; 6] = ["allOf", "anyOf", "oneOf", "enum", "definitions", "patternProperties"];
+    let empty = |key: &str| NOTHING.contains(&key);
+    let one = |schema: &Value, kind: &str| {
+        text(schema, "type") == kind
+            && schema
+                .as_object()
+                .into_iter()
+                .flatten()
+                .all(|(key, value)| key == "type" || (is_zero(value) && empty(key)))
+    };
+    matches!(alternatives.as_array().map(Vec::as_slice), Some([a, b]) if one(a, "integer") && one(b, "string"))
 }
 
 fn invariants(errors: &mut ErrorList, schema: &Value, level: Level, at: &Path<'_>) {
@@ -58,8 +69,8 @@ fn invariants(errors: &mut ErrorList, schema: &Value, level: Level, at: &Path<'_
         }
     }
     extensions(errors, schema, at);
-    let any_of = get(schema, "anyOf") == &int_or_string();
-    let all_of = items(schema, "allOf").first().is_some_and(|first| get(first, "anyOf") == &int_or_string());
+    let any_of = is_int_or_string(get(schema, "anyOf"));
+    let all_of = items(schema, "allOf").first().is_some_and(|first| is_int_or_string(get(first, "anyOf")));
     value_validation(errors, schema, (any_of, all_of), level, at);
     types(errors, schema, kind, level, at);
     meta(errors, schema, level, at);
@@ -260,5 +271,28 @@ fn nested_completeness(
             None => errors.required(&outer.key(name), &format!("because it is defined in {}", inner.key(name))),
             found => nested_completeness(errors, property, found, &outer.key(name), &inner.key(name)),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    /// Upstream's answers.
+    #[test]
+    fn some_empty_lists_beside_an_integer_or_a_string_are_nothing() {
+        for (key, empty, is) in [
+            ("oneOf", json!([]), true),
+            ("enum", json!([]), true),
+            ("definitions", json!({}), true),
+            ("required", json!([]), false),
+            ("properties", json!({}), false),
+            ("x-kubernetes-validations", json!([]), false),
+        ] {
+            assert_eq!(is_int_or_string(&json!([{"type": "integer", key: empty}, {"type": "string"}])), is, "{key}");
+        }
+        assert!(!is_int_or_string(&json!([{"type": "string"}, {"type": "integer"}])));
     }
 }

@@ -216,7 +216,12 @@ impl ServiceAllocation<'_> {
             requested => {
                 let ip = match rules::parse_ip_leniently(requested) {
                     Some(std::net::IpAddr::V4(ip)) if self.usable(ip) => ip,
-                    _ => return Err(refuse(spec, format!("failed to allocate IP {requested}: {IP_OUTSIDE}"))),
+                    _ => {
+                        return Err(refuse(
+                            spec,
+                            format!("failed to allocate IP {requested}: {}", self.outside(requested)),
+                        ));
+                    }
                 };
                 if self.ip_is_held(ip) {
                     return Err(refuse(spec, format!("failed to allocate IP {requested}: {IP_TAKEN}")));
@@ -224,6 +229,17 @@ impl ServiceAllocation<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Why an address outside the ranges is rejected; upstream's dry runs ask one range instead of all.
+    fn outside(&self, requested: &str) -> String {
+        let range = self.network.cidr;
+        match self.dry {
+            true => {
+                format!("the provided IP ({requested}) is not in the valid range. The range of valid IPs is {range}")
+            }
+            false => IP_OUTSIDE.to_owned(),
+        }
     }
 
     fn ip_is_held(&self, ip: Ipv4Addr) -> bool {
@@ -276,9 +292,10 @@ impl ServiceAllocation<'_> {
 
     fn free_port(&mut self) -> Result<i64, AllocationError> {
         if self.dry {
-            let port = self.ports.iter().max().map_or(FIRST_OF_DRY_RUNS, |last| last + 1);
+            let port = self.ports.iter().max().map_or(FIRST_OF_DRY_RUNS, |last| (*last).max(0) + 1);
             self.ports.push(port);
-            return Ok(port);
+            // The field has 32 bits: upstream's number after its largest is its smallest.
+            return Ok(i64::from(port as i32));
         }
         let (first, last) = (u64::from(*self.network.node_ports.start()), u64::from(*self.network.node_ports.end()));
         let size = (last + 1).saturating_sub(first);
