@@ -13,9 +13,9 @@ use ipnet::Ipv4Net;
 use machinery_api::features::Features;
 use machinery_api::selector::subdomain_problems;
 use machinery_env::Env;
+use machinery_options::feature_gates::FeatureFlags;
 
 use super::Failure;
-use super::flags::features::FeatureFlags;
 use super::flags::store::StoreFlags;
 use super::flags::takeover::{self as flags_of_takeover, TakeoverFlags};
 use crate::compose::preflight::check_cluster;

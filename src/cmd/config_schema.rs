@@ -1,20 +1,22 @@
 //! `coracle config-schema`: the JSON Schema of the file of `--config`, made of a verb's flags.
 
-use std::any::TypeId;
-
 use anyhow::Context as _;
-use clap::{Arg, ArgAction, Args, Command};
-use serde_json::{Map, Value, json};
+use clap::Args;
+use machinery_options::page::page;
+use machinery_options::schema::schema;
 
-use super::{Failure, config_file, generate};
+use super::{Failure, generate};
 use crate::output::result;
 
 /// Flags of `coracle config-schema`.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct ConfigSchema {
     /// The verb, such as `up` or `token create`
-    #[arg(required = true, num_args = 1..=2)]
+    #[arg(required_unless_present = "reference", num_args = 1..=2)]
     verb: Vec<String>,
+    /// Prints all flags of all verbs as a page in Markdown instead (docs/reference/flags.md)
+    #[arg(long, conflicts_with = "verb")]
+    reference: bool,
 }
 
 /// Prints the schema (JSON Schema 2020-12) of a verb's configuration file.
@@ -22,6 +24,9 @@ pub(crate) struct ConfigSchema {
 /// # Errors
 /// If there is no such verb, or stdout can't be written.
 pub(crate) fn run(flags: &ConfigSchema) -> Result<(), Failure> {
+    if flags.reference {
+        return Ok(result(format_args!("{}", page(&generate::command())))?);
+    }
     let mut command = &generate::command();
     for word in &flags.verb {
         let unknown = || Failure::Usage(format!("there is no verb {word:?} below {}", command.get_name()));
@@ -31,74 +36,12 @@ pub(crate) fn run(flags: &ConfigSchema) -> Result<(), Failure> {
     Ok(result(format_args!("{text}\n"))?)
 }
 
-/// The schema of the file of one verb.
-fn schema(verb: &Command) -> Value {
-    let properties: Map<String, Value> =
-        keys(verb).filter_map(|arg| Some((config_file::key(arg)?.to_owned(), property(arg)))).collect();
-    json!({
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": format!("The file of `{} --config`", verb.get_bin_name().unwrap_or(verb.get_name())),
-        "type": "object",
-        "properties": properties,
-        "additionalProperties": false,
-    })
-}
-
-/// The flags that a file sets. Hidden ones are upstream's that Coracle rejects with a reason.
-fn keys(verb: &Command) -> impl Iterator<Item = &Arg> {
-    verb.get_arguments().filter(|arg| config_file::key(arg).is_some() && !arg.is_hide_set())
-}
-
-fn property(arg: &Arg) -> Value {
-    let one = value(arg);
-    let mut property = match arg.get_action() {
-        ArgAction::Append => json!({"anyOf": [one, {"type": "array", "items": one}]}),
-        _ => one,
-    };
-    if let Some(help) = arg.get_help() {
-        property["description"] = help.to_string().into();
-    }
-    if let [default] = arg.get_default_values() {
-        let text = default.to_string_lossy();
-        property["default"] = serde_json::from_str(&text).unwrap_or_else(|_| text.into());
-    }
-    property
-}
-
-/// The schema of one value of a flag.
-fn value(arg: &Arg) -> Value {
-    if matches!(arg.get_action(), ArgAction::SetTrue) {
-        return json!({"type": "boolean"});
-    }
-    let choices = arg.get_possible_values();
-    let parsed = arg.get_value_parser().type_id();
-    if parsed == TypeId::of::<bool>() {
-        json!({"type": "boolean"})
-    } else if !choices.is_empty() {
-        json!({"enum": choices.iter().map(clap::builder::PossibleValue::get_name).collect::<Vec<_>>()})
-    } else if integers().iter().any(|integer| parsed == *integer)
-        && arg.get_num_args().is_none_or(|range| range.max_values() == 1)
-    {
-        json!({"type": "integer"})
-    } else {
-        // A port, a ratio or a quantity may be written as a number.
-        json!({"type": ["string", "number"]})
-    }
-}
-
-fn integers() -> [TypeId; 6] {
-    [
-        TypeId::of::<u8>(),
-        TypeId::of::<u16>(),
-        TypeId::of::<u32>(),
-        TypeId::of::<u64>(),
-        TypeId::of::<i64>(),
-        TypeId::of::<usize>(),
-    ]
-}
-
 #[cfg(test)]
 mod tests {
+    use clap::Command;
+    use machinery_options::schema::keys;
+    use serde_json::json;
+
     use super::*;
 
     /// All verbs, and those below them.
@@ -122,6 +65,15 @@ mod tests {
                 assert!(property["description"].is_string(), "{} {arg}: {property}", verb.get_name());
             }
         }
+    }
+
+    #[test]
+    fn the_reference_page_shows_the_flags_as_they_are() {
+        let written = include_str!("../../docs/reference/flags.md");
+        let fresh = page(&generate::command());
+        let stale = fresh.lines().zip(written.lines()).find(|(fresh, written)| fresh != written);
+        assert_eq!(stale, None, "write it with `coracle config-schema --reference > docs/reference/flags.md`");
+        assert_eq!(fresh.len(), written.len());
     }
 
     #[test]

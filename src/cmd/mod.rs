@@ -34,6 +34,8 @@ use std::ffi::OsString;
 
 use clap::{Command, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
+use machinery_options::OptionError;
+
 use crate::config::Common;
 use apiserver::ApiServer;
 use backup::Backup;
@@ -238,7 +240,10 @@ pub(crate) enum Failure {
 
 impl<E: Into<anyhow::Error>> From<E> for Failure {
     fn from(error: E) -> Self {
-        Self::Failed(error.into())
+        match error.into().downcast::<OptionError>() {
+            Ok(error) => Self::Usage(error.to_string()),
+            Err(error) => Self::Failed(error),
+        }
     }
 }
 
@@ -297,6 +302,16 @@ mod tests {
             }
         }
         command.get_subcommands().for_each(|below| variables(below, found));
+    }
+
+    #[test]
+    fn every_verb_of_a_component_has_feature_gates() {
+        for verb in Cli::command().get_subcommands() {
+            let is_component =
+                ["up", "apiserver", "controllers", "scheduler", "node", "proxy", "server"].contains(&verb.get_name());
+            let has = verb.get_arguments().any(|arg| arg.get_long() == Some("feature-gates") && !arg.is_hide_set());
+            assert_eq!(has, is_component, "{}", verb.get_name());
+        }
     }
 
     #[test]

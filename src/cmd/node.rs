@@ -9,11 +9,11 @@ use clap::Args;
 use http::Uri;
 use machinery_client::read_kubeconfig;
 use machinery_env::Env;
+use machinery_options::feature_gates::FeatureFlags;
 use prometheus_client::registry::Registry;
 use tokio_util::sync::CancellationToken;
 
 use super::Failure;
-use super::flags::features::FeatureFlags;
 use super::flags::nodes::NodeFlags;
 use super::flags::takeover::{self as flags_of_takeover, TakeoverFlags};
 use super::proxy::NetworkFlags;

@@ -5,10 +5,10 @@ use std::net::{IpAddr, Ipv4Addr};
 use clap::Args;
 use ipnet::Ipv4Net;
 use machinery_env::Env;
+use machinery_options::feature_gates::FeatureFlags;
 use machinery_rules::address_pool::AddressPool;
 
 use super::Failure;
-use super::flags::features::FeatureFlags;
 use super::standalone::{self, ComponentDeps, StandaloneFlags};
 use crate::compose::{self, GivenAddresses};
 use crate::config::{NetworkConfig, host_name};

@@ -15,7 +15,11 @@ use http::HeaderValue;
 use http::header::USER_AGENT;
 use hyper_util::service::TowerToHyperService;
 use kube::{Client, Config};
+use machinery_api::ObjectKey;
+use machinery_client::election::Election;
 use machinery_env::Env;
+use machinery_options::OptionError;
+use machinery_options::election::{ElectionFlags, ElectionOptions};
 use machinery_serve::accept::Listener;
 use machinery_serve::plain;
 use prometheus_client::registry::Registry;
@@ -23,6 +27,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Failure;
 use crate::compose;
+use crate::config::host_name;
 use crate::notify;
 use crate::telemetry;
 
@@ -98,6 +103,20 @@ where
     });
     runtime.shutdown_timeout(LAST_MOMENT);
     Ok(done?)
+}
+
+/// A component's election under upstream's name; `None` if it is disabled.
+///
+/// # Errors
+/// If the durations contradict each other.
+pub(super) fn election(flags: &ElectionFlags, component: &str, env: &Env) -> Result<Option<Election>, OptionError> {
+    let of = |options: ElectionOptions| {
+        let ElectionOptions { name, namespace, lease_duration, renew_deadline, retry_period } = options;
+        let lease = ObjectKey::new(&*namespace, name.as_deref().unwrap_or(component));
+        let usual = Election::new(lease, format!("{}_{}", host_name(), env.uid()));
+        Election { lease_duration, renew_deadline, retry_period, ..usual }
+    };
+    Ok(flags.options()?.map(of))
 }
 
 async fn connect(env: &Env, kubeconfig: &Path, agent: &'static str) -> anyhow::Result<(Config, Client)> {

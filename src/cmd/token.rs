@@ -9,9 +9,9 @@ use clap::{Args, Subcommand};
 use kube::Client;
 use machinery_client::{from_config, read_kubeconfig};
 use machinery_env::Env;
+use machinery_options::duration::duration;
 
 use super::Failure;
-use super::flags::duration::duration;
 use crate::config::Common;
 use crate::data_dir::DataDir;
 use crate::joining::authority::{host, is_loopback};

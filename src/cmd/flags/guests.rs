@@ -8,8 +8,8 @@ use clap::Args;
 use machinery_api::quantity::Quantity;
 use wasm_runtime::engine::{CompileBounds, GuestBounds, HANDLES, STACK_BYTES};
 
-use super::duration::duration;
 use crate::config::GuestsConfig;
+use machinery_options::duration::duration;
 
 /// A longer compilation would occupy the only background slot for too long.
 const COMPILE_TIME: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(3600);

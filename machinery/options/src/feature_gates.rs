@@ -5,7 +5,7 @@ use machinery_api::features::{Features, GateSettings, known};
 
 /// The flag `--feature-gates`.
 #[derive(Debug, Clone, Args)]
-pub(in crate::cmd) struct FeatureFlags {
+pub struct FeatureFlags {
     #[arg(long, env = "CORACLE_FEATURE_GATES", value_name = "NAME=BOOL,…", help = help())]
     feature_gates: Vec<GateSettings>,
 }
@@ -16,18 +16,17 @@ fn help() -> String {
 
 impl FeatureFlags {
     /// The state of every gate.
-    pub(in crate::cmd) fn features(&self) -> Features {
+    pub fn features(&self) -> Features {
         Features::of(&self.feature_gates)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use clap::{CommandFactory as _, Parser as _};
+    use clap::Parser as _;
     use machinery_api::features::Feature;
 
     use super::*;
-    use crate::cmd::Cli;
 
     #[derive(Debug, clap::Parser)]
     struct Only {
@@ -65,15 +64,5 @@ mod tests {
                 .unwrap_err()
                 .contains("missing bool value for HPAScaleToZero")
         );
-    }
-
-    #[test]
-    fn every_verb_of_a_component_has_it() {
-        for verb in Cli::command().get_subcommands() {
-            let is_component =
-                ["up", "apiserver", "controllers", "scheduler", "node", "proxy", "server"].contains(&verb.get_name());
-            let has = verb.get_arguments().any(|arg| arg.get_long() == Some("feature-gates") && !arg.is_hide_set());
-            assert_eq!(has, is_component, "{}", verb.get_name());
-        }
     }
 }

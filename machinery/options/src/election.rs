@@ -3,17 +3,13 @@
 use std::time::Duration;
 
 use clap::Args;
-use machinery_api::ObjectKey;
-use machinery_client::election::Election;
-use machinery_env::Env;
 
-use super::duration::some_time;
-use crate::cmd::Failure;
-use crate::config::host_name;
+use crate::OptionError;
+use crate::duration::some_time;
 
 /// Upstream's flags of leader election; the record's name defaults to the component's.
 #[derive(Debug, Clone, Args)]
-pub(in crate::cmd) struct ElectionFlags {
+pub struct ElectionFlags {
     /// Acts only while this replica is the leader
     #[arg(long, env = "CORACLE_LEADER_ELECT", default_value_t = true, num_args = 0..=1, require_equals = true, default_missing_value = "true", action = clap::ArgAction::Set, value_name = "BOOL")]
     leader_elect: bool,
@@ -42,33 +38,43 @@ pub(in crate::cmd) struct ElectionFlags {
     leader_elect_resource_namespace: String,
 }
 
+/// The record of an election and its durations.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ElectionOptions {
+    /// The record's name, where it isn't the component's.
+    pub name: Option<String>,
+    /// The record's namespace.
+    pub namespace: String,
+    /// The time that other replicas wait after an observed renewal.
+    pub lease_duration: Duration,
+    /// The time without a renewal after which the leader ends.
+    pub renew_deadline: Duration,
+    /// The interval between a replica's attempts.
+    pub retry_period: Duration,
+}
+
 impl ElectionFlags {
-    /// The election under an upstream component's name; `None` if it is disabled.
+    /// The election; `None` if it is disabled.
     ///
     /// # Errors
     /// If the durations contradict each other (client-go's rules).
-    pub(in crate::cmd) fn election(&self, component: &str, env: &Env) -> Result<Option<Election>, Failure> {
+    pub fn options(&self) -> Result<Option<ElectionOptions>, OptionError> {
         if !self.leader_elect {
             return Ok(None);
         }
-        let (lease, renew, retry) =
+        let (lease_duration, renew_deadline, retry_period) =
             (self.leader_elect_lease_duration, self.leader_elect_renew_deadline, self.leader_elect_retry_period);
-        if lease <= renew {
-            return Err(Failure::Usage(
-                "--leader-elect-lease-duration must be greater than --leader-elect-renew-deadline".into(),
+        if lease_duration <= renew_deadline {
+            return Err(OptionError::new(
+                "--leader-elect-lease-duration must be greater than --leader-elect-renew-deadline",
             ));
         }
-        if renew.as_secs_f64() <= retry.as_secs_f64() * 1.2 {
-            return Err(Failure::Usage(
-                "--leader-elect-renew-deadline must be greater than --leader-elect-retry-period by a fifth".into(),
+        if renew_deadline.as_secs_f64() <= retry_period.as_secs_f64() * 1.2 {
+            return Err(OptionError::new(
+                "--leader-elect-renew-deadline must be greater than --leader-elect-retry-period by a fifth",
             ));
         }
-        let name = self.leader_elect_resource_name.as_deref().unwrap_or(component);
-        let election = Election::new(
-            ObjectKey::new(&*self.leader_elect_resource_namespace, name),
-            format!("{}_{}", host_name(), env.uid()),
-        );
-        let times = Election { lease_duration: lease, renew_deadline: renew, retry_period: retry, ..election };
-        Ok(Some(times))
+        let (name, namespace) = (self.leader_elect_resource_name.clone(), self.leader_elect_resource_namespace.clone());
+        Ok(Some(ElectionOptions { name, namespace, lease_duration, renew_deadline, retry_period }))
     }
 }

@@ -6,10 +6,10 @@ use std::marker::PhantomData;
 use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
 
-use crate::cmd::Failure;
+use crate::OptionError;
 
 const CLIENT: &str = "requests have no rate of their own, the API server bounds them, and are JSON; leave it out";
-pub(in crate::cmd) const SERVING: &str = "figures are shown over plain HTTP where --metrics-bind says; leave it out";
+pub const SERVING: &str = "figures are shown over plain HTTP where --metrics-bind says; leave it out";
 const PROFILER: &str = "there is no profiler; leave it out";
 
 /// Flags of all of upstream's programs.
@@ -31,7 +31,7 @@ const COMMON: &[(&str, &str)] = &[
 ];
 
 /// A program's rejected flags beside the common ones, each with the reason.
-pub(in crate::cmd) trait Table {
+pub trait Table {
     const OWN: &'static [(&'static str, &'static str)];
 
     fn flags() -> impl Iterator<Item = (&'static str, &'static str)> {
@@ -41,7 +41,7 @@ pub(in crate::cmd) trait Table {
 
 /// The first given flag of a table.
 #[derive(Debug, Clone)]
-pub(in crate::cmd) struct RejectedFlags<T> {
+pub struct RejectedFlags<T> {
     given: Option<(&'static str, &'static str)>,
     of: PhantomData<T>,
 }
@@ -49,9 +49,9 @@ pub(in crate::cmd) struct RejectedFlags<T> {
 impl<T> RejectedFlags<T> {
     /// # Errors
     /// If such a flag was given.
-    pub(in crate::cmd) fn check(&self) -> Result<(), Failure> {
+    pub fn check(&self) -> Result<(), OptionError> {
         match self.given {
-            Some((name, reason)) => Err(Failure::Usage(format!("--{name}: {reason}"))),
+            Some((name, reason)) => Err(OptionError::new(format!("--{name}: {reason}"))),
             None => Ok(()),
         }
     }

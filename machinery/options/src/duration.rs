@@ -8,7 +8,7 @@ use jiff::SignedDuration;
 ///
 /// # Errors
 /// If it isn't a duration or is negative.
-pub(in crate::cmd) fn duration(text: &str) -> Result<Duration, String> {
+pub fn duration(text: &str) -> Result<Duration, String> {
     if let Ok(seconds) = text.parse::<u32>() {
         return Ok(Duration::from_secs(seconds.into()));
     }
@@ -22,7 +22,7 @@ pub(in crate::cmd) fn duration(text: &str) -> Result<Duration, String> {
 ///
 /// # Errors
 /// If it isn't a duration or isn't positive.
-pub(in crate::cmd) fn some_time(text: &str) -> Result<Duration, String> {
+pub fn some_time(text: &str) -> Result<Duration, String> {
     duration(text)?
         .checked_sub(Duration::from_nanos(1))
         .map_or_else(|| Err("must be more than nothing".to_owned()), |less| Ok(less + Duration::from_nanos(1)))
