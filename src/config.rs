@@ -1,7 +1,6 @@
 //! Configuration of a cluster by component, as types, and the flags of every verb. clap alone reads flags and
 //! environment variables: each flag can be set by `CORACLE_<FLAG>` too.
 
-use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -10,17 +9,12 @@ use std::time::Duration;
 use apiserver_admission::AdmissionConfiguration;
 use apiserver_storage::store::etcd::EtcdConfig;
 use clap::{Args, ValueEnum};
-use controllers::{AutoscalerSettings, NodeLifecycle};
 use images::{CollectPolicy, CredentialProviders, PARALLEL_PULLS_DEFAULT, Registries, SignaturePolicy};
 use ipnet::Ipv4Net;
 use kubelet::node::{EvictionThresholds, MAX_PODS_DEFAULT, ShutdownGrace};
 use kubelet::server::STREAMING_IDLE_DEFAULT;
 use machinery_api::features::Features;
-use machinery_rules::address_pool::AddressPool;
-use scheduler::extender::ExtenderConfig;
-use scheduler::plugins::{Profile, ScoringStrategy};
-use scheduler::queue::BackOff;
-use scheduler::wasm::PluginHost;
+use scheduler::configuration::Configuration;
 use wasm_runtime::engine::{CompileBounds, GuestBounds, SharedStoreConfig};
 
 use crate::inventory::NodeInventory;
@@ -62,8 +56,10 @@ pub(crate) struct ClusterConfig {
     pub(crate) features: Features,
     pub(crate) api: ApiServerConfig,
     pub(crate) network: NetworkConfig,
-    pub(crate) controllers: ControllersConfig,
-    pub(crate) scheduler: SchedulerConfig,
+    pub(crate) controllers: controllers::ControllerOptions,
+    /// Of `--node-inventory`.
+    pub(crate) inventory: Option<NodeInventory>,
+    pub(crate) scheduler: Configuration,
     pub(crate) nodes: NodesConfig,
 }
 
@@ -104,65 +100,6 @@ pub(crate) struct NetworkConfig {
     pub(crate) service_cidr: Option<Ipv4Net>,
     pub(crate) cluster_cidr: Option<Ipv4Net>,
     pub(crate) node_cidr_mask_size: Option<u8>,
-}
-
-/// The controllers.
-#[derive(Debug, Clone)]
-pub(crate) struct ControllersConfig {
-    pub(crate) node_lifecycle: NodeLifecycle,
-    pub(crate) terminated_pods_max: usize,
-    /// Disabled controllers.
-    pub(crate) disabled: Vec<String>,
-    /// Explicitly set numbers of workers, by controller.
-    pub(crate) workers: BTreeMap<&'static str, usize>,
-    pub(crate) autoscaler: AutoscalerSettings,
-    /// Addresses for LoadBalancer Services.
-    pub(crate) balancer_pool: AddressPool,
-    /// Inventory of the machines behind nodes.
-    pub(crate) inventory: Option<NodeInventory>,
-}
-
-impl ControllersConfig {
-    /// The controllers' configuration: these settings merged with those of the process.
-    pub(crate) fn config(&self, given: controllers::Settings, instance: &str) -> controllers::Config {
-        let settings = controllers::Settings {
-            node_lifecycle: self.node_lifecycle.clone(),
-            terminated_pods_max: self.terminated_pods_max,
-            autoscaler: self.autoscaler.clone(),
-            load_balancer_pool: self.balancer_pool.clone(),
-            instances: self.inventory.as_ref().map(|inventory| inventory.now.clone() as _),
-            ..given
-        };
-        let mut config = controllers::Config::new(settings, instance);
-        config.disabled = self.disabled.clone();
-        config.workers = self.workers.clone();
-        config
-    }
-}
-
-/// The scheduler.
-#[derive(Debug, Clone)]
-pub(crate) struct SchedulerConfig {
-    pub(crate) profiles: Vec<Profile>,
-    pub(crate) back_off: BackOff,
-    pub(crate) extenders: Vec<ExtenderConfig>,
-}
-
-impl SchedulerConfig {
-    /// Upstream's default profile with another scoring strategy.
-    pub(crate) fn scored_by(strategy: ScoringStrategy) -> Self {
-        Self {
-            profiles: vec![Profile::default().scored_by(strategy)],
-            back_off: BackOff::default(),
-            extenders: Vec::new(),
-        }
-    }
-
-    /// The scheduler's configuration: these settings merged with the plugins of the process.
-    pub(crate) fn config(self, plugins: Option<Arc<dyn PluginHost>>) -> scheduler::Config {
-        let Self { profiles, back_off, extenders } = self;
-        scheduler::Config { profiles, back_off, extenders, plugins, host: host_name(), ..scheduler::Config::default() }
-    }
 }
 
 /// This machine's name, for events and leases.
@@ -244,16 +181,9 @@ impl ClusterConfig {
                 dashboard: true,
             },
             network: NetworkConfig::default(),
-            controllers: ControllersConfig {
-                node_lifecycle: NodeLifecycle::default(),
-                terminated_pods_max: controllers::Settings::default().terminated_pods_max,
-                disabled: Vec::new(),
-                workers: BTreeMap::new(),
-                autoscaler: AutoscalerSettings::default(),
-                balancer_pool: AddressPool::default(),
-                inventory: None,
-            },
-            scheduler: SchedulerConfig::scored_by(ScoringStrategy::LeastAllocated),
+            controllers: controllers::ControllerOptions::default(),
+            inventory: None,
+            scheduler: Configuration::default(),
             nodes: NodesConfig {
                 count: 2,
                 short_leases: false,

@@ -22,6 +22,14 @@ pub(crate) struct NodeInventory {
 }
 
 impl NodeInventory {
+    /// Opens the file of `--node-inventory`, if it is given.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub(crate) fn of(options: &controllers::ControllerOptions) -> anyhow::Result<Option<Self>> {
+        options.cloud.node_inventory.as_deref().map(Self::open).transpose()
+    }
+
     /// Reads the file for the first time.
     ///
     /// # Errors

@@ -5,10 +5,24 @@
 
 use std::sync::Arc;
 
-use controllers::{Clients, Config, Settings};
+use controllers::{Authority, Clients, Config, Settings};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use machinery_env::Env;
+use serde_json::Value;
 use tokio_util::sync::CancellationToken;
+
+/// No API server accepts these tokens; the example shows only that the Secrets are filled.
+struct Unsigned;
+
+impl Authority for Unsigned {
+    fn signs_tokens(&self) -> bool {
+        true
+    }
+
+    fn sign_token(&self, claims: &Value) -> Option<String> {
+        Some(format!("unsigned.{claims}"))
+    }
+}
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -35,10 +49,9 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let settings = Settings {
         root_ca_pem,
         cluster_cidrs: vec![("10.244.0.0/16".parse()?, 24)],
-        // No API server accepts these tokens; the example shows only that the Secrets are filled.
-        sign_token: Some(Arc::new(|claims| Some(format!("unsigned.{claims}")))),
+        authority: Arc::new(Unsigned),
         ..Settings::default()
     };
     let identity = format!("example_{}", env.uid());
-    Ok(controllers::run(client, clients, env, Config::new(settings, &identity), stop).await?)
+    Ok(controllers::run(client, clients, env, Config::new(settings, &identity)?, stop).await?)
 }

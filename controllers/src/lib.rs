@@ -7,6 +7,7 @@
 //! Invariant: a decision neither waits nor uses a client or clock. Its memory between passes is part of the plan, and
 //! may be lost.
 
+mod authority;
 #[cfg(test)]
 mod broken_tests;
 mod certificates;
@@ -29,6 +30,7 @@ pub mod names;
 mod namespace;
 mod node_ipam;
 mod node_lifecycle;
+mod options;
 mod pod_garbage_collector;
 mod podautoscaler;
 mod pods;
@@ -62,18 +64,15 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use certificates::signing::{CertificateTemplate, SignCertificate};
+pub use authority::{Authority, CertificateTemplate, ExpressionWarning, NoAuthority};
 pub use cloud::{INVENTORY_BYTES_MAX, Instance, Instances, Inventory, InventoryError, SharedInventory};
 use ipnet::IpNet;
 use machinery_api::features::Features;
 use machinery_client::Controller;
 pub use machinery_client::driver::Clients;
-use machinery_rules::address_pool::AddressPool;
 pub use node_lifecycle::NodeLifecycle;
-pub use podautoscaler::AutoscalerSettings;
+pub use options::ControllerOptions;
 pub use run::{Config, Error, run};
-use serde_json::Value;
-pub use validatingadmissionpolicy::ExpressionWarning;
 
 /// All controllers, by upstream's names, in no order.
 pub static CONTROLLERS: &[Controller<Settings>] = &[
@@ -124,41 +123,25 @@ pub static CONTROLLERS: &[Controller<Settings>] = &[
 #[cfg(test)]
 fn simulation(
     now: jiff::Timestamp,
-    objects: impl IntoIterator<Item = Value>,
+    objects: impl IntoIterator<Item = serde_json::Value>,
 ) -> machinery_client::simulate::Simulation {
     let held = machinery_client::simulate::held_by(CONTROLLERS);
     machinery_client::simulate::Simulation::of(held, now, objects)
 }
 
-/// Signs claims as a JWT.
-pub type SignToken = Arc<dyn Fn(&Value) -> Option<String> + Send + Sync>;
-
-/// Type-checks the expressions of a ValidatingAdmissionPolicy against the served types.
-pub type CheckPolicy = Arc<dyn Fn(&Value) -> Vec<ExpressionWarning> + Send + Sync>;
-
 /// The inputs of decisions other than the view.
 #[derive(Clone)]
 pub struct Settings {
-    /// The timing of node lifecycle.
-    pub node_lifecycle: NodeLifecycle,
+    /// What the user configures.
+    pub options: ControllerOptions,
     /// The certificate authority for clients, as PEM; published in every namespace. Empty: not published.
     pub root_ca_pem: String,
     /// Networks for nodes' pods, with the prefix length of a node's network. Empty: nodes get none.
     pub cluster_cidrs: Vec<(IpNet, u8)>,
-    /// The number of terminal pods to keep; 0 keeps all.
-    pub terminated_pods_max: usize,
-    /// Signs legacy service account tokens. None: their Secrets stay as they are.
-    pub sign_token: Option<SignToken>,
-    /// Issues approved certificates. None: requests stay as they are.
-    pub sign_certificate: Option<SignCertificate>,
+    /// The control plane's keys and types.
+    pub authority: Arc<dyn Authority>,
     /// The maximum lifetime of a certificate.
     pub certificate_life: Duration,
-    /// Type-checks policies. None: their statuses stay as they are.
-    pub check_policy: Option<CheckPolicy>,
-    /// The settings of HorizontalPodAutoscalers.
-    pub autoscaler: AutoscalerSettings,
-    /// Addresses for Services of type LoadBalancer. Empty: Services get none.
-    pub load_balancer_pool: AddressPool,
     /// The cloud provider. None: nodes are what they report.
     pub instances: Option<Arc<dyn Instances>>,
     pub features: Features,
@@ -168,16 +151,11 @@ impl Default for Settings {
     /// Upstream's defaults of the flags.
     fn default() -> Self {
         Self {
-            node_lifecycle: NodeLifecycle::default(),
+            options: ControllerOptions::default(),
             root_ca_pem: String::new(),
             cluster_cidrs: Vec::new(),
-            terminated_pods_max: 12_500,
-            sign_token: None,
-            sign_certificate: None,
+            authority: Arc::new(NoAuthority),
             certificate_life: Duration::from_hours(365 * 24),
-            check_policy: None,
-            autoscaler: AutoscalerSettings::default(),
-            load_balancer_pool: AddressPool::default(),
             instances: None,
             features: Features::default(),
         }

@@ -6,6 +6,7 @@
 
 use std::time::Duration;
 
+use clap::Args;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, PodCondition};
 use machinery_api::ObjectKey;
@@ -25,6 +26,14 @@ const UNSCHEDULED_GRACE: Duration = Duration::from_secs(20);
 /// The minimum age of a pod that is deleted on a node out of service: upstream's interval.
 const OUT_OF_SERVICE_AGE: Duration = Duration::from_secs(20);
 const OUT_OF_SERVICE: &str = "node.kubernetes.io/out-of-service";
+
+/// The option of the garbage collector of pods.
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+pub struct PodLimit {
+    /// Number of terminated pods that are kept; 0 keeps all
+    #[arg(long = "terminated-pod-gc-threshold", env = "CORACLE_TERMINATED_POD_GC_THRESHOLD", default_value_t = 12_500, value_name = "N", value_parser = clap::value_parser!(u32))]
+    pub terminated_max: u32,
+}
 
 /// The key is a pod's, or empty for all terminal pods.
 pub(crate) const CONTROLLER: Controller<Settings> = Controller {
@@ -158,7 +167,7 @@ fn delete_pod(pod: &Pod, condition: Option<PodCondition>) -> Vec<Action> {
 
 /// Deletes the oldest terminal pods beyond the limit.
 fn too_many(view: &ObjectCache, context: &Context<'_, Settings>) -> Plan {
-    let limit = context.settings.terminated_pods_max;
+    let limit = context.settings.options.pods.terminated_max as usize;
     if limit == 0 {
         return Plan::nothing();
     }

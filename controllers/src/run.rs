@@ -12,6 +12,7 @@ use machinery_client::driver::{self, Clients};
 use machinery_client::election::{self, Election, Term};
 use machinery_client::metrics::Metrics;
 use machinery_env::Env;
+use machinery_options::OptionError;
 use tokio_util::sync::CancellationToken;
 
 use crate::{CONTROLLERS, Settings, names};
@@ -35,16 +36,18 @@ pub struct Config {
 
 impl Config {
     /// With upstream's Lease and timing; `identity` must be unique per replica.
-    #[must_use]
-    pub fn new(settings: Settings, identity: &str) -> Self {
-        Self {
+    ///
+    /// # Errors
+    /// If the options contradict each other.
+    pub fn new(settings: Settings, identity: &str) -> Result<Self, OptionError> {
+        Ok(Self {
+            disabled: settings.options.disabled()?,
+            workers: settings.options.workers().clone(),
             settings,
             election: Some(Election::new(ObjectKey::new("kube-system", "kube-controller-manager"), identity)),
-            disabled: Vec::new(),
-            workers: BTreeMap::new(),
             metrics: Metrics::called(names::queue),
             informer: None,
-        }
+        })
     }
 }
 

@@ -7,8 +7,10 @@
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
+use std::sync::LazyLock;
 use std::time::Duration;
 
+use clap::Args;
 use k8s_openapi::api::core::v1::{Service, ServiceSpec};
 use k8s_openapi::api::networking::v1::{IPAddress, IPAddressSpec, ParentReference};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -28,6 +30,29 @@ const FAMILY: &str = "ipaddress.kubernetes.io/ip-family";
 const SOURCE: &str = "service-controller";
 /// The retry interval when no address is free. A released address requeues at once.
 const RETRY: Duration = Duration::from_secs(60);
+
+/// The option of load balancers.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Args)]
+pub struct BalancerOptions {
+    /// Addresses for Services of type LoadBalancer: blocks, ranges and addresses, as in
+    /// 10.0.0.0/28,10.0.1.5-10.0.1.9 (docs/operations.md, "LoadBalancer Services")
+    #[arg(long, env = "CORACLE_LOAD_BALANCER_POOL", value_name = "POOL")]
+    load_balancer_pool: Option<AddressPool>,
+}
+
+static NO_ADDRESSES: LazyLock<AddressPool> = LazyLock::new(AddressPool::default);
+
+impl BalancerOptions {
+    /// The addresses. Empty: Services get none.
+    #[must_use]
+    pub fn pool(&self) -> &AddressPool {
+        self.load_balancer_pool.as_ref().unwrap_or(&NO_ADDRESSES)
+    }
+
+    pub fn set_pool(&mut self, pool: AddressPool) {
+        self.load_balancer_pool = Some(pool);
+    }
+}
 
 pub(crate) const CONTROLLER: Controller<Settings> = Controller {
     name: "service-lb-controller",
@@ -105,7 +130,7 @@ fn held_addresses<'a>(view: &'a ObjectCache, key: &ObjectKey, service: Option<&S
 }
 
 fn reconcile(view: &ObjectCache, key: &ObjectKey, context: &Context<'_, Settings>) -> Plan {
-    let pool = &context.settings.load_balancer_pool;
+    let pool = context.settings.options.balancers.pool();
     let service = view.get::<Service>(key);
     let own = held_addresses(view, key, service);
     match service {
@@ -200,7 +225,7 @@ fn write(service: &Service, finalizers: &[&str], ingress: &Value) -> Action {
 
 fn ensure(view: &ObjectCache, service: &Service, own: &[&IPAddress], context: &Context<'_, Settings>) -> Plan {
     let mut plan = Plan::nothing();
-    let (ip, has) = match choose(view, service, own, &context.settings.load_balancer_pool) {
+    let (ip, has) = match choose(view, service, own, context.settings.options.balancers.pool()) {
         Ok(chosen) => chosen,
         Err(why) => {
             let message = format!("Error syncing load balancer: failed to ensure load balancer: {why}");
@@ -267,7 +292,8 @@ mod tests {
 
     impl Play {
         fn new(pool: &str, objects: Vec<Value>) -> Self {
-            let settings = Settings { load_balancer_pool: pool.parse().unwrap(), ..Settings::default() };
+            let mut settings = Settings::default();
+            settings.options.balancers.set_pool(pool.parse().unwrap());
             Self { cluster: simulation(start(), objects), settings }
         }
 
@@ -312,7 +338,7 @@ mod tests {
         let status = json!(web.status);
         assert_eq!(status["loadBalancer"], json!({"ingress": [{"ip": "10.0.0.1", "ipMode": "VIP"}]}));
         assert_eq!((play.taken(), play.plan("web")), (vec!["10.0.0.1".to_owned()], Plan::nothing()));
-        play.settings.load_balancer_pool = "10.0.0.2-10.0.0.9".parse().unwrap();
+        play.settings.options.balancers.set_pool("10.0.0.2-10.0.0.9".parse().unwrap());
         play.pass("web");
         assert_eq!((play.addresses("web"), play.taken()), (vec!["10.0.0.2".to_owned()], vec!["10.0.0.2".to_owned()]));
         let mut changed = json!(play.cluster.view.get::<Service>(&ObjectKey::new("a", "web")).unwrap());
@@ -410,7 +436,7 @@ mod tests {
         going["metadata"]["deletionTimestamp"] = json!("2025-12-31T23:00:00Z");
         let mut play = Play::new("10.0.0.0/24", vec![other, going, service("web", &balancer())]);
         assert_eq!((play.plan("other"), play.plan("going")), (Plan::nothing(), Plan::nothing()));
-        play.settings.load_balancer_pool = AddressPool::default();
+        play.settings.options.balancers.set_pool(AddressPool::default());
         assert_eq!(play.plan("web"), Plan::nothing(), "no pool");
         of_class["loadBalancerClass"] = json!(ADDRESS_POOL_CLASS);
         let mut play = Play::new("10.0.0.0/24", vec![service("own", &of_class)]);

@@ -65,7 +65,9 @@ fn reconcile(view: &ObjectCache, key: &ObjectKey, context: &Context<'_, Settings
 
 /// The completed Secret; none if it is complete or no token can be signed.
 fn fill(secret: &Secret, account: &ServiceAccount, settings: &Settings) -> Option<Secret> {
-    let sign = settings.sign_token.as_ref()?;
+    if !settings.authority.signs_tokens() {
+        return None;
+    }
     let empty = |name: &str| secret.data.as_ref().and_then(|d| d.get(name)).is_none_or(|v| v.0.is_empty());
     let ca = settings.root_ca_pem.as_bytes();
     let known_ca = secret.data.as_ref().and_then(|d| d.get("ca.crt")).map(|v| v.0.as_slice()).unwrap_or_default();
@@ -91,7 +93,7 @@ fn fill(secret: &Secret, account: &ServiceAccount, settings: &Settings) -> Optio
             "kubernetes.io/serviceaccount/service-account.name": account_name,
             "kubernetes.io/serviceaccount/service-account.uid": account.metadata.uid,
         });
-        data.insert("token".into(), ByteString(sign(&claims)?.into_bytes()));
+        data.insert("token".into(), ByteString(settings.authority.sign_token(&claims)?.into_bytes()));
     }
     let annotations = filled.metadata.annotations.get_or_insert_default();
     annotations.insert(ACCOUNT_NAME.into(), account_name);

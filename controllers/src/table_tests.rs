@@ -10,7 +10,7 @@ use machinery_client::{Action, Plan};
 use machinery_env::Env;
 use serde_json::Value;
 
-use crate::{CONTROLLERS, ExpressionWarning, Settings};
+use crate::{Authority, CONTROLLERS, CertificateTemplate, ControllerOptions, ExpressionWarning, Settings};
 
 /// The maximum number of passes over one key until nothing is left. Some controllers take several steps: write, read,
 /// write the status.
@@ -41,21 +41,44 @@ impl crate::Instances for Machines {
 
 /// The settings of the tests' controllers.
 pub(crate) fn settings() -> Settings {
+    let mut options = ControllerOptions::default();
+    options.pods.terminated_max = 0;
+    options.balancers.set_pool("192.0.2.0/28".parse().unwrap());
     Settings {
+        options,
         root_ca_pem: "a certificate".into(),
         cluster_cidrs: vec![("10.244.0.0/16".parse().unwrap(), 24)],
-        terminated_pods_max: 0,
-        load_balancer_pool: "192.0.2.0/28".parse().unwrap(),
         instances: Some(std::sync::Arc::new(Machines)),
-        sign_token: Some(std::sync::Arc::new(|claims| Some(claims.to_string()))),
-        sign_certificate: Some(std::sync::Arc::new(|order| Ok(order.request.common_name.clone()))),
-        check_policy: Some(std::sync::Arc::new(|policy| {
-            let wrong = policy["spec"]["validations"][0]["expression"] == "wrong";
-            let warning =
-                || ExpressionWarning { field_ref: "spec.validations[0].expression".into(), warning: "no wrong".into() };
-            wrong.then(warning).into_iter().collect()
-        })),
+        authority: std::sync::Arc::new(Keys),
         ..Settings::default()
+    }
+}
+
+/// Signs with plain text, and finds one wrong expression.
+struct Keys;
+
+impl Authority for Keys {
+    fn signs_tokens(&self) -> bool {
+        true
+    }
+
+    fn sign_token(&self, claims: &Value) -> Option<String> {
+        Some(claims.to_string())
+    }
+
+    fn signs_certificates(&self) -> bool {
+        true
+    }
+
+    fn sign_certificate(&self, template: &CertificateTemplate<'_>) -> Option<Result<String, String>> {
+        Some(Ok(template.request.common_name.clone()))
+    }
+
+    fn check_policy(&self, policy: &Value) -> Option<Vec<ExpressionWarning>> {
+        let is_wrong = policy["spec"]["validations"][0]["expression"] == "wrong";
+        let warning =
+            || ExpressionWarning { field_ref: "spec.validations[0].expression".into(), warning: "no wrong".into() };
+        Some(is_wrong.then(warning).into_iter().collect())
     }
 }
 

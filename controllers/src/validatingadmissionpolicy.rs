@@ -1,5 +1,5 @@
 //! `validatingadmissionpolicy-status-controller`: writes type errors of a policy's expressions into its status. The
-//! type check needs the served types, so it is a setting (`Settings::check_policy`).
+//! type check needs the served types ([`crate::Authority::check_policy`]).
 
 use k8s_openapi::api::admissionregistration::v1::ValidatingAdmissionPolicy;
 use machinery_api::ObjectKey;
@@ -8,14 +8,6 @@ use machinery_client::{Action, BackOff, Context, Controller, Input, ObjectCache,
 use serde_json::{Value, json};
 
 use crate::Settings;
-
-/// A type error of an expression.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ExpressionWarning {
-    /// The field of the expression.
-    pub field_ref: String,
-    pub warning: String,
-}
 
 pub(crate) const CONTROLLER: Controller<Settings> = Controller {
     name: "validatingadmissionpolicy-status-controller",
@@ -28,16 +20,14 @@ pub(crate) const CONTROLLER: Controller<Settings> = Controller {
 
 fn reconcile(view: &ObjectCache, key: &ObjectKey, context: &Context<'_, Settings>) -> Plan {
     let Some(policy) = view.get::<ValidatingAdmissionPolicy>(key) else { return Plan::nothing() };
-    let Some(check) = &context.settings.check_policy else { return Plan::nothing() };
     let generation = policy.metadata.generation.unwrap_or(0);
     let observed = policy.status.as_ref().and_then(|status| status.observed_generation).unwrap_or(0);
     if generation <= observed {
         return Plan::nothing();
     }
-    let warnings: Vec<Value> = check(&value_of(policy))
-        .into_iter()
-        .map(|found| json!({"fieldRef": found.field_ref, "warning": found.warning}))
-        .collect();
+    let Some(found) = context.settings.authority.check_policy(&value_of(policy)) else { return Plan::nothing() };
+    let warnings: Vec<Value> =
+        found.into_iter().map(|found| json!({"fieldRef": found.field_ref, "warning": found.warning})).collect();
     let warnings = if warnings.is_empty() { Value::Null } else { warnings.into() };
     let status = json!({"observedGeneration": generation, "typeChecking": {"expressionWarnings": warnings}});
     let patch = json!({"metadata": {"uid": policy.metadata.uid}, "status": status});

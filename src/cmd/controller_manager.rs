@@ -6,23 +6,25 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use apiserver_auth::jwt::SigningKey;
-use apiserver_auth::signing::{CertificateSigner, CertificateTemplate};
-use apiserver_resources::checking::{Warning, type_check};
+use apiserver_auth::signing::{self, CertificateSigner};
+use apiserver_resources::ResourceInfo;
+use apiserver_resources::checking::type_check;
 use clap::Args;
-use controllers::Settings;
+use controllers::{Authority, CertificateTemplate, ExpressionWarning, Settings};
 use ipnet::IpNet;
 use kube::config::AuthInfo;
 use machinery_api::ObjectKey;
 use machinery_api::features::Features;
 use machinery_env::Env;
+use machinery_options::duration::some_time;
+use machinery_options::election::ElectionFlags;
+use machinery_options::feature_gates::FeatureFlags;
+use machinery_options::rejected::{RejectedFlags, SERVING, Table};
+use serde_json::Value;
 
 use super::Failure;
-use super::flags::controllers::ControllerFlags;
-use super::flags::duration::some_time;
-use super::flags::election::ElectionFlags;
-use super::flags::features::FeatureFlags;
-use super::flags::rejected::{RejectedFlags, SERVING, Table};
 use super::standalone::{self, ComponentDeps, StandaloneFlags};
+use crate::compose;
 use crate::features;
 use crate::inventory::NodeInventory;
 
@@ -35,7 +37,7 @@ pub(crate) struct ControllerManager {
     #[command(flatten)]
     standalone: StandaloneFlags,
     #[command(flatten)]
-    controllers: ControllerFlags,
+    controllers: controllers::ControllerOptions,
     #[command(flatten)]
     election: ElectionFlags,
     /// Allocates a block of the pods' addresses to each node
@@ -80,24 +82,51 @@ struct SigningFlags {
 }
 
 impl SigningFlags {
-    fn apply(&self, env: &Env, settings: &mut Settings) -> Result<(), Failure> {
-        if let (Some(certificate), Some(key)) = (&self.cluster_signing_cert_file, &self.cluster_signing_key_file) {
-            let (pem, key_pem) =
-                (read(certificate, "cluster-signing-cert-file")?, read(key, "cluster-signing-key-file")?);
-            let signer = CertificateSigner::from_pem(env, &pem, &key_pem).with_context(|| {
-                let (certificate, key) = (certificate.display(), key.display());
-                format!("--cluster-signing-cert-file {certificate} --cluster-signing-key-file {key}")
-            })?;
-            settings.sign_certificate = Some(Arc::new(move |template| {
-                let &controllers::CertificateTemplate { request, usages, not_before, not_after } = template;
-                let template = CertificateTemplate { request, usages, not_before, not_after };
-                signer.sign(&template).map_err(|error| error.to_string())
-            }));
-        }
-        if let Some(life) = self.cluster_signing_duration {
-            settings.certificate_life = life;
-        }
-        Ok(())
+    /// The authority, if there is one.
+    fn signer(&self, env: &Env) -> anyhow::Result<Option<CertificateSigner>> {
+        let (Some(certificate), Some(key)) = (&self.cluster_signing_cert_file, &self.cluster_signing_key_file) else {
+            return Ok(None);
+        };
+        let (pem, key_pem) = (read(certificate, "cluster-signing-cert-file")?, read(key, "cluster-signing-key-file")?);
+        let signer = CertificateSigner::from_pem(env, &pem, &key_pem).with_context(|| {
+            let (certificate, key) = (certificate.display(), key.display());
+            format!("--cluster-signing-cert-file {certificate} --cluster-signing-key-file {key}")
+        })?;
+        Ok(Some(signer))
+    }
+}
+
+/// The keys of the flags. Policies are checked against the built-in kinds: custom ones are the API server's.
+struct FlagsAuthority {
+    signer: Option<CertificateSigner>,
+    tokens: Option<SigningKey>,
+    features: Features,
+    kinds: OnceLock<Vec<Arc<ResourceInfo>>>,
+}
+
+impl Authority for FlagsAuthority {
+    fn signs_tokens(&self) -> bool {
+        self.tokens.is_some()
+    }
+
+    fn sign_token(&self, claims: &Value) -> Option<String> {
+        self.tokens.as_ref()?.sign(claims).ok()
+    }
+
+    fn signs_certificates(&self) -> bool {
+        self.signer.is_some()
+    }
+
+    fn sign_certificate(&self, template: &CertificateTemplate<'_>) -> Option<Result<String, String>> {
+        let &CertificateTemplate { request, usages, not_before, not_after } = template;
+        let template = signing::CertificateTemplate { request, usages, not_before, not_after };
+        Some(self.signer.as_ref()?.sign(&template).map_err(|error| error.to_string()))
+    }
+
+    fn check_policy(&self, policy: &Value) -> Option<Vec<ExpressionWarning>> {
+        let kinds =
+            self.kinds.get_or_init(|| apiserver_resources::served(apiserver_resources::RESOURCES, &self.features));
+        Some(type_check(policy, kinds).into_iter().map(compose::warning).collect())
     }
 }
 
@@ -174,16 +203,6 @@ pub(crate) fn run(flags: &ControllerManager) -> Result<(), Failure> {
     })
 }
 
-/// Type-checks policies against the built-in kinds. Custom kinds are the API server's: their expressions aren't checked.
-fn policy_check(features: Features) -> controllers::CheckPolicy {
-    let built_in = OnceLock::new();
-    Arc::new(move |policy| {
-        let kinds = built_in.get_or_init(|| apiserver_resources::served(apiserver_resources::RESOURCES, &features));
-        let found = type_check(policy, kinds).into_iter();
-        found.map(|Warning { field_ref, warning }| controllers::ExpressionWarning { field_ref, warning }).collect()
-    })
-}
-
 /// All controllers act as the kubeconfig's user.
 fn same_client(deps: &ComponentDeps) -> controllers::Clients {
     let client = deps.client.clone();
@@ -204,10 +223,19 @@ fn clients_by_account(deps: &ComponentDeps) -> anyhow::Result<controllers::Clien
 
 impl ControllerManager {
     fn config(&self, env: &Env) -> Result<(controllers::Config, Option<NodeInventory>), Failure> {
-        let asked = self.controllers.config()?;
         let root_ca_pem = self.root_ca_file.as_ref().map(|file| read(file, "root-ca-file")).transpose()?;
-        let features = self.features.features();
-        let mut settings = Settings { root_ca_pem: root_ca_pem.unwrap_or_default(), features, ..Settings::default() };
+        let (features, inventory) = (self.features.features(), NodeInventory::of(&self.controllers)?);
+        let mut settings = Settings {
+            options: self.controllers.clone(),
+            root_ca_pem: root_ca_pem.unwrap_or_default(),
+            instances: inventory.as_ref().map(|inventory| inventory.now.clone() as _),
+            authority: Arc::new(self.authority(env, features)?),
+            features,
+            ..Settings::default()
+        };
+        if let Some(life) = self.signing.cluster_signing_duration {
+            settings.certificate_life = life;
+        }
         if let Some(cidr) = self.cluster_cidr.filter(|_| self.allocate_node_cidrs) {
             let usual = if cidr.addr().is_ipv4() { 24 } else { 64 };
             let mask = self.node_cidr_mask_size.unwrap_or(usual);
@@ -216,17 +244,19 @@ impl ControllerManager {
             }
             settings.cluster_cidrs = vec![(cidr, mask)];
         }
-        self.signing.apply(env, &mut settings)?;
-        settings.check_policy = Some(policy_check(features));
-        if let Some(file) = &self.service_account_private_key_file {
-            const FLAG: &str = "service-account-private-key-file";
+        let mut config = controllers::Config::new(settings, UPSTREAM)?;
+        config.election = standalone::election(&self.election, UPSTREAM, env)?;
+        Ok((config, inventory))
+    }
+
+    fn authority(&self, env: &Env, features: Features) -> anyhow::Result<FlagsAuthority> {
+        const FLAG: &str = "service-account-private-key-file";
+        let tokens = self.service_account_private_key_file.as_ref().map(|file| {
             let pem = read(file, FLAG)?;
-            let key = SigningKey::from_pem(&pem).with_context(|| format!("--{FLAG} {}", file.display()))?;
-            settings.sign_token = Some(Arc::new(move |claims| key.sign(claims).ok()));
-        }
-        let mut config = asked.config(settings, UPSTREAM);
-        config.election = self.election.election(UPSTREAM, env)?;
-        Ok((config, asked.inventory))
+            SigningKey::from_pem(&pem).with_context(|| format!("--{FLAG} {}", file.display()))
+        });
+        let (signer, tokens) = (self.signing.signer(env)?, tokens.transpose()?);
+        Ok(FlagsAuthority { signer, tokens, features, kinds: OnceLock::new() })
     }
 }
 
@@ -278,7 +308,10 @@ mod tests {
         let asked =
             ["--horizontal-pod-autoscaler-tolerance=0.5", "--terminated-pod-gc-threshold=7", "--controllers=*,-job"];
         let config = config(&asked).unwrap();
-        assert_eq!((config.settings.autoscaler.tolerance, config.settings.terminated_pods_max), (0.5, 7));
+        assert_eq!(
+            (config.settings.options.autoscaler.tolerance, config.settings.options.pods.terminated_max),
+            (0.5, 7)
+        );
         assert_eq!(config.disabled, ["job-controller"]);
     }
 
@@ -293,7 +326,8 @@ mod tests {
 
     #[test]
     fn policies_are_checked_against_the_built_in_kinds() {
-        let check = config(&[]).unwrap().settings.check_policy.unwrap();
+        let authority = config(&[]).unwrap().settings.authority;
+        let check = |policy| authority.check_policy(policy).unwrap();
         let policy = |group: &str, resource: &str| {
             let rule =
                 json!({"apiGroups": [group], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": [resource]});
@@ -318,9 +352,9 @@ mod tests {
                 "--cluster-signing-duration=2h",
             ])
         };
-        assert!(config(&[]).unwrap().settings.sign_certificate.is_none());
+        assert!(!config(&[]).unwrap().settings.authority.signs_certificates());
         let signing = flags("ca.crt", "ca.key").unwrap().settings;
-        assert!(signing.sign_certificate.is_some() && pki.ca_pem().contains("CERTIFICATE"));
+        assert!(signing.authority.signs_certificates() && pki.ca_pem().contains("CERTIFICATE"));
         assert_eq!(signing.certificate_life, Duration::from_hours(2));
         assert!(flags("ca.crt", "sa.key").is_err());
         assert!(flags("ca.crt", "absent").is_err());

@@ -8,14 +8,14 @@ use http::Uri;
 
 use super::Failure;
 use super::apiserver::{FAST_TOLERATION, ServerFlags, USUAL_TOLERATION, until_stopped};
-use super::flags::controllers::ControllerFlags;
 use super::flags::guests::GuestFlags;
-use super::flags::scheduler::SchedulerFlags;
 use crate::compose::Part;
 use crate::config::{ApiServerConfig, ClusterConfig, Common, NetworkConfig, NodesConfig, StoreConfig};
+use crate::inventory::NodeInventory;
 use crate::joining::accept::JoinConfig;
 use crate::joining::authority;
 use crate::joining::token::{self, ControlPlaneToken};
+use crate::scheduler_plugins;
 
 /// Flags of `coracle server`.
 #[derive(Debug, Clone, Args)]
@@ -28,9 +28,9 @@ pub(crate) struct Server {
     #[arg(long, env = "CORACLE_NODE_CIDR_MASK_SIZE", value_name = "BITS", value_parser = clap::value_parser!(u8).range(8..=30))]
     node_cidr_mask_size: Option<u8>,
     #[command(flatten)]
-    controllers: ControllerFlags,
+    controllers: controllers::ControllerOptions,
     #[command(flatten)]
-    scheduler: SchedulerFlags,
+    scheduler: scheduler::SchedulerOptions,
     #[command(flatten)]
     plugins: GuestFlags,
 }
@@ -77,14 +77,15 @@ impl JoinFlags {
 
 impl Server {
     fn config(&self) -> Result<ClusterConfig, Failure> {
-        let toleration = if self.controllers.fast_failover { FAST_TOLERATION } else { USUAL_TOLERATION };
+        let toleration = if self.controllers.node_lifecycle.fast_failover { FAST_TOLERATION } else { USUAL_TOLERATION };
         let network = NetworkConfig { node_cidr_mask_size: self.node_cidr_mask_size, ..self.server.network() };
         let api = self.server.config(toleration)?;
         let api = ApiServerConfig { join: self.join.config(&api.store)?, ..api };
         let servers = ClusterConfig::for_servers(api, network, self.server.features());
         Ok(ClusterConfig {
-            controllers: self.controllers.config()?,
-            scheduler: self.scheduler.config()?,
+            controllers: self.controllers.clone(),
+            inventory: NodeInventory::of(&self.controllers)?,
+            scheduler: scheduler_plugins::configuration(&self.scheduler)?,
             nodes: NodesConfig { guests: self.plugins.config(), bind: self.server.bind, ..servers.nodes },
             ..servers
         })

@@ -4,11 +4,11 @@ use clap::Args;
 
 use super::Failure;
 use super::apiserver::{FAST_TOLERATION, ServerFlags, USUAL_TOLERATION, until_stopped};
-use super::flags::controllers::ControllerFlags;
 use super::flags::nodes::NodeFlags;
-use super::flags::scheduler::SchedulerFlags;
 use crate::compose::Part;
 use crate::config::{ApiServerConfig, ClusterConfig, Common, NODES_MAX, NetworkConfig};
+use crate::inventory::NodeInventory;
+use crate::scheduler_plugins;
 
 /// Flags of `coracle up`.
 #[derive(Debug, Clone, Args)]
@@ -24,9 +24,9 @@ pub(crate) struct Up {
     #[command(flatten)]
     agents: NodeFlags,
     #[command(flatten)]
-    controllers: ControllerFlags,
+    controllers: controllers::ControllerOptions,
     #[command(flatten)]
-    pub(crate) scheduler: SchedulerFlags,
+    pub(crate) scheduler: scheduler::SchedulerOptions,
 }
 
 impl Up {
@@ -35,21 +35,22 @@ impl Up {
     /// # Errors
     /// On errors that clap can't detect: contradicting flags, and values that aren't built yet.
     fn config(&self) -> Result<ClusterConfig, Failure> {
-        let nodes = self.agents.config(self.nodes, self.server.bind, self.controllers.fast_failover)?;
+        let nodes = self.agents.config(self.nodes, self.server.bind, self.controllers.node_lifecycle.fast_failover)?;
         if nodes.sharing.compiled && (nodes.count != 1 || nodes.bind.is_loopback()) {
             return Err(Failure::Usage(
                 "--share-compiled-modules needs other machines: --nodes 1, and --bind with an address that they reach"
                     .into(),
             ));
         }
-        let toleration = if self.controllers.fast_failover { FAST_TOLERATION } else { USUAL_TOLERATION };
+        let toleration = if self.controllers.node_lifecycle.fast_failover { FAST_TOLERATION } else { USUAL_TOLERATION };
         let api = self.server.config(toleration)?;
         Ok(ClusterConfig {
             features: self.server.features(),
             api: ApiServerConfig { dashboard: self.server.dashboard.unwrap_or(true), ..api },
             network: NetworkConfig { node_cidr_mask_size: self.node_cidr_mask_size, ..self.server.network() },
-            controllers: self.controllers.config()?,
-            scheduler: self.scheduler.config()?,
+            controllers: self.controllers.clone(),
+            inventory: NodeInventory::of(&self.controllers)?,
+            scheduler: scheduler_plugins::configuration(&self.scheduler)?,
             nodes,
         })
     }

@@ -2,38 +2,64 @@
 
 use std::sync::Arc;
 
-use apiserver_auth::signing::CertificateTemplate;
+use apiserver::server::Apiserver;
+use apiserver_auth::pki::Pki;
+use apiserver_auth::signing;
 use apiserver_resources::checking::Warning;
+use controllers::{Authority, CertificateTemplate, ExpressionWarning};
+use serde_json::Value;
 
 use super::ground::Ground;
 use super::identities::ComponentIdentity;
 use super::role::Component;
 
+/// The keys of this control plane, and the types that its API server serves.
+struct ClusterAuthority {
+    pki: Arc<Pki>,
+    apiserver: Apiserver,
+}
+
+impl Authority for ClusterAuthority {
+    fn signs_tokens(&self) -> bool {
+        true
+    }
+
+    fn sign_token(&self, claims: &Value) -> Option<String> {
+        self.pki.service_account().sign(claims).ok()
+    }
+
+    fn signs_certificates(&self) -> bool {
+        true
+    }
+
+    fn sign_certificate(&self, template: &CertificateTemplate<'_>) -> Option<Result<String, String>> {
+        let &CertificateTemplate { request, usages, not_before, not_after } = template;
+        let template = signing::CertificateTemplate { request, usages, not_before, not_after };
+        Some(self.pki.sign(&template).map_err(|error| error.to_string()))
+    }
+
+    fn check_policy(&self, policy: &Value) -> Option<Vec<ExpressionWarning>> {
+        Some(self.apiserver.check_policy(policy).into_iter().map(warning).collect())
+    }
+}
+
+/// A finding of the type check, as the controllers write it.
+pub(crate) fn warning(found: Warning) -> ExpressionWarning {
+    let Warning { field_ref, warning } = found;
+    ExpressionWarning { field_ref, warning }
+}
+
 pub(super) fn build(ground: &Ground) -> anyhow::Result<Vec<Component>> {
-    let asked = &ground.config.controllers;
-    let signing_key = ground.pki.service_account().clone();
-    let authority = ground.pki.clone();
-    let sign_certificate: controllers::SignCertificate = Arc::new(move |template| {
-        let &controllers::CertificateTemplate { request, usages, not_before, not_after } = template;
-        authority
-            .sign(&CertificateTemplate { request, usages, not_before, not_after })
-            .map_err(|error| error.to_string())
-    });
-    let apiserver = ground.apiserver.clone();
-    let check_policy: controllers::CheckPolicy = Arc::new(move |policy| {
-        let found = apiserver.check_policy(policy).into_iter();
-        found.map(|Warning { field_ref, warning }| controllers::ExpressionWarning { field_ref, warning }).collect()
-    });
     let settings = controllers::Settings {
+        options: ground.config.controllers.clone(),
         root_ca_pem: ground.pki.ca_pem().to_owned(),
         cluster_cidrs: vec![(ground.network.pods.into(), ground.network.node_mask)],
-        sign_certificate: Some(sign_certificate),
-        check_policy: Some(check_policy),
-        sign_token: Some(Arc::new(move |claims| signing_key.sign(claims).ok())),
+        authority: Arc::new(ClusterAuthority { pki: ground.pki.clone(), apiserver: ground.apiserver.clone() }),
+        instances: ground.config.inventory.as_ref().map(|inventory| inventory.now.clone() as _),
         features: ground.config.features,
         ..controllers::Settings::default()
     };
-    let mut config = asked.config(settings, ground.candidate.as_deref().unwrap_or_default());
+    let mut config = controllers::Config::new(settings, ground.candidate.as_deref().unwrap_or_default())?;
     config.election = config.election.filter(|_| ground.candidate.is_some());
     config.informer = Some(ground.informer.clone());
     ground.with_metrics(|registry| config.metrics.register(registry));
@@ -53,7 +79,7 @@ pub(super) fn build(ground: &Ground) -> anyhow::Result<Vec<Component>> {
         }
     };
     let (env, stop) = (ground.env.clone(), ground.stop.components.clone());
-    let inventory = asked.inventory.clone().map(|inventory| {
+    let inventory = ground.config.inventory.clone().map(|inventory| {
         Component::new("node inventory", async move {
             inventory.reload_on_changes(env, stop).await;
             Ok(())

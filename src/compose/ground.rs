@@ -119,7 +119,7 @@ impl Claims {
             Some(_) if up_to != Part::Control => Network::choose(&config.network, &data.network())?,
             _ => shared_store::network(&*store, &config.network, data, up_to).await?,
         };
-        let network = network.check(&config.controllers.balancer_pool)?;
+        let network = network.check(config.controllers.balancers.pool())?;
         let api_listener = listen(config.api.bind, config.api.port)?;
         let service_ip = network.services.hosts().next().context("--service-cidr has no address")?;
         let pki = Arc::new(Pki::open_or_create(
@@ -264,7 +264,7 @@ impl Ground {
         let admin = ComponentIdentity::Admin.client(&self.env, &self.service);
         registry::advertise(&admin, &self.registry.address).await?;
         let instance = self.data.instance(&self.env)?;
-        let pool = &self.config.controllers.balancer_pool;
+        let pool = self.config.controllers.balancers.pool();
         node_configuration::publish(&admin, &self.network, pool, (&instance, &self.registry.address)).await?;
         if self.config.nodes.count > 0 {
             storage::create_default_class(&admin).await?;

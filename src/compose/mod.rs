@@ -51,6 +51,7 @@ use crate::progress::Progress;
 use crate::takeover::resumption::{self, Resumption};
 use crate::takeover::{CONTROL_REQUESTS_MAX, CUT_MAX, HandedOver, NEXT_READY_MAX, REQUESTS_MAX};
 
+pub(crate) use controllers::warning;
 pub(crate) use node_configuration::GivenAddresses;
 pub(crate) use nodes::prepare_engine;
 pub(crate) use proxy::lone_plane;
@@ -208,7 +209,7 @@ pub(crate) async fn start(
     }
     if up_to >= Part::Control {
         progress.doing("waiting for the controllers");
-        let disabled = &ground.config.controllers.disabled;
+        let disabled = &ground.config.controllers.disabled()?;
         ready::default_namespace(&admin, &ground.env, disabled).await?;
         ready::nodes_take_pods(&admin, &ground.env, ground.config.nodes.count, disabled).await?;
     }

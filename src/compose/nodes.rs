@@ -105,7 +105,7 @@ pub(super) fn build(ground: &Ground) -> anyhow::Result<Vec<Component>> {
             tls: serving_tls(ground, &name)?,
             internal_ip: reachable(ground.config.nodes.bind),
             shutdown: shutdown.clone(),
-            external_provider: ground.config.controllers.inventory.is_some(),
+            external_provider: ground.config.inventory.is_some(),
             kubelet_port: 0,
             taints: Vec::new(),
             annotations: annotations.clone(),

@@ -34,7 +34,7 @@ pub(crate) async fn check_cluster(env: &Env, config: &ClusterConfig, data: &Data
             Network::remembered(&config.network, &data.network())?
         }
     };
-    network.map(|network| network.check(&config.controllers.balancer_pool)).transpose()?;
+    network.map(|network| network.check(config.controllers.balancers.pool())).transpose()?;
     Ok(())
 }
 

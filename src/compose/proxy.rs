@@ -25,7 +25,7 @@ pub(super) fn config(config: &ClusterConfig, network: &Network, pki: &Pki, api_s
         bind: config.nodes.bind,
         cluster_ip_listeners: network.services.network().is_loopback(),
         cluster_cidrs: vec![network.services.into(), network.pods.into()],
-        load_balancer_pool: config.controllers.balancer_pool.clone(),
+        load_balancer_pool: config.controllers.balancers.pool().clone(),
         is_pool_shared: false,
         cluster_dns: network.dns().map(Into::into),
         cluster_ca_pem: Some(pki.ca_pem().to_owned()),

@@ -10,31 +10,16 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use machinery_api::ObjectKey;
 use machinery_client::driver::own_key;
 use machinery_client::{Action, Context, Controller, Input, ObjectCache, Plan};
-use machinery_rules::certificate_request::CertificateRequest;
 
 use super::{ACCOUNT, APPROVED, BACK_OFF, DENIED, FAILED, conditions, has, issued, requested, usages, wanted_usages};
 use crate::Settings;
+use crate::authority::CertificateTemplate;
 
 /// How far `notBefore` lies in the past, for machines whose clocks are slow.
 const BACKDATE: Duration = Duration::from_mins(5);
 /// Below this lifetime the end counts from now; above it, from `notBefore`.
 const SHORT: Duration = Duration::from_hours(8);
 const LIFE_MIN: Duration = Duration::from_mins(10);
-
-/// The content of a certificate to issue.
-#[derive(Debug)]
-pub struct CertificateTemplate<'a> {
-    /// The subject and the public key.
-    pub request: &'a CertificateRequest,
-    /// The usages, with the API's names.
-    pub usages: &'a [String],
-    pub not_before: Timestamp,
-    /// The latest end; no certificate outlives its authority.
-    pub not_after: Timestamp,
-}
-
-/// Issues a certificate as PEM.
-pub type SignCertificate = std::sync::Arc<dyn Fn(&CertificateTemplate<'_>) -> Result<String, String> + Send + Sync>;
 
 /// The key is a request's.
 pub(crate) const CONTROLLER: Controller<Settings> = Controller {
@@ -56,16 +41,16 @@ fn reconcile(view: &ObjectCache, key: &ObjectKey, context: &Context<'_, Settings
     if going || issued(csr).is_some() || !has(csr, APPROVED) || has(csr, DENIED) || has_failed(csr) {
         return Plan::nothing();
     }
-    let (Some(sign), Some(request)) = (&context.settings.sign_certificate, requested(csr)) else {
-        return Plan::nothing();
-    };
+    let authority = &context.settings.authority;
+    let Some(request) = requested(csr).filter(|_| authority.signs_certificates()) else { return Plan::nothing() };
     let why = match usages::check(&csr.spec.signer_name, &request, wanted_usages(csr)) {
         None => return Plan::nothing(),
         Some(Err(why)) => why,
         Some(Ok(())) => {
             let (not_before, not_after) = life(csr.spec.expiration_seconds, context);
             let template = CertificateTemplate { request: &request, usages: wanted_usages(csr), not_before, not_after };
-            match sign(&template) {
+            let Some(signed) = authority.sign_certificate(&template) else { return Plan::nothing() };
+            match signed {
                 Ok(pem) => {
                     let mut signed = csr.clone();
                     signed.status.get_or_insert_default().certificate = Some(ByteString(pem.into_bytes()));

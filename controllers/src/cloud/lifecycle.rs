@@ -25,7 +25,7 @@ pub(crate) const CONTROLLER: Controller<Settings> = Controller {
 
 fn reconcile(view: &ObjectCache, _: &ObjectKey, context: &Context<'_, Settings>) -> Plan {
     let Some(instances) = context.settings.instances.as_deref() else { return Plan::nothing() };
-    let period = context.settings.node_lifecycle.monitor_period;
+    let period = context.settings.options.node_lifecycle.monitor_period;
     // A new node may not have reported its status yet.
     let is_new = |node: &Node| {
         let made = node.metadata.creation_timestamp.as_ref().map(|time| time.0);

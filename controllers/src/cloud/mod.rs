@@ -14,8 +14,10 @@ pub(crate) mod node;
 mod tests;
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 
+use clap::Args;
 pub use inventory::{INVENTORY_BYTES_MAX, Inventory, InventoryError, SharedInventory};
 use k8s_openapi::api::core::v1::{Node, NodeAddress, Taint};
 use machinery_api::ObjectKey;
@@ -23,6 +25,15 @@ use machinery_client::{Change, ObjectCache};
 
 /// The taint of a node whose machine is shut down.
 const SHUTDOWN: &str = "node.cloudprovider.kubernetes.io/shutdown";
+
+/// The option of the cloud provider.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Args)]
+pub struct CloudOptions {
+    /// Inventory of the machines behind nodes: addresses, zones, types, ids; reloaded on changes
+    /// (docs/operations.md, "Node inventory")
+    #[arg(long, env = "CORACLE_NODE_INVENTORY", value_name = "FILE")]
+    pub node_inventory: Option<PathBuf>,
+}
 
 /// The data of one machine.
 #[derive(Debug, Clone, Default, PartialEq)]

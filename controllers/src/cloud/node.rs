@@ -47,14 +47,14 @@ fn reconcile(view: &ObjectCache, key: &ObjectKey, context: &Context<'_, Settings
     }
     let nodes: Vec<&Node> = view.all::<Node>().collect();
     // The starting node rotates, so that a node whose writes fail doesn't block the others.
-    let turn = context.elapsed.as_secs() / context.settings.node_lifecycle.monitor_period.as_secs().max(1);
+    let turn = context.elapsed.as_secs() / context.settings.options.node_lifecycle.monitor_period.as_secs().max(1);
     let from = usize::try_from(turn).unwrap_or_default().checked_rem(nodes.len()).unwrap_or_default();
     let differ = nodes[from..].iter().chain(&nodes[..from]).filter(|node| node.metadata.deletion_timestamp.is_none());
     let plans = differ.map(|node| sync_node(instances, node)).filter(|plan| !plan.actions.is_empty());
     let actions: Vec<Action> = plans.take(AT_ONCE).flat_map(|plan| plan.actions).collect();
     let mut plan = Plan::from(actions);
     if !nodes.is_empty() {
-        plan.requeue_after(context.now, context.settings.node_lifecycle.monitor_period);
+        plan.requeue_after(context.now, context.settings.options.node_lifecycle.monitor_period);
     }
     plan
 }

@@ -31,8 +31,8 @@ fn last_heartbeat(view: &ObjectCache, node: &Node, context: &Context<'_, Setting
 /// The grace period of a node. With fast failover a Lease shorter than the usual grace period counts by its own
 /// duration: three of its four renewals are then missing.
 fn grace(view: &ObjectCache, node: &Node, settings: &Settings) -> Duration {
-    let usual = settings.node_lifecycle.monitor_grace;
-    if !settings.node_lifecycle.fast_failover {
+    let usual = settings.options.node_lifecycle.monitor_grace;
+    if !settings.options.node_lifecycle.fast_failover {
         return usual;
     }
     let name = node.metadata.name.as_deref().unwrap_or_default();
@@ -49,7 +49,7 @@ pub(super) fn time_until_silent(view: &ObjectCache, node: &Node, context: &Conte
         None => {
             let created = node.metadata.creation_timestamp.as_ref().map_or(context.now, |at| at.0);
             let age = Duration::try_from(context.now.duration_since(created)).unwrap_or_default();
-            context.settings.node_lifecycle.startup_grace.saturating_sub(age)
+            context.settings.options.node_lifecycle.startup_grace.saturating_sub(age)
         }
     };
     (!wait.is_zero()).then_some(wait)

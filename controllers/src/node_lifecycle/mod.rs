@@ -9,6 +9,7 @@ mod zones;
 
 use std::time::Duration;
 
+use clap::Args;
 use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Node, NodeCondition};
@@ -16,6 +17,7 @@ use machinery_api::ObjectKey;
 use machinery_client::{
     Action, BackOff, Change, Context, Controller, EventRecord, Input, ObjectCache, Plan, Pod, value_of,
 };
+use machinery_options::duration::some_time;
 use serde_json::{Value, json};
 
 use crate::Settings;
@@ -28,40 +30,45 @@ const FAST_PERIOD: Duration = Duration::from_millis(50);
 const OLD_LABELS: [(&str, &str); 2] =
     [("kubernetes.io/os", "beta.kubernetes.io/os"), ("kubernetes.io/arch", "beta.kubernetes.io/arch")];
 
-/// The settings of node lifecycle, with upstream's names and defaults.
-#[derive(Debug, Clone, PartialEq)]
+/// The options of node lifecycle, with upstream's names and defaults.
+#[derive(Debug, Clone, PartialEq, Args)]
 pub struct NodeLifecycle {
-    /// The minimum interval between two checks of a node's heartbeat.
+    /// Interval of the node lifecycle controller; a plain number is seconds
+    #[arg(long = "node-monitor-period", env = "CORACLE_NODE_MONITOR_PERIOD", default_value = "5s", value_name = "DURATION", value_parser = some_time)]
     pub monitor_period: Duration,
-    /// The time without a heartbeat after which a node is NotReady.
+    /// Time without a heartbeat after which a node is NotReady
+    #[arg(long = "node-monitor-grace-period", env = "CORACLE_NODE_MONITOR_GRACE_PERIOD", default_value = "50s", value_name = "DURATION", value_parser = some_time)]
     pub monitor_grace: Duration,
-    /// The time within which a new node must report its first status.
+    /// Time that a new node may take for its first heartbeat
+    #[arg(long = "node-startup-grace-period", env = "CORACLE_NODE_STARTUP_GRACE_PERIOD", default_value = "1m0s", value_name = "DURATION", value_parser = some_time)]
     pub startup_grace: Duration,
-    /// The rate of node evictions in a healthy zone, in nodes per second.
+    /// Failed nodes per second whose pods are evicted, in a healthy zone
+    #[arg(long = "node-eviction-rate", env = "CORACLE_NODE_EVICTION_RATE", default_value_t = 0.1, value_name = "RATE", value_parser = rate)]
     pub eviction_rate: f32,
-    /// The rate in a large zone that is partly down; a smaller zone then has none.
+    /// Failed nodes per second whose pods are evicted, in a large, partially disrupted zone
+    #[arg(long = "secondary-node-eviction-rate", env = "CORACLE_SECONDARY_NODE_EVICTION_RATE", default_value_t = 0.01, value_name = "RATE", value_parser = rate)]
     pub secondary_eviction_rate: f32,
-    /// The share of unready nodes from which on a zone is partly down.
+    /// Share of failed nodes (three at least) from which on a zone is partially disrupted
+    #[arg(long, env = "CORACLE_UNHEALTHY_ZONE_THRESHOLD", default_value_t = 0.55, value_name = "SHARE", value_parser = rate)]
     pub unhealthy_zone_threshold: f32,
-    /// The number of nodes above which a zone is large.
-    pub large_cluster_size_threshold: usize,
-    /// Whether a node whose Lease is shorter than the grace period is judged by its Lease.
+    /// Maximum nodes of a small zone: while one is partially disrupted, nothing is evicted there
+    #[arg(long, env = "CORACLE_LARGE_CLUSTER_SIZE_THRESHOLD", default_value_t = 50, value_name = "N", value_parser = clap::value_parser!(u32))]
+    pub large_cluster_size_threshold: u32,
+    /// Nodes with short Leases count as dead when their Leases expire, in about 1.5 s (docs/operations.md, "Nodes that
+    /// die")
+    #[arg(long, env = "CORACLE_FAST_FAILOVER")]
     pub fast_failover: bool,
 }
 
 impl Default for NodeLifecycle {
     fn default() -> Self {
-        Self {
-            monitor_period: Duration::from_secs(5),
-            monitor_grace: Duration::from_secs(50),
-            startup_grace: Duration::from_secs(60),
-            eviction_rate: 0.1,
-            secondary_eviction_rate: 0.01,
-            unhealthy_zone_threshold: 0.55,
-            large_cluster_size_threshold: 50,
-            fast_failover: false,
-        }
+        machinery_options::defaults()
     }
+}
+
+fn rate(text: &str) -> Result<f32, String> {
+    let rate = text.parse::<f32>().ok().filter(|rate| rate.is_finite() && *rate >= 0.0);
+    rate.ok_or_else(|| "not a number of nothing or more".to_owned())
 }
 
 /// The key is a node's, or empty for the decision over all nodes.
@@ -134,7 +141,7 @@ fn reconcile(view: &ObjectCache, key: &ObjectKey, context: &Context<'_, Settings
     let Some(node) = view.get::<Node>(key).filter(|node| node.metadata.deletion_timestamp.is_none()) else {
         return Plan::nothing();
     };
-    let settings = &context.settings.node_lifecycle;
+    let settings = &context.settings.options.node_lifecycle;
     let mut plan = Plan::nothing();
     if let Some(wait) = heartbeat::time_until_silent(view, node, context) {
         // At most one check per monitor period.

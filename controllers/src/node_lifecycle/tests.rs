@@ -17,10 +17,13 @@ fn lease(name: &str, renewed: &str) -> Value {
 
 /// The tests' times assume a grace period of 40 s.
 fn settings() -> Settings {
-    Settings {
-        node_lifecycle: NodeLifecycle { monitor_grace: Duration::from_secs(40), ..NodeLifecycle::default() },
-        ..Settings::default()
-    }
+    with(NodeLifecycle { monitor_grace: Duration::from_secs(40), ..NodeLifecycle::default() })
+}
+
+fn with(node_lifecycle: NodeLifecycle) -> Settings {
+    let mut settings = Settings::default();
+    settings.options.node_lifecycle = node_lifecycle;
+    settings
 }
 
 fn settle(cluster: &mut Simulation) {
@@ -247,9 +250,9 @@ fn a_zone_that_is_well_gives_up_one_node_in_ten_seconds() {
     assert_eq!(given_up(&cluster).len(), 1);
     pass(&mut cluster, 50, heard, &settings);
     assert_eq!(given_up(&cluster), ["z-03", "z-05"]);
-    let fast = NodeLifecycle { eviction_rate: 2.0, ..settings.node_lifecycle.clone() };
+    let fast = NodeLifecycle { eviction_rate: 2.0, ..settings.options.node_lifecycle };
     let mut cluster = crate::simulation(at(0), of_zone("z", 10));
-    pass(&mut cluster, 40, heard, &Settings { node_lifecycle: fast, ..settings });
+    pass(&mut cluster, 40, heard, &with(fast));
     assert_eq!(given_up(&cluster), ["z-03", "z-05"], "two a second");
 }
 
@@ -359,10 +362,7 @@ fn with_fast_failover_a_short_lease_counts_by_its_own() {
         lease
     };
     for (fast, wanted) in [(true, "Unknown"), (false, "True")] {
-        let settings = Settings {
-            node_lifecycle: NodeLifecycle { fast_failover: fast, ..settings().node_lifecycle },
-            ..settings()
-        };
+        let settings = self::with(NodeLifecycle { fast_failover: fast, ..settings().options.node_lifecycle });
         let names = ["one", "two", "three"];
         let mut cluster = crate::simulation(
             at(0),

@@ -130,7 +130,7 @@ fn write(node: &Node, taints: &[Taint]) -> Action {
 
 /// The decision over all nodes.
 pub(super) fn reconcile(view: &ObjectCache, context: &Context<'_, Settings>) -> Plan {
-    let settings = &context.settings.node_lifecycle;
+    let settings = &context.settings.options.node_lifecycle;
     let zones = survey(view, context);
     let counted = || zones.values().filter(|found| found.nodes > 0);
     let all_down = |down: fn(&ZoneNodes<'_>) -> usize| {
@@ -147,7 +147,7 @@ pub(super) fn reconcile(view: &ObjectCache, context: &Context<'_, Settings>) -> 
         let rate = match state(found.nodes, found.down_soon, settings.unhealthy_zone_threshold) {
             _ if stopped => 0.0,
             ZoneState::Normal | ZoneState::FullDisruption => settings.eviction_rate,
-            ZoneState::PartialDisruption if found.nodes > settings.large_cluster_size_threshold => {
+            ZoneState::PartialDisruption if found.nodes > settings.large_cluster_size_threshold as usize => {
                 settings.secondary_eviction_rate
             }
             ZoneState::PartialDisruption => 0.0,

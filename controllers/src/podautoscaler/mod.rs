@@ -16,6 +16,7 @@ mod tests;
 
 use std::time::Duration;
 
+use clap::Args;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::autoscaling::v2::{HorizontalPodAutoscaler, HorizontalPodAutoscalerSpec};
 use k8s_openapi::api::core::v1::Service;
@@ -24,6 +25,7 @@ use machinery_api::features::Feature;
 use machinery_api::selector::LabelSelector;
 use machinery_client::driver::own_key;
 use machinery_client::{BackOff, Change, Context, Controller, Input, ObjectCache, Plan, Pod, ReconcilerState, key_of};
+use machinery_options::duration::{duration, some_time};
 use machinery_rules::activation;
 
 use crate::Settings;
@@ -47,32 +49,34 @@ pub(crate) const CONTROLLER: Controller<Settings> = Controller {
     reconcile,
 };
 
-/// The settings of all autoscalers.
-#[derive(Debug, Clone)]
-pub struct AutoscalerSettings {
-    /// The interval of passes.
+/// The options of all autoscalers, with upstream's names and defaults.
+#[derive(Debug, Clone, PartialEq, Args)]
+pub struct AutoscalerOptions {
+    /// Interval between two evaluations of a HorizontalPodAutoscaler
+    #[arg(long = "horizontal-pod-autoscaler-sync-period", env = "CORACLE_HORIZONTAL_POD_AUTOSCALER_SYNC_PERIOD", default_value = "15s", value_name = "DURATION", value_parser = period)]
     pub sync_period: Duration,
-    /// The default scale-down stabilization window.
+    /// Stabilization window of scaling down, unless the HorizontalPodAutoscaler has one itself
+    #[arg(long = "horizontal-pod-autoscaler-downscale-stabilization", env = "CORACLE_HORIZONTAL_POD_AUTOSCALER_DOWNSCALE_STABILIZATION", default_value = "5m0s", value_name = "DURATION", value_parser = duration)]
     pub downscale_stabilization: Duration,
-    /// The tolerated relative deviation from the target.
+    /// Minimum deviation from 1 of the ratio of measured to desired value before a workload is scaled
+    #[arg(long = "horizontal-pod-autoscaler-tolerance", env = "CORACLE_HORIZONTAL_POD_AUTOSCALER_TOLERANCE", default_value_t = 0.1, value_name = "RATIO", value_parser = ratio)]
     pub tolerance: f64,
-    /// The time after a pod's start in which its CPU usage is ignored as that of its start.
+    /// Time after a pod's start during which its CPU samples may be skipped
+    #[arg(long = "horizontal-pod-autoscaler-cpu-initialization-period", env = "CORACLE_HORIZONTAL_POD_AUTOSCALER_CPU_INITIALIZATION_PERIOD", default_value = "5m0s", value_name = "DURATION", value_parser = duration)]
     pub cpu_initialization_period: Duration,
-    /// The time after a pod's start until which an unready pod counts as never having been ready.
+    /// Time after a pod's start during which an unready pod counts as never ready
+    #[arg(long = "horizontal-pod-autoscaler-initial-readiness-delay", env = "CORACLE_HORIZONTAL_POD_AUTOSCALER_INITIAL_READINESS_DELAY", default_value = "30s", value_name = "DURATION", value_parser = duration)]
     pub initial_readiness_delay: Duration,
 }
 
-impl Default for AutoscalerSettings {
-    /// Upstream's defaults of the flags.
-    fn default() -> Self {
-        Self {
-            sync_period: Duration::from_secs(15),
-            downscale_stabilization: Duration::from_mins(5),
-            tolerance: 0.1,
-            cpu_initialization_period: Duration::from_mins(5),
-            initial_readiness_delay: Duration::from_secs(30),
-        }
-    }
+/// A shorter period than a second would only load the API server.
+fn period(text: &str) -> Result<Duration, String> {
+    Ok(some_time(text)?.max(Duration::from_secs(1)))
+}
+
+fn ratio(text: &str) -> Result<f64, String> {
+    let ratio: f64 = text.parse().map_err(|_| "not a number".to_owned())?;
+    if (0.0..=1e6).contains(&ratio) { Ok(ratio) } else { Err("not 0 or more".into()) }
 }
 
 /// The memory of an autoscaler between passes. Losing it is harmless, as with upstream's after a restart.
@@ -174,7 +178,8 @@ fn not_before(
         return None;
     }
     let woken = !waiting.is_empty() && waiting != known.waiting;
-    let period = SignedDuration::try_from(context.settings.autoscaler.sync_period).unwrap_or(SignedDuration::MAX);
+    let period =
+        SignedDuration::try_from(context.settings.options.autoscaler.sync_period).unwrap_or(SignedDuration::MAX);
     let wait = if woken { WAKE_INTERVAL.min(period) } else { period };
     let due = known.passed_at.saturating_add(wait).unwrap_or(Timestamp::MAX);
     // If the clock was set back, the pass runs at once.

@@ -210,7 +210,7 @@ impl<'a> ReadPass<'a> {
 
     fn normalize(&mut self, wish: DesiredScale) -> i32 {
         let (now, history) = (self.context.now, &mut self.known.history);
-        let window = span(self.context.settings.autoscaler.downscale_stabilization);
+        let window = span(self.context.settings.options.autoscaler.downscale_stabilization);
         let normal = match &self.spec.behavior {
             None => history.limit_by_default(wish, now, window),
             Some(behavior) => history.limit_by_rules(wish, &Behavior::of(behavior, window), now),
@@ -223,7 +223,7 @@ impl<'a> ReadPass<'a> {
     }
 
     fn tolerances(&self) -> Tolerances {
-        let all = self.context.settings.autoscaler.tolerance;
+        let all = self.context.settings.options.autoscaler.tolerance;
         let behavior = self.spec.behavior.as_ref();
         let own = |rules: Option<&k8s_openapi::api::autoscaling::v2::HPAScalingRules>| {
             let text = rules.and_then(|rules| rules.tolerance.as_ref())?;
@@ -242,7 +242,7 @@ impl<'a> ReadPass<'a> {
             Ok(pods) => pods,
             Err(why) => return Ok(CombinedMetrics::Nothing(why, Vec::new())),
         };
-        let settings = &self.context.settings.autoscaler;
+        let settings = &self.context.settings.options.autoscaler;
         let calculator = Calculator {
             now: self.context.now,
             pods: &pods,
@@ -352,7 +352,7 @@ impl<'a> ReadPass<'a> {
 
 /// The last plan of a pass.
 fn ended(mut plan: Plan, known: AutoscalerMemory, context: &Context<'_, Settings>) -> Plan {
-    plan.requeue_after(context.now, context.settings.autoscaler.sync_period);
+    plan.requeue_after(context.now, context.settings.options.autoscaler.sync_period);
     plan.state = Some(ReconcilerState::of(known));
     plan
 }
@@ -437,7 +437,7 @@ impl PendingScale {
         let message = format!("New size: {desired}; reason: {}", self.reason);
         self.draft.note(hpa, "SuccessfulRescale", message);
         if let Some(behavior) = &hpa.spec.behavior {
-            let window = span(context.settings.autoscaler.downscale_stabilization);
+            let window = span(context.settings.options.autoscaler.downscale_stabilization);
             let behavior = Behavior::of(behavior, window);
             self.known.history.scaled(&behavior, context.now, current, desired);
         }

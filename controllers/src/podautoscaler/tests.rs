@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use super::history::{Behavior, DesiredScale, History};
 use super::replicas::{Calculator, PodMetric, PodMetrics, Tolerances};
-use super::{CONTROLLER, reconcile};
+use super::{CONTROLLER, ratio, reconcile};
 use crate::Settings;
 use crate::table_tests::start;
 
@@ -580,4 +580,10 @@ fn a_queue_outside_scales_to_zero_and_back() {
         assert_eq!((play.pass().len(), size.get()), (1, wanted), "{:?}", play.conditions());
         assert!(play.conditions().contains(&"ScaledToZero=False NotScaledToZero".to_owned()));
     }
+}
+
+#[test]
+fn a_tolerance_is_a_ratio() {
+    assert_eq!(ratio("0.1"), Ok(0.1));
+    assert!(ratio("NaN").is_err() && ratio("-1").is_err() && ratio("inf").is_err());
 }

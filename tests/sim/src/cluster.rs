@@ -18,6 +18,7 @@ use ipnet::Ipv4Net;
 use machinery_api::features::{Feature, Features};
 use machinery_client::{Informer, Kind};
 use prometheus_client::registry::Registry;
+use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
 use crate::checkers::convergence;
@@ -226,23 +227,23 @@ impl Cluster {
         let (network, link, env) = (self.network.clone(), link.clone(), self.world.env.clone());
         let clients: controllers::Clients =
             Arc::new(move |account| network.client(&link, UserInfo::service_account("kube-system", account)));
+        let mut options = controllers::ControllerOptions::default();
+        options.node_lifecycle = controllers::NodeLifecycle {
+            monitor_period: Duration::from_secs(2),
+            monitor_grace: self.pace.monitor_grace(),
+            fast_failover: self.pace == Pace::Fast,
+            ..options.node_lifecycle
+        };
+        options.balancers.set_pool(POOL.parse().expect("a pool of addresses"));
         let settings = controllers::Settings {
-            node_lifecycle: controllers::NodeLifecycle {
-                monitor_period: Duration::from_secs(2),
-                monitor_grace: self.pace.monitor_grace(),
-                fast_failover: self.pace == Pace::Fast,
-                ..controllers::NodeLifecycle::default()
-            },
+            options,
             root_ca_pem: "simulated".into(),
             cluster_cidrs: vec![(block("10.244.0.0/16").into(), 24)],
-            load_balancer_pool: POOL.parse().expect("a pool of addresses"),
-            sign_certificate: Some(Arc::new(|_| Ok(certificate()))),
-            sign_token: Some(Arc::new(|_| Some("simulated".to_owned()))),
-            check_policy: Some(Arc::new(|_| Vec::new())),
+            authority: Arc::new(Keys),
             features: features(),
             ..controllers::Settings::default()
         };
-        let mut config = controllers::Config::new(settings, "sim");
+        let mut config = controllers::Config::new(settings, "sim").expect("the defaults are valid");
         config.election = None;
         config.informer = Some(informer);
         if let Sabotage::Without(controller) = self.world.sabotage {
@@ -334,5 +335,30 @@ fn own_cluster() -> bootstrap::Cluster {
         address: (Ipv4Addr::new(192, 0, 2, 1), 6443).into(),
         ca_pem: "simulated".into(),
         alternative_names: Vec::new(),
+    }
+}
+
+/// The control plane's keys.
+struct Keys;
+
+impl controllers::Authority for Keys {
+    fn signs_tokens(&self) -> bool {
+        true
+    }
+
+    fn sign_token(&self, _: &Value) -> Option<String> {
+        Some("simulated".to_owned())
+    }
+
+    fn signs_certificates(&self) -> bool {
+        true
+    }
+
+    fn sign_certificate(&self, _: &controllers::CertificateTemplate<'_>) -> Option<Result<String, String>> {
+        Some(Ok(certificate()))
+    }
+
+    fn check_policy(&self, _: &Value) -> Option<Vec<controllers::ExpressionWarning>> {
+        Some(Vec::new())
     }
 }
