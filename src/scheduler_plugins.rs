@@ -13,11 +13,13 @@ use http::{Request, StatusCode};
 use http_body_util::{BodyExt as _, Full};
 use machinery_api::names::REASON_HEADER;
 use machinery_env::Env;
+use machinery_options::OptionError;
 use machinery_serve::net::{Caller, Origin, Peer, PodNames};
 use oci_registry::blobs;
 use runtime_api::{
     ContainerSpec, Grants, Limits, LogSink, MODULE_BYTES_MAX, Metering, NodeCall, Runtime, Server, StdStream,
 };
+use scheduler::configuration::Configuration;
 use scheduler::plugins::Profile;
 use scheduler::wasm::wire::{INTERFACE, single_line};
 use scheduler::wasm::{CallError, Failure, PluginHost, PluginModule, WasmPlugin};
@@ -34,6 +36,14 @@ const CALL_OUTPUT_MAX: usize = 1024;
 const LINES_MAX: u32 = 20;
 
 type Boxed<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// The scheduler's configuration, whose plugins this process can run.
+///
+/// # Errors
+/// If the file can't be read or is invalid, or a plugin's module is.
+pub(crate) fn configuration(options: &scheduler::SchedulerOptions) -> Result<Configuration, OptionError> {
+    options.configuration(|profile| profile.wasm.iter().try_for_each(|plugin| check(plugin)))
+}
 
 /// The plugin host of a scheduler.
 #[derive(Debug)]

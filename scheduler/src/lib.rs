@@ -18,6 +18,7 @@ pub mod index;
 pub mod metrics;
 pub mod node;
 pub mod nominated;
+mod options;
 pub mod plugins;
 pub mod pod;
 pub mod preempt;
@@ -37,4 +38,5 @@ mod shell_tests;
 mod tests;
 
 pub use metrics::Metrics;
+pub use options::SchedulerOptions;
 pub use run::{Config, RunError, run, run_on};

@@ -2,16 +2,16 @@
 
 use clap::Args;
 use machinery_env::Env;
+use machinery_options::election::ElectionFlags;
+use machinery_options::feature_gates::FeatureFlags;
+use machinery_options::rejected::{RejectedFlags, Table};
 
 use super::Failure;
-use super::flags::election::ElectionFlags;
-use super::flags::features::FeatureFlags;
 use super::flags::guests::GuestFlags;
-use super::flags::rejected::{RejectedFlags, Table};
-use super::flags::scheduler::SchedulerFlags;
 use super::standalone::{self, ComponentDeps, StandaloneFlags};
+use crate::config::host_name;
 use crate::features;
-use crate::scheduler_plugins::Plugins;
+use crate::scheduler_plugins::{self, Plugins};
 
 /// Upstream's name of this program.
 const UPSTREAM: &str = "kube-scheduler";
@@ -24,7 +24,7 @@ pub(crate) struct Scheduler {
     #[command(flatten)]
     election: ElectionFlags,
     #[command(flatten)]
-    scheduler: SchedulerFlags,
+    scheduler: scheduler::SchedulerOptions,
     #[command(flatten)]
     plugins: GuestFlags,
     #[command(flatten)]
@@ -51,10 +51,10 @@ impl Table for UnsupportedUpstreamFlags {
 pub(crate) fn run(flags: &Scheduler) -> Result<(), Failure> {
     flags.rejected.check()?;
     let env = Env::real();
-    let scheduler = flags.scheduler.config()?;
-    let election = flags.election.election(UPSTREAM, &env)?;
+    let scheduler = scheduler_plugins::configuration(&flags.scheduler)?;
+    let election = standalone::election(&flags.election, UPSTREAM, &env)?;
     let plugins = Plugins::of(&scheduler.profiles, flags.plugins.config(), &env)?;
-    let config = ::scheduler::Config { election, ..scheduler.config(plugins) };
+    let config = ::scheduler::Config { election, ..::scheduler::Config::of(scheduler, plugins, host_name()) };
     let (metrics, gates) = (config.metrics.clone(), flags.features.features());
     standalone::run(&flags.standalone, UPSTREAM, env, async move |ComponentDeps { client, env, stop, .. }, registry| {
         metrics.register(registry);

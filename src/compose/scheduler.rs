@@ -6,6 +6,7 @@ use scheduler::RunError;
 use super::ground::Ground;
 use super::identities::ComponentIdentity;
 use super::role::Component;
+use crate::config::host_name;
 use crate::scheduler_plugins::Plugins;
 
 pub(super) fn build(ground: &Ground) -> anyhow::Result<Vec<Component>> {
@@ -14,7 +15,7 @@ pub(super) fn build(ground: &Ground) -> anyhow::Result<Vec<Component>> {
         Some(engine) => Some(Plugins::on(engine.clone(), &ground.env)),
         None => Plugins::of(&scheduler.profiles, ground.config.nodes.guests, &ground.env)?,
     };
-    let config = scheduler.config(plugins);
+    let config = scheduler::Config::of(scheduler, plugins, host_name());
     let config = match &ground.candidate {
         Some(candidate) => config.elected(candidate),
         None => config,

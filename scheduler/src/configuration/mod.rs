@@ -44,6 +44,14 @@ pub struct Configuration {
     pub of_process: Vec<&'static str>,
 }
 
+impl Default for Configuration {
+    /// Upstream's default profile.
+    fn default() -> Self {
+        let profiles = vec![Profile::default()];
+        Self { profiles, back_off: BackOff::default(), extenders: Vec::new(), of_process: Vec::new() }
+    }
+}
+
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct File {

@@ -20,6 +20,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::configuration::Configuration;
 use crate::cycle::{Action, CycleContext, Event, SchedulingCycle};
 use crate::extender::ExtenderConfig;
 use crate::extender::client::Extender;
@@ -63,6 +64,13 @@ pub struct Config {
 }
 
 impl Config {
+    /// The configuration of a file on the machine `host`, with the plugins of the process.
+    #[must_use]
+    pub fn of(configuration: Configuration, plugins: Option<Arc<dyn PluginHost>>, host: String) -> Self {
+        let Configuration { profiles, back_off, extenders, of_process: _ } = configuration;
+        Self { profiles, back_off, extenders, plugins, host, ..Self::default() }
+    }
+
     /// With upstream's Lease and timing; `identity` must be unique per replica.
     #[must_use]
     pub fn elected(self, identity: &str) -> Self {
