@@ -327,16 +327,16 @@ mod tests {
     #[test]
     fn policies_are_checked_against_the_built_in_kinds() {
         let authority = config(&[]).unwrap().settings.authority;
-        let check = |policy| authority.check_policy(policy).unwrap();
+        let check = |policy: Value| authority.check_policy(&policy).unwrap();
         let policy = |group: &str, resource: &str| {
             let rule =
                 json!({"apiGroups": [group], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": [resource]});
             json!({"spec": {"matchConstraints": {"resourceRules": [rule]},
                 "validations": [{"expression": "object.spec.replica > 1"}]}})
         };
-        let found = check(&policy("apps", "deployments"));
+        let found = check(policy("apps", "deployments"));
         assert!(found[0].warning.contains("undefined field 'replica'"), "{found:?}");
-        assert_eq!(check(&policy("example.com", "boats")), []);
+        assert_eq!(check(policy("example.com", "boats")), []);
     }
 
     #[test]

@@ -26,7 +26,7 @@ fn the_site_has_each_page() {
     let summary = read("docs/SUMMARY.md");
     let links = summary.split("](").skip(1).filter_map(|rest| rest.split(')').next());
     let links: BTreeSet<String> = links.filter(|link| !link.is_empty()).map(str::to_owned).collect();
-    let pages: BTreeSet<String> = pages("").into_iter().chain(pages("decisions/")).collect();
+    let pages: BTreeSet<String> = pages("").into_iter().chain(pages("decisions/")).chain(pages("reference/")).collect();
     check(
         &links
             .symmetric_difference(&pages)
