@@ -35,7 +35,7 @@ const RETRY: Duration = Duration::from_secs(60);
 #[derive(Debug, Clone, Default, PartialEq, Eq, Args)]
 pub struct BalancerOptions {
     /// Addresses for Services of type LoadBalancer: blocks, ranges and addresses, as in
-    /// 10.0.0.0/28,10.0.1.5-10.0.1.9 (docs/operations.md, "LoadBalancer Services")
+    /// 10.0.0.0/28,10.0.1.5-10.0.1.9 (docs/addresses.md, "LoadBalancer Services")
     #[arg(long, env = "CORACLE_LOAD_BALANCER_POOL", value_name = "POOL")]
     load_balancer_pool: Option<AddressPool>,
 }

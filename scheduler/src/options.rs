@@ -20,7 +20,7 @@ pub struct SchedulerOptions {
         conflicts_with = "scheduler_config"
     )]
     scoring_strategy: ScoringStrategyArg,
-    /// A KubeSchedulerConfiguration: profiles, their plugins and arguments (docs/operations.md, "The scheduler's file")
+    /// A KubeSchedulerConfiguration: profiles, their plugins and arguments (docs/flags.md, "The scheduler's file")
     #[arg(long, env = "CORACLE_SCHEDULER_CONFIG", value_name = "FILE")]
     scheduler_config: Option<PathBuf>,
 }

@@ -30,7 +30,7 @@ const SHUTDOWN: &str = "node.cloudprovider.kubernetes.io/shutdown";
 #[derive(Debug, Clone, Default, PartialEq, Eq, Args)]
 pub struct CloudOptions {
     /// Inventory of the machines behind nodes: addresses, zones, types, ids; reloaded on changes
-    /// (docs/operations.md, "Node inventory")
+    /// (docs/addresses.md, "Node inventory")
     #[arg(long, env = "CORACLE_NODE_INVENTORY", value_name = "FILE")]
     pub node_inventory: Option<PathBuf>,
 }

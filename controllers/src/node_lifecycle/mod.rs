@@ -54,7 +54,7 @@ pub struct NodeLifecycle {
     /// Maximum nodes of a small zone: while one is partially disrupted, nothing is evicted there
     #[arg(long, env = "CORACLE_LARGE_CLUSTER_SIZE_THRESHOLD", default_value_t = 50, value_name = "N", value_parser = clap::value_parser!(u32))]
     pub large_cluster_size_threshold: u32,
-    /// Nodes with short Leases count as dead when their Leases expire, in about 1.5 s (docs/operations.md, "Nodes that
+    /// Nodes with short Leases count as dead when their Leases expire, in about 1.5 s (docs/flags.md, "Nodes that
     /// die")
     #[arg(long, env = "CORACLE_FAST_FAILOVER")]
     pub fast_failover: bool,
