@@ -4,18 +4,17 @@
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
 use apiserver_admission::AdmissionConfiguration;
-use apiserver_storage::store::etcd::EtcdConfig;
+use apiserver_storage::options::StoreConfig;
 use clap::{Args, ValueEnum};
-use images::{CollectPolicy, CredentialProviders, PARALLEL_PULLS_DEFAULT, Registries, SignaturePolicy};
+use images::ImageSettings;
 use ipnet::Ipv4Net;
-use kubelet::node::{EvictionThresholds, MAX_PODS_DEFAULT, ShutdownGrace};
-use kubelet::server::STREAMING_IDLE_DEFAULT;
+use kubelet::options::KubeletOptions;
 use machinery_api::features::Features;
 use scheduler::configuration::Configuration;
-use wasm_runtime::engine::{CompileBounds, GuestBounds, SharedStoreConfig};
+use wasm_runtime::engine::SharedStoreConfig;
+use wasm_runtime::options::guests::GuestOptions;
 
 use crate::inventory::NodeInventory;
 use crate::joining::accept::JoinConfig;
@@ -63,17 +62,6 @@ pub(crate) struct ClusterConfig {
     pub(crate) nodes: NodesConfig,
 }
 
-/// The store of the objects.
-#[derive(Debug, Clone, Default)]
-pub(crate) enum StoreConfig {
-    /// The embedded one in the data folder.
-    #[default]
-    DataFolder,
-    /// The embedded one in another folder.
-    Folder(PathBuf),
-    Etcd(Box<EtcdConfig>),
-}
-
 /// The API server and its store.
 #[derive(Debug, Clone)]
 pub(crate) struct ApiServerConfig {
@@ -107,58 +95,20 @@ pub(crate) fn host_name() -> String {
     sysinfo::System::host_name().unwrap_or_else(|_| "coracle".to_owned())
 }
 
-/// Limits of each compilation and each guest instance.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct GuestsConfig {
-    pub(crate) compile: CompileBounds,
-    pub(crate) instance: GuestBounds,
-}
-
 /// The node agents and the data plane.
 #[derive(Debug, Clone)]
 pub(crate) struct NodesConfig {
     pub(crate) count: u32,
     /// Uses short Leases, so that a dead node is detected early.
     pub(crate) short_leases: bool,
-    /// Pods per node.
-    pub(crate) max_pods: u32,
     /// Listen address of kubelets and NodePorts.
     pub(crate) bind: IpAddr,
-    pub(crate) host_pod_listeners: bool,
-    /// Idle timeout of streaming sessions.
-    pub(crate) streaming_idle: Duration,
-    /// Folders with allowed `file:///…` images.
-    pub(crate) file_images: Vec<PathBuf>,
-    /// Folders below which pods may mount hostPath volumes.
-    pub(crate) host_paths: Vec<PathBuf>,
-    /// Eviction thresholds.
-    pub(crate) eviction: EvictionThresholds,
-    /// Termination time of pods at a node's shutdown.
-    pub(crate) shutdown_grace: ShutdownGrace,
-    /// Folder of static pod manifests.
-    pub(crate) static_pods: Option<PathBuf>,
-    /// Policy of image garbage collection.
-    pub(crate) image_collection: CollectPolicy,
-    /// Registry configuration and its file.
-    pub(crate) registries: Registries,
-    pub(crate) registries_file: Option<PathBuf>,
-    /// Signature policy and its file.
-    pub(crate) signature_policy: SignaturePolicy,
-    pub(crate) signature_policy_file: Option<PathBuf>,
-    /// Credential providers of the node.
-    pub(crate) credential_providers: CredentialProviders,
-    /// Maximum parallel image pulls.
-    pub(crate) parallel_pulls: usize,
+    pub(crate) kubelet: KubeletOptions,
+    pub(crate) images: ImageSettings,
     /// Limits of all guests of the process, scheduler plugins included.
-    pub(crate) guests: GuestsConfig,
-    pub(crate) sharing: SharingConfig,
-}
-
-/// What nodes share with each other.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct SharingConfig {
+    pub(crate) guests: GuestOptions,
     /// Exchanges compiled modules with other nodes.
-    pub(crate) compiled: bool,
+    pub(crate) share_compiled: bool,
     /// The store of `wasi:keyvalue`; `None`: files of this node.
     pub(crate) keyvalue: Option<SharedStoreConfig>,
 }
@@ -187,24 +137,12 @@ impl ClusterConfig {
             nodes: NodesConfig {
                 count: 2,
                 short_leases: false,
-                max_pods: MAX_PODS_DEFAULT,
                 bind: localhost,
-                host_pod_listeners: false,
-                streaming_idle: STREAMING_IDLE_DEFAULT,
-                file_images: Vec::new(),
-                host_paths: Vec::new(),
-                eviction: EvictionThresholds::default(),
-                shutdown_grace: ShutdownGrace::default(),
-                static_pods: None,
-                image_collection: CollectPolicy::default(),
-                registries: Registries::default(),
-                registries_file: None,
-                signature_policy: SignaturePolicy::default(),
-                signature_policy_file: None,
-                credential_providers: CredentialProviders::default(),
-                parallel_pulls: PARALLEL_PULLS_DEFAULT,
-                guests: GuestsConfig::default(),
-                sharing: SharingConfig::default(),
+                kubelet: KubeletOptions::default(),
+                images: ImageSettings::default(),
+                guests: GuestOptions::default(),
+                share_compiled: false,
+                keyvalue: None,
             },
         }
     }

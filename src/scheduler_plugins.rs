@@ -25,8 +25,7 @@ use scheduler::wasm::wire::{INTERFACE, single_line};
 use scheduler::wasm::{CallError, Failure, PluginHost, PluginModule, WasmPlugin};
 use tempfile::{NamedTempFile, TempDir};
 use wasm_runtime::engine::{CompileProcess, Engine, EngineConfig, GuestThreads, inspect};
-
-use crate::config::GuestsConfig;
+use wasm_runtime::options::guests::GuestOptions;
 
 /// The namespace whose share of compilers and instance slots the plugins use.
 const NAMESPACE: &str = "kube-system";
@@ -66,7 +65,7 @@ impl Plugins {
     /// As [`alone`](Self::alone).
     pub(crate) fn of(
         profiles: &[Profile],
-        guests: GuestsConfig,
+        guests: &GuestOptions,
         env: &Env,
     ) -> anyhow::Result<Option<Arc<dyn PluginHost>>> {
         let plugins: Vec<_> = profiles.iter().flat_map(|profile| profile.wasm.clone()).collect();
@@ -79,7 +78,7 @@ impl Plugins {
     /// If no threads or no folder can be created.
     pub(crate) fn alone(
         plugins: &[Arc<WasmPlugin>],
-        guests: GuestsConfig,
+        guests: &GuestOptions,
         env: &Env,
     ) -> anyhow::Result<Arc<dyn PluginHost>> {
         let folder = tempfile::tempdir().context("cannot make a folder for compiled plugins")?;
@@ -87,8 +86,8 @@ impl Plugins {
             cache_dir: folder.path().join("compiled"),
             memory_max_bytes: plugins.iter().map(|plugin| plugin.memory_bytes).sum(),
             compile_process: Some(CompileProcess::current().context("cannot find this program's file")?),
-            compile_bounds: guests.compile,
-            guest_bounds: guests.instance,
+            compile_bounds: guests.compile(),
+            guest_bounds: guests.instance(),
             keyvalue_dir: folder.path().join("keyvalue"),
             keyvalue_shared: None,
         };

@@ -18,6 +18,8 @@ mod keys;
 mod layers;
 #[path = "tidy/lexer.rs"]
 mod lexer;
+#[path = "tidy/options.rs"]
+mod options;
 #[path = "tidy/orders.rs"]
 mod orders;
 #[path = "tidy/pages.rs"]

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use apiserver_admission::AdmissionConfiguration;
+use apiserver_storage::options::StoreOptions;
 use clap::Args;
 use ipnet::Ipv4Net;
 use machinery_api::features::Features;
@@ -16,7 +17,6 @@ use machinery_env::Env;
 use machinery_options::feature_gates::FeatureFlags;
 
 use super::Failure;
-use super::flags::store::StoreFlags;
 use super::flags::takeover::{self as flags_of_takeover, TakeoverFlags};
 use crate::compose::preflight::check_cluster;
 use crate::compose::{self, Part, prepare_engine};
@@ -49,7 +49,7 @@ pub(crate) struct ServerFlags {
     #[arg(long, env = "CORACLE_TLS_SAN", value_name = "NAME", value_delimiter = ',', value_parser = parse_alternative_name)]
     tls_san: Vec<String>,
     #[command(flatten)]
-    store: StoreFlags,
+    store: StoreOptions,
     /// Addresses of Services [default on Linux: the first /16 of a free block of 127.0.0.0/8, else 10.96.0.0/12]
     #[arg(long, env = "CORACLE_SERVICE_CIDR", value_name = "CIDR")]
     pub(crate) service_cidr: Option<Ipv4Net>,

@@ -4,6 +4,7 @@
 use std::path::PathBuf;
 
 use apiserver::bootstrap::joining::keys_of_live_servers;
+use apiserver_storage::options::{StoreConfig, StoreOptions};
 use apiserver_storage::store::embedded::backup::{self as embedded, Contents};
 use apiserver_storage::store::embedded::sealed::SealingKey;
 use apiserver_storage::store::etcd::backup as etcd;
@@ -11,9 +12,8 @@ use clap::Args;
 use machinery_env::Env;
 
 use super::Failure;
-use super::flags::store::StoreFlags;
 use crate::compose;
-use crate::config::{Common, StoreConfig};
+use crate::config::Common;
 use crate::data_dir::DataDir;
 use crate::output::result;
 
@@ -27,7 +27,7 @@ pub(crate) struct Backup {
     #[arg(long, env = "CORACLE_KEY_FILE", value_name = "FILE")]
     key_file: Option<PathBuf>,
     #[command(flatten)]
-    store: StoreFlags,
+    store: StoreOptions,
 }
 
 /// The key in `--key-file`.

@@ -14,12 +14,12 @@ use scheduler::Metrics;
 use scheduler::explain::{Explanation, NodeExplanation, Recording};
 use scheduler::wasm::{self, Answers, Guest, WasmPlugin};
 use serde_json::Value;
+use wasm_runtime::options::guests::GuestOptions;
 
 use super::Failure;
-use super::flags::guests::GuestFlags;
 use super::flags::output::Format;
 use super::pull::write_file;
-use crate::config::{Common, GuestsConfig};
+use crate::config::Common;
 use crate::data_dir::DataDir;
 use crate::output::{columns, plain, print_stdout, result};
 use crate::scheduler_plugins::Plugins;
@@ -49,7 +49,7 @@ pub(crate) struct ExplainScheduling {
     #[arg(long, env = "CORACLE_RECORD", value_name = "FILE", conflicts_with = "replay")]
     record: Option<PathBuf>,
     #[command(flatten)]
-    plugins: GuestFlags,
+    plugins: GuestOptions,
     /// Output format
     #[arg(short = 'o', long, alias = "output", env = "CORACLE_FORMAT", default_value = "table", value_name = "FORMAT")]
     format: Format,
@@ -134,12 +134,12 @@ async fn record_cluster(flags: &ExplainScheduling, common: &Common) -> anyhow::R
     recording.persistent_volumes = all(&client).await?;
     recording.storage_classes = all(&client).await?;
     recording.csi_nodes = all(&client).await?;
-    recording.plugin_answers = plugin_verdicts(&recording, whole, flags.plugins.config()).await?;
+    recording.plugin_answers = plugin_verdicts(&recording, whole, &flags.plugins).await?;
     Ok(recording)
 }
 
 /// The verdicts of WebAssembly plugins; `None` if the profile has none.
-async fn plugin_verdicts(recording: &Recording, pod: Value, guests: GuestsConfig) -> anyhow::Result<Option<Answers>> {
+async fn plugin_verdicts(recording: &Recording, pod: Value, guests: &GuestOptions) -> anyhow::Result<Option<Answers>> {
     let (plugins, mut request) = recording.build_plugin_request()?;
     if plugins.is_empty() {
         return Ok(None);

@@ -240,9 +240,10 @@ pub(crate) enum Failure {
 
 impl<E: Into<anyhow::Error>> From<E> for Failure {
     fn from(error: E) -> Self {
-        match error.into().downcast::<OptionError>() {
-            Ok(error) => Self::Usage(error.to_string()),
-            Err(error) => Self::Failed(error),
+        let error: anyhow::Error = error.into();
+        match error.chain().find_map(|cause| cause.downcast_ref::<OptionError>()) {
+            Some(wrong) => Self::Usage(wrong.to_string()),
+            None => Self::Failed(error),
         }
     }
 }

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use clap::Args;
-use images::{ConfigForm, Image, Keyring, Registries, SecretIdentity, SignaturePolicy, download};
+use images::{ConfigForm, Image, Keyring, SecretIdentity, download, read_registries, read_signature_policy};
 use machinery_env::Env;
 
 use super::Failure;
@@ -55,26 +55,13 @@ pub(crate) fn run(flags: &Pull, common: &Common) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Reads the file of `--registries`.
-pub(super) fn registries(file: Option<&Path>) -> anyhow::Result<Registries> {
-    file.map_or_else(|| Ok(Registries::default()), |path| Registries::read(path).context("--registries"))
-}
-
-/// Reads the file of `--signature-policy`.
-pub(super) fn signature_policy(file: Option<&Path>) -> anyhow::Result<SignaturePolicy> {
-    file.map_or_else(
-        || Ok(SignaturePolicy::default()),
-        |path| SignaturePolicy::read(path).context("--signature-policy"),
-    )
-}
-
 /// Pulls an image; returns it with its module's bytes.
 ///
 /// # Errors
 /// If it can't be pulled.
 pub(super) fn fetch(reference: &str, access: &Access, common: &Common) -> anyhow::Result<(Image, Vec<u8>)> {
-    let registries = registries(access.registries.as_deref())?.with_proxies(proxies());
-    let policy = signature_policy(access.signature_policy.as_deref())?;
+    let registries = read_registries(access.registries.as_deref())?.with_proxies(proxies());
+    let policy = read_signature_policy(access.signature_policy.as_deref())?;
     let built_in = match reference.starts_with(BUILT_IN) {
         true => Some(local::registry(&DataDir::of(common)?)?),
         false => None,

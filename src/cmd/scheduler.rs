@@ -5,9 +5,9 @@ use machinery_env::Env;
 use machinery_options::election::ElectionFlags;
 use machinery_options::feature_gates::FeatureFlags;
 use machinery_options::rejected::{RejectedFlags, Table};
+use wasm_runtime::options::guests::GuestOptions;
 
 use super::Failure;
-use super::flags::guests::GuestFlags;
 use super::standalone::{self, ComponentDeps, StandaloneFlags};
 use crate::config::host_name;
 use crate::features;
@@ -26,7 +26,7 @@ pub(crate) struct Scheduler {
     #[command(flatten)]
     scheduler: scheduler::SchedulerOptions,
     #[command(flatten)]
-    plugins: GuestFlags,
+    plugins: GuestOptions,
     #[command(flatten)]
     features: FeatureFlags,
     #[command(flatten)]
@@ -53,7 +53,7 @@ pub(crate) fn run(flags: &Scheduler) -> Result<(), Failure> {
     let env = Env::real();
     let scheduler = scheduler_plugins::configuration(&flags.scheduler)?;
     let election = standalone::election(&flags.election, UPSTREAM, &env)?;
-    let plugins = Plugins::of(&scheduler.profiles, flags.plugins.config(), &env)?;
+    let plugins = Plugins::of(&scheduler.profiles, &flags.plugins, &env)?;
     let config = ::scheduler::Config { election, ..::scheduler::Config::of(scheduler, plugins, host_name()) };
     let (metrics, gates) = (config.metrics.clone(), flags.features.features());
     standalone::run(&flags.standalone, UPSTREAM, env, async move |ComponentDeps { client, env, stop, .. }, registry| {

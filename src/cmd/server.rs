@@ -3,14 +3,15 @@
 
 use std::path::PathBuf;
 
+use apiserver_storage::options::StoreConfig;
 use clap::Args;
 use http::Uri;
+use wasm_runtime::options::guests::GuestOptions;
 
 use super::Failure;
 use super::apiserver::{FAST_TOLERATION, ServerFlags, USUAL_TOLERATION, until_stopped};
-use super::flags::guests::GuestFlags;
 use crate::compose::Part;
-use crate::config::{ApiServerConfig, ClusterConfig, Common, NetworkConfig, NodesConfig, StoreConfig};
+use crate::config::{ApiServerConfig, ClusterConfig, Common, NetworkConfig, NodesConfig};
 use crate::inventory::NodeInventory;
 use crate::joining::accept::JoinConfig;
 use crate::joining::authority;
@@ -32,7 +33,7 @@ pub(crate) struct Server {
     #[command(flatten)]
     scheduler: scheduler::SchedulerOptions,
     #[command(flatten)]
-    plugins: GuestFlags,
+    plugins: GuestOptions,
 }
 
 /// Flags of a server that joins a cluster.
@@ -86,7 +87,7 @@ impl Server {
             controllers: self.controllers.clone(),
             inventory: NodeInventory::of(&self.controllers)?,
             scheduler: scheduler_plugins::configuration(&self.scheduler)?,
-            nodes: NodesConfig { guests: self.plugins.config(), bind: self.server.bind, ..servers.nodes },
+            nodes: NodesConfig { guests: self.plugins.clone(), bind: self.server.bind, ..servers.nodes },
             ..servers
         })
     }

@@ -36,7 +36,7 @@ impl Up {
     /// On errors that clap can't detect: contradicting flags, and values that aren't built yet.
     fn config(&self) -> Result<ClusterConfig, Failure> {
         let nodes = self.agents.config(self.nodes, self.server.bind, self.controllers.node_lifecycle.fast_failover)?;
-        if nodes.sharing.compiled && (nodes.count != 1 || nodes.bind.is_loopback()) {
+        if nodes.share_compiled && (nodes.count != 1 || nodes.bind.is_loopback()) {
             return Err(Failure::Usage(
                 "--share-compiled-modules needs other machines: --nodes 1, and --bind with an address that they reach"
                     .into(),
@@ -98,7 +98,7 @@ mod tests {
 
     #[test]
     fn thresholds_of_eviction_are_read() {
-        let of = |flags: &[&str]| config(flags).unwrap().nodes.eviction;
+        let of = |flags: &[&str]| config(flags).unwrap().nodes.kubelet.eviction();
         assert_eq!(of(&[]), EvictionThresholds::default());
         let given = "memory.available<100Mi,nodefs.available<10%";
         assert_eq!(of(&["--eviction-hard", given]), given.parse().unwrap());
@@ -119,6 +119,6 @@ mod tests {
         ] {
             assert!(matches!(config(&flags), Err(Failure::Usage(_))), "{flags:?}");
         }
-        assert!(config(&["--image-maximum-gc-age", "0"]).unwrap().nodes.image_collection.age_max.is_none());
+        assert!(config(&["--image-maximum-gc-age", "0"]).unwrap().nodes.images.collection.age_max.is_none());
     }
 }

@@ -12,6 +12,7 @@ use apiserver::server::{self, ApiService, Apiserver, read_first_format};
 use apiserver_auth::certificates::Certificates;
 use apiserver_auth::pki::{self, Pki};
 use apiserver_resources::objects::ObjectReader as _;
+use apiserver_storage::options::StoreConfig;
 use apiserver_storage::store::Store;
 use apiserver_storage::store::embedded::{EmbeddedStore, Options};
 use apiserver_storage::store::etcd::EtcdStore;
@@ -32,7 +33,7 @@ use super::preflight::embedded_path;
 use super::{
     Part, address_change, apiserver as api, node_configuration, nodes, proxy, registry, shared_store, storage,
 };
-use crate::config::{ClusterConfig, StoreConfig, host_name};
+use crate::config::{ClusterConfig, host_name};
 use crate::data_dir::{DataDir, Lock, write_atomically};
 use crate::features;
 use crate::joining::accept::fetch_missing;
@@ -205,7 +206,7 @@ impl Ground {
         )
         .await?;
         let service = apiserver.service();
-        let shutdowns = (0..config.nodes.count).map(|_| Shutdown::new(config.nodes.shutdown_grace)).collect();
+        let shutdowns = (0..config.nodes.count).map(|_| Shutdown::new(config.nodes.kubelet.shutdown_grace())).collect();
         let manager = ComponentIdentity::ControllerManager.client(env, &service);
         let pods = PodNetwork::default();
         let ground = Self {

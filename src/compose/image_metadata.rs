@@ -43,7 +43,7 @@ pub(super) fn chain_extensions(
     let inspector = match images {
         Some(images) => ImportInspector::for_nodes(images.clone(), engine::imports),
         None => {
-            let registries = config.registries.clone().with_proxies(proxies());
+            let registries = config.images.registries.clone().with_proxies(proxies());
             ImportInspector::for_registries(registries, registry.clone(), blobs.clone(), engine::imports, env.clone())
         }
     };

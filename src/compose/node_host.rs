@@ -106,8 +106,8 @@ impl NodeHost {
             self.toolbox(),
             self.volume_provisioner(volumes.clone()),
         ];
-        components.extend(self.config.registries_file.clone().map(|file| self.registries(&parts, file)));
-        components.extend(self.config.signature_policy_file.clone().map(|file| self.signatures(&parts, file)));
+        components.extend(self.config.images.registries_file.clone().map(|file| self.registries(&parts, file)));
+        components.extend(self.config.images.signature_policy_file.clone().map(|file| self.signatures(&parts, file)));
         for agent in &self.agents {
             components.push(self.agent(agent, &parts, volumes.get(&agent.name).cloned())?);
         }
@@ -115,7 +115,7 @@ impl NodeHost {
     }
 
     fn image_gc(&self, parts: &SharedNodeParts) -> Component {
-        let (parts, policy) = (parts.clone(), self.config.image_collection);
+        let (parts, policy) = (parts.clone(), self.config.images.collection);
         let (folder, stop) = (self.data.path().to_owned(), self.stop.clone());
         Component::new("image garbage collection", async move {
             kubelet::node::run_image_gc(parts, policy, folder, stop).await;
@@ -180,20 +180,20 @@ impl NodeHost {
         volumes: Option<Arc<LocalVolumes>>,
     ) -> anyhow::Result<Component> {
         let machine = Capacity::of_machine(self.config.count, self.data.path(), guest_memory_bytes()?);
-        let capacity = Capacity { pods: self.config.max_pods, ..machine };
+        let capacity = Capacity { pods: self.config.kubelet.max_pods, ..machine };
         let folder = self.data.node(&agent.name);
         let mut node = NodeConfig::new(agent.name.clone(), folder, agent.internal_ip, agent.tls.clone(), capacity);
         node.bind = self.config.bind;
         node.kubelet_port = agent.kubelet_port;
-        node.host_pod_listeners = self.config.host_pod_listeners;
+        node.host_pod_listeners = self.config.kubelet.host_pod_listeners;
         node.external_provider = agent.external_provider;
         node.taints = agent.taints.clone();
         node.annotations = agent.annotations.clone();
         node.checkpoint = agent.is_autonomous.then(|| self.data.node(&agent.name).join("checkpoint"));
-        node.streaming_idle = self.config.streaming_idle;
-        node.host_paths = self.config.host_paths.clone();
-        node.static_pods = self.config.static_pods.clone();
-        node.eviction = self.config.eviction;
+        node.streaming_idle = self.config.kubelet.streaming_idle();
+        node.host_paths = self.config.kubelet.allow_host_path.clone();
+        node.static_pods = self.config.kubelet.pod_manifest_path.clone();
+        node.eviction = self.config.kubelet.eviction();
         node.shutdown = agent.shutdown.clone();
         if self.config.short_leases {
             (node.lease_interval, node.lease_duration) = (SHORT_LEASE / 4, SHORT_LEASE);

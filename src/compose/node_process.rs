@@ -117,7 +117,7 @@ impl NodeProcess {
             pods_stop: pods_stop.clone(),
             handover: handover.clone(),
         };
-        let (shutdown, ready) = (Shutdown::new(config.nodes.shutdown_grace), CancellationToken::new());
+        let (shutdown, ready) = (Shutdown::new(config.nodes.kubelet.shutdown_grace()), CancellationToken::new());
         let (mut components, plane, engine) = parts.components(&cluster, shutdown.clone(), ready.clone(), metrics)?;
         let resumption = Resumption::begin(env, &node.client, [config.name.clone()], &plane).await;
         components.push(Component::until(&stop, "client certificate", renewal));
@@ -218,7 +218,7 @@ impl Parts<'_> {
         tunnel.tunnel.metrics().register(metrics);
         data_plane.metrics().register(metrics);
         let mut annotations: BTreeMap<_, _> = [(names::TUNNEL_ADDRESS.to_owned(), tunnel.address.to_string())].into();
-        if self.config.nodes.sharing.compiled {
+        if self.config.nodes.share_compiled {
             compiled::start(self.env, &engine, &tunnel.tunnel).register(metrics);
             annotations.insert(names::COMPILED_MODULES.to_owned(), compiled::key(&engine));
         }

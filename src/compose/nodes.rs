@@ -47,15 +47,14 @@ pub(crate) fn prepare_engine(env: &Env, config: &ClusterConfig, data: &DataDir) 
 
 /// This process's engine and its guest threads. Changes nothing that another process with the same folder uses.
 pub(super) fn engine(env: &Env, data: &DataDir, nodes: &NodesConfig) -> anyhow::Result<Engine> {
-    let guests = nodes.guests;
     let config = EngineConfig {
         cache_dir: data.path().join("compiled"),
         memory_max_bytes: guest_memory_bytes()?,
         compile_process: Some(CompileProcess::current().context("cannot find this program's file")?),
-        compile_bounds: guests.compile,
-        guest_bounds: guests.instance,
+        compile_bounds: nodes.guests.compile(),
+        guest_bounds: nodes.guests.instance(),
         keyvalue_dir: data.path().join("keyvalue"),
-        keyvalue_shared: nodes.sharing.keyvalue.clone(),
+        keyvalue_shared: nodes.keyvalue.clone(),
     };
     let cores = std::thread::available_parallelism().map_or(2, usize::from);
     let threads = GuestThreads::start(cores, env).context("cannot start the guests' threads")?;
@@ -76,13 +75,14 @@ pub(super) fn images(
     engine: &Engine,
     (blobs, built_in): (&Arc<BlobStore>, Vec<RegistryAccess>),
 ) -> anyhow::Result<Arc<Images>> {
+    let given = config.images.clone();
     let images = ImagesConfig {
         built_in,
-        registries: config.registries.clone().with_proxies(crate::config::proxies()),
-        file_dirs: config.file_images.clone(),
-        parallel_pulls: config.parallel_pulls,
-        credential_providers: config.credential_providers.clone(),
-        signature_policy: config.signature_policy.clone(),
+        registries: given.registries.with_proxies(crate::config::proxies()),
+        file_dirs: given.file_dirs,
+        parallel_pulls: given.parallel_pulls,
+        credential_providers: given.credential_providers,
+        signature_policy: given.signature_policy,
     };
     Ok(Arc::new(Images::open(Arc::new(engine.clone()), env.clone(), blobs.clone(), images)?))
 }
@@ -144,7 +144,7 @@ fn annotations(ground: &Ground, engine: &Engine, tunnel: Option<&BoundTunnel>) -
     let mut annotations = BTreeMap::new();
     let Some(tunnel) = tunnel else { return annotations };
     annotations.insert(names::TUNNEL_ADDRESS.to_owned(), tunnel.address.to_string());
-    if ground.config.nodes.sharing.compiled {
+    if ground.config.nodes.share_compiled {
         let metrics = compiled::start(&ground.env, engine, &tunnel.tunnel);
         ground.with_metrics(|registry| metrics.register(registry));
         annotations.insert(names::COMPILED_MODULES.to_owned(), compiled::key(engine));

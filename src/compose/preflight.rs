@@ -5,12 +5,13 @@ use std::path::PathBuf;
 
 use anyhow::Context as _;
 use apiserver_auth::pki;
+use apiserver_storage::options::StoreConfig;
 use apiserver_storage::store::embedded::EmbeddedStore;
 use apiserver_storage::store::etcd::EtcdStore;
 use machinery_env::Env;
 
 use super::{Part, shared_store};
-use crate::config::{ClusterConfig, StoreConfig};
+use crate::config::ClusterConfig;
 use crate::data_dir::DataDir;
 use crate::network::Network;
 

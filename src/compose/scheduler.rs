@@ -13,7 +13,7 @@ pub(super) fn build(ground: &Ground) -> anyhow::Result<Vec<Component>> {
     let scheduler = ground.config.scheduler.clone();
     let plugins = match &ground.engine {
         Some(engine) => Some(Plugins::on(engine.clone(), &ground.env)),
-        None => Plugins::of(&scheduler.profiles, ground.config.nodes.guests, &ground.env)?,
+        None => Plugins::of(&scheduler.profiles, &ground.config.nodes.guests, &ground.env)?,
     };
     let config = scheduler::Config::of(scheduler, plugins, host_name());
     let config = match &ground.candidate {

@@ -3,4 +3,5 @@
 //! The only crate with the stored format. Absent on purpose: the meaning of objects, HTTP, selector syntax.
 
 pub mod cache;
+pub mod options;
 pub mod store;

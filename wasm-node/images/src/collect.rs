@@ -15,9 +15,15 @@ pub struct CollectPolicy {
     pub low_percent: u8,
 }
 
+impl CollectPolicy {
+    /// Upstream's.
+    pub const DEFAULT: Self =
+        Self { age_min: Duration::from_secs(120), age_max: None, high_percent: 85, low_percent: 80 };
+}
+
 impl Default for CollectPolicy {
     fn default() -> Self {
-        Self { age_min: Duration::from_secs(120), age_max: None, high_percent: 85, low_percent: 80 }
+        Self::DEFAULT
     }
 }
 

@@ -31,6 +31,7 @@ mod keyring;
 mod layers;
 mod manage;
 mod manifest;
+mod options;
 mod providers;
 mod pull;
 mod pull_limiter;
@@ -63,9 +64,9 @@ pub use keyring::{
 };
 pub use manage::{ImageClient, ImageClientError, ImageKind, ListedImage, Removed, router};
 pub use manifest::{Compression, Refusal};
+pub use options::{ImageOptions, ImageOptionsError, ImageSettings, read_registries, read_signature_policy};
 pub use providers::{CredentialProviders, CredentialProvidersError, ProviderMetrics};
 pub use pull::{Images, ImagesConfig, PullPolicy, Pulled, RegistryAccess};
-pub use pull_limiter::PARALLEL_PULLS_DEFAULT;
 pub use push::{Blob, ModuleInspector, PushClient, PushError, Pushed, delete_pushed, push};
 pub use registries::Registries;
 pub use signatures::SignaturePolicy;

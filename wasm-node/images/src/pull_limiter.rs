@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// Default of concurrent pulls: enough to use a slow line fully.
-pub const PARALLEL_PULLS_DEFAULT: usize = 4;
+pub(crate) const PARALLEL_PULLS_DEFAULT: usize = 4;
 
 /// A FIFO limiter of concurrent pulls.
 pub(super) struct PullLimiter {

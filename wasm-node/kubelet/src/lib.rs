@@ -1,6 +1,7 @@
 //! The kubelet: runs pods of WebAssembly modules as upstream's runs containers.
 //!
 //! - [`config`]: the containers' configuration from the API.
+//! - [`options`]: what the user configures.
 //! - [`node`]: the agent, which registers its Node and runs the pods that are bound to it ([`node::run`]).
 //! - [`pod`]: the lifecycle of one pod: a pure step function decides, one worker acts.
 //! - `responses`: measures the responses of containers, by caller and Service.
@@ -19,6 +20,7 @@ mod latest;
 pub mod log;
 mod mailbox;
 pub mod node;
+pub mod options;
 pub mod pod;
 mod responses;
 pub mod server;

@@ -14,5 +14,6 @@ pub mod clock_sync;
 pub mod engine;
 pub mod host;
 pub(crate) mod keyvalue;
+pub mod options;
 pub(crate) mod plugin;
 pub mod program;

@@ -1,15 +1,15 @@
 //! `--keyvalue` and the flags of its credentials: the store of `wasi:keyvalue` that nodes share.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::Args;
-use wasm_runtime::engine::{SharedStoreConfig, SharedStoreFiles};
+use machinery_options::{OptionError, read_bytes};
 
-use crate::cmd::Failure;
+use crate::engine::{SharedStoreConfig, SharedStoreFiles};
 
-/// Flags of the shared key-value store.
-#[derive(Debug, Clone, Args)]
-pub(in crate::cmd) struct KeyvalueFlags {
+/// Options of the shared key-value store.
+#[derive(Debug, Clone, Default, Args)]
+pub struct KeyvalueOptions {
     /// Store of wasi:keyvalue for all nodes with this flag, a Redis or Valkey: redis://[USER[:PASSWORD]@]HOST[:PORT][/DB], or
     /// rediss:// for TLS [default: files of this node] (docs/shared-stores.md, "Key-value data of several nodes")
     #[arg(long, env = "CORACLE_KEYVALUE", value_name = "URL", hide_env_values = true)]
@@ -44,17 +44,15 @@ impl From<String> for RedactedUrl {
     }
 }
 
-impl KeyvalueFlags {
+impl KeyvalueOptions {
     /// The shared store; `None`: files of this node.
     ///
     /// # Errors
     /// If the URL or a certificate is invalid, flags contradict each other, or a file can't be read.
-    pub(in crate::cmd) fn config(&self) -> Result<Option<SharedStoreConfig>, Failure> {
+    pub fn config(&self) -> Result<Option<SharedStoreConfig>, OptionError> {
         let Some(url) = &self.keyvalue else { return Ok(None) };
-        let read = |flag: &str, file: &Path| {
-            std::fs::read(file).map_err(|error| Failure::Usage(format!("--{flag} {}: {error}", file.display())))
-        };
-        let read_optional = |flag, file: &Option<PathBuf>| file.as_deref().map(|file| read(flag, file)).transpose();
+        let read_optional =
+            |flag, file: &Option<PathBuf>| file.as_deref().map(|file| read_bytes(flag, file)).transpose();
         let cert = read_optional("keyvalue-certfile", &self.keyvalue_certfile)?;
         let key = read_optional("keyvalue-keyfile", &self.keyvalue_keyfile)?;
         let files = SharedStoreFiles {
@@ -62,9 +60,9 @@ impl KeyvalueFlags {
             ca_pem: read_optional("keyvalue-cafile", &self.keyvalue_cafile)?,
             identity_pem: cert.zip(key),
         };
-        let wrong = |why: String| Failure::Usage(format!("--keyvalue: {why}"));
+        let wrong = |why: String| OptionError::new(format!("--keyvalue: {why}"));
         let config = SharedStoreConfig::new(&url.0, files).map_err(wrong)?;
-        config.password().map_err(|why| Failure::Usage(format!("--keyvalue-password-file: {why}")))?;
+        config.password().map_err(|why| OptionError::new(format!("--keyvalue-password-file: {why}")))?;
         Ok(Some(config))
     }
 }
@@ -78,7 +76,7 @@ mod tests {
     #[derive(Debug, clap::Parser)]
     struct Only {
         #[command(flatten)]
-        flags: KeyvalueFlags,
+        flags: KeyvalueOptions,
     }
 
     fn config(flags: &[&str]) -> Result<Option<SharedStoreConfig>, String> {

@@ -6,19 +6,18 @@ use std::time::Duration;
 
 use clap::Args;
 use machinery_api::quantity::Quantity;
-use wasm_runtime::engine::{CompileBounds, GuestBounds, HANDLES, STACK_BYTES};
-
-use crate::config::GuestsConfig;
 use machinery_options::duration::duration;
+
+use crate::engine::{CompileBounds, GuestBounds, HANDLES, STACK_BYTES};
 
 /// A longer compilation would occupy the only background slot for too long.
 const COMPILE_TIME: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(3600);
 /// The minimum covers the compiler process' own address space.
 const COMPILE_BYTES: RangeInclusive<u64> = 1 << 30..=1 << 40;
 
-/// Flags of limits of guests.
+/// Options of limits of guests.
 #[derive(Debug, Clone, Args)]
-pub(in crate::cmd) struct GuestFlags {
+pub struct GuestOptions {
     /// Timeout of a module's compilation, by wall clock: 1s to 1h
     #[arg(long, env = "CORACLE_MODULE_COMPILE_TIMEOUT", default_value = "2m0s", value_name = "DURATION", value_parser = compile_time)]
     module_compile_timeout: Duration,
@@ -33,17 +32,27 @@ pub(in crate::cmd) struct GuestFlags {
     guest_handles: u32,
 }
 
-impl GuestFlags {
-    /// The limits of guests and their compilations.
-    pub(in crate::cmd) fn config(&self) -> GuestsConfig {
-        GuestsConfig {
-            compile: CompileBounds {
-                time: self.module_compile_timeout,
-                memory_bytes: self.module_compile_memory,
-                ..CompileBounds::default()
-            },
-            instance: GuestBounds { stack_bytes: self.guest_stack_size, handles: self.guest_handles as usize },
+impl Default for GuestOptions {
+    fn default() -> Self {
+        machinery_options::defaults()
+    }
+}
+
+impl GuestOptions {
+    /// The limits of compilations.
+    #[must_use]
+    pub fn compile(&self) -> CompileBounds {
+        CompileBounds {
+            time: self.module_compile_timeout,
+            memory_bytes: self.module_compile_memory,
+            ..CompileBounds::default()
         }
+    }
+
+    /// The limits of each guest instance.
+    #[must_use]
+    pub fn instance(&self) -> GuestBounds {
+        GuestBounds { stack_bytes: self.guest_stack_size, handles: self.guest_handles as usize }
     }
 }
 
@@ -76,17 +85,17 @@ mod tests {
     #[derive(Debug, clap::Parser)]
     struct Verb {
         #[command(flatten)]
-        guests: GuestFlags,
+        guests: GuestOptions,
     }
 
-    fn read(flags: &[&str]) -> Result<GuestsConfig, String> {
+    fn read(flags: &[&str]) -> Result<(CompileBounds, GuestBounds), String> {
         let verb = Verb::try_parse_from(["verb"].iter().chain(flags));
-        verb.map(|verb| verb.guests.config()).map_err(|error| error.to_string())
+        verb.map(|verb| (verb.guests.compile(), verb.guests.instance())).map_err(|error| error.to_string())
     }
 
     #[test]
     fn defaults_are_the_engines() {
-        assert_eq!(read(&[]), Ok(GuestsConfig::default()));
+        assert_eq!(read(&[]), Ok((CompileBounds::default(), GuestBounds::default())));
     }
 
     #[test]
@@ -97,7 +106,7 @@ mod tests {
             ["--guest-stack-size", "4Mi"],
             ["--guest-handles", "5000"],
         ];
-        let GuestsConfig { compile, instance } = read(&all.concat()).unwrap();
+        let (compile, instance) = read(&all.concat()).unwrap();
         assert_eq!((compile.time, compile.memory_bytes), (Duration::from_secs(600), 8 << 30));
         assert_eq!(compile.slice, CompileBounds::default().slice);
         assert_eq!(instance, GuestBounds { stack_bytes: 4 << 20, handles: 5000 });

@@ -1,18 +1,28 @@
 //! `--store` and the flags of an etcd cluster, with upstream's names.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use apiserver_storage::store::etcd::EtcdConfig;
 use clap::Args;
 use http::Uri;
+use machinery_options::{OptionError, read_bytes};
 use percent_encoding::percent_decode_str;
 
-use crate::cmd::Failure;
-use crate::config::StoreConfig;
+use crate::store::etcd::EtcdConfig;
 
-/// Flags of the store.
+/// Which store holds the objects.
+#[derive(Debug, Clone, Default)]
+pub enum StoreConfig {
+    /// The embedded one in the data folder.
+    #[default]
+    DataFolder,
+    /// The embedded one in another folder.
+    Folder(PathBuf),
+    Etcd(Box<EtcdConfig>),
+}
+
+/// Options of the store.
 #[derive(Debug, Clone, Args)]
-pub(in crate::cmd) struct StoreFlags {
+pub struct StoreOptions {
     /// Store of the objects: sled:DIR, or etcd:https://HOST:PORT,HOST:PORT,… [default: sled:DATA_DIR/store]
     #[arg(long, env = "CORACLE_STORE", value_name = "URL", hide_env_values = true)]
     store: Option<String>,
@@ -30,43 +40,44 @@ pub(in crate::cmd) struct StoreFlags {
     etcd_prefix: String,
 }
 
-impl StoreFlags {
+impl StoreOptions {
     /// The store, with the content of the files.
     ///
     /// # Errors
     /// If the URL or the prefix is invalid, flags contradict each other, or a file can't be read.
-    pub(in crate::cmd) fn config(&self) -> Result<StoreConfig, Failure> {
+    pub fn config(&self) -> Result<StoreConfig, OptionError> {
         let of_etcd = self.store.as_deref().and_then(|url| url.strip_prefix("etcd:"));
         if of_etcd.is_none() && (self.etcd_cafile.is_some() || self.etcd_certfile.is_some()) {
-            return Err(Failure::Usage("--etcd-cafile, --etcd-certfile and --etcd-keyfile need --store etcd:…".into()));
+            return Err(OptionError::new("--etcd-cafile, --etcd-certfile and --etcd-keyfile need --store etcd:…"));
         }
         let Some(url) = &self.store else { return Ok(StoreConfig::DataFolder) };
         match (of_etcd, url.strip_prefix("sled:").filter(|path| !path.is_empty())) {
             (Some(members), _) => Ok(StoreConfig::Etcd(Box::new(self.etcd(members)?))),
             (None, Some(path)) => Ok(StoreConfig::Folder(path.into())),
             (None, None) => {
-                Err(Failure::Usage(format!("--store {url}: not a store; leave it out, or give sled:DIR or etcd:URL")))
+                Err(OptionError::new(format!("--store {url}: not a store; leave it out, or give sled:DIR or etcd:URL")))
             }
         }
     }
 
-    fn etcd(&self, members: &str) -> Result<EtcdConfig, Failure> {
-        let (endpoints, user) = endpoints(members).map_err(|why| Failure::Usage(format!("--store etcd:{why}")))?;
+    fn etcd(&self, members: &str) -> Result<EtcdConfig, OptionError> {
+        let (endpoints, user) = endpoints(members).map_err(|why| OptionError::new(format!("--store etcd:{why}")))?;
         let is_encrypted = endpoints.iter().any(|endpoint| endpoint.starts_with("https:"));
         if is_encrypted && self.etcd_cafile.is_none() {
-            return Err(Failure::Usage("--store etcd:https://…: name etcd's authority with --etcd-cafile FILE".into()));
+            return Err(OptionError::new("--store etcd:https://…: name etcd's authority with --etcd-cafile FILE"));
         }
         if !is_encrypted && (self.etcd_cafile.is_some() || self.etcd_certfile.is_some()) {
-            return Err(Failure::Usage("--etcd-cafile and --etcd-certfile need --store etcd:https://…".into()));
+            return Err(OptionError::new("--etcd-cafile and --etcd-certfile need --store etcd:https://…"));
         }
         let prefix = self.etcd_prefix.trim_end_matches('/');
         if !prefix.starts_with('/') {
-            return Err(Failure::Usage(format!("--etcd-prefix {}: begins with a slash and a name", self.etcd_prefix)));
+            return Err(OptionError::new(format!(
+                "--etcd-prefix {}: begins with a slash and a name",
+                self.etcd_prefix
+            )));
         }
-        let read = |flag: &str, file: &Path| {
-            std::fs::read(file).map_err(|error| Failure::Usage(format!("--{flag} {}: {error}", file.display())))
-        };
-        let read_optional = |flag, file: &Option<PathBuf>| file.as_deref().map(|file| read(flag, file)).transpose();
+        let read_optional =
+            |flag, file: &Option<PathBuf>| file.as_deref().map(|file| read_bytes(flag, file)).transpose();
         let cert = read_optional("etcd-certfile", &self.etcd_certfile)?;
         let key = read_optional("etcd-keyfile", &self.etcd_keyfile)?;
         let ca = read_optional("etcd-cafile", &self.etcd_cafile)?;
@@ -111,6 +122,8 @@ fn endpoints(text: &str) -> Result<(Vec<String>, Option<User>), String> {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use clap::Parser as _;
 
     use super::*;
@@ -118,7 +131,7 @@ mod tests {
     #[derive(Debug, clap::Parser)]
     struct Only {
         #[command(flatten)]
-        flags: StoreFlags,
+        flags: StoreOptions,
     }
 
     fn config(flags: &[&str]) -> Result<StoreConfig, String> {
