@@ -69,11 +69,12 @@ pub fn router(store: Arc<BlobStore>, credentials: &Credentials, env: Env) -> Rou
     Router::new().fallback(handle).with_state(registry)
 }
 
-/// Adds authentication with the registry's account to `router`.
+/// Adds authentication with the registry's account to `router`. A node's certificate gives nothing there: it is for what was
+/// pushed to the registry, not for what this node has pulled elsewhere with others' secrets.
 pub fn authenticated(router: Router, credentials: &Credentials) -> Router {
     let wanted = account(credentials);
     router.layer(axum::middleware::from_fn(move |request: Request, next: axum::middleware::Next| async move {
-        match authenticate(&wanted, &request) {
+        match authenticate_account(&wanted, &request) {
             Ok(()) => next.run(request).await,
             Err(error) => error.into_response(),
         }
@@ -92,6 +93,10 @@ fn authenticate(wanted: &[u8; 32], request: &Request) -> Result<(), RegistryErro
     if request.extensions().get::<NodeReader>().is_some() && request.method().is_safe() {
         return Ok(());
     }
+    authenticate_account(wanted, request)
+}
+
+fn authenticate_account(wanted: &[u8; 32], request: &Request) -> Result<(), RegistryError> {
     let given = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
     let account = given
         .and_then(|value| value.split_once(' '))

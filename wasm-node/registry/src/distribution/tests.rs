@@ -115,6 +115,28 @@ async fn every_path_wants_the_account() {
     assert_eq!(bench.ask(Method::GET, "/v2", &[], Body::empty()).await.status(), 301);
 }
 
+/// The attacker has a node's certificate, as each bearer of a bootstrap token.
+#[tokio::test]
+async fn a_nodes_certificate_reads_the_registry_alone() {
+    let bench = Bench::new();
+    let more = Router::new().route("/more", axum::routing::get(|| async { "more" }));
+    let router = bench.router.clone().merge(authenticated(more, &account()));
+    for (method, path, expected) in [
+        (Method::GET, "/v2/", 200),
+        (Method::HEAD, "/v2/", 200),
+        (Method::POST, "/v2/a/blobs/uploads/", 401),
+        (Method::GET, "/more", 401),
+        (Method::HEAD, "/more", 401),
+    ] {
+        let mut request = Request::builder().method(method).uri(path).body(Body::empty()).unwrap();
+        request.extensions_mut().insert(NodeReader);
+        let response = router.clone().oneshot(request).await.unwrap();
+        assert_eq!(response.status().as_u16(), expected, "{path}");
+    }
+    let request = Request::get("/more").header("authorization", &bench.authorization).body(Body::empty()).unwrap();
+    assert_eq!(router.oneshot(request).await.unwrap().status(), StatusCode::OK);
+}
+
 #[tokio::test]
 async fn blobs_come_in_every_way() {
     let mut bench = Bench::new();
