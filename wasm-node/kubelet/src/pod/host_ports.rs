@@ -47,7 +47,9 @@ pub(super) fn of(pod: &Pod) -> impl Iterator<Item = HostPort> {
     let tcp = all.flat_map(|container| container.ports.iter().flatten());
     tcp.filter(|port| port.protocol.as_deref().unwrap_or("TCP") == "TCP").filter_map(|port| {
         let number = |number: i32| u16::try_from(number).ok().filter(|number| *number > 0);
-        let ip = port.host_ip.as_deref().and_then(|ip| ip.parse::<IpAddr>().ok()).filter(|ip| !ip.is_unspecified());
+        // An IPv4 address in IPv6's notation is bound as IPv4.
+        let ip = port.host_ip.as_deref().and_then(|ip| ip.parse::<IpAddr>().ok()).map(|ip| ip.to_canonical());
+        let ip = ip.filter(|ip| !ip.is_unspecified());
         Some(HostPort { ip, port: number(port.host_port?)?, container_port: number(port.container_port)? })
     })
 }
@@ -105,6 +107,14 @@ mod tests {
         assert_eq!(address(""), Ok("127.0.0.1:80".parse().unwrap()));
         assert_eq!(address("::1"), Ok("[::1]:80".parse().unwrap()));
         assert!(address("127.64.0.10").is_err() && address("127.66.0.2").is_err());
+        let of_pod = |ip: &str| {
+            let pod = pod(json!([{"containerPort": 8080, "hostIP": ip, "hostPort": 80}]));
+            let port = of(&pod).next().unwrap();
+            port.address(node)
+        };
+        assert!(of_pod("::ffff:127.64.0.10").is_err());
+        assert_eq!(of_pod("::ffff:0.0.0.0"), Ok("127.0.0.1:80".parse().unwrap()));
+        assert_eq!(of_pod("::ffff:192.0.2.1"), Ok("192.0.2.1:80".parse().unwrap()));
     }
 
     #[tokio::test]
