@@ -301,7 +301,8 @@ impl RequestHandler {
     pub(super) fn node_of(&self, pod: &Value) -> Result<Option<(String, NodeAddress)>, ApiError> {
         let Some(name) = pod["spec"]["nodeName"].as_str().filter(|name| !name.is_empty()) else { return Ok(None) };
         let node = self.deps.registry.objects.get("", "nodes", "", name);
-        let node = node.ok_or_else(|| ApiError::NotFound(GroupResource::new("", "nodes"), name.to_owned()))?;
+        // Upstream's text: it wraps the lookup of the node as one of the pod.
+        let node = node.ok_or_else(|| ApiError::NotFound(GroupResource::new("", "pods"), name.to_owned()))?;
         let address = NodeAddress::of(&node)
             .ok_or_else(|| ApiError::ServiceUnavailable(format!("node {name} has no address to reach")))?;
         Ok(Some((name.to_owned(), address)))
