@@ -74,4 +74,13 @@ for next in b c d e; do
   last=$next
 done
 down
+
+echo "· more nodes than ranges for pods: the one without a range says so, and which flags give more"
+octet=$(cut -d. -f2 <<< "${E2E_BLOCK:-127.248.0.0/14}")
+few="127.$((octet + 1))"
+"$CORACLE" up --data-dir "$WORK/few" --port 0 --nodes 3 --service-cidr "$few.128.0/17" --cluster-cidr "$few.0.0/23" --node-cidr-mask-size 24 \
+  >/dev/null 2> "$WORK/few.log" & UP_PID=$!
+eventually 20 grep -q 'the node has no range for its pods (spec.podCIDR).*--node-cidr-mask-size.*coracle-' "$WORK/few.log"
+expect 1 "$(grep -c 'has no range for its pods' "$WORK/few.log")" "nodes without a range"
+down
 echo PASS

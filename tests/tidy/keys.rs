@@ -44,6 +44,7 @@ const OTHERS: &[(&str, &str, &str)] = &[
     ("apiserver/server/src/registry/body.rs", "pointer.rsplit_once", "a pointer into JSON"),
     ("apiserver/server/src/registry/page.rs", "start.split", "a client's token, refused as upstream refuses it"),
     ("apiserver/webhook/src/client.rs", "path.trim_matches", "a path"),
+    ("apiserver/storage/src/options.rs", "", "the prefix of keys, as the flag has it"),
     ("controllers/src/garbage_collector.rs", "ownerRef [{}/{}", "a sentence of upstream's"),
     ("controllers/src/podautoscaler/compute.rs", "unable to get", "a sentence of upstream's"),
     ("controllers/src/podautoscaler/metrics.rs", "", "paths of requests"),

@@ -528,7 +528,7 @@ mod tests {
         fs::write(dir.path().join("revoked"), "nonsense").unwrap();
         assert!(check(dir.path()).unwrap_err().to_string().contains("revoked"));
         let error = pki.revoked().unwrap_err().to_string();
-        assert!(error.contains("line 1") && error.contains("mend"), "{error}");
+        assert!(error.contains("line 1") && error.contains("fix the line"), "{error}");
     }
 
     /// The clock was years ahead, and is set back.
