@@ -1,10 +1,10 @@
 """WebSocket clients of pods/portforward other than kubectl: the older protocol with numbered channels, and invalid clients."""
-import os, socket, struct, sys
+import os, socket, struct, sys, time
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 from websocket import HOST, PORT, WITHIN_S, WebSocket, context, expect
 
-POD = sys.argv[1]
+POD, TOKEN = sys.argv[1:3]
 
 
 def forwarded(query, protocol="v4.channel.k8s.io", pod=POD, key=None):
@@ -51,3 +51,23 @@ client.send(b"\x01to one that only the server writes to")
 client.send(b"\0GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
 expect(True, b"hello from" in b"".join(client.messages()), "an answer in spite of it")
 print("· clients that are wrong")
+
+# One user's upgraded connections: the others of the API server stay for others, and the end of one makes room for the next.
+SESSIONS_MAX = 256
+
+
+def watch():
+    return WebSocket("/api/v1/namespaces/default/configmaps?watch=1&resourceVersion=0", protocol="binary.k8s.io", token=TOKEN)
+
+
+held = [watch() for _ in range(SESSIONS_MAX)]
+expect({101}, {client.code for client in held}, "watches of one user")
+more = watch()
+expect((429, True), (more.code, f"this user has {SESSIONS_MAX} upgraded connections already" in more.body), "one more")
+expect(101, forwarded("ports=8080").code, "an administrator's connection")
+held.pop().socket.close()
+deadline = time.monotonic() + WITHIN_S
+while (more := watch()).code != 101:
+    expect(True, (more.code, time.monotonic() < deadline) == (429, True), f"a connection after the end of another: {more.code}")
+    time.sleep(0.05)
+print("· a user's share of upgraded connections")

@@ -53,7 +53,8 @@ exits 1 kubectl get --raw "/api/v1/namespaces/default/pods/$pod/portforward"
 grep -q 'Upgrade request required' "$WORK/err" || fail "no upgrade: $(cat "$WORK/err")"
 echo "· who may, and what is no upgrade"
 
-python3 "$(dirname "${BASH_SOURCE[0]}")/streams.py" "$pod"
+kubectl create clusterrolebinding viewer --clusterrole=view --serviceaccount=default:viewer >/dev/null
+python3 "$(dirname "${BASH_SOURCE[0]}")/streams.py" "$pod" "$(kubectl create token viewer)"
 
 # The session's module is compiled by now, or soon.
 compiled() { compgen -G "$WORK/data/compiled/$(sha256sum sample-workloads/bin/toolbox.wasm | cut -d' ' -f1)-*.cwasm"; }

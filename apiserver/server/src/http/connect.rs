@@ -26,9 +26,10 @@ use super::kubelets;
 use super::logs;
 use super::proxy;
 use super::respond;
+use super::user_limits::UserPermit;
 use crate::registry::RequestScope;
 use crate::tls::Peer;
-use apiserver_auth::{Attributes, websocket_token};
+use apiserver_auth::{Attributes, MASTERS, websocket_token};
 use apiserver_resources::SubresourceKind;
 use apiserver_resources::query::Query;
 
@@ -103,6 +104,29 @@ pub(super) struct ClientConnection {
 pub(super) struct SessionGuards {
     pub(super) peer: Option<Peer>,
     pub(super) gauge_guard: Option<GaugeGuard>,
+    /// One of its user's upgraded connections.
+    pub(super) permit: Option<UserPermit>,
+}
+
+impl RequestHandler {
+    /// Takes the client's connection for a session, as one of its user's. `system:masters` are trusted with all.
+    fn upgrade(&self, ctx: &mut RequestContext<'_>) -> Result<OnUpgrade, ApiError> {
+        let Some(upgrade) = ctx.connection.upgrade.take() else {
+            return Err(ApiError::BadRequest("this connection cannot be upgraded: use HTTP/1.1".into()));
+        };
+        if ctx.user.is_in(MASTERS) {
+            return Ok(upgrade);
+        }
+        let permit = self.sessions.try_acquire(&ctx.user.name).ok_or_else(|| {
+            let max = self.sessions.max();
+            ApiError::TooManyRequests(
+                format!("this user has {max} upgraded connections already; end one, or try again"),
+                1,
+            )
+        })?;
+        ctx.connection.session.permit = Some(permit);
+        Ok(upgrade)
+    }
 }
 
 /// Converts the client's `ports` into the kubelet's `port` parameters.
@@ -214,9 +238,7 @@ impl RequestHandler {
         forward_subprotocols(ctx.head.headers, &mut offered);
         let taken = websocket::handshake(&offered, supported);
         let taken = taken.map_err(|why| ApiError::BadRequest(why.to_string()))?;
-        let Some(upgrade) = ctx.connection.upgrade.take() else {
-            return Err(ApiError::BadRequest("this connection cannot be upgraded: use HTTP/1.1".into()));
-        };
+        let upgrade = self.upgrade(ctx)?;
         let session = std::mem::take(&mut ctx.connection.session);
         let messages = messages(taken.protocol);
         tokio::spawn(send_messages(upgrade, self.deps.env.clone(), messages, session, self.stop.clone()));
@@ -253,9 +275,7 @@ impl RequestHandler {
         if let (true, Some(subresource)) = (by_websocket, call.subresource) {
             self.deps.metrics.websocket(subresource.name);
         }
-        let Some(upgrade) = ctx.connection.upgrade.take() else {
-            return Err(ApiError::BadRequest("this connection cannot be upgraded: use HTTP/1.1".into()));
-        };
+        let upgrade = self.upgrade(ctx)?;
         let mut request = Request::post(&target).header(header::HOST, at.host());
         if ctx.info.verb == "get" {
             request = request.method("GET");

@@ -27,6 +27,7 @@ use super::respond::{self, RequestHead};
 use super::route::{self, NoRoute, Route, Target};
 use super::spans;
 use super::static_files::StaticFiles;
+use super::user_limits::UserLimits;
 use super::warnings;
 use crate::fair_queue::FairQueue;
 use crate::registry::Registry;
@@ -76,7 +77,8 @@ pub struct RequestHandler {
     pub(super) in_flight: InFlightLimits,
     pub(super) fair_queue: Arc<FairQueue>,
     pub(super) slis: Slis,
-    pub(super) proxied: Arc<super::proxy::ProxyLimits>,
+    pub(super) proxied: Arc<UserLimits>,
+    pub(super) sessions: Arc<UserLimits>,
 }
 
 /// The state of one request while it is handled.
@@ -108,7 +110,8 @@ impl RequestHandler {
             impersonator: impersonate::Impersonator::default(),
             in_flight: InFlightLimits::new(),
             slis: Slis::default(),
-            proxied: Arc::default(),
+            proxied: UserLimits::of_proxied(),
+            sessions: UserLimits::of_sessions(),
         }
     }
 
@@ -151,7 +154,7 @@ impl RequestHandler {
         let labels = RequestLabels::new(&info, target.as_ref(), query.get("dryRun").is_some());
         let long_running = is_long_running(&info, target.as_ref());
         let gauge_guard = long_running.then(|| self.deps.metrics.long_running(&labels));
-        let session = SessionGuards { peer: parts.extensions.get().cloned(), gauge_guard };
+        let session = SessionGuards { peer: parts.extensions.get().cloned(), gauge_guard, permit: None };
         let (mut response, warned) = match with_timeout(&self.deps.env, self.authenticate(&parts, &info)).await {
             Err(error) => (respond::error(&head, &error), Vec::new()),
             Ok(user) => {

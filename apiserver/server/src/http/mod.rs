@@ -30,6 +30,7 @@ pub(crate) mod store_metrics;
 pub mod table;
 #[cfg(test)]
 mod tests;
+mod user_limits;
 mod warnings;
 pub mod watch;
 mod watch_websocket;

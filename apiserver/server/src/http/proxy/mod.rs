@@ -5,7 +5,6 @@
 //! A Service's request goes to one of its ready pods, chosen at random. Only pods are dialed: an address that a user
 //! wrote into an EndpointSlice is never used.
 
-mod limit;
 pub(super) mod location;
 mod rewrite;
 
@@ -27,12 +26,11 @@ use serde_json::Value;
 use super::connect::forward_subprotocols;
 use super::handle::{RequestContext, RequestHandler};
 use super::kubelets::{self, NodeAddress};
+use super::user_limits::{PROXIED_MAX, UserPermit};
 use crate::registry::RequestScope;
 use apiserver_auth::browsers;
 use apiserver_resources::ProxyBackend;
 use apiserver_resources::objects::ObjectReader;
-pub(super) use limit::ProxyLimits;
-use limit::{PROXIED_MAX, ProxyPermit};
 use location::{Backend, Endpoint, unreachable_service};
 use rewrite::ProxiedPage;
 
@@ -273,7 +271,7 @@ fn response(
     answer: Response<Incoming>,
     of_pod: bool,
     page: &ProxiedPage,
-    permit: ProxyPermit,
+    permit: UserPermit,
 ) -> Result<Response<Body>, ApiError> {
     let (mut head, body) = answer.into_parts();
     framing::response(&mut head, false).map_err(unreachable_service)?;
