@@ -11,8 +11,8 @@ use kube::{Client, Config};
 use oci_registry::Credentials;
 
 use crate::compose;
-use crate::data_dir::DataDir;
-use crate::packaged;
+use tools_command::data_dir::DataDir;
+use tools_command::packaged;
 
 /// Address and credentials of the cluster's registry.
 ///

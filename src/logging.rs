@@ -15,7 +15,8 @@ use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, Layer as _};
 
-use crate::config::{Common, LogFormat};
+use tools_command::flags::Common;
+use tools_command::flags::LogFormat;
 
 /// Filters of targets that warn of each act of a guest, a registry or a name server: none must be able to flood the node's
 /// log. The last one logs each error response without its origin; the caller logs the error with it.

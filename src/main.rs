@@ -4,7 +4,6 @@ mod cmd;
 mod compiled;
 mod compose;
 mod config;
-mod data_dir;
 mod doctor;
 mod features;
 mod inspection;
@@ -14,11 +13,7 @@ mod local;
 mod logging;
 mod module_file;
 mod network;
-mod notify;
-mod output;
-mod packaged;
 mod panics;
-mod progress;
 mod project;
 mod rollout;
 mod scheduler_plugins;
@@ -44,7 +39,7 @@ fn main() -> ExitCode {
         return match wasm_runtime::engine::compile_worker(arguments) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
-                output::print_stderr!("{error}");
+                tools_command::output::print_stderr!("{error}");
                 ExitCode::FAILURE
             }
         };
@@ -57,7 +52,7 @@ fn main() -> ExitCode {
     let telemetry = match start_telemetry(&cli) {
         Ok(telemetry) => telemetry,
         Err(error) => {
-            output::print_stderr!("coracle: {error:#}");
+            tools_command::output::print_stderr!("coracle: {error:#}");
             return ExitCode::from(2);
         }
     };
@@ -68,14 +63,14 @@ fn main() -> ExitCode {
     telemetry.stop();
     match done {
         Ok(()) => ExitCode::SUCCESS,
-        Err(cmd::Failure::Usage(message)) => {
-            output::print_stderr!("coracle: {message}");
+        Err(tools_command::failure::Failure::Usage(message)) => {
+            tools_command::output::print_stderr!("coracle: {message}");
             ExitCode::from(2)
         }
-        Err(cmd::Failure::Failed(error)) => {
+        Err(tools_command::failure::Failure::Failed(error)) => {
             // One line: what failed, why, and what to do next.
             let line = format!("{error:#}").replace('\n', " ");
-            output::print_stderr!("coracle: {line}");
+            tools_command::output::print_stderr!("coracle: {line}");
             ExitCode::from(1)
         }
     }
@@ -98,11 +93,11 @@ fn report_parse_error(error: &clap::Error) -> ExitCode {
             error.exit()
         }
         ErrorKind::MissingSubcommand => {
-            output::print_stderr!("{}", usage_hint(error));
+            tools_command::output::print_stderr!("{}", usage_hint(error));
             ExitCode::from(2)
         }
         _ => {
-            output::print_stderr!("coracle: {}", one_line(&error.to_string()));
+            tools_command::output::print_stderr!("coracle: {}", one_line(&error.to_string()));
             ExitCode::from(2)
         }
     }

@@ -14,7 +14,7 @@ use machinery_serve::net::Protocol;
 use machinery_serve::sockets::{SocketKey, SocketTable};
 
 use crate::config::NetworkConfig;
-use crate::data_dir::write_atomically;
+use tools_command::data_dir::write_atomically;
 
 /// Blocks lie at 127.64.0.0, 127.68.0.0, … 127.248.0.0; the last /14 of 127.0.0.0/8 ends in the broadcast address.
 const BLOCKS: u8 = 47;

@@ -22,7 +22,7 @@ pub(crate) fn hide() {
         let (name, rest) =
             arguments.split_first().map_or((OsStr::new("coracle"), &[][..]), |(name, rest)| (name.as_os_str(), rest));
         let error = std::process::Command::new(program).arg0(name).args(rest).env(VARIABLE, token).exec();
-        crate::output::print_stderr!("coracle: the token stays visible in this process's arguments: {error}");
+        tools_command::output::print_stderr!("coracle: the token stays visible in this process's arguments: {error}");
     }
     #[cfg(not(unix))]
     drop((token, arguments));

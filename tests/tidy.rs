@@ -44,7 +44,7 @@ mod unused;
 mod words;
 
 const ROOMS: &[&str] =
-    &["machinery", "apiserver", "scheduler", "controllers", "wasm-node", "proxy", "clients", "dashboard"];
+    &["machinery", "apiserver", "scheduler", "controllers", "wasm-node", "proxy", "clients", "dashboard", "tools"];
 /// What a crate must never depend on, of ours and of others: the reason why it is a crate of its own.
 const FORBIDDEN: &[(&str, &[&str], &str)] = &[
     (
@@ -149,11 +149,31 @@ const FORBIDDEN: &[(&str, &[&str], &str)] = &[
         &["apiserver-storage", "scheduler", "controllers", "kubelet", "runtime-api", "wasm-runtime", "images", "proxy"],
         "a page and its proxy: a client of the API, with no store and no node",
     ),
+    (
+        "tools/command",
+        &[
+            "tokio",
+            "kube",
+            "hyper",
+            "machinery-api",
+            "machinery-client",
+            "machinery-serve",
+            "apiserver",
+            "apiserver-storage",
+            "scheduler",
+            "controllers",
+            "kubelet",
+            "images",
+            "wasm-runtime",
+            "proxy",
+        ],
+        "what all verbs share: a terminal, a folder and flags, and nothing of a cluster",
+    ),
 ];
 
 const COMPONENTS: &[&str] = &["apiserver", "scheduler", "controllers", "wasm-node", "proxy"];
 /// Tools around the components, beside `src`: they may use components, and only `src` uses them.
-const TOOLS: &[&str] = &["dashboard"];
+const TOOLS: &[&str] = &["dashboard", "tools"];
 
 /// Only these stand at the repository's top level (docs/architecture.md).
 const TOP: &[&str] = &[
@@ -182,6 +202,7 @@ const TOP: &[&str] = &[
     "src",
     "target",
     "tests",
+    "tools",
     "wasm-node",
 ];
 
@@ -370,7 +391,7 @@ fn libraries_stay_in_their_rooms() {
             let home = match name.as_str() {
                 _ if name.starts_with("wasmtime") => "wasm-node/runtime",
                 "sled" | "tonic" => "apiserver/storage",
-                "directories" => "src",
+                "directories" => "tools",
                 // With options of their own (docs/decisions/0136-options.md).
                 "clap" if dependencies(&folder).contains("machinery-options") => continue,
                 "clap" if folder == "machinery/options" => continue,
@@ -391,8 +412,8 @@ fn libraries_stay_in_their_rooms() {
         }
         let reads =
             code(&text).any(|line| ["env::var(", "env::vars(", "env::var_os("].iter().any(|call| line.contains(call)));
-        if reads && path != "src/config.rs" && !path.starts_with("tests/") {
-            problems.push(format!("{path} reads the environment: src/config.rs is its only reader"));
+        if reads && path != "tools/command/src/environment.rs" && !path.starts_with("tests/") {
+            problems.push(format!("{path} reads the environment: tools/command/src/environment.rs is its only reader"));
         }
     }
     check(&problems);

@@ -16,16 +16,17 @@ use machinery_api::selector::subdomain_problems;
 use machinery_env::Env;
 use machinery_options::feature_gates::FeatureFlags;
 
-use super::Failure;
 use super::flags::takeover::{self as flags_of_takeover, TakeoverFlags};
 use crate::compose::preflight::check_cluster;
 use crate::compose::{self, Part, prepare_engine};
-use crate::config::{ApiServerConfig, ClusterConfig, Common, NetworkConfig};
-use crate::data_dir::DataDir;
+use crate::config::{ApiServerConfig, ClusterConfig, NetworkConfig};
 use crate::network::machine_address;
-use crate::notify;
-use crate::progress::Progress;
 use crate::takeover::{self, ListenAddress};
+use tools_command::data_dir::DataDir;
+use tools_command::failure::Failure;
+use tools_command::flags::Common;
+use tools_command::notify;
+use tools_command::progress::Progress;
 
 /// Grace period of tasks that still run when the runtimes end; a stop takes 5 s at most (docs/contract.md §2).
 const LAST_MOMENT: Duration = Duration::from_millis(500);
@@ -169,7 +170,7 @@ pub(super) fn until_stopped(
 ) -> Result<(), Failure> {
     let env = Env::real();
     let data = DataDir::of(common)?;
-    let progress = Progress::new();
+    let progress = Progress::stderr();
     let runtime = compose::runtime()?;
     let done = runtime.block_on(async {
         // Installed before the start, so that a signal during it is not lost.

@@ -11,11 +11,11 @@ use apiserver_storage::store::etcd::backup as etcd;
 use clap::Args;
 use machinery_env::Env;
 
-use super::Failure;
 use crate::compose;
-use crate::config::Common;
-use crate::data_dir::DataDir;
-use crate::output::result;
+use tools_command::data_dir::DataDir;
+use tools_command::failure::Failure;
+use tools_command::flags::Common;
+use tools_command::output::result;
 
 /// Arguments of both verbs.
 #[derive(Debug, Clone, Args)]

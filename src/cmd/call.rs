@@ -14,11 +14,11 @@ use kube::client::Body;
 use machinery_client::{Api, ListOptions};
 use machinery_env::Env;
 
-use super::Failure;
-use crate::config::Common;
-use crate::data_dir::DataDir;
 use crate::inspection::api::{ApiProbe, KubeconfigSource};
-use crate::output::{print_stderr, print_stdout};
+use tools_command::data_dir::DataDir;
+use tools_command::failure::Failure;
+use tools_command::flags::Common;
+use tools_command::output::{print_stderr, print_stdout};
 
 /// Maximum size of a response: a plugin's largest result, and more.
 const ANSWER_BYTES_MAX: usize = 32 << 20;

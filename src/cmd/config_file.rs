@@ -5,14 +5,14 @@ use std::ffi::OsString;
 use clap::{Command, Error};
 use machinery_options::file;
 
-use crate::config;
+use tools_command::environment;
 
 /// Adds the flags in the file of `--config`, if there is one, to a command line.
 ///
 /// # Errors
 /// If the file can't be read or isn't a mapping of flags of the verb.
 pub(super) fn expand(command: &Command, line: Vec<OsString>) -> Result<Vec<OsString>, Error> {
-    file::expand(command, line, &config::variable_path)
+    file::expand(command, line, &environment::variable_path)
 }
 
 #[cfg(test)]

@@ -5,8 +5,9 @@ use clap::Args;
 use machinery_options::page::page;
 use machinery_options::schema::schema;
 
-use super::{Failure, generate};
-use crate::output::result;
+use super::generate;
+use tools_command::failure::Failure;
+use tools_command::output::result;
 
 /// Flags of `coracle config-schema`.
 #[derive(Debug, Clone, Args)]

@@ -22,11 +22,11 @@ use machinery_options::feature_gates::FeatureFlags;
 use machinery_options::rejected::{RejectedFlags, SERVING, Table};
 use serde_json::Value;
 
-use super::Failure;
 use super::standalone::{self, ComponentDeps, StandaloneFlags};
 use crate::compose;
 use crate::features;
 use crate::inventory::NodeInventory;
+use tools_command::failure::Failure;
 
 /// Upstream's name of this program.
 const UPSTREAM: &str = "kube-controller-manager";

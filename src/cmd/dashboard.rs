@@ -7,14 +7,14 @@ use clap::Args;
 use machinery_env::Env;
 use tokio_util::sync::CancellationToken;
 
-use super::Failure;
 use crate::compose;
-use crate::config::Common;
-use crate::data_dir::DataDir;
 use crate::inspection::api::{ApiProbe, KubeconfigSource};
-use crate::output::{print_stderr, print_stdout};
 use dashboard_server::browser::RedirectPage;
 use dashboard_server::server::DashboardServer;
+use tools_command::data_dir::DataDir;
+use tools_command::failure::Failure;
+use tools_command::flags::Common;
+use tools_command::output::{print_stderr, print_stdout};
 
 /// Flags of `coracle dashboard`.
 #[derive(Debug, Clone, Args)]

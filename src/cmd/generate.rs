@@ -6,8 +6,9 @@ use anyhow::Context as _;
 use clap::{Args, Command, CommandFactory as _};
 use clap_complete::Shell;
 
-use super::{Cli, Failure};
-use crate::output::{print_stdout, result};
+use super::Cli;
+use tools_command::failure::Failure;
+use tools_command::output::{print_stdout, result};
 
 /// Flags of `coracle completion`.
 #[derive(Debug, Clone, Args)]

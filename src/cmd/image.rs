@@ -8,14 +8,14 @@ use images::{ImageClient, ImageKind, ListedImage};
 use jiff::Timestamp;
 use machinery_env::Env;
 
-use super::Failure;
-use super::flags::output::Format;
 use super::pull::write_file;
-use crate::config::Common;
-use crate::data_dir::DataDir;
 use crate::local;
-use crate::output::{columns, print_stdout, result};
-use crate::progress::Progress;
+use tools_command::data_dir::DataDir;
+use tools_command::failure::Failure;
+use tools_command::flags::Common;
+use tools_command::format::Format;
+use tools_command::output::{columns, print_stdout, result};
+use tools_command::progress::Progress;
 
 /// Displayed digits of a digest.
 const DIGEST_CHARS: usize = 12;
@@ -86,7 +86,7 @@ pub(crate) fn run(flags: &Images, common: &Common) -> Result<(), Failure> {
     let env = Env::real();
     let images = ImageClient::new(&env, local::registry(&DataDir::of(common)?)?);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start")?;
-    let progress = Progress::new();
+    let progress = Progress::stderr();
     match &flags.verb {
         Verb::Ls { format } => {
             let all = runtime.block_on(images.list())?;

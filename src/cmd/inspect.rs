@@ -8,11 +8,11 @@ use clap::Args;
 use images::Image;
 use wasm_runtime::engine::{Description, describe};
 
-use super::Failure;
 use super::pull::{Access, fetch};
-use crate::config::Common;
 use crate::module_file;
-use crate::output::result;
+use tools_command::failure::Failure;
+use tools_command::flags::Common;
+use tools_command::output::result;
 
 /// Arguments of `coracle inspect`.
 #[derive(Debug, Clone, Args)]

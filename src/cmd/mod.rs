@@ -34,9 +34,6 @@ use std::ffi::OsString;
 
 use clap::{Command, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
-use machinery_options::OptionError;
-
-use crate::config::Common;
 use apiserver::ApiServer;
 use backup::Backup;
 use bind::Bind;
@@ -60,6 +57,8 @@ use scheduler::Scheduler;
 use server::Server;
 use status::Status;
 use token::Token;
+use tools_command::failure::Failure;
+use tools_command::flags::Common;
 use up::Up;
 
 /// Kubernetes for WebAssembly in one binary.
@@ -227,25 +226,6 @@ fn numbers_are_values(command: Command) -> Command {
         if takes { arg.allow_negative_numbers(true) } else { arg }
     });
     command.mut_subcommands(numbers_are_values)
-}
-
-/// Failure of a verb, by exit code.
-#[derive(Debug)]
-pub(crate) enum Failure {
-    /// Exit code 2: wrong usage.
-    Usage(String),
-    /// Exit code 1.
-    Failed(anyhow::Error),
-}
-
-impl<E: Into<anyhow::Error>> From<E> for Failure {
-    fn from(error: E) -> Self {
-        let error: anyhow::Error = error.into();
-        match error.chain().find_map(|cause| cause.downcast_ref::<OptionError>()) {
-            Some(wrong) => Self::Usage(wrong.to_string()),
-            None => Self::Failed(error),
-        }
-    }
 }
 
 /// Runs the verb.

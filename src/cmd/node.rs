@@ -13,22 +13,24 @@ use machinery_options::feature_gates::FeatureFlags;
 use prometheus_client::registry::Registry;
 use tokio_util::sync::CancellationToken;
 
-use super::Failure;
 use super::flags::nodes::NodeFlags;
 use super::flags::takeover::{self as flags_of_takeover, TakeoverFlags};
 use super::proxy::NetworkFlags;
 use super::standalone::MetricsFlags;
 use crate::compose;
 use crate::compose::node_process::{NodeProcess, NodeProcessConfig};
-use crate::config::{Common, NodesConfig, host_name};
-use crate::data_dir::DataDir;
+use crate::config::NodesConfig;
 use crate::features;
 use crate::joining::authority;
 use crate::joining::node::{NodeSource, TokenSource, check_name};
 use crate::joining::token::{self, BootstrapToken};
-use crate::notify;
-use crate::progress::Progress;
 use crate::takeover::{self, ListenAddress};
+use tools_command::data_dir::DataDir;
+use tools_command::environment::host_name;
+use tools_command::failure::Failure;
+use tools_command::flags::Common;
+use tools_command::notify;
+use tools_command::progress::Progress;
 
 /// The port of the kubelet API (upstream's).
 const KUBELET_PORT: u16 = 10_250;
@@ -175,7 +177,7 @@ pub(crate) fn run(flags: &Node, common: &Common) -> Result<(), Failure> {
     let agent = flags.agent.config(1, IpAddr::from([0, 0, 0, 0]), flags.fast_failover)?;
     let env = Env::real();
     let data = DataDir::of(common)?;
-    let progress = Progress::new();
+    let progress = Progress::stderr();
     let runtime = compose::runtime()?;
     let done: anyhow::Result<()> = runtime.block_on(async {
         // Installed before the start, so that a signal during it is not lost.

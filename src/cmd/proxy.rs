@@ -8,11 +8,12 @@ use machinery_env::Env;
 use machinery_options::feature_gates::FeatureFlags;
 use machinery_rules::address_pool::AddressPool;
 
-use super::Failure;
 use super::standalone::{self, ComponentDeps, StandaloneFlags};
 use crate::compose::{self, GivenAddresses};
-use crate::config::{NetworkConfig, host_name};
+use crate::config::NetworkConfig;
 use crate::features;
+use tools_command::environment::host_name;
+use tools_command::failure::Failure;
 
 /// Upstream's name of this program.
 const UPSTREAM: &str = "kube-proxy";

@@ -7,12 +7,14 @@ use clap::Args;
 use images::{ConfigForm, Image, Keyring, SecretIdentity, download, read_registries, read_signature_policy};
 use machinery_env::Env;
 
-use super::Failure;
-use crate::config::{Common, docker_config, proxies};
-use crate::data_dir::DataDir;
 use crate::local;
-use crate::output::print_stdout;
-use crate::progress::Progress;
+use tools_command::data_dir::DataDir;
+use tools_command::environment::docker_config;
+use tools_command::environment::proxies;
+use tools_command::failure::Failure;
+use tools_command::flags::Common;
+use tools_command::output::print_stdout;
+use tools_command::progress::Progress;
 
 /// Prefix of images in the registry of the cluster in `--data-dir`.
 const BUILT_IN: &str = "registry.local/";
@@ -69,7 +71,7 @@ pub(super) fn fetch(reference: &str, access: &Access, common: &Common) -> anyhow
     let keyring = keyring(access.docker_config.clone())?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start")?;
     let folder = tempfile::tempdir().context("cannot make a folder for what is pulled")?;
-    let progress = Progress::new();
+    let progress = Progress::stderr();
     progress.doing(&format!("pulling {reference}"));
     let sources = (registries, built_in, policy);
     let pulled = runtime.block_on(download(reference, &keyring, sources, folder.path(), Env::real()))?;

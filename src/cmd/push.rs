@@ -7,14 +7,14 @@ use clap::Args;
 use images::push;
 use machinery_env::Env;
 
-use super::Failure;
 use crate::compose::image_metadata::MODULE_INSPECTOR;
-use crate::config::Common;
-use crate::data_dir::DataDir;
 use crate::local;
 use crate::module_file;
-use crate::output::print_stdout;
-use crate::progress::Progress;
+use tools_command::data_dir::DataDir;
+use tools_command::failure::Failure;
+use tools_command::flags::Common;
+use tools_command::output::print_stdout;
+use tools_command::progress::Progress;
 
 /// Arguments of `coracle push`.
 #[derive(Debug, Clone, Args)]
@@ -37,7 +37,7 @@ pub(crate) fn run(flags: &Push, common: &Common) -> Result<(), Failure> {
         .with_context(|| format!("cannot read {}; give the path of a .wasm file", flags.file.display()))?;
     let access = local::registry(&data)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start")?;
-    let progress = Progress::new();
+    let progress = Progress::stderr();
     progress.doing(&format!("pushing {} ({} bytes)", flags.file.display(), module.len()));
     let pushed = runtime.block_on(push(&Env::real(), module, MODULE_INSPECTOR, &flags.reference, &access));
     progress.done();

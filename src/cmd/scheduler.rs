@@ -7,11 +7,11 @@ use machinery_options::feature_gates::FeatureFlags;
 use machinery_options::rejected::{RejectedFlags, Table};
 use wasm_runtime::options::guests::GuestOptions;
 
-use super::Failure;
 use super::standalone::{self, ComponentDeps, StandaloneFlags};
-use crate::config::host_name;
 use crate::features;
 use crate::scheduler_plugins::{self, Plugins};
+use tools_command::environment::host_name;
+use tools_command::failure::Failure;
 
 /// Upstream's name of this program.
 const UPSTREAM: &str = "kube-scheduler";

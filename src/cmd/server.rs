@@ -8,15 +8,16 @@ use clap::Args;
 use http::Uri;
 use wasm_runtime::options::guests::GuestOptions;
 
-use super::Failure;
 use super::apiserver::{FAST_TOLERATION, ServerFlags, USUAL_TOLERATION, until_stopped};
 use crate::compose::Part;
-use crate::config::{ApiServerConfig, ClusterConfig, Common, NetworkConfig, NodesConfig};
+use crate::config::{ApiServerConfig, ClusterConfig, NetworkConfig, NodesConfig};
 use crate::inventory::NodeInventory;
 use crate::joining::accept::JoinConfig;
 use crate::joining::authority;
 use crate::joining::token::{self, ControlPlaneToken};
 use crate::scheduler_plugins;
+use tools_command::failure::Failure;
+use tools_command::flags::Common;
 
 /// Flags of `coracle server`.
 #[derive(Debug, Clone, Args)]

@@ -25,11 +25,11 @@ use machinery_serve::plain;
 use prometheus_client::registry::Registry;
 use tokio_util::sync::CancellationToken;
 
-use super::Failure;
 use crate::compose;
-use crate::config::host_name;
-use crate::notify;
 use crate::telemetry;
+use tools_command::environment::host_name;
+use tools_command::failure::Failure;
+use tools_command::notify;
 
 /// Grace period of tasks that still run when the runtime ends.
 const LAST_MOMENT: Duration = Duration::from_millis(500);

@@ -6,13 +6,13 @@ use anyhow::{Context as _, anyhow};
 use clap::Args;
 use machinery_env::Env;
 
-use super::Failure;
-use super::flags::output::{Format, OutputFlags};
-use crate::config::Common;
-use crate::data_dir::DataDir;
-use crate::output::{print_stdout, result};
 use crate::status::gather::{self, Source};
 use crate::status::text;
+use tools_command::data_dir::DataDir;
+use tools_command::failure::Failure;
+use tools_command::flags::Common;
+use tools_command::format::{Format, OutputFlags};
+use tools_command::output::{print_stdout, result};
 
 /// Flags of `coracle status`.
 #[derive(Debug, Clone, Args)]

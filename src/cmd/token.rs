@@ -11,13 +11,13 @@ use machinery_client::{from_config, read_kubeconfig};
 use machinery_env::Env;
 use machinery_options::duration::duration;
 
-use super::Failure;
-use crate::config::Common;
-use crate::data_dir::DataDir;
 use crate::joining::authority::{host, is_loopback};
 use crate::joining::bootstrap::{self, TokenRequest};
 use crate::joining::offer::offer;
-use crate::output::{columns, print_stderr, print_stdout, result};
+use tools_command::data_dir::DataDir;
+use tools_command::failure::Failure;
+use tools_command::flags::Common;
+use tools_command::output::{columns, print_stderr, print_stdout, result};
 
 /// The time in which a node's token can be used, as kubeadm's.
 const TTL_DEFAULT: Duration = Duration::from_hours(24);

@@ -2,13 +2,14 @@
 
 use clap::Args;
 
-use super::Failure;
 use super::apiserver::{FAST_TOLERATION, ServerFlags, USUAL_TOLERATION, until_stopped};
 use super::flags::nodes::NodeFlags;
 use crate::compose::Part;
-use crate::config::{ApiServerConfig, ClusterConfig, Common, NODES_MAX, NetworkConfig};
+use crate::config::{ApiServerConfig, ClusterConfig, NODES_MAX, NetworkConfig};
 use crate::inventory::NodeInventory;
 use crate::scheduler_plugins;
+use tools_command::failure::Failure;
+use tools_command::flags::Common;
 
 /// Flags of `coracle up`.
 #[derive(Debug, Clone, Args)]

@@ -1,7 +1,7 @@
 //! `coracle version`: prints the versions of the program and of the parts that determine its behaviour.
 
-use super::Failure;
-use crate::output::print_stdout;
+use tools_command::failure::Failure;
+use tools_command::output::print_stdout;
 
 /// The Kubernetes version of the API (docs/contract.md §2).
 pub(crate) const KUBERNETES: &str = apiserver_catalog::discovery::VERSION;

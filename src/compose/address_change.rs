@@ -18,7 +18,7 @@ pub(super) async fn announce(admin: &Client, env: &Env, migrations: &[CidrMigrat
          this start: Services and pods keep their names, and have new IP addresses"
     );
     // Not by the log, whose level may suppress it: old addresses may now belong to another cluster.
-    crate::output::print_stderr!("coracle: {message}");
+    tools_command::output::print_stderr!("coracle: {message}");
     let services = Api::<k8s_openapi::api::core::v1::Service>::namespaced(admin.clone(), "default");
     let service = services.get("kubernetes").await?;
     let now = env.now().to_string();

@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::ground::Ground;
 use super::role::Component;
-use crate::data_dir::write_atomically;
+use tools_command::data_dir::write_atomically;
 
 /// Interval of reading the folder of keys: the delay of a revocation.
 const CERTIFICATES_INTERVAL: Duration = Duration::from_secs(5);

@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use super::ground::Ground;
 use super::proxy::is_bindable;
 use super::role::Component;
-use crate::data_dir::{DataDir, write_atomically};
+use tools_command::data_dir::{DataDir, write_atomically};
 
 /// Binds the local address, which is kept over restarts while it is free, and the cluster's DNS address where the
 /// system allows it.

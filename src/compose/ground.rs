@@ -33,12 +33,13 @@ use super::preflight::embedded_path;
 use super::{
     Part, address_change, apiserver as api, node_configuration, nodes, proxy, registry, shared_store, storage,
 };
-use crate::config::{ClusterConfig, host_name};
-use crate::data_dir::{DataDir, Lock, write_atomically};
+use crate::config::ClusterConfig;
 use crate::features;
 use crate::joining::accept::fetch_missing;
 use crate::network::{Network, machine_address};
 use crate::telemetry;
+use tools_command::data_dir::{DataDir, Lock, write_atomically};
+use tools_command::environment::host_name;
 
 /// Stop tokens, one a stage.
 #[derive(Default)]

@@ -13,7 +13,8 @@ use oci_registry::BlobStore;
 use serde_json::Value;
 use wasm_runtime::engine;
 
-use crate::config::{ApiServerConfig, NodesConfig, proxies};
+use crate::config::{ApiServerConfig, NodesConfig};
+use tools_command::environment::proxies;
 
 /// Functions that inspect modules.
 pub(crate) const MODULE_INSPECTOR: ModuleInspector =

@@ -45,11 +45,11 @@ use self::ground::Ground;
 use self::identities::ComponentIdentity;
 use self::role::{Component, Role, RunningComponents};
 use crate::config::ClusterConfig;
-use crate::data_dir::DataDir;
-use crate::notify;
-use crate::progress::Progress;
 use crate::takeover::resumption::{self, Resumption};
 use crate::takeover::{CONTROL_REQUESTS_MAX, CUT_MAX, HandedOver, NEXT_READY_MAX, REQUESTS_MAX};
+use tools_command::data_dir::DataDir;
+use tools_command::notify;
+use tools_command::progress::Progress;
 
 pub(crate) use controllers::warning;
 pub(crate) use node_configuration::GivenAddresses;

@@ -26,7 +26,7 @@ use wasm_runtime::engine::Engine;
 use super::nodes::guest_memory_bytes;
 use super::role::Component;
 use crate::config::NodesConfig;
-use crate::data_dir::DataDir;
+use tools_command::data_dir::DataDir;
 
 /// The second shortest Lease: after three missed renewals its node counts as dead, within 2 s.
 const SHORT_LEASE: Duration = Duration::from_secs(2);
@@ -140,7 +140,7 @@ impl NodeHost {
     fn registries(&self, parts: &SharedNodeParts, file: PathBuf) -> Component {
         let (parts, stop) = (parts.clone(), self.stop.clone());
         Component::new("registries", async move {
-            kubelet::node::reload_registries(parts, file, crate::config::proxies(), stop).await;
+            kubelet::node::reload_registries(parts, file, tools_command::environment::proxies(), stop).await;
             Ok(())
         })
     }

@@ -30,12 +30,12 @@ use super::tunnel::{self, BoundTunnel, TunnelParts};
 use super::{DRAIN, Leaving, dns, nodes, proxy as plane, retire_control, serves_tls, share_keyvalue_files};
 use crate::compiled;
 use crate::config::NodesConfig;
-use crate::data_dir::{DataDir, Lock};
 use crate::joining::node::{JoinedNode, NodeSource, join};
 use crate::joining::serving::serving;
-use crate::progress::Progress;
 use crate::takeover::HandedOver;
 use crate::takeover::resumption::{self, Resumption};
+use tools_command::data_dir::{DataDir, Lock};
+use tools_command::progress::Progress;
 
 /// Interval of reading the cluster's registries: an API server that was added is pulled from after it.
 const REGISTRIES_INTERVAL: Duration = Duration::from_secs(60);

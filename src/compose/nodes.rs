@@ -21,8 +21,8 @@ use super::role::Component;
 use super::tunnel::{self, BoundTunnel, TunnelParts};
 use crate::compiled;
 use crate::config::{ClusterConfig, NodesConfig};
-use crate::data_dir::DataDir;
-use crate::output::print_stderr;
+use tools_command::data_dir::DataDir;
+use tools_command::output::print_stderr;
 
 /// Share of the machine's memory in percent for all guests; the rest is the control plane's and the system's.
 const GUEST_MEMORY_PERCENT: u64 = 75;
@@ -78,7 +78,7 @@ pub(super) fn images(
     let given = config.images.clone();
     let images = ImagesConfig {
         built_in,
-        registries: given.registries.with_proxies(crate::config::proxies()),
+        registries: given.registries.with_proxies(tools_command::environment::proxies()),
         file_dirs: given.file_dirs,
         parallel_pulls: given.parallel_pulls,
         credential_providers: given.credential_providers,

@@ -12,8 +12,8 @@ use machinery_env::Env;
 
 use super::{Part, shared_store};
 use crate::config::ClusterConfig;
-use crate::data_dir::DataDir;
 use crate::network::Network;
+use tools_command::data_dir::DataDir;
 
 /// Checks store, keys and addresses of a cluster.
 ///

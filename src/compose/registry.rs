@@ -22,7 +22,7 @@ use tower::ServiceExt as _;
 
 use super::ground::{Ground, reachable};
 use super::role::Component;
-use crate::data_dir::{DataDir, write_atomically};
+use tools_command::data_dir::{DataDir, write_atomically};
 
 /// The registry's only user (docs/contract.md §4).
 pub(crate) const USER: &str = "coracle";

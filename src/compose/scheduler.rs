@@ -6,8 +6,8 @@ use scheduler::RunError;
 use super::ground::Ground;
 use super::identities::ComponentIdentity;
 use super::role::Component;
-use crate::config::host_name;
 use crate::scheduler_plugins::Plugins;
+use tools_command::environment::host_name;
 
 pub(super) fn build(ground: &Ground) -> anyhow::Result<Vec<Component>> {
     let scheduler = ground.config.scheduler.clone();

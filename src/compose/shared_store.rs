@@ -8,8 +8,8 @@ use apiserver_storage::store::Store;
 
 use super::Part;
 use crate::config::NetworkConfig;
-use crate::data_dir::DataDir;
 use crate::network::Network;
+use tools_command::data_dir::DataDir;
 
 /// The cluster's addresses. Rejects a data folder without the keys of the cluster before new ones are made.
 ///

@@ -18,11 +18,11 @@ use wasm_runtime::clock_sync;
 use wasm_runtime::engine::{GuestBounds, PoolCapacity};
 
 use super::facts::{ClockFacts, Facts, FileMode, FolderFacts, Kubectl, MachineFacts, PortState, ToolFacts};
-use crate::config;
-use crate::data_dir::DataDir;
 use crate::inspection::api::{ApiProbe, KubeconfigSource};
 use crate::inspection::certificates;
 use crate::inspection::lock::holder;
+use tools_command::data_dir::DataDir;
+use tools_command::environment;
 
 /// An address outside of all clusters' blocks, which end at 127.251.255.255.
 const PROBE_ADDRESS: Ipv4Addr = Ipv4Addr::new(127, 252, 0, 1);
@@ -57,7 +57,7 @@ pub(crate) async fn read(env: &Env, data: &DataDir, address: SocketAddr) -> anyh
         },
         tools: ToolFacts {
             kubeconfig: Some(data.kubeconfig()).filter(|file| file.exists()),
-            kubeconfig_variable: config::paths_of("KUBECONFIG"),
+            kubeconfig_variable: environment::paths_of("KUBECONFIG"),
             kubectl,
         },
         machine,
@@ -185,7 +185,7 @@ fn modes(_: &DataDir) -> Option<Vec<FileMode>> {
 
 async fn kubectl_version(env: &Env) -> Kubectl {
     let name = if cfg!(windows) { "kubectl.exe" } else { "kubectl" };
-    let found = config::paths_of("PATH").into_iter().map(|folder| folder.join(name)).find(|file| file.is_file());
+    let found = environment::paths_of("PATH").into_iter().map(|folder| folder.join(name)).find(|file| file.is_file());
     let Some(program) = found else { return Kubectl::Absent };
     match client_version(env, &program).await {
         Ok(version) => Kubectl::Version(version),

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::checks::{CHECKS, CheckResult, Finding, Level};
 use super::facts::Facts;
-use crate::output::plain;
+use tools_command::output::plain;
 
 /// Width of the column of names.
 const NAME_WIDTH: usize = 16;

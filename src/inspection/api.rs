@@ -15,9 +15,9 @@ use machinery_env::Env;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use crate::config::paths_of;
-use crate::data_dir::DataDir;
-use crate::packaged;
+use tools_command::data_dir::DataDir;
+use tools_command::environment::paths_of;
+use tools_command::packaged;
 
 /// Deadline of each request: an overloaded API server answers its health checks before it.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);

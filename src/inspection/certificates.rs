@@ -9,7 +9,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::amounts::SECONDS_PER_DAY;
-use crate::data_dir::DataDir;
+use tools_command::data_dir::DataDir;
 
 /// Certificates with less remaining time need attention: a running process renews its own with less than 90 days left.
 const SOON_DAYS: i64 = 30;

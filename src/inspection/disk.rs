@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use kubelet::node::{EvictionThresholds, FileSystem};
 use serde::Serialize;
 
-use crate::data_dir::DataDir;
+use tools_command::data_dir::DataDir;
 
 /// Maximum number of visited files: a second of a fast disk. More are left out, and the result says so.
 const ENTRIES_MAX: usize = 500_000;

@@ -70,7 +70,7 @@ mod tests {
     #[test]
     fn a_locked_folder_has_this_process_as_holder() {
         let temp = tempfile::tempdir().unwrap();
-        let data = crate::data_dir::DataDir::at(temp.path().join("data"));
+        let data = tools_command::data_dir::DataDir::at(temp.path().join("data"));
         let file = data.path().join("lock");
         assert_eq!(holder(&file), None);
         let held = data.lock().unwrap();

@@ -143,7 +143,7 @@ fn row(secret: &Secret, now: Timestamp) -> Vec<String> {
     };
     let or = |text: String, otherwise: &str| match text.is_empty() {
         true => otherwise.to_owned(),
-        false => crate::output::plain(&text).replace('\n', " "),
+        false => tools_command::output::plain(&text).replace('\n', " "),
     };
     let usages =
         ["authentication", "signing"].into_iter().filter(|usage| field(&format!("usage-bootstrap-{usage}")) == "true");

@@ -117,7 +117,7 @@ fn answer(csr: &CertificateSigningRequest) -> Option<Result<String, String>> {
             "Failed" => "failed",
             _ => continue,
         };
-        let message = crate::output::plain(condition.message.as_deref().unwrap_or_default());
+        let message = tools_command::output::plain(condition.message.as_deref().unwrap_or_default());
         return Some(Err(format!("{what}: {message}")));
     }
     let certificate = status.certificate.as_ref().filter(|certificate| !certificate.0.is_empty())?;

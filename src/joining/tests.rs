@@ -23,8 +23,8 @@ use super::serving::serving;
 use super::token::BootstrapToken;
 use crate::compose::{self, Cluster, Part};
 use crate::config::{ClusterConfig, NetworkConfig};
-use crate::data_dir::DataDir;
-use crate::progress::Progress;
+use tools_command::data_dir::DataDir;
+use tools_command::progress::Progress;
 
 /// Above all waits of a slow machine.
 const PATIENCE: Duration = Duration::from_mins(2);
@@ -33,7 +33,7 @@ async fn control_plane(env: &Env, folder: &Path) -> Cluster {
     let demo = ClusterConfig::for_demo();
     let config = ClusterConfig::for_servers(demo.api, NetworkConfig::default(), demo.features);
     let data = DataDir::at(folder.to_owned());
-    compose::start(env, config, None, Part::Control, &data, Progress::new()).await.unwrap()
+    compose::start(env, config, None, Part::Control, &data, Progress::stderr()).await.unwrap()
 }
 
 async fn who_am_i(client: &Client) -> Value {

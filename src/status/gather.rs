@@ -22,12 +22,12 @@ use super::report::{
     Addresses, ClusterState, ControlPlane, NotReady, ProgramVersions, ReadyCheck, Section, StatusReport, Workloads,
 };
 use super::workloads;
-use crate::data_dir::DataDir;
 use crate::inspection::api::{ApiProbe, KubeconfigSource, ProbeError, ProbeResponse};
 use crate::inspection::certificates;
 use crate::inspection::disk::DiskUse;
 use crate::inspection::lock::{ProcessFacts, holder};
-use crate::packaged;
+use tools_command::data_dir::DataDir;
+use tools_command::packaged;
 
 /// Deadline of all pages of pods together.
 const PODS_TIMEOUT: Duration = Duration::from_secs(20);

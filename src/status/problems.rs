@@ -3,9 +3,9 @@
 use std::path::PathBuf;
 
 use super::report::{ClusterState, NotReady, Problem, Section, StatusReport};
-use crate::data_dir::DataDir;
 use crate::inspection::{amounts, shell_quoted};
-use crate::packaged;
+use tools_command::data_dir::DataDir;
+use tools_command::packaged;
 
 /// Where the cluster of an empty data folder is.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -9,10 +9,10 @@ use super::report::{
     Workloads,
 };
 use super::text::format;
-use crate::data_dir::DataDir;
 use crate::inspection::certificates::CertificateEnd;
 use crate::inspection::disk::{DiskUse, PartBytes};
 use crate::inspection::lock::ProcessFacts;
+use tools_command::data_dir::DataDir;
 
 fn node(name: &str) -> NodeRow {
     NodeRow {

@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use super::report::{ClusterState, NodeRow, NotReady, Section, StatusReport, Workloads};
 use crate::inspection::amounts::{bytes, duration};
 use crate::inspection::disk::DiskUse;
-use crate::output::{columns, plain};
+use tools_command::output::{columns, plain};
 
 /// Maximum listed objects of a kind; `--output json` has more.
 const LISTED_MAX: usize = 20;

@@ -15,7 +15,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::AbortHandle;
 
-use crate::data_dir::DataDir;
+use tools_command::data_dir::DataDir;
 
 /// Longest path of a Unix socket, without its final zero (unix(7); 103 on macOS).
 const PATH_BYTES_MAX: usize = 100;

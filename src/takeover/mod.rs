@@ -69,6 +69,6 @@ impl HandedOver {
 
 /// No control socket.
 #[cfg(not(unix))]
-pub(crate) fn listen(_: &machinery_env::Env, _: &crate::data_dir::DataDir) -> HandoverRequests {
+pub(crate) fn listen(_: &machinery_env::Env, _: &tools_command::data_dir::DataDir) -> HandoverRequests {
     HandoverRequests
 }

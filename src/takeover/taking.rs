@@ -9,7 +9,7 @@ use wasm_runtime::engine::Engine;
 use super::addresses::ListenAddress;
 #[cfg(unix)]
 use super::addresses::check_addresses;
-use crate::data_dir::DataDir;
+use tools_command::data_dir::DataDir;
 
 /// The context of a mistake that is found before the commit.
 #[cfg(unix)]

@@ -22,10 +22,10 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::registry::Registry;
 
-use crate::config;
 use batch::BatchThread;
 use client::CollectorClient;
 use settings::{Settings, SignalSettings};
+use tools_command::environment;
 
 /// Maximum time of the last batches after the components have stopped, which may take 4 s of the 5 s of a stop.
 const FLUSH_MAX: Duration = Duration::from_millis(500);
@@ -64,7 +64,7 @@ impl Telemetry {
     /// If a variable's value is invalid.
     pub(crate) fn start(component: &'static str) -> anyhow::Result<Self> {
         let mut telemetry = Self::default();
-        let Some(settings) = Settings::read(&|name| config::otel_variable(name))? else { return Ok(telemetry) };
+        let Some(settings) = Settings::read(&|name| environment::otel_variable(name))? else { return Ok(telemetry) };
         let resource = resource(component, settings.names_service);
         // reqwest uses the process's TLS provider. A second call fails harmlessly: the provider is the same.
         let _ = rustls::crypto::ring::default_provider().install_default();
@@ -123,7 +123,7 @@ impl Telemetry {
 fn resource(component: &'static str, names_service: bool) -> Resource {
     let mut resource = Resource::builder().with_attributes([
         KeyValue::new("service.version", env!("CARGO_PKG_VERSION")),
-        KeyValue::new("host.name", config::host_name()),
+        KeyValue::new("host.name", environment::host_name()),
         KeyValue::new("process.pid", i64::from(std::process::id())),
     ]);
     if !names_service {

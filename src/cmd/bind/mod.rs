@@ -17,12 +17,12 @@ use anyhow::{Context as _, anyhow};
 use clap::{Args, ValueEnum};
 
 use self::sources::Sources;
-use super::Failure;
 use super::call;
-use crate::config::Common;
-use crate::data_dir::DataDir;
 use crate::inspection::api::KubeconfigSource;
-use crate::output::{plain, print_stdout};
+use tools_command::data_dir::DataDir;
+use tools_command::failure::Failure;
+use tools_command::flags::Common;
+use tools_command::output::{plain, print_stdout};
 
 /// Stack of the parser, whose recursion follows the text (at most [`sources::WIT_BYTES_MAX`]).
 const PARSER_STACK_BYTES: usize = 256 << 20;

@@ -19,13 +19,13 @@ use serde_json::json;
 
 use self::load::Load;
 use self::usage::Usage;
-use super::Failure;
 use crate::compose::{self, Cluster, Part};
 use crate::config::ClusterConfig;
-use crate::data_dir::DataDir;
-use crate::output::print_stdout;
 use crate::panics;
-use crate::progress::Progress;
+use tools_command::data_dir::DataDir;
+use tools_command::failure::Failure;
+use tools_command::output::print_stdout;
+use tools_command::progress::Progress;
 
 /// Connections of the measured load: enough to keep two cores busy, few enough for meaningful latencies.
 const CONNECTIONS: usize = 16;
@@ -262,7 +262,7 @@ struct Story {
 
 impl Story {
     fn new(env: Env) -> Self {
-        Self { env, progress: Progress::new() }
+        Self { env, progress: Progress::stderr() }
     }
 
     fn doing(&self, what: &str) {

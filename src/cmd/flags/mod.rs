@@ -1,5 +1,4 @@
 //! Flags shared by several verbs, with upstream's names.
 
 pub(super) mod nodes;
-pub(super) mod output;
 pub(super) mod takeover;

@@ -9,9 +9,9 @@ use kubelet::options::KubeletOptions;
 use wasm_runtime::options::guests::GuestOptions;
 use wasm_runtime::options::keyvalue::KeyvalueOptions;
 
-use crate::cmd::Failure;
 use crate::config::NodesConfig;
-use crate::output::print_stderr;
+use tools_command::failure::Failure;
+use tools_command::output::print_stderr;
 
 /// Flags of a node's pods, images and limits.
 #[derive(Debug, Clone, Args)]

@@ -4,10 +4,10 @@ use clap::Args;
 use machinery_env::Env;
 use wasm_runtime::engine::Engine;
 
-use crate::data_dir::DataDir;
-use crate::output::print_stderr;
-use crate::progress::Progress;
 use crate::takeover::{self, ListenAddress, TakenOver};
+use tools_command::data_dir::DataDir;
+use tools_command::output::print_stderr;
+use tools_command::progress::Progress;
 
 /// The flag of processes with a data folder.
 #[derive(Debug, Clone, Args)]

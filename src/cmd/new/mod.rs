@@ -12,8 +12,8 @@ use clap::Args;
 
 use self::names::ProjectName;
 use self::templates::{TEMPLATES, Template};
-use super::Failure;
-use crate::output::{columns, print_stdout, result};
+use tools_command::failure::Failure;
+use tools_command::output::{columns, print_stdout, result};
 
 /// Arguments of `coracle new`.
 #[derive(Debug, Clone, Args)]

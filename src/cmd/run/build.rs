@@ -10,8 +10,8 @@ use machinery_env::Env;
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 use tokio::process::{Child, Command};
 
-use crate::config;
-use crate::output::aside;
+use tools_command::environment;
+use tools_command::output::aside;
 
 /// Bytes of a failed build's output that are shown: its end has the errors.
 const OUTPUT_BYTES_MAX: usize = 64 << 10;
@@ -84,7 +84,7 @@ impl Build {
             command.arg("/C").arg(&self.command);
             command
         };
-        for name in config::cluster_variables() {
+        for name in environment::cluster_variables() {
             command.env_remove(name);
         }
         command.current_dir(&self.folder).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());

@@ -17,10 +17,10 @@ use tokio::sync::watch;
 
 use super::readiness::{Workload, newest_message};
 use crate::compose::image_metadata::MODULE_INSPECTOR;
-use crate::data_dir::DataDir;
 use crate::local;
-use crate::output::print_stdout;
-use crate::progress::Spinner;
+use tools_command::data_dir::DataDir;
+use tools_command::output::print_stdout;
+use tools_command::progress::Spinner;
 
 /// Content type of server-side apply.
 const APPLY: &str = "application/apply-patch+yaml";

@@ -8,7 +8,7 @@ use super::build::Build;
 use super::cluster::Cluster;
 use super::tree::SourceTree;
 use super::watch::WatchedFiles;
-use crate::output::{print_stderr, print_stdout};
+use tools_command::output::{print_stderr, print_stdout};
 
 /// A build and the sources that it reads.
 pub(super) struct Builder {

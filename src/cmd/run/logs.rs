@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use super::cluster::Cluster;
-use crate::output::print_stdout;
+use tools_command::output::print_stdout;
 
 /// Interval of looks for new pods, and of attempts to read the log of one that has not started.
 const LOOK_INTERVAL: Duration = Duration::from_millis(500);

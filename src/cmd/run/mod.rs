@@ -27,11 +27,11 @@ use self::objects::AppFlags;
 use self::settings::PodFlags;
 use self::stack::Stack;
 use self::tree::SourceTree;
-use super::Failure;
 use crate::compose;
-use crate::config::Common;
-use crate::data_dir::DataDir;
 use crate::project::Project;
+use tools_command::data_dir::DataDir;
+use tools_command::failure::Failure;
+use tools_command::flags::Common;
 
 /// Arguments of `coracle run`.
 #[derive(Debug, Clone, Args)]

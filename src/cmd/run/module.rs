@@ -15,7 +15,7 @@ use super::cluster::Cluster;
 use super::objects::{self, App, AppFlags, MANAGER};
 use super::readiness::Workload;
 use crate::module_file;
-use crate::output::print_stdout;
+use tools_command::output::print_stdout;
 
 /// A module and its names.
 pub(super) struct ModuleApp {

@@ -8,18 +8,18 @@ const STATE: &str = "/var/lib/coracle";
 const UNITS: [(&str, &str); 3] = [("up", "coracle"), ("server", "coracle-server"), ("node", "coracle-node")];
 
 /// The systemd unit of a data folder.
-pub(crate) fn unit_of(folder: &Path) -> Option<&'static str> {
+pub fn unit_of(folder: &Path) -> Option<&'static str> {
     let name = folder.strip_prefix(STATE).ok()?;
     UNITS.iter().find(|(folder, _)| name == Path::new(folder)).map(|(_, unit)| *unit)
 }
 
 /// Says that no cluster has run in a folder, and what to do.
-pub(crate) fn no_cluster(folder: &Path) -> String {
+pub fn no_cluster(folder: &Path) -> String {
     no_cluster_but(folder, other_service(folder).as_deref())
 }
 
 /// The data folder of a service of this machine, other than `folder`.
-pub(crate) fn other_service(folder: &Path) -> Option<PathBuf> {
+pub fn other_service(folder: &Path) -> Option<PathBuf> {
     let mut services = UNITS.iter().map(|(name, _)| Path::new(STATE).join(name));
     services.find(|service| service != folder && service.exists())
 }

@@ -10,25 +10,25 @@ use crate::output::{aside, plain, print_stderr};
 
 /// The last line of a terminal.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Progress {
+pub struct Progress {
     terminal: bool,
 }
 
 impl Progress {
     /// Progress on stderr, if that is a terminal.
-    pub(crate) fn new() -> Self {
+    pub fn stderr() -> Self {
         Self { terminal: std::io::stderr().is_terminal() }
     }
 
     /// Replaces the line by the current step.
-    pub(crate) fn doing(self, what: &str) {
+    pub fn doing(self, what: &str) {
         if self.terminal {
             aside(format_args!("\r\x1b[2K… {what}"));
         }
     }
 
     /// Clears the line before a result.
-    pub(crate) fn done(self) {
+    pub fn done(self) {
         if self.terminal {
             aside(format_args!("\r\x1b[2K"));
         }
@@ -46,7 +46,7 @@ const LINE_CHARS_MAX: usize = 78;
 /// Progress of steps of unknown length: a spinner with the seconds of the step on a terminal, else a line on each 5 s of
 /// a step.
 #[derive(Debug)]
-pub(crate) struct Spinner {
+pub struct Spinner {
     line: Progress,
     env: Env,
     state: RefCell<SpinnerState>,
@@ -64,12 +64,12 @@ struct SpinnerState {
 
 impl Spinner {
     /// A spinner on stderr.
-    pub(crate) fn new(env: &Env) -> Self {
-        Self { line: Progress::new(), env: env.clone(), state: RefCell::default() }
+    pub fn new(env: &Env) -> Self {
+        Self { line: Progress::stderr(), env: env.clone(), state: RefCell::default() }
     }
 
     /// Begins a step.
-    pub(crate) fn step(&self, step: String) {
+    pub fn step(&self, step: String) {
         let began = self.env.elapsed();
         let next_line = began + LINE_INTERVAL;
         self.state.replace(SpinnerState { step, began, next_line, ..SpinnerState::default() });
@@ -77,12 +77,12 @@ impl Spinner {
     }
 
     /// Sets the reason why the step takes its time.
-    pub(crate) fn detail(&self, detail: Option<String>) {
+    pub fn detail(&self, detail: Option<String>) {
         self.state.borrow_mut().detail = detail;
     }
 
     /// Redraws until `work` is done, then clears the line.
-    pub(crate) async fn during<T>(&self, work: impl Future<Output = T>) -> T {
+    pub async fn during<T>(&self, work: impl Future<Output = T>) -> T {
         let mut work = std::pin::pin!(work);
         loop {
             if let Ok(done) = self.env.timeout(FRAME_INTERVAL, &mut work).await {
@@ -94,7 +94,7 @@ impl Spinner {
     }
 
     /// Prints lines above the spinner.
-    pub(crate) fn above(&self, print: impl FnOnce()) {
+    pub fn above(&self, print: impl FnOnce()) {
         self.line.done();
         print();
     }

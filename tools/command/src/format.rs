@@ -4,7 +4,7 @@ use clap::{Args, ValueEnum};
 
 /// The flag of `status` and `doctor`.
 #[derive(Debug, Clone, Args)]
-pub(crate) struct OutputFlags {
+pub struct OutputFlags {
     /// Output format
     #[arg(
         short = 'o',
@@ -14,12 +14,12 @@ pub(crate) struct OutputFlags {
         default_value = "table",
         value_name = "FORMAT"
     )]
-    pub(crate) format: Format,
+    pub format: Format,
 }
 
 /// Output format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Format {
+pub enum Format {
     /// For a person.
     Table,
     /// JSON: an object, or an array for a list.

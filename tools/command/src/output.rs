@@ -6,34 +6,36 @@ use std::io::{self, Write};
 use anyhow::Context as _;
 
 /// Prints a line of a verb's result.
+#[macro_export]
 macro_rules! print_stdout {
     ($($part:tt)*) => {
         $crate::output::result(format_args!("{}\n", format_args!($($part)*)))
     };
 }
 /// Prints a line on stderr: an error or progress.
+#[macro_export]
 macro_rules! print_stderr {
     ($($part:tt)*) => {
         $crate::output::aside(format_args!("{}\n", format_args!($($part)*)))
     };
 }
-pub(crate) use {print_stderr, print_stdout};
+pub use {print_stderr, print_stdout};
 
 /// Writes to stdout and flushes.
 ///
 /// # Errors
 /// If the output is lost, as on a full disk.
-pub(crate) fn result(text: Arguments<'_>) -> anyhow::Result<()> {
+pub fn result(text: Arguments<'_>) -> anyhow::Result<()> {
     ignore_broken_pipe(write(&mut io::stdout().lock(), text)).context("cannot write to stdout")
 }
 
 /// Writes to stderr. A failure to write is ignored.
-pub(crate) fn aside(text: Arguments<'_>) {
+pub fn aside(text: Arguments<'_>) {
     let _ = write(&mut io::stderr().lock(), text);
 }
 
 /// A table as kubectl's: columns as wide as their widest cell.
-pub(crate) fn columns(rows: &[Vec<String>]) -> String {
+pub fn columns(rows: &[Vec<String>]) -> String {
     let width = |column: usize| {
         let cells = rows.iter().filter_map(|row: &Vec<String>| row.get(column));
         cells.map(|cell| cell.chars().count()).max().unwrap_or(0)
@@ -49,7 +51,7 @@ pub(crate) fn columns(rows: &[Vec<String>]) -> String {
 }
 
 /// Text of others without control characters that a terminal would interpret.
-pub(crate) fn plain(text: &str) -> String {
+pub fn plain(text: &str) -> String {
     text.chars().map(|c| if c.is_control() && c != '\n' { '?' } else { c }).collect()
 }
 

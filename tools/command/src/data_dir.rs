@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 use machinery_env::Env;
 
-use crate::config::Common;
+use crate::flags::Common;
 #[cfg(unix)]
 use crate::packaged;
 
@@ -16,14 +16,14 @@ const OTHERS: u32 = 0o077;
 
 /// A cluster's data folder.
 #[derive(Debug, Clone)]
-pub(crate) struct DataDir(PathBuf);
+pub struct DataDir(PathBuf);
 
 impl DataDir {
     /// `--data-dir`, or the platform's data folder for `coracle`; absolute.
     ///
     /// # Errors
     /// If the platform has no such folder.
-    pub(crate) fn of(common: &Common) -> anyhow::Result<Self> {
+    pub fn of(common: &Common) -> anyhow::Result<Self> {
         let path = match &common.data_dir {
             Some(path) => path.clone(),
             None => directories::ProjectDirs::from("dev", "", "coracle")
@@ -36,67 +36,67 @@ impl DataDir {
     }
 
     /// A folder at a known place.
-    pub(crate) fn at(path: PathBuf) -> Self {
+    pub fn at(path: PathBuf) -> Self {
         Self(path)
     }
 
-    pub(crate) fn path(&self) -> &Path {
+    pub fn path(&self) -> &Path {
         &self.0
     }
 
     /// The socket at which the next process asks for those of the running one.
-    pub(crate) fn control(&self) -> PathBuf {
+    pub fn control(&self) -> PathBuf {
         self.0.join("control")
     }
 
     /// The file whose lock belongs to the running process.
-    pub(crate) fn lock_file(&self) -> PathBuf {
+    pub fn lock_file(&self) -> PathBuf {
         self.0.join("lock")
     }
 
-    pub(crate) fn kubeconfig(&self) -> PathBuf {
+    pub fn kubeconfig(&self) -> PathBuf {
         self.0.join("kubeconfig")
     }
 
-    pub(crate) fn pki(&self) -> PathBuf {
+    pub fn pki(&self) -> PathBuf {
         self.0.join("pki")
     }
 
     /// What a node knows of its cluster while the API server is away.
-    pub(crate) fn node_configuration(&self) -> PathBuf {
+    pub fn node_configuration(&self) -> PathBuf {
         self.0.join("cluster.json")
     }
 
     /// The certificate of the cluster's authority.
-    pub(crate) fn authority(&self) -> PathBuf {
+    pub fn authority(&self) -> PathBuf {
         self.pki().join("ca.crt")
     }
 
-    pub(crate) fn store(&self) -> PathBuf {
+    pub fn store(&self) -> PathBuf {
         self.0.join("store")
     }
 
-    pub(crate) fn images(&self) -> PathBuf {
+    pub fn images(&self) -> PathBuf {
         self.0.join("images")
     }
 
-    pub(crate) fn node(&self, name: &str) -> PathBuf {
+    pub fn node(&self, name: &str) -> PathBuf {
         self.0.join("nodes").join(name)
     }
 
-    pub(crate) fn registry_address(&self) -> PathBuf {
+    pub fn registry_address(&self) -> PathBuf {
         self.0.join("registry-address")
     }
 
-    pub(crate) fn dns_address(&self) -> PathBuf {
+    pub fn dns_address(&self) -> PathBuf {
         self.0.join("dns-address")
     }
 
-    pub(crate) fn registry_password(&self) -> PathBuf {
+    pub fn registry_password(&self) -> PathBuf {
         self.0.join("registry-password")
     }
 
-    pub(crate) fn network(&self) -> PathBuf {
+    pub fn network(&self) -> PathBuf {
         self.0.join("network")
     }
 
@@ -104,7 +104,7 @@ impl DataDir {
     ///
     /// # Errors
     /// If the file can't be written.
-    pub(crate) fn instance(&self, env: &Env) -> anyhow::Result<String> {
+    pub fn instance(&self, env: &Env) -> anyhow::Result<String> {
         let path = self.0.join("instance");
         if let Ok(text) = std::fs::read_to_string(&path)
             && !text.trim().is_empty()
@@ -122,7 +122,7 @@ impl DataDir {
     ///
     /// # Errors
     /// If the file can't be written.
-    pub(crate) fn candidate(&self, env: &Env) -> anyhow::Result<String> {
+    pub fn candidate(&self, env: &Env) -> anyhow::Result<String> {
         let path = self.0.join("candidate");
         let held = std::fs::read_to_string(&path).unwrap_or_default();
         let place = self.place();
@@ -146,7 +146,7 @@ impl DataDir {
     }
 
     /// A file that proves that a cluster has run here: its store can't be new.
-    pub(crate) fn trace(&self) -> Option<PathBuf> {
+    pub fn trace(&self) -> Option<PathBuf> {
         let traces = [self.kubeconfig(), self.registry_address(), self.images(), self.0.join("nodes")];
         traces.into_iter().find(|path| path.exists())
     }
@@ -155,7 +155,7 @@ impl DataDir {
     ///
     /// # Errors
     /// If the store at `store` is `empty` and there is a trace of a cluster.
-    pub(crate) fn check_store_not_lost(&self, store: &Path, empty: bool) -> anyhow::Result<()> {
+    pub fn check_store_not_lost(&self, store: &Path, empty: bool) -> anyhow::Result<()> {
         match self.trace().filter(|_| empty) {
             None => Ok(()),
             Some(trace) => anyhow::bail!(
@@ -173,7 +173,7 @@ impl DataDir {
     ///
     /// # Errors
     /// If the folder can't be created or closed, or another process has locked it.
-    pub(crate) fn lock(&self) -> anyhow::Result<Lock> {
+    pub fn lock(&self) -> anyhow::Result<Lock> {
         create_private_dir(&self.0)?;
         self.close()?;
         let path = self.lock_file();
@@ -262,7 +262,7 @@ fn last_candidate<'a>(held: &'a str, place: Option<&str>) -> Option<&'a str> {
 
 /// Lock of a data folder; the operating system releases it at the end of the process.
 #[derive(Debug)]
-pub(crate) struct Lock {
+pub struct Lock {
     _file: std::fs::File,
 }
 
@@ -270,7 +270,7 @@ pub(crate) struct Lock {
 ///
 /// # Errors
 /// On I/O errors.
-pub(crate) fn create_private_dir(path: &Path) -> anyhow::Result<()> {
+pub fn create_private_dir(path: &Path) -> anyhow::Result<()> {
     let mut builder = std::fs::DirBuilder::new();
     builder.recursive(true);
     #[cfg(unix)]
@@ -282,7 +282,7 @@ pub(crate) fn create_private_dir(path: &Path) -> anyhow::Result<()> {
 ///
 /// # Errors
 /// On I/O errors.
-pub(crate) fn write_atomically(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
+pub fn write_atomically(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
     let fail = || format!("cannot write {}", path.display());
     // A start on a full disk must not rewrite unchanged files.
     if is_private(path) && std::fs::read(path).is_ok_and(|there| there == bytes) {

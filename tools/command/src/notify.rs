@@ -10,7 +10,7 @@ use crate::output::result;
 ///
 /// # Errors
 /// If stdout can't be written.
-pub(crate) fn ready(line: Arguments<'_>) -> anyhow::Result<()> {
+pub fn ready(line: Arguments<'_>) -> anyhow::Result<()> {
     let line = line.to_string();
     result(format_args!("{line}\n"))?;
     notify(&message("READY=1", &line));
@@ -18,7 +18,7 @@ pub(crate) fn ready(line: Arguments<'_>) -> anyhow::Result<()> {
 }
 
 /// Notifies the supervisor that the process stops.
-pub(crate) fn stopping() {
+pub fn stopping() {
     notify(&message("STOPPING=1", "stops"));
 }
 
@@ -29,7 +29,7 @@ fn message(state: &str, status: &str) -> String {
 
 #[cfg(unix)]
 fn notify(message: &str) {
-    let Some(socket) = crate::config::variable_path("NOTIFY_SOCKET") else { return };
+    let Some(socket) = crate::environment::variable_path("NOTIFY_SOCKET") else { return };
     if let Err(error) = send(&socket, message) {
         tracing::warn!(socket = %socket.display(), "cannot notify the supervisor: {error}");
     }

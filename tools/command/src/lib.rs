@@ -1,0 +1,13 @@
+//! What the verbs of the command line share: their common flags, the data folder, the terminal, and how they fail.
+//!
+//! Page: docs/contract.md.
+
+pub mod data_dir;
+pub mod environment;
+pub mod failure;
+pub mod flags;
+pub mod format;
+pub mod notify;
+pub mod output;
+pub mod packaged;
+pub mod progress;
