@@ -10,10 +10,11 @@ use futures::FutureExt as _;
 use futures::future::{BoxFuture, Shared, WeakShared};
 use hickory_resolver::net::{DnsError, NetError};
 use hickory_resolver::proto::op::{Message, Query, ResponseCode};
-use hickory_resolver::proto::rr::{Name, RData, Record};
+use hickory_resolver::proto::rr::Record;
 use hickory_resolver::{ResponseCache, TtlConfig};
 use machinery_serve::descriptors::{Class, Descriptors};
 
+use crate::dns::outside::{retain_answers, retain_outside};
 use crate::names::FORWARDS_MAX;
 use crate::state::ProxyState;
 
@@ -25,9 +26,6 @@ const CACHED_BYTES_MAX: usize = 2_048;
 const FORWARDS_PER_CLIENT_MAX: usize = 128;
 /// Timeout of a forwarded query: below the five seconds of a C library, so that a client sees SERVFAIL.
 const FORWARD_TIMEOUT: Duration = Duration::from_secs(4);
-
-/// Maximum aliases that lead from a name to its records.
-const ALIASES_MAX: usize = 16;
 
 /// The answer of the host's name servers.
 #[derive(Debug, Clone, PartialEq)]
@@ -134,21 +132,13 @@ impl Forwarder {
     }
 }
 
-/// An answer in the form of the wire, without records of other names, and without addresses of the cluster: no name from
-/// outside leads to a Service or pod.
+/// An answer in the form of the wire, without records of other names and without those that lead into the cluster. The
+/// additional section is not passed on: a client would take its addresses for those of other names.
 fn forwarded(query: &Query, answer: Result<Message, NetError>, cluster: &[ipnet::IpNet]) -> Forwarded {
     match answer {
         Ok(mut message) => {
-            retain_chain(query.name(), &mut message.answers);
-            let inside = |ip: IpAddr| {
-                let ip = ip.to_canonical();
-                cluster.iter().any(|cidr| cidr.contains(&ip))
-            };
-            message.answers.retain(|record| match &record.data {
-                RData::A(a) => !inside(a.0.into()),
-                RData::AAAA(aaaa) => !inside(aaaa.0.into()),
-                _ => true,
-            });
+            retain_answers(query.name(), &mut message.answers, cluster);
+            retain_outside(&mut message.authorities, cluster);
             Forwarded {
                 code: message.metadata.response_code,
                 answers: message.answers,
@@ -165,28 +155,6 @@ fn forwarded(query: &Query, answer: Result<Message, NetError>, cluster: &[ipnet:
         }
         Err(_) => Forwarded::failure(),
     }
-}
-
-/// Removes records whose owner is neither the name nor an alias that leads on from it: a name server may add others to poison
-/// a client's cache (RFC 5452 §6).
-fn retain_chain(name: &Name, answers: &mut Vec<Record>) {
-    let mut chain = vec![name.clone()];
-    for _ in 0..ALIASES_MAX {
-        let known = chain.len();
-        for record in answers.iter() {
-            if let RData::CNAME(alias) = &record.data
-                && chain.contains(&record.name)
-                && !chain.contains(&alias.0)
-                && chain.len() <= ALIASES_MAX
-            {
-                chain.push(alias.0.clone());
-            }
-        }
-        if chain.len() == known {
-            break;
-        }
-    }
-    answers.retain(|record| chain.contains(&record.name));
 }
 
 /// Places in use by client.
@@ -234,8 +202,8 @@ impl Drop for ForwardPlace {
 mod tests {
     use super::*;
     use hickory_resolver::proto::op::{MessageType, OpCode};
-    use hickory_resolver::proto::rr::RecordType;
-    use hickory_resolver::proto::rr::rdata::CNAME;
+    use hickory_resolver::proto::rr::rdata::NS;
+    use hickory_resolver::proto::rr::{Name, RData, RecordType};
 
     #[test]
     fn one_client_leaves_half_of_the_places() {
@@ -257,25 +225,14 @@ mod tests {
         for ip in ["127.64.0.1", "192.0.2.1", "::ffff:127.64.0.1"] {
             message.add_answer(crate::dns::records::address(&name, ip.parse().unwrap()));
         }
+        let server = |text: &str| Record::from_rdata(name.clone(), 60, RData::NS(NS(Name::from_ascii(text).unwrap())));
+        message.authorities = vec![server("ns.test."), server("catalog.shop.svc.cluster.local.")];
+        // The additional section is ignored.
+        message.additionals = vec![crate::dns::records::address(&name, "127.64.0.1".parse().unwrap())];
         let cluster = ["127.64.0.0/16".parse().unwrap()];
-        let kept = forwarded(&query, Ok(message), &cluster).answers;
-        assert_eq!(kept, [crate::dns::records::address(&name, "192.0.2.1".parse().unwrap())]);
+        let Forwarded { answers, authorities, .. } = forwarded(&query, Ok(message), &cluster);
+        assert_eq!(authorities, [server("ns.test.")]);
+        assert_eq!(answers, [crate::dns::records::address(&name, "192.0.2.1".parse().unwrap())]);
         assert_eq!(forwarded(&query, Err(NetError::Timeout), &cluster).code, ResponseCode::ServFail);
-    }
-
-    #[test]
-    fn records_of_other_names_are_removed() {
-        let name = |text: &str| Name::from_ascii(text).unwrap();
-        let alias = |from: &str, to: &str| Record::from_rdata(name(from), 60, RData::CNAME(CNAME(name(to))));
-        let address = |of: &str| crate::dns::records::address(&name(of), "192.0.2.1".parse().unwrap());
-        // In any order, in any case, and with a loop.
-        let chain =
-            [address("c.test."), alias("b.test.", "c.test."), alias("A.test.", "b.test."), alias("b.test.", "a.test.")];
-        let mut answers = [&chain[..], &[address("victim.test."), alias("victim.test.", "a.test.")]].concat();
-        retain_chain(&name("a.TEST."), &mut answers);
-        assert_eq!(answers, chain);
-        let mut long: Vec<_> = (0..100).map(|n| alias(&format!("{n}.test."), &format!("{}.test.", n + 1))).collect();
-        retain_chain(&name("0.test."), &mut long);
-        assert_eq!(long.len(), ALIASES_MAX + 1);
     }
 }

@@ -1,7 +1,7 @@
 //! Cluster DNS on the wire, for processes of the host: UDP and TCP on the cluster's DNS address and on an address of its
 //! own (docs/contract.md §3). Guests resolve in process, by the same data ([`crate::look_up`]).
 //!
-//! - [`records`], [`answer`], [`packet`], [`limit`]: pure.
+//! - [`records`], [`answer`], [`outside`], [`packet`], [`limit`]: pure.
 //! - [`forward`]: names outside the cluster, by the host's name servers.
 //! - [`server`]: the sockets.
 
@@ -10,6 +10,7 @@ mod forward;
 #[cfg(test)]
 mod fuzz;
 mod limit;
+mod outside;
 mod packet;
 mod records;
 mod server;
