@@ -5,27 +5,24 @@ mod compiled;
 mod compose;
 mod config;
 mod doctor;
-mod features;
 mod inspection;
 mod inventory;
 mod joining;
 mod local;
-mod logging;
 mod module_file;
 mod network;
-mod panics;
 mod project;
 mod rollout;
 mod scheduler_plugins;
 mod status;
 mod takeover;
-mod telemetry;
 mod token_arguments;
 
 use std::process::ExitCode;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
-use telemetry::Telemetry;
+use tools_telemetry::export::Telemetry;
+use tools_telemetry::logging;
 
 // One allocator made for many threads: docs/decisions/0072-allocator.md.
 #[cfg(not(target_env = "msvc"))]
@@ -58,7 +55,7 @@ fn main() -> ExitCode {
     };
     // Before any file is opened: the usual soft limit of 1,024 is for programs that use select(2).
     machinery_serve::descriptors::raise_limit();
-    panics::count();
+    tools_command::panics::count();
     let done = cmd::run(cli);
     telemetry.stop();
     match done {

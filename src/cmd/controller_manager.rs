@@ -24,9 +24,9 @@ use serde_json::Value;
 
 use super::standalone::{self, ComponentDeps, StandaloneFlags};
 use crate::compose;
-use crate::features;
 use crate::inventory::NodeInventory;
 use tools_command::failure::Failure;
+use tools_telemetry::metrics::register_features;
 
 /// Upstream's name of this program.
 const UPSTREAM: &str = "kube-controller-manager";
@@ -182,7 +182,7 @@ pub(crate) fn run(flags: &ControllerManager) -> Result<(), Failure> {
     let by_account = flags.use_service_account_credentials;
     standalone::run(&flags.standalone, UPSTREAM, env, async move |deps, registry| {
         metrics.register(registry);
-        features::register(registry, &gates);
+        register_features(registry, &gates);
         let clients = if by_account { clients_by_account(&deps)? } else { same_client(&deps) };
         let ComponentDeps { client, env, stop, .. } = deps;
         let timers = env.clone();

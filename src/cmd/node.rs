@@ -20,7 +20,6 @@ use super::standalone::MetricsFlags;
 use crate::compose;
 use crate::compose::node_process::{NodeProcess, NodeProcessConfig};
 use crate::config::NodesConfig;
-use crate::features;
 use crate::joining::authority;
 use crate::joining::node::{NodeSource, TokenSource, check_name};
 use crate::joining::token::{self, BootstrapToken};
@@ -31,6 +30,7 @@ use tools_command::failure::Failure;
 use tools_command::flags::Common;
 use tools_command::notify;
 use tools_command::progress::Progress;
+use tools_telemetry::metrics::register_features;
 
 /// The port of the kubelet API (upstream's).
 const KUBELET_PORT: u16 = 10_250;
@@ -157,7 +157,7 @@ async fn server(source: &NodeSource) -> anyhow::Result<Uri> {
 /// The address of this machine from which the system would connect to a server. Connecting a UDP socket sends nothing.
 fn address_towards(server: &Uri) -> anyhow::Result<IpAddr> {
     const HINT: &str = "give this machine's address with --node-ip";
-    let host = server.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']');
+    let host = tools_command::host::of_url(server);
     let mut found = (host, server.port_u16().unwrap_or(443)).to_socket_addrs().context(HINT)?;
     let server = found.next().context(HINT)?;
     let any: SocketAddr = if server.is_ipv4() { ([0, 0, 0, 0], 0).into() } else { ([0; 8], 0).into() };
@@ -185,7 +185,7 @@ pub(crate) fn run(flags: &Node, common: &Common) -> Result<(), Failure> {
         tokio::pin!(signal);
         let config = flags.config(&source, agent, name).await?;
         let mut registry = Registry::default();
-        features::register(&mut registry, &flags.features.features());
+        register_features(&mut registry, &flags.features.features());
         let started = async {
             let of = |flag, port| ListenAddress { flag, address: SocketAddr::new(config.address, port) };
             let mut wanted = vec![of("--kubelet-port", config.kubelet_port), of("--tunnel-port", config.tunnel_port)];

@@ -11,9 +11,9 @@ use machinery_rules::address_pool::AddressPool;
 use super::standalone::{self, ComponentDeps, StandaloneFlags};
 use crate::compose::{self, GivenAddresses};
 use crate::config::NetworkConfig;
-use crate::features;
 use tools_command::environment::host_name;
 use tools_command::failure::Failure;
+use tools_telemetry::metrics::register_features;
 
 /// Upstream's name of this program.
 const UPSTREAM: &str = "kube-proxy";
@@ -76,7 +76,7 @@ pub(crate) fn run(flags: &Proxy) -> Result<(), Failure> {
         async move |ComponentDeps { client, env, stop, .. }, registry| {
             let plane = compose::lone_plane(&env, &client, &given, (node, bind)).await?;
             plane.metrics().register(registry);
-            features::register(registry, &gates);
+            register_features(registry, &gates);
             Ok(async move {
                 proxy::run(plane, client, stop, || {}).await;
                 Ok(())

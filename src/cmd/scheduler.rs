@@ -8,10 +8,10 @@ use machinery_options::rejected::{RejectedFlags, Table};
 use wasm_runtime::options::guests::GuestOptions;
 
 use super::standalone::{self, ComponentDeps, StandaloneFlags};
-use crate::features;
 use crate::scheduler_plugins::{self, Plugins};
 use tools_command::environment::host_name;
 use tools_command::failure::Failure;
+use tools_telemetry::metrics::register_features;
 
 /// Upstream's name of this program.
 const UPSTREAM: &str = "kube-scheduler";
@@ -58,7 +58,7 @@ pub(crate) fn run(flags: &Scheduler) -> Result<(), Failure> {
     let (metrics, gates) = (config.metrics.clone(), flags.features.features());
     standalone::run(&flags.standalone, UPSTREAM, env, async move |ComponentDeps { client, env, stop, .. }, registry| {
         metrics.register(registry);
-        features::register(registry, &gates);
+        register_features(registry, &gates);
         Ok(async move { Ok(::scheduler::run(client, env, config, stop).await?) })
     })
 }

@@ -26,10 +26,10 @@ use prometheus_client::registry::Registry;
 use tokio_util::sync::CancellationToken;
 
 use crate::compose;
-use crate::telemetry;
 use tools_command::environment::host_name;
 use tools_command::failure::Failure;
 use tools_command::notify;
+use tools_telemetry::metrics::register_dropped;
 
 /// Grace period of tasks that still run when the runtime ends.
 const LAST_MOMENT: Duration = Duration::from_millis(500);
@@ -147,7 +147,7 @@ impl MetricsFlags {
         let listener = Listener::bind_own("metrics", bind)
             .with_context(|| format!("--metrics-bind {bind}: cannot listen there"))?;
         let address = listener.local_addr()?;
-        telemetry::register(&mut registry);
+        register_dropped(&mut registry);
         let registry = Arc::new(Mutex::new(registry));
         let page = move || {
             let text = prometheus_text::encode(&registry.lock().unwrap_or_else(PoisonError::into_inner));

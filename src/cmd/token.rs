@@ -11,12 +11,12 @@ use machinery_client::{from_config, read_kubeconfig};
 use machinery_env::Env;
 use machinery_options::duration::duration;
 
-use crate::joining::authority::{host, is_loopback};
 use crate::joining::bootstrap::{self, TokenRequest};
 use crate::joining::offer::offer;
 use tools_command::data_dir::DataDir;
 use tools_command::failure::Failure;
 use tools_command::flags::Common;
+use tools_command::host::{is_loopback, of_url};
 use tools_command::output::{columns, print_stderr, print_stdout, result};
 
 /// The time in which a node's token can be used, as kubeadm's.
@@ -107,7 +107,7 @@ impl Access {
         let server = config.cluster_url.to_string().trim_end_matches('/').to_owned();
         let authorities = config.root_cert.iter().flatten();
         let ca_hash = authorities.filter_map(|der| Authority::from_der(der)).map(|authority| authority.hash).next();
-        let loopback = is_loopback(host(&config.cluster_url));
+        let loopback = is_loopback(of_url(&config.cluster_url));
         Ok(ReachedCluster { client: from_config(env, config)?, server, ca_hash, loopback })
     }
 }

@@ -34,10 +34,10 @@ use super::{
     Part, address_change, apiserver as api, node_configuration, nodes, proxy, registry, shared_store, storage,
 };
 use crate::config::ClusterConfig;
-use crate::features;
 use crate::joining::accept::fetch_missing;
 use crate::network::{Network, machine_address};
-use crate::telemetry;
+use tools_telemetry::metrics::{feature_registry, register_dropped};
+
 use tools_command::data_dir::{DataDir, Lock, write_atomically};
 use tools_command::environment::host_name;
 
@@ -184,8 +184,8 @@ impl Ground {
         let Claims { store, embedded_store, network, api_listener, pki, candidate } = claims;
         let api_address = SocketAddr::new(reachable(config.api.bind), api_listener.local_addr()?.port());
         let service_ip = network.services.hosts().next().context("--service-cidr has no address")?;
-        let mut metrics = features::registry(&config.features);
-        telemetry::register(&mut metrics);
+        let mut metrics = feature_registry(&config.features);
+        register_dropped(&mut metrics);
         let metrics = Arc::new(Mutex::new(metrics));
         let certificates = Arc::new(Certificates::new(&pki.with_authority(pki.serving()))?);
         let stop = Stops::default();

@@ -9,6 +9,7 @@ use http::Uri;
 use machinery_env::Env;
 use machinery_serve::net::unverified;
 use tokio::net::TcpStream;
+use tools_command::host;
 
 /// The time for the first connection.
 const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
@@ -44,7 +45,7 @@ pub(crate) fn check_server(url: &Uri) -> Result<(), &'static str> {
 /// # Errors
 /// If the server doesn't answer, or sends no certificate with the hash.
 pub(super) async fn find(env: &Env, server: &Uri, hash: &str) -> anyhow::Result<Authority> {
-    let host = host(server);
+    let host = host::of_url(server);
     let port = server.port_u16().unwrap_or(443);
     let connected = async {
         let stream = TcpStream::connect((host, port)).await?;
@@ -63,16 +64,6 @@ pub(super) async fn find(env: &Env, server: &Uri, hash: &str) -> anyhow::Result<
     }
 }
 
-/// The host of a URL, an IPv6 address without its brackets.
-pub(crate) fn host(url: &Uri) -> &str {
-    url.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']')
-}
-
-/// Whether only processes of the same machine reach a host.
-pub(crate) fn is_loopback(host: &str) -> bool {
-    host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -88,10 +79,6 @@ mod tests {
         assert_eq!(check_server(&url("https://[::1]:6443")), Ok(()));
         for bad in ["http://a:1", "a:1", "/path"] {
             assert!(check_server(&url(bad)).is_err(), "{bad}");
-        }
-        assert_eq!(host(&url("https://[::1]:6443")), "::1");
-        for (host, is) in [("::1", true), ("127.0.0.9", true), ("localhost", true), ("10.0.0.1", false), ("a", false)] {
-            assert_eq!(is_loopback(host), is, "{host}");
         }
     }
 }

@@ -21,10 +21,10 @@ use self::load::Load;
 use self::usage::Usage;
 use crate::compose::{self, Cluster, Part};
 use crate::config::ClusterConfig;
-use crate::panics;
 use tools_command::data_dir::DataDir;
 use tools_command::failure::Failure;
 use tools_command::output::print_stdout;
+use tools_command::panics;
 use tools_command::progress::Progress;
 
 /// Connections of the measured load: enough to keep two cores busy, few enough for meaningful latencies.

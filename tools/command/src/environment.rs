@@ -43,7 +43,7 @@ fn is_cluster_variable(name: &str) -> bool {
     name == "KUBECONFIG" || name.starts_with("CORACLE_")
 }
 
-/// A variable of OpenTelemetry (`OTEL_…`), for `crate::telemetry`. Its SDK also reads some by itself.
+/// A variable of OpenTelemetry (`OTEL_…`), for the export of telemetry. Its SDK also reads some by itself.
 pub fn otel_variable(name: &str) -> Option<String> {
     variable(name)
 }

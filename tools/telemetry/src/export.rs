@@ -4,12 +4,6 @@
 //! Input: variables, ended spans and log events; output: requests to the collector. Each signal has one thread with a
 //! bounded queue. Without the variables nothing is started.
 
-mod batch;
-mod client;
-mod processors;
-mod settings;
-
-use std::sync::LazyLock;
 use std::time::Duration;
 
 use machinery_env::Env;
@@ -18,43 +12,23 @@ use opentelemetry_otlp::{LogExporter, SpanExporter, WithHttpConfig as _};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::logs::{LogExporter as _, SdkLoggerProvider};
 use opentelemetry_sdk::trace::{SdkTracerProvider, SpanExporter as _};
-use prometheus_client::metrics::counter::Counter;
-use prometheus_client::metrics::family::Family;
-use prometheus_client::registry::Registry;
-
-use batch::BatchThread;
-use client::CollectorClient;
-use settings::{Settings, SignalSettings};
 use tools_command::environment;
+
+use crate::batch::{self, BatchThread};
+use crate::client::CollectorClient;
+use crate::metrics::{LOGS, TRACES, dropped};
+use crate::processors;
+use crate::settings::{Settings, SignalSettings};
 
 /// Maximum time of the last batches after the components have stopped, which may take 4 s of the 5 s of a stop.
 const FLUSH_MAX: Duration = Duration::from_millis(500);
 
-/// Records that were dropped, by signal: from a full queue, or for a collector that didn't take them.
-static DROPPED: LazyLock<Family<[(&'static str, &'static str); 1], Counter>> = LazyLock::new(Family::default);
-
-const TRACES: &str = "traces";
-const LOGS: &str = "logs";
-
-fn dropped(signal: &'static str) -> Counter {
-    DROPPED.get_or_create(&[("signal", signal)]).clone()
-}
-
-/// Registers the number of dropped records.
-pub(crate) fn register(registry: &mut Registry) {
-    for signal in [TRACES, LOGS] {
-        dropped(signal);
-    }
-    let help = "Spans and log records that were not exported by OTLP, as the queue was full or the collector took none";
-    registry.register("coracle_otlp_dropped", help, DROPPED.clone());
-}
-
 /// The running export.
 #[derive(Default)]
-pub(crate) struct Telemetry {
+pub struct Telemetry {
     threads: Vec<BatchThread>,
     /// Takes the events of log lines.
-    pub(crate) logs: Option<SdkLoggerProvider>,
+    pub logs: Option<SdkLoggerProvider>,
 }
 
 impl Telemetry {
@@ -62,7 +36,7 @@ impl Telemetry {
     ///
     /// # Errors
     /// If a variable's value is invalid.
-    pub(crate) fn start(component: &'static str) -> anyhow::Result<Self> {
+    pub fn start(component: &'static str) -> anyhow::Result<Self> {
         let mut telemetry = Self::default();
         let Some(settings) = Settings::read(&|name| environment::otel_variable(name))? else { return Ok(telemetry) };
         let resource = resource(component, settings.names_service);
@@ -109,7 +83,7 @@ impl Telemetry {
     }
 
     /// Sends what is queued, within [`FLUSH_MAX`].
-    pub(crate) fn stop(&self) {
+    pub fn stop(&self) {
         let env = Env::real();
         let until = env.elapsed() + FLUSH_MAX;
         self.threads.iter().for_each(BatchThread::stop);

@@ -8,25 +8,26 @@ use http::{Request, Response};
 use opentelemetry_http::{HttpClient, HttpError, ResponseBodyTooLarge};
 use reqwest::{Certificate, Client, Identity};
 
-use super::settings::SignalSettings;
-use crate::joining::authority::{host, is_loopback};
+use tools_command::host::{is_loopback, of_url};
+
+use crate::settings::SignalSettings;
 
 /// Maximum bytes of a collector's response, which has at most an error message.
 const RESPONSE_BYTES_MAX: usize = 64 << 10;
 
 /// Calls one collector.
 #[derive(Debug)]
-pub(super) struct CollectorClient(Client);
+pub(crate) struct CollectorClient(Client);
 
 impl CollectorClient {
     /// # Errors
     /// If a certificate file can't be used.
-    pub(super) fn new(settings: &SignalSettings) -> anyhow::Result<Self> {
+    pub(crate) fn new(settings: &SignalSettings) -> anyhow::Result<Self> {
         let mut builder = Client::builder()
             .user_agent(concat!("coracle/", env!("CARGO_PKG_VERSION")))
             .redirect(reqwest::redirect::Policy::none())
             .timeout(settings.request_timeout);
-        if is_loopback(host(&settings.endpoint)) {
+        if is_loopback(of_url(&settings.endpoint)) {
             builder = builder.no_proxy();
         }
         if let Some(ca) = &settings.ca {

@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context as _, ensure};
 
 /// Reads a variable.
-pub(super) type Variables<'a> = &'a dyn Fn(&str) -> Option<String>;
+pub(crate) type Variables<'a> = &'a dyn Fn(&str) -> Option<String>;
 
 /// Maximum of `OTEL_BSP_MAX_QUEUE_SIZE`: with records of at most 16 KiB, 512 MiB.
 const QUEUE_MAX: u64 = 32_768;
@@ -32,36 +32,36 @@ const SAMPLERS: [&str; 6] = [
 /// Settings of the whole export.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Settings {
-    pub(super) traces: Option<SignalSettings>,
-    pub(super) logs: Option<SignalSettings>,
+    pub(crate) traces: Option<SignalSettings>,
+    pub(crate) logs: Option<SignalSettings>,
     /// Whether the user has named the service.
-    pub(super) names_service: bool,
+    pub(crate) names_service: bool,
 }
 
 /// Settings of traces or logs.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct SignalSettings {
-    pub(super) endpoint: http::Uri,
+pub(crate) struct SignalSettings {
+    pub(crate) endpoint: http::Uri,
     /// PEM file with the collector's CA, instead of the system's.
-    pub(super) ca: Option<PathBuf>,
+    pub(crate) ca: Option<PathBuf>,
     /// PEM files of the client's certificate and key.
-    pub(super) identity: Option<(PathBuf, PathBuf)>,
+    pub(crate) identity: Option<(PathBuf, PathBuf)>,
     /// Timeout of one request.
-    pub(super) request_timeout: Duration,
-    pub(super) batches: BatchSettings,
+    pub(crate) request_timeout: Duration,
+    pub(crate) batches: BatchSettings,
 }
 
 /// Queue and batches of a signal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct BatchSettings {
+pub(crate) struct BatchSettings {
     /// Maximum queued records.
-    pub(super) queue_max: usize,
+    pub(crate) queue_max: usize,
     /// Maximum records of a request.
-    pub(super) batch_max: usize,
+    pub(crate) batch_max: usize,
     /// Maximum time from a record to its request.
-    pub(super) delay: Duration,
+    pub(crate) delay: Duration,
     /// Timeout of a batch with its retries.
-    pub(super) timeout: Duration,
+    pub(crate) timeout: Duration,
 }
 
 /// Names of a signal's variables.

@@ -9,14 +9,14 @@ use opentelemetry_sdk::error::OTelSdkResult;
 use opentelemetry_sdk::logs::{LogBatch, LogExporter as _, LogProcessor, SdkLogRecord};
 use opentelemetry_sdk::trace::{Span, SpanData, SpanExporter as _, SpanProcessor};
 
-use super::batch::{Export, Queue};
+use crate::batch::{Export, Queue};
 
 /// Maximum bytes of a log record's texts. A larger one is dropped and counted.
 const LOG_BYTES_MAX: usize = 16 << 10;
 
 /// Queues ended spans.
 #[derive(Debug)]
-pub(super) struct QueueSpans(pub(super) Queue<SpanData>);
+pub(crate) struct QueueSpans(pub(crate) Queue<SpanData>);
 
 impl SpanProcessor for QueueSpans {
     fn on_start(&self, _: &mut Span, _: &Context) {}
@@ -38,11 +38,11 @@ impl SpanProcessor for QueueSpans {
 }
 
 /// A log record with the library that made it.
-pub(super) type LogRecord = (SdkLogRecord, InstrumentationScope);
+pub(crate) type LogRecord = (SdkLogRecord, InstrumentationScope);
 
 /// Queues log records.
 #[derive(Debug)]
-pub(super) struct QueueLogs(pub(super) Queue<LogRecord>);
+pub(crate) struct QueueLogs(pub(crate) Queue<LogRecord>);
 
 impl LogProcessor for QueueLogs {
     fn emit(&self, record: &mut SdkLogRecord, scope: &InstrumentationScope) {
@@ -72,7 +72,7 @@ fn text_bytes(record: &SdkLogRecord) -> usize {
 }
 
 /// Sends spans.
-pub(super) struct Spans(pub(super) SpanExporter);
+pub(crate) struct Spans(pub(crate) SpanExporter);
 
 impl Export for Spans {
     type Record = SpanData;
@@ -83,7 +83,7 @@ impl Export for Spans {
 }
 
 /// Sends log records.
-pub(super) struct Logs(pub(super) LogExporter);
+pub(crate) struct Logs(pub(crate) LogExporter);
 
 impl Export for Logs {
     type Record = LogRecord;

@@ -13,10 +13,10 @@ use machinery_env::Env;
 use opentelemetry::Context;
 use prometheus_client::metrics::counter::Counter;
 
-use super::settings::BatchSettings;
+use crate::settings::BatchSettings;
 
 /// Sends batches to the collector.
-pub(super) trait Export: Send + 'static {
+pub(crate) trait Export: Send + 'static {
     /// A span or a log record.
     type Record: Send + 'static;
 
@@ -31,7 +31,7 @@ enum Message<T> {
 }
 
 /// The queue of one signal; cheap to clone.
-pub(super) struct Queue<T> {
+pub(crate) struct Queue<T> {
     sender: SyncSender<Message<T>>,
     dropped: Counter,
     stopping: Arc<AtomicBool>,
@@ -50,21 +50,21 @@ impl<T> std::fmt::Debug for Queue<T> {
 }
 
 /// The thread of a signal.
-pub(super) struct BatchThread {
+pub(crate) struct BatchThread {
     stop: Box<dyn Fn() + Send + Sync>,
     done: Receiver<()>,
 }
 
 impl<T: Send + 'static> Queue<T> {
     /// Queues a record, or drops and counts it.
-    pub(super) fn push(&self, record: T) {
+    pub(crate) fn push(&self, record: T) {
         if self.sender.try_send(Message::Record(Box::new(record))).is_err() {
             self.dropped.inc();
         }
     }
 
     /// Counts a record that is not queued.
-    pub(super) fn reject(&self) {
+    pub(crate) fn reject(&self) {
         self.dropped.inc();
     }
 }
@@ -73,7 +73,7 @@ impl<T: Send + 'static> Queue<T> {
 ///
 /// # Errors
 /// If the system creates no thread.
-pub(super) fn start<E: Export>(
+pub(crate) fn start<E: Export>(
     env: Env,
     name: &'static str,
     settings: BatchSettings,
@@ -103,12 +103,12 @@ pub(super) fn start<E: Export>(
 
 impl BatchThread {
     /// Begins to send what is queued, and ends the thread.
-    pub(super) fn stop(&self) {
+    pub(crate) fn stop(&self) {
         (self.stop)();
     }
 
     /// Waits for the end after [`Self::stop`], at most this long.
-    pub(super) fn wait(&self, timeout: Duration) {
+    pub(crate) fn wait(&self, timeout: Duration) {
         let _ = self.done.recv_timeout(timeout);
     }
 }

@@ -6,6 +6,7 @@ use anyhow::Context as _;
 use machinery_serve::trace;
 use opentelemetry_appender_tracing::layer::OpenTelemetryTracingBridge;
 use opentelemetry_sdk::logs::SdkLoggerProvider;
+use tools_command::flags::{Common, LogFormat};
 use tracing::{Event, Subscriber};
 use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::fmt::format::{Format, Json, JsonFields, Writer};
@@ -15,9 +16,6 @@ use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, Layer as _};
 
-use tools_command::flags::Common;
-use tools_command::flags::LogFormat;
-
 /// Filters of targets that warn of each act of a guest, a registry or a name server: none must be able to flood the node's
 /// log. The last one logs each error response without its origin; the caller logs the error with it.
 const OTHERS: &str = "wasmtime_wasi=error,wasmtime_wasi_http=error,hickory_net=error,rustls_platform_verifier=off,kube_client::client::builder=off";
@@ -26,7 +24,7 @@ const OTHERS: &str = "wasmtime_wasi=error,wasmtime_wasi_http=error,hickory_net=e
 ///
 /// # Errors
 /// If the level is no valid filter (`info`, or `warn,kubelet=debug`).
-pub(crate) fn start(common: &Common, exported: Option<&SdkLoggerProvider>) -> anyhow::Result<()> {
+pub fn start(common: &Common, exported: Option<&SdkLoggerProvider>) -> anyhow::Result<()> {
     let directives = format!("{OTHERS},{}", common.log_level);
     let unknown =
         || format!("--log-level {:?} is neither a level nor a filter such as warn,proxy=debug", common.log_level);

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 static PANICS: AtomicU64 = AtomicU64::new(0);
 
 /// Starts counting panics; they are written to stderr as before.
-pub(crate) fn count() {
+pub fn count() {
     let before = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
         PANICS.fetch_add(1, Ordering::Relaxed);
@@ -17,7 +17,7 @@ pub(crate) fn count() {
 ///
 /// # Errors
 /// The number of panics, and where to find them.
-pub(crate) fn check_none() -> anyhow::Result<()> {
+pub fn check_none() -> anyhow::Result<()> {
     match PANICS.load(Ordering::Relaxed) {
         0 => Ok(()),
         1 => anyhow::bail!("something panicked: see the line with \"panicked at\" above, and report it"),
