@@ -14,7 +14,8 @@ use kube::client::Body;
 use machinery_client::{Api, ListOptions};
 use machinery_env::Env;
 
-use crate::inspection::api::{ApiProbe, KubeconfigSource};
+use tools_cluster::kubeconfig::KubeconfigSource;
+use tools_cluster::probe::ApiProbe;
 use tools_command::data_dir::DataDir;
 use tools_command::failure::Failure;
 use tools_command::flags::Common;

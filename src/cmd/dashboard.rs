@@ -8,9 +8,10 @@ use machinery_env::Env;
 use tokio_util::sync::CancellationToken;
 
 use crate::compose;
-use crate::inspection::api::{ApiProbe, KubeconfigSource};
 use dashboard_server::browser::RedirectPage;
 use dashboard_server::server::DashboardServer;
+use tools_cluster::kubeconfig::KubeconfigSource;
+use tools_cluster::probe::ApiProbe;
 use tools_command::data_dir::DataDir;
 use tools_command::failure::Failure;
 use tools_command::flags::Common;

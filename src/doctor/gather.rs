@@ -18,9 +18,10 @@ use wasm_runtime::clock_sync;
 use wasm_runtime::engine::{GuestBounds, PoolCapacity};
 
 use super::facts::{ClockFacts, Facts, FileMode, FolderFacts, Kubectl, MachineFacts, PortState, ToolFacts};
-use crate::inspection::api::{ApiProbe, KubeconfigSource};
 use crate::inspection::certificates;
 use crate::inspection::lock::holder;
+use tools_cluster::kubeconfig::KubeconfigSource;
+use tools_cluster::probe::ApiProbe;
 use tools_command::data_dir::DataDir;
 use tools_command::environment;
 

@@ -1,14 +1,12 @@
 //! What `coracle status` and `coracle doctor` read: the API server, each request with a deadline, and the data folder,
 //! without changing it or taking its lock.
 //!
-//! - [`api`]: requests to the API server.
 //! - [`certificates`]: the certificates of a data folder and their ends.
 //! - [`disk`]: the bytes of a data folder by part.
 //! - [`lock`]: the process that holds a data folder's lock.
 //! - [`amounts`]: sizes and times for people.
 
 pub(crate) mod amounts;
-pub(crate) mod api;
 pub(crate) mod certificates;
 pub(crate) mod disk;
 pub(crate) mod lock;

@@ -1,4 +1,4 @@
-//! Reads a cluster's state from its API server and its data folder. All requests have deadlines (`inspection::api`), and the
+//! Reads a cluster's state from its API server and its data folder. All requests have deadlines (`tools_cluster::probe`), and the
 //! lists of pods one together.
 
 use std::path::{Path, PathBuf};
@@ -22,10 +22,11 @@ use super::report::{
     Addresses, ClusterState, ControlPlane, NotReady, ProgramVersions, ReadyCheck, Section, StatusReport, Workloads,
 };
 use super::workloads;
-use crate::inspection::api::{ApiProbe, KubeconfigSource, ProbeError, ProbeResponse};
 use crate::inspection::certificates;
 use crate::inspection::disk::DiskUse;
 use crate::inspection::lock::{ProcessFacts, holder};
+use tools_cluster::kubeconfig::KubeconfigSource;
+use tools_cluster::probe::{ApiProbe, ProbeError, ProbeResponse};
 use tools_command::data_dir::DataDir;
 use tools_command::packaged;
 

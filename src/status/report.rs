@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use crate::inspection::api::ProbeError;
 use crate::inspection::certificates::CertificateEnd;
 use crate::inspection::disk::DiskUse;
 use crate::inspection::lock::ProcessFacts;
+use tools_cluster::probe::ProbeError;
 
 /// What runs in a cluster.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]

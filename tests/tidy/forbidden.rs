@@ -107,6 +107,23 @@ const FORBIDDEN: &[(&str, &[&str], &str)] = &[
         "a page and its proxy: a client of the API, with no store and no node",
     ),
     (
+        "tools/cluster",
+        &[
+            "axum",
+            "machinery-serve",
+            "apiserver",
+            "apiserver-storage",
+            "scheduler",
+            "controllers",
+            "kubelet",
+            "images",
+            "oci-registry",
+            "wasm-runtime",
+            "proxy",
+        ],
+        "how a verb reaches a cluster: a client of the API, and no component",
+    ),
+    (
         "tools/command",
         &[
             "tokio",

@@ -18,7 +18,7 @@ use clap::{Args, ValueEnum};
 
 use self::sources::Sources;
 use super::call;
-use crate::inspection::api::KubeconfigSource;
+use tools_cluster::kubeconfig::KubeconfigSource;
 use tools_command::data_dir::DataDir;
 use tools_command::failure::Failure;
 use tools_command::flags::Common;

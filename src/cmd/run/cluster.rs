@@ -53,7 +53,7 @@ impl Cluster {
     /// There is no such cluster, or no such namespace in it.
     pub(super) async fn connect(data: &DataDir, namespace: &str) -> anyhow::Result<Self> {
         let registry = local::registry(data)?;
-        let (client, host) = local::client(data).await?;
+        let (client, host) = tools_cluster::local::client(data).await?;
         let env = Env::real();
         if let Err(error) = Api::<Namespace>::all(client.clone()).get(namespace).await {
             let is_missing = status_code(&error) == 404;

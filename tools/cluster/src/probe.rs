@@ -1,23 +1,19 @@
 //! Requests to an API server: each has a deadline, and responses have a maximum size.
 
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, Request, StatusCode};
 use http_body_util::{BodyExt as _, Limited};
+use kube::Client;
 use kube::client::Body;
-use kube::config::KubeConfigOptions;
-use kube::{Client, Config};
 use machinery_client::causes::with_causes;
-use machinery_client::{from_config, read_kubeconfig};
+use machinery_client::from_config;
 use machinery_env::Env;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use tools_command::data_dir::DataDir;
-use tools_command::environment::paths_of;
-use tools_command::packaged;
+use crate::kubeconfig::KubeconfigSource;
 
 /// Deadline of each request: an overloaded API server answers its health checks before it.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
@@ -28,7 +24,7 @@ const RESPONSE_BYTES_MAX: usize = 64 << 20;
 
 /// Why there is no result.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum ProbeError {
+pub enum ProbeError {
     /// The kubeconfig or its credentials can't be used.
     Credentials(String),
     /// The API server can't be reached, or breaks off its response.
@@ -61,53 +57,28 @@ impl std::error::Error for ProbeError {}
 
 impl ProbeError {
     /// Whether the user of the kubeconfig has no right to the request.
-    pub(crate) fn is_forbidden(&self) -> bool {
+    pub fn is_forbidden(&self) -> bool {
         matches!(self, Self::Rejected { code: 403, .. })
-    }
-}
-
-/// Where a kubeconfig is.
-#[derive(Debug, Clone)]
-pub(crate) enum KubeconfigSource {
-    /// The file in a data folder: the server is of this machine.
-    Folder(PathBuf),
-    /// Another file.
-    File(PathBuf),
-    /// The files in the variable KUBECONFIG, else kubectl's default.
-    Variable,
-}
-
-impl KubeconfigSource {
-    /// The file of a flag, else that of the data folder, else those that kubectl uses.
-    ///
-    /// # Errors
-    /// There is none.
-    pub(crate) fn choose(flag: Option<&Path>, data: &DataDir) -> anyhow::Result<Self> {
-        let of_home = || directories::BaseDirs::new().is_some_and(|dirs| dirs.home_dir().join(".kube/config").exists());
-        let has_kubectls = !paths_of("KUBECONFIG").is_empty() || of_home();
-        match flag {
-            Some(file) => Ok(Self::File(file.to_owned())),
-            None if data.kubeconfig().exists() => Ok(Self::Folder(data.kubeconfig())),
-            None if has_kubectls => Ok(Self::Variable),
-            None => anyhow::bail!("{}, or a kubeconfig with --kubeconfig", packaged::no_cluster(data.path())),
-        }
     }
 }
 
 /// A client of one API server.
 #[derive(Clone)]
-pub(crate) struct ApiProbe {
+pub struct ApiProbe {
     client: Client,
     env: Env,
     /// `https://ADDR:PORT`
-    pub(crate) server: String,
+    pub server: String,
 }
 
 /// A response.
-pub(crate) struct ProbeResponse {
-    pub(crate) status: StatusCode,
-    pub(crate) headers: HeaderMap,
-    pub(crate) body: Bytes,
+pub struct ProbeResponse {
+    /// The status.
+    pub status: StatusCode,
+    /// The headers.
+    pub headers: HeaderMap,
+    /// The body, whole.
+    pub body: Bytes,
 }
 
 impl ApiProbe {
@@ -115,7 +86,7 @@ impl ApiProbe {
     ///
     /// # Errors
     /// [`ProbeError::Credentials`] or [`ProbeError::Timeout`].
-    pub(crate) async fn of(env: &Env, kubeconfig: KubeconfigSource) -> Result<Self, ProbeError> {
+    pub async fn of(env: &Env, kubeconfig: KubeconfigSource) -> Result<Self, ProbeError> {
         let (timers, env) = (env.clone(), env.clone());
         // A program that makes credentials blocks its thread.
         let made = tokio::task::spawn_blocking(move || connect(&env, kubeconfig));
@@ -127,7 +98,7 @@ impl ApiProbe {
     }
 
     /// The client, for requests without these limits.
-    pub(crate) fn client(&self) -> &Client {
+    pub fn client(&self) -> &Client {
         &self.client
     }
 
@@ -135,7 +106,7 @@ impl ApiProbe {
     ///
     /// # Errors
     /// If there is no response in time.
-    pub(crate) async fn request(&self, path: &str) -> Result<ProbeResponse, ProbeError> {
+    pub async fn request(&self, path: &str) -> Result<ProbeResponse, ProbeError> {
         let request = Request::get(path).body(Body::empty()).map_err(|error| ProbeError::Form(error.to_string()))?;
         let answered = async {
             let sent = self.client.send(request).await.map_err(|error| unreachable_because(&error))?;
@@ -151,7 +122,7 @@ impl ApiProbe {
     ///
     /// # Errors
     /// As [`ApiProbe::request`], and if the status isn't 200 or the body isn't the object.
-    pub(crate) async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ProbeError> {
+    pub async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ProbeError> {
         let response = self.request(path).await?;
         if response.status != StatusCode::OK {
             return Err(rejection(response.status, &response.body));
@@ -162,20 +133,7 @@ impl ApiProbe {
 
 fn connect(env: &Env, source: KubeconfigSource) -> Result<ApiProbe, ProbeError> {
     let failed = |error: &dyn std::error::Error| ProbeError::Credentials(with_causes(error));
-    let runtime = tokio::runtime::Handle::current();
-    let config = match source {
-        KubeconfigSource::Folder(file) => {
-            let mut config = runtime.block_on(read_kubeconfig(file)).map_err(|error| failed(&error))?;
-            // The server is local: no proxy.
-            config.proxy_url = None;
-            config
-        }
-        KubeconfigSource::File(file) => runtime.block_on(read_kubeconfig(file)).map_err(|error| failed(&error))?,
-        KubeconfigSource::Variable => {
-            let options = KubeConfigOptions::default();
-            runtime.block_on(Config::from_kubeconfig(&options)).map_err(|error| failed(&error))?
-        }
-    };
+    let config = tokio::runtime::Handle::current().block_on(source.read()).map_err(|error| failed(&error))?;
     let server = config.cluster_url.to_string().trim_end_matches('/').to_owned();
     let client = from_config(env, config).map_err(|error| failed(&error))?;
     Ok(ApiProbe { client, env: env.clone(), server })
@@ -195,15 +153,6 @@ fn rejection(status: StatusCode, body: &[u8]) -> ProbeError {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_flag_precedes_the_data_folder() {
-        let temp = tempfile::tempdir().unwrap();
-        let data = DataDir::at(temp.path().to_owned());
-        std::fs::write(data.kubeconfig(), "").unwrap();
-        let of = |flag: Option<&str>| format!("{:?}", KubeconfigSource::choose(flag.map(Path::new), &data).unwrap());
-        assert!(of(Some("/other")).starts_with("File(") && of(None).starts_with("Folder("));
-    }
 
     #[test]
     fn a_rejection_has_the_message_of_its_status() {
