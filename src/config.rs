@@ -15,7 +15,7 @@ use wasm_runtime::engine::SharedStoreConfig;
 use wasm_runtime::options::guests::GuestOptions;
 
 use crate::inventory::NodeInventory;
-use crate::joining::accept::JoinConfig;
+use tools_joining::accept::JoinConfig;
 
 /// Maximum node agents of one process: a /15 of pod addresses holds that many /20 (docs/contract.md §3).
 pub(crate) const NODES_MAX: u32 = 32;

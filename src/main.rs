@@ -7,7 +7,6 @@ mod config;
 mod doctor;
 mod inspection;
 mod inventory;
-mod joining;
 mod local;
 mod module_file;
 mod network;
@@ -16,7 +15,6 @@ mod rollout;
 mod scheduler_plugins;
 mod status;
 mod takeover;
-mod token_arguments;
 
 use std::process::ExitCode;
 
@@ -41,7 +39,7 @@ fn main() -> ExitCode {
             }
         };
     }
-    token_arguments::hide();
+    tools_joining::arguments::hide();
     let cli = match cmd::Cli::read(std::env::args_os()) {
         Ok(cli) => cli,
         Err(error) => return report_parse_error(&error),

@@ -26,7 +26,6 @@ mod scheduler;
 mod server;
 mod standalone;
 mod status;
-mod token;
 mod up;
 mod version;
 
@@ -56,9 +55,9 @@ use run::Run;
 use scheduler::Scheduler;
 use server::Server;
 use status::Status;
-use token::Token;
 use tools_command::failure::Failure;
 use tools_command::flags::Common;
+use tools_joining::verb::{self as token, Token};
 use up::Up;
 
 /// Kubernetes for WebAssembly in one binary.

@@ -20,9 +20,6 @@ use super::standalone::MetricsFlags;
 use crate::compose;
 use crate::compose::node_process::{NodeProcess, NodeProcessConfig};
 use crate::config::NodesConfig;
-use crate::joining::authority;
-use crate::joining::node::{NodeSource, TokenSource, check_name};
-use crate::joining::token::{self, BootstrapToken};
 use crate::takeover::{self, ListenAddress};
 use tools_command::data_dir::DataDir;
 use tools_command::environment::host_name;
@@ -30,6 +27,9 @@ use tools_command::failure::Failure;
 use tools_command::flags::Common;
 use tools_command::notify;
 use tools_command::progress::Progress;
+use tools_joining::authority;
+use tools_joining::node::{NodeSource, TokenSource, check_name};
+use tools_joining::token::{self, BootstrapToken};
 use tools_telemetry::metrics::register_features;
 
 /// The port of the kubelet API (upstream's).

@@ -12,12 +12,12 @@ use super::apiserver::{FAST_TOLERATION, ServerFlags, USUAL_TOLERATION, until_sto
 use crate::compose::Part;
 use crate::config::{ApiServerConfig, ClusterConfig, NetworkConfig, NodesConfig};
 use crate::inventory::NodeInventory;
-use crate::joining::accept::JoinConfig;
-use crate::joining::authority;
-use crate::joining::token::{self, ControlPlaneToken};
 use crate::scheduler_plugins;
 use tools_command::failure::Failure;
 use tools_command::flags::Common;
+use tools_joining::accept::JoinConfig;
+use tools_joining::authority;
+use tools_joining::token::{self, ControlPlaneToken};
 
 /// Flags of `coracle server`.
 #[derive(Debug, Clone, Args)]

@@ -34,8 +34,8 @@ use super::{
     Part, address_change, apiserver as api, node_configuration, nodes, proxy, registry, shared_store, storage,
 };
 use crate::config::ClusterConfig;
-use crate::joining::accept::fetch_missing;
 use crate::network::{Network, machine_address};
+use tools_joining::accept::fetch_missing;
 use tools_telemetry::metrics::{feature_registry, register_dropped};
 
 use tools_command::data_dir::{DataDir, Lock, write_atomically};

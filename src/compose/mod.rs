@@ -11,6 +11,8 @@ mod dns;
 mod ground;
 mod identities;
 pub(crate) mod image_metadata;
+#[cfg(test)]
+mod joining_tests;
 pub(crate) mod memory;
 mod node_configuration;
 mod node_host;

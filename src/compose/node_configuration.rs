@@ -17,9 +17,9 @@ use serde_json::{Map, Value, json};
 
 use super::registry::{PUBLIC, put_public};
 use crate::config::NetworkConfig;
-use crate::joining::node::JoinedNode;
 use crate::network::Network;
 use tools_command::data_dir::write_atomically;
+use tools_joining::node::JoinedNode;
 
 const NAME: &str = "coracle-node";
 const SERVICE_CIDR: &str = "serviceCIDR";

@@ -30,12 +30,12 @@ use super::tunnel::{self, BoundTunnel, TunnelParts};
 use super::{DRAIN, Leaving, dns, nodes, proxy as plane, retire_control, serves_tls, share_keyvalue_files};
 use crate::compiled;
 use crate::config::NodesConfig;
-use crate::joining::node::{JoinedNode, NodeSource, join};
-use crate::joining::serving::serving;
 use crate::takeover::HandedOver;
 use crate::takeover::resumption::{self, Resumption};
 use tools_command::data_dir::{DataDir, Lock};
 use tools_command::progress::Progress;
+use tools_joining::node::{JoinedNode, NodeSource, join};
+use tools_joining::serving::serving;
 
 /// Interval of reading the cluster's registries: an API server that was added is pulled from after it.
 const REGISTRIES_INTERVAL: Duration = Duration::from_secs(60);
@@ -103,7 +103,7 @@ impl NodeProcess {
         let (stop, pods_stop) = (CancellationToken::new(), CancellationToken::new());
         progress.doing("joining the cluster");
         let (node, renewal) = join(env, source, &data.pki(), &config.name).await?;
-        let (serving, serving_renewal) = serving(env, &node)?;
+        let (certificates, serving_renewal) = serving(env, &node)?;
         progress.doing("reading the cluster's addresses");
         let cluster = node_configuration::known(env, &node, &config.given, &data.node_configuration()).await?;
         let handover = Handover::default();
@@ -112,7 +112,7 @@ impl NodeProcess {
             config,
             data,
             node: &node,
-            serving,
+            serving: ServingTls::rotating(certificates, node.ca_pem.clone().into_bytes()),
             stop: stop.clone(),
             pods_stop: pods_stop.clone(),
             handover: handover.clone(),

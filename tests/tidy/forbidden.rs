@@ -144,6 +144,11 @@ const FORBIDDEN: &[(&str, &[&str], &str)] = &[
         "what all verbs share: a terminal, a folder and flags, and nothing of a cluster",
     ),
     (
+        "tools/joining",
+        &["axum", "apiserver", "scheduler", "controllers", "runtime-api", "wasm-runtime", "images", "kubelet", "proxy"],
+        "how a machine gets its credentials, and not what it does with them: no server, no node",
+    ),
+    (
         "tools/telemetry",
         &[
             "kube",

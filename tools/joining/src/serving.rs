@@ -9,16 +9,15 @@ use std::time::Duration;
 use apiserver_auth::held::self_signed;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Node;
-use kubelet::server::ServingTls;
 use machinery_client::request::BackOff;
 use machinery_client::{Api, TlsIdentity};
 use machinery_env::Env;
 use tokio::sync::watch;
 
-use super::node::{JoinedNode, SKEWED_RENEWAL_INTERVAL};
-use super::requesting::{self, WantedCertificate};
-use super::rotation::{self, rotate_at, sleep_until_due};
-use super::stored::{NodeCertificate, Use};
+use crate::node::{JoinedNode, SKEWED_RENEWAL_INTERVAL};
+use crate::requesting::{self, WantedCertificate};
+use crate::rotation::{self, rotate_at, sleep_until_due};
+use crate::stored::{NodeCertificate, Use};
 
 /// The wait between two failed requests: at first, and at most. Where no one approves, each try leaves a request.
 const REQUEST_WAITS: (Duration, Duration) = (Duration::from_secs(2), Duration::from_hours(1));
@@ -53,14 +52,14 @@ impl Pace {
     }
 }
 
-/// The TLS of the node's API. The future requests and renews its certificate, and must be polled while the node runs.
+/// The newest serving certificate of the node's API. The future requests and renews it, and must be polled while the node runs.
 ///
 /// # Errors
 /// If no first certificate can be made.
-pub(crate) fn serving(
+pub fn serving(
     env: &Env,
     node: &JoinedNode,
-) -> anyhow::Result<(ServingTls, impl Future<Output = ()> + Send + use<>)> {
+) -> anyhow::Result<(watch::Receiver<Arc<TlsIdentity>>, impl Future<Output = ()> + Send + use<>)> {
     let held = node.folder.read(Use::Serving, &node.cluster, &node.user(), env.now());
     let first = match &held {
         Some(held) => held.identity.clone(),
@@ -70,9 +69,8 @@ pub(crate) fn serving(
         }
     };
     let (sender, receiver) = watch::channel(first);
-    let tls = ServingTls::rotating(receiver, node.ca_pem.clone().into_bytes());
     let renewal = Renewal { env: env.clone(), node: node.clone(), held, sender };
-    Ok((tls, renewal.run()))
+    Ok((receiver, renewal.run()))
 }
 
 struct Renewal {

@@ -17,14 +17,14 @@ use machinery_env::Env;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
-use super::bootstrap::{self, TokenRequest};
-use super::node::{NodeSource, TokenSource, join};
-use super::serving::serving;
-use super::token::BootstrapToken;
-use crate::compose::{self, Cluster, Part};
+use super::{Cluster, Part, start};
 use crate::config::{ClusterConfig, NetworkConfig};
 use tools_command::data_dir::DataDir;
 use tools_command::progress::Progress;
+use tools_joining::bootstrap::{self, TokenRequest};
+use tools_joining::node::{NodeSource, TokenSource, join};
+use tools_joining::serving::serving;
+use tools_joining::token::BootstrapToken;
 
 /// Above all waits of a slow machine.
 const PATIENCE: Duration = Duration::from_mins(2);
@@ -33,7 +33,7 @@ async fn control_plane(env: &Env, folder: &Path) -> Cluster {
     let demo = ClusterConfig::for_demo();
     let config = ClusterConfig::for_servers(demo.api, NetworkConfig::default(), demo.features);
     let data = DataDir::at(folder.to_owned());
-    compose::start(env, config, None, Part::Control, &data, Progress::stderr()).await.unwrap()
+    start(env, config, None, Part::Control, &data, Progress::stderr()).await.unwrap()
 }
 
 async fn who_am_i(client: &Client) -> Value {
@@ -93,7 +93,7 @@ async fn a_node_joins_with_a_token_and_gets_its_certificates() {
     assert!(joined.is_coracle().await.unwrap());
 
     // Its own key's certificate first, and after its registration one of the cluster.
-    let (_tls, renewal) = serving(&env, &joined).unwrap();
+    let (_certificates, renewal) = serving(&env, &joined).unwrap();
     let stored = folder.join("kubelet-serving.pem");
     register(&joined.client, "n1", "192.0.2.1").await;
     let csrs: Api<CertificateSigningRequest> = Api::all(cluster.admin.clone());

@@ -13,7 +13,7 @@ const FLAG: &str = "--token";
 const VARIABLE: &str = "CORACLE_TOKEN";
 
 /// Starts the program again without the token in its arguments. Returns if they have none, or if it can't be started.
-pub(crate) fn hide() {
+pub fn hide() {
     let Some((token, arguments)) = split(&std::env::args_os().collect::<Vec<_>>()) else { return };
     #[cfg(unix)]
     {

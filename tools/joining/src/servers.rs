@@ -28,7 +28,7 @@ const SLOW_MAX: usize = 2;
 /// The interval of reading the cluster's list of API servers.
 const LIST_INTERVAL: Duration = Duration::from_secs(30);
 /// The name in the certificate of every API server.
-pub(super) const SERVER_NAME: &str = "kubernetes.default.svc";
+pub(crate) const SERVER_NAME: &str = "kubernetes.default.svc";
 
 /// Makes the client of one server.
 type MakeClient = Arc<dyn Fn(&Uri) -> Result<Client, ClientError> + Send + Sync>;
@@ -37,7 +37,7 @@ type MakeClient = Arc<dyn Fn(&Uri) -> Result<Client, ClientError> + Send + Sync>
 ///
 /// # Errors
 /// If no client can be made for the first server.
-pub(super) fn failing_over(
+pub(crate) fn failing_over(
     env: &Env,
     mut servers: watch::Receiver<Vec<Uri>>,
     make: MakeClient,
@@ -200,7 +200,7 @@ impl Drop for Attempt {
 }
 
 /// A response's body, which ends with an error when its server fails.
-pub(super) struct Severable {
+pub(crate) struct Severable {
     body: Body,
     cut: Pin<Box<WaitForCancellationFutureOwned>>,
     uri: Uri,
@@ -235,7 +235,7 @@ impl HttpBody for Severable {
 
 /// Follows the API servers of a cluster of Coracle's: the endpoints of Service `default/kubernetes`. The first one, by which
 /// the node has joined, stays.
-pub(super) async fn follow(env: &Env, client: &Client, first: &Uri, servers: &watch::Sender<Vec<Uri>>) {
+pub(crate) async fn follow(env: &Env, client: &Client, first: &Uri, servers: &watch::Sender<Vec<Uri>>) {
     let slices: Api<EndpointSlice> = Api::namespaced(client.clone(), "default");
     let of_kubernetes =
         ListOptions { labels: "kubernetes.io/service-name=kubernetes".into(), ..ListOptions::default() };

@@ -11,14 +11,14 @@ use machinery_client::{Api, Kind};
 use machinery_env::Env;
 use serde_json::{Value, json};
 
-use super::token::ControlPlaneToken;
-use super::{KEYS_FIELD, KEYS_TYPE, RBAC, SYSTEM, VALID_SECONDS, keys_secret, token_secret};
+use crate::token::ControlPlaneToken;
+use crate::{KEYS_FIELD, KEYS_TYPE, RBAC, SYSTEM, VALID_SECONDS, keys_secret, token_secret};
 
 /// Makes a token for the keys.
 ///
 /// # Errors
 /// If the API server rejects one of the objects.
-pub(crate) async fn offer(env: &Env, client: &Client, keys: &SharedKeys) -> anyhow::Result<ControlPlaneToken> {
+pub async fn offer(env: &Env, client: &Client, keys: &SharedKeys) -> anyhow::Result<ControlPlaneToken> {
     let token = ControlPlaneToken::new(env);
     let sealed = token.key().seal(keys.to_json()).context("the system has no randomness")?;
     let secrets: Api<Secret> = Api::namespaced(client.clone(), SYSTEM);

@@ -21,20 +21,20 @@ const FILE_BYTES_MAX: u64 = 1 << 20;
 
 /// The authorities of a cluster, which its API servers' certificates are of.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Authorities(Vec<Authority>);
+pub(crate) struct Authorities(Vec<Authority>);
 
 impl Authorities {
     /// Reads certificates in DER; none: there is none, or one can't be read.
-    pub(super) fn of<'a>(ders: impl IntoIterator<Item = &'a Vec<u8>>) -> Option<Self> {
+    pub(crate) fn of<'a>(ders: impl IntoIterator<Item = &'a Vec<u8>>) -> Option<Self> {
         let authorities = ders.into_iter().map(|der| Authority::from_der(der)).collect::<Option<Vec<_>>>()?;
         (!authorities.is_empty()).then_some(Self(authorities))
     }
 
-    pub(super) fn pem(&self) -> String {
+    pub(crate) fn pem(&self) -> String {
         self.0.iter().map(Authority::pem).collect()
     }
 
-    pub(super) fn der(&self) -> Vec<Vec<u8>> {
+    pub(crate) fn der(&self) -> Vec<Vec<u8>> {
         self.0.iter().map(|authority| authority.der.clone()).collect()
     }
 
@@ -45,15 +45,15 @@ impl Authorities {
 
 /// A certificate with its content.
 #[derive(Debug, Clone)]
-pub(super) struct NodeCertificate {
-    pub(super) identity: Arc<TlsIdentity>,
-    pub(super) content: HeldCertificate,
+pub(crate) struct NodeCertificate {
+    pub(crate) identity: Arc<TlsIdentity>,
+    pub(crate) content: HeldCertificate,
 }
 
 impl NodeCertificate {
     /// # Errors
     /// If certificate or key can't be read or don't belong together.
-    pub(super) fn new(cert_pem: String, key_pem: String) -> anyhow::Result<Self> {
+    pub(crate) fn new(cert_pem: String, key_pem: String) -> anyhow::Result<Self> {
         let identity = Identity { cert_pem, key_pem };
         let content = HeldCertificate::read(&identity)?;
         let Identity { cert_pem, key_pem } = identity;
@@ -61,34 +61,34 @@ impl NodeCertificate {
     }
 
     /// Whether it is a user's, and valid now.
-    pub(super) fn is_valid(&self, user: &str, now: Timestamp) -> bool {
+    pub(crate) fn is_valid(&self, user: &str, now: Timestamp) -> bool {
         self.content.user == user && !self.has_expired(now) && !self.begins_later(now)
     }
 
-    pub(super) fn has_expired(&self, now: Timestamp) -> bool {
+    pub(crate) fn has_expired(&self, now: Timestamp) -> bool {
         now >= self.content.not_after
     }
 
     /// Whether its period begins later. Either it was issued by a clock that was set back since, and no API server accepts it,
     /// or this machine's clock is behind, and it is good.
-    pub(super) fn begins_later(&self, now: Timestamp) -> bool {
+    pub(crate) fn begins_later(&self, now: Timestamp) -> bool {
         now < self.content.not_before
     }
 }
 
 /// The files of a node.
 #[derive(Debug, Clone)]
-pub(super) struct Folder(PathBuf);
+pub(crate) struct Folder(PathBuf);
 
 /// One of the certificates.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Use {
+pub(crate) enum Use {
     Client,
     Serving,
 }
 
 impl Folder {
-    pub(super) fn new(path: &Path) -> Self {
+    pub(crate) fn new(path: &Path) -> Self {
         Self(path.to_owned())
     }
 
@@ -104,7 +104,7 @@ impl Folder {
     }
 
     /// The stored certificate, if it is of this cluster, of the user, and not at its end.
-    pub(super) fn read(&self, of: Use, cluster: &Authorities, user: &str, now: Timestamp) -> Option<NodeCertificate> {
+    pub(crate) fn read(&self, of: Use, cluster: &Authorities, user: &str, now: Timestamp) -> Option<NodeCertificate> {
         let path = self.certificate(of);
         let text = read_bounded(&path)?;
         let known: BTreeSet<&str> = text.lines().map_while(|line| line.strip_prefix(AUTHORITY)).collect();
@@ -121,7 +121,7 @@ impl Folder {
 
     /// # Errors
     /// If the folder can't be written.
-    pub(super) fn write(&self, of: Use, cluster: &Authorities, identity: &TlsIdentity) -> anyhow::Result<()> {
+    pub(crate) fn write(&self, of: Use, cluster: &Authorities, identity: &TlsIdentity) -> anyhow::Result<()> {
         create_folder(&self.0)?;
         let hashes: String = cluster.hashes().iter().map(|hash| format!("{AUTHORITY}{hash}\n")).collect();
         let end = |pem: &str| format!("{}\n", pem.trim_end());
@@ -130,14 +130,14 @@ impl Folder {
     }
 
     /// The stored authority with a hash.
-    pub(super) fn read_authority(&self, hash: &str) -> Option<Authorities> {
+    pub(crate) fn read_authority(&self, hash: &str) -> Option<Authorities> {
         let found = Authority::parse(&read_bounded(&self.authority())?)?;
         (found.hash == hash).then(|| Authorities(vec![found]))
     }
 
     /// # Errors
     /// If the folder can't be written.
-    pub(super) fn write_authority(&self, authority: &Authorities) -> anyhow::Result<()> {
+    pub(crate) fn write_authority(&self, authority: &Authorities) -> anyhow::Result<()> {
         create_folder(&self.0)?;
         write_private(&self.authority(), &authority.pem()).context("the cluster's authority")
     }

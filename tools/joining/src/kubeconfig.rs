@@ -5,13 +5,13 @@ use k8s_openapi::ByteString;
 use kube::config::AuthInfo;
 use serde_json::Value;
 
-use super::stored::NodeCertificate;
+use crate::stored::NodeCertificate;
 
 /// The certificate and its key; none: the user has another kind of credentials.
 ///
 /// # Errors
 /// If a file can't be read, or certificate and key don't belong together.
-pub(super) fn identity(user: &AuthInfo) -> anyhow::Result<Option<NodeCertificate>> {
+pub(crate) fn identity(user: &AuthInfo) -> anyhow::Result<Option<NodeCertificate>> {
     // The file's form: kube's type hides the key.
     let user = serde_json::to_value(user)?;
     let (Some(certificate), Some(key)) = (text(&user, "client-certificate")?, text(&user, "client-key")?) else {

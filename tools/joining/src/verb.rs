@@ -11,8 +11,8 @@ use machinery_client::{from_config, read_kubeconfig};
 use machinery_env::Env;
 use machinery_options::duration::duration;
 
-use crate::joining::bootstrap::{self, TokenRequest};
-use crate::joining::offer::offer;
+use crate::bootstrap::{self, TokenRequest};
+use crate::offer::offer;
 use tools_command::data_dir::DataDir;
 use tools_command::failure::Failure;
 use tools_command::flags::Common;
@@ -24,7 +24,7 @@ const TTL_DEFAULT: Duration = Duration::from_hours(24);
 
 /// Arguments of `coracle token`.
 #[derive(Debug, Clone, Args)]
-pub(crate) struct Token {
+pub struct Token {
     #[command(subcommand)]
     verb: TokenVerb,
 }
@@ -116,7 +116,7 @@ impl Access {
 ///
 /// # Errors
 /// If the kubeconfig or the keys are missing, or the API server can't be reached or refuses.
-pub(crate) fn run(flags: &Token, common: &Common) -> Result<(), Failure> {
+pub fn run(flags: &Token, common: &Common) -> Result<(), Failure> {
     let data = DataDir::of(common)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start")?;
     Ok(runtime.block_on(async {

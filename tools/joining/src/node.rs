@@ -17,11 +17,11 @@ use machinery_env::Env;
 use serde_json::Value;
 use tokio::sync::watch;
 
-use super::requesting::{self, WantedCertificate};
-use super::rotation::{rotate_at, sleep_until_due};
-use super::stored::{Authorities, Folder, NodeCertificate, Use};
-use super::token::BootstrapToken;
-use super::{authority, kubeconfig, servers};
+use crate::requesting::{self, WantedCertificate};
+use crate::rotation::{rotate_at, sleep_until_due};
+use crate::stored::{Authorities, Folder, NodeCertificate, Use};
+use crate::token::BootstrapToken;
+use crate::{authority, kubeconfig, servers};
 
 const NODE_PREFIX: &str = "system:node:";
 /// The user agent of a node's agent: the field manager of its writes.
@@ -41,7 +41,7 @@ const RENEWAL_WAITS: (Duration, Duration) = (Duration::from_secs(2), Duration::f
 
 /// Where a node finds its cluster.
 #[derive(Debug, Clone)]
-pub(crate) enum NodeSource {
+pub enum NodeSource {
     /// The user is the node itself, or one who may request certificates for it.
     Kubeconfig(PathBuf),
     Token(TokenSource),
@@ -49,28 +49,28 @@ pub(crate) enum NodeSource {
 
 /// The arguments that `coracle token create` prints.
 #[derive(Debug, Clone)]
-pub(crate) struct TokenSource {
+pub struct TokenSource {
     /// `https://HOST:PORT`.
-    pub(crate) server: Uri,
+    pub server: Uri,
     /// Not needed once the node has a certificate.
-    pub(crate) token: Option<BootstrapToken>,
+    pub token: Option<BootstrapToken>,
     /// The hash of the cluster's authority: `sha256:…`.
-    pub(crate) ca_hash: String,
+    pub ca_hash: String,
 }
 
 /// A node with a client certificate.
 #[derive(Clone)]
-pub(crate) struct JoinedNode {
-    pub(crate) name: String,
+pub struct JoinedNode {
+    pub name: String,
     /// Acts as the node, always with the newest certificate.
-    pub(crate) client: Client,
+    pub client: Client,
     /// The newest client certificate.
-    pub(crate) certificate: watch::Receiver<Arc<TlsIdentity>>,
+    pub certificate: watch::Receiver<Arc<TlsIdentity>>,
     /// The cluster's authorities, in PEM.
-    pub(crate) ca_pem: String,
-    pub(crate) server: Uri,
-    pub(super) cluster: Authorities,
-    pub(super) folder: Folder,
+    pub ca_pem: String,
+    pub server: Uri,
+    pub(crate) cluster: Authorities,
+    pub(crate) folder: Folder,
     /// Without credentials.
     config: Config,
     /// The API servers, the first one that of the join.
@@ -89,7 +89,7 @@ impl JoinedNode {
     ///
     /// # Errors
     /// If the certificate can't be used.
-    pub(crate) fn data_plane_client(&self, env: &Env, is_coracle: bool) -> Result<Client, ClientError> {
+    pub fn data_plane_client(&self, env: &Env, is_coracle: bool) -> Result<Client, ClientError> {
         let mut config = self.config.clone();
         if is_coracle {
             config.headers.push((IMPERSONATE_USER, HeaderValue::from_static(DATA_PLANE_USER)));
@@ -99,7 +99,7 @@ impl JoinedNode {
 
     /// Follows the list of API servers of a Coracle cluster, for all clients of this node. `client` may list EndpointSlices:
     /// the data plane's.
-    pub(crate) async fn follow_servers(&self, env: &Env, client: &Client) {
+    pub async fn follow_servers(&self, env: &Env, client: &Client) {
         servers::follow(env, client, &self.server, &self.servers).await;
     }
 
@@ -107,21 +107,21 @@ impl JoinedNode {
     ///
     /// # Errors
     /// If it can't be asked.
-    pub(crate) async fn is_coracle(&self) -> Result<bool, kube::Error> {
+    pub async fn is_coracle(&self) -> Result<bool, kube::Error> {
         let version: Value = ApiClient::from(self.client.clone()).get_path("/version").await?;
         Ok(is_coracle(&version))
     }
 
-    pub(super) fn user(&self) -> String {
+    pub(crate) fn user(&self) -> String {
         user(&self.name)
     }
 }
 
-pub(super) fn is_coracle(version: &Value) -> bool {
+pub(crate) fn is_coracle(version: &Value) -> bool {
     version["gitVersion"].as_str().is_some_and(|version| version.contains(CORACLE))
 }
 
-pub(super) fn user(node: &str) -> String {
+pub(crate) fn user(node: &str) -> String {
     format!("{NODE_PREFIX}{node}")
 }
 
@@ -129,7 +129,7 @@ pub(super) fn user(node: &str) -> String {
 ///
 /// # Errors
 /// If it is none.
-pub(crate) fn check_name(name: &str) -> Result<(), String> {
+pub fn check_name(name: &str) -> Result<(), String> {
     // The name is the value of the label `kubernetes.io/hostname`, too.
     match subdomain_problems(name).into_iter().chain(label_value_problems(name)).next() {
         Some(problem) => Err(format!("the node's name {}: {problem}", name.escape_debug())),
@@ -142,7 +142,7 @@ pub(crate) fn check_name(name: &str) -> Result<(), String> {
 ///
 /// # Errors
 /// If the cluster can't be reached or is another one, the token is wrong or missing, or the request isn't approved in time.
-pub(crate) async fn join(
+pub async fn join(
     env: &Env,
     source: NodeSource,
     pki: &Path,
@@ -293,7 +293,7 @@ impl Bootstrap {
 }
 
 /// The interval of renewals while this machine's clock is behind the API server's: each certificate begins later.
-pub(super) const SKEWED_RENEWAL_INTERVAL: Duration = Duration::from_hours(1);
+pub(crate) const SKEWED_RENEWAL_INTERVAL: Duration = Duration::from_hours(1);
 
 /// Renews the client certificate.
 struct Renewal {

@@ -12,8 +12,8 @@ use machinery_client::request::status_code;
 use machinery_client::{Api, Typed, from_config};
 use machinery_env::Env;
 
-use super::token::ControlPlaneToken;
-use super::{KEYS_FIELD, SYSTEM, authority, keys_secret, token_secret};
+use crate::token::ControlPlaneToken;
+use crate::{KEYS_FIELD, SYSTEM, authority, keys_secret, token_secret};
 
 /// The time after which every API server knows a token and the rights of its holder.
 const KNOWN_WITHIN: Duration = Duration::from_secs(5);
@@ -23,12 +23,12 @@ const NO_TOKEN: &str =
 
 /// How to join a cluster.
 #[derive(Debug, Clone)]
-pub(crate) struct JoinConfig {
+pub struct JoinConfig {
     /// An API server of the cluster: `https://HOST:PORT`.
-    pub(crate) server: http::Uri,
-    pub(crate) token: ControlPlaneToken,
+    pub server: http::Uri,
+    pub token: ControlPlaneToken,
     /// The hash of the cluster's authority: `sha256:…`.
-    pub(crate) ca_hash: String,
+    pub ca_hash: String,
 }
 
 /// Fetches the keys into a folder without keys. The token and its keys are removed from the cluster first: of two holders
@@ -36,7 +36,7 @@ pub(crate) struct JoinConfig {
 ///
 /// # Errors
 /// If the cluster has another authority, or the token is used, too old or wrong.
-pub(crate) async fn fetch_missing(env: &Env, join: &JoinConfig, folder: &Path) -> anyhow::Result<()> {
+pub async fn fetch_missing(env: &Env, join: &JoinConfig, folder: &Path) -> anyhow::Result<()> {
     if SharedKeys::are_in(folder) {
         tracing::info!(folder = %folder.display(), "the folder has a cluster's keys: the token is not used");
         return Ok(());

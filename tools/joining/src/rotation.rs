@@ -12,7 +12,7 @@ const SPAN_PERCENT: i64 = 20;
 const CLOCK_CHECK: Duration = Duration::from_mins(1);
 
 /// The time of renewal.
-pub(super) fn rotate_at(env: &Env, of: &HeldCertificate) -> Timestamp {
+pub(crate) fn rotate_at(env: &Env, of: &HeldCertificate) -> Timestamp {
     let life = of.not_after.duration_since(of.not_before).as_secs().max(0);
     let span = u64::try_from(life * SPAN_PERCENT / 100).unwrap_or(0);
     let after = life * FIRST_PERCENT / 100 + env.below(span + 1).cast_signed();
@@ -20,12 +20,12 @@ pub(super) fn rotate_at(env: &Env, of: &HeldCertificate) -> Timestamp {
 }
 
 /// Whether a certificate is to be renewed at `at` or earlier: one that begins later was issued by a clock that was set back.
-pub(super) fn is_due(at: Timestamp, of: &HeldCertificate, now: Timestamp) -> bool {
+pub(crate) fn is_due(at: Timestamp, of: &HeldCertificate, now: Timestamp) -> bool {
     at <= now || now < of.not_before
 }
 
 /// Waits until a certificate is due by the machine's clock, which may be set meanwhile.
-pub(super) async fn sleep_until_due(env: &Env, at: Timestamp, of: &HeldCertificate) {
+pub(crate) async fn sleep_until_due(env: &Env, at: Timestamp, of: &HeldCertificate) {
     loop {
         let now = env.now();
         let left = Duration::try_from(at.duration_since(now)).unwrap_or_default();

@@ -20,7 +20,7 @@ const DIGITS: usize = 64;
 ///
 /// # Errors
 /// If the text has another form.
-pub(crate) fn check_hash(text: &str) -> Result<(), &'static str> {
+pub fn check_hash(text: &str) -> Result<(), &'static str> {
     let digits = text.strip_prefix("sha256:").unwrap_or_default();
     match digits.len() == DIGITS && digits.bytes().all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f')) {
         true => Ok(()),
@@ -32,7 +32,7 @@ pub(crate) fn check_hash(text: &str) -> Result<(), &'static str> {
 ///
 /// # Errors
 /// If it has another form.
-pub(crate) fn check_server(url: &Uri) -> Result<(), &'static str> {
+pub fn check_server(url: &Uri) -> Result<(), &'static str> {
     match url.scheme_str() == Some("https") && url.authority().is_some() {
         true => Ok(()),
         false => Err("https://HOST:PORT"),
@@ -44,7 +44,7 @@ pub(crate) fn check_server(url: &Uri) -> Result<(), &'static str> {
 ///
 /// # Errors
 /// If the server doesn't answer, or sends no certificate with the hash.
-pub(super) async fn find(env: &Env, server: &Uri, hash: &str) -> anyhow::Result<Authority> {
+pub(crate) async fn find(env: &Env, server: &Uri, hash: &str) -> anyhow::Result<Authority> {
     let host = host::of_url(server);
     let port = server.port_u16().unwrap_or(443);
     let connected = async {

@@ -10,9 +10,9 @@ use machinery_client::{Api, Kind, ListOptions};
 use machinery_env::Env;
 use serde_json::{Value, json};
 
-use super::node::is_coracle;
-use super::token::{BootstrapToken, is_id};
-use super::{RBAC, SYSTEM, token_secret};
+use crate::node::is_coracle;
+use crate::token::{BootstrapToken, is_id};
+use crate::{RBAC, SYSTEM, token_secret};
 
 /// The type of the tokens' Secrets (upstream's).
 const TYPE: &str = "bootstrap.kubernetes.io/token";
@@ -41,17 +41,17 @@ const PAGE: usize = 500;
 
 /// How long a new token is good for, and what it is for.
 #[derive(Debug, Clone)]
-pub(crate) struct TokenRequest {
+pub struct TokenRequest {
     /// None: without end.
-    pub(crate) valid: Option<std::time::Duration>,
-    pub(crate) description: Option<String>,
+    pub valid: Option<std::time::Duration>,
+    pub description: Option<String>,
 }
 
 /// Makes a token, and the missing bindings.
 ///
 /// # Errors
 /// If the API server rejects one of the objects, or the token's end is beyond all times.
-pub(crate) async fn create(env: &Env, client: &Client, request: &TokenRequest) -> anyhow::Result<BootstrapToken> {
+pub async fn create(env: &Env, client: &Client, request: &TokenRequest) -> anyhow::Result<BootstrapToken> {
     for (name, role, group) in BINDINGS {
         create_missing(client, &binding(name, role, group)).await.with_context(|| name.to_owned())?;
     }
@@ -121,7 +121,7 @@ async fn create_missing(client: &Client, object: &Value) -> Result<(), kube::Err
 ///
 /// # Errors
 /// If the API server can't be asked.
-pub(crate) async fn list(env: &Env, client: &Client) -> anyhow::Result<Vec<Vec<String>>> {
+pub async fn list(env: &Env, client: &Client) -> anyhow::Result<Vec<Vec<String>>> {
     let secrets: Api<Secret> = Api::namespaced(client.clone(), SYSTEM);
     let mut options = ListOptions { fields: format!("type={TYPE}"), limit: PAGE, ..ListOptions::default() };
     let head = ["TOKEN", "TTL", "EXPIRES", "USAGES", "DESCRIPTION", "EXTRA GROUPS"];
@@ -171,7 +171,7 @@ fn row(secret: &Secret, now: Timestamp) -> Vec<String> {
 ///
 /// # Errors
 /// If the text is neither, or the API server refuses.
-pub(crate) async fn delete(client: &Client, token: &str) -> anyhow::Result<String> {
+pub async fn delete(client: &Client, token: &str) -> anyhow::Result<String> {
     let id = match token.parse::<BootstrapToken>() {
         Ok(token) => token.id,
         Err(_) if is_id(token) => token.to_owned(),

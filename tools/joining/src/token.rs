@@ -22,7 +22,7 @@ const FILE_BYTES_MAX: u64 = 4096;
 ///
 /// # Errors
 /// If the file can't be read or holds no token. The error doesn't repeat its content.
-pub(crate) fn read_file<T: FromStr<Err = &'static str>>(file: &Path) -> Result<Option<T>, String> {
+pub fn read_file<T: FromStr<Err = &'static str>>(file: &Path) -> Result<Option<T>, String> {
     let mut text = String::new();
     let opened = match File::open(file) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -36,9 +36,9 @@ pub(crate) fn read_file<T: FromStr<Err = &'static str>>(file: &Path) -> Result<O
 
 /// A parsed bootstrap token.
 #[derive(Clone, PartialEq, Eq)]
-pub(crate) struct BootstrapToken {
-    pub(super) id: String,
-    pub(super) secret: String,
+pub struct BootstrapToken {
+    pub(crate) id: String,
+    pub(crate) secret: String,
 }
 
 impl fmt::Debug for BootstrapToken {
@@ -48,7 +48,7 @@ impl fmt::Debug for BootstrapToken {
 }
 
 impl BootstrapToken {
-    pub(super) fn new(env: &Env) -> Self {
+    pub(crate) fn new(env: &Env) -> Self {
         Self { id: letters(env, ID_LETTERS), secret: letters(env, SECRET_LETTERS) }
     }
 }
@@ -70,7 +70,7 @@ impl FromStr for BootstrapToken {
 }
 
 /// Whether a text is the first part of a token.
-pub(super) fn is_id(text: &str) -> bool {
+pub(crate) fn is_id(text: &str) -> bool {
     is_plain(text, ID_LETTERS)
 }
 
@@ -85,9 +85,9 @@ fn letters(env: &Env, count: usize) -> String {
 
 /// A parsed token of a new API server.
 #[derive(Clone, PartialEq, Eq)]
-pub(crate) struct ControlPlaneToken {
-    pub(super) id: String,
-    pub(super) secret: String,
+pub struct ControlPlaneToken {
+    pub(crate) id: String,
+    pub(crate) secret: String,
     key: [u8; SealingKey::BYTES],
 }
 
@@ -98,18 +98,18 @@ impl fmt::Debug for ControlPlaneToken {
 }
 
 impl ControlPlaneToken {
-    pub(super) fn new(env: &Env) -> Self {
+    pub(crate) fn new(env: &Env) -> Self {
         let mut key = [0; SealingKey::BYTES];
         env.fill(&mut key);
         Self { id: letters(env, ID_LETTERS), secret: letters(env, SECRET_LETTERS), key }
     }
 
     /// The part that the API server authenticates.
-    pub(super) fn bearer(&self) -> String {
+    pub(crate) fn bearer(&self) -> String {
         format!("{}.{}", self.id, self.secret)
     }
 
-    pub(super) fn key(&self) -> SealingKey {
+    pub(crate) fn key(&self) -> SealingKey {
         SealingKey::new(&self.key)
     }
 }

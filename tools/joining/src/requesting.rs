@@ -12,17 +12,17 @@ use machinery_client::Api;
 use machinery_env::Env;
 use serde_json::{Value, json};
 
-use super::stored::NodeCertificate;
+use crate::stored::NodeCertificate;
 
 /// How long a request waits for its certificate (upstream's `certificateWaitTimeout`).
-pub(super) const WAIT_MAX: Duration = Duration::from_mins(15);
+pub(crate) const WAIT_MAX: Duration = Duration::from_mins(15);
 /// After this time without an approval a warning says how to approve.
 const NOTICE_AFTER: Duration = Duration::from_secs(10);
 const NODES: &str = "system:nodes";
 
 /// The certificate to request.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct WantedCertificate {
+pub(crate) struct WantedCertificate {
     signer: &'static str,
     /// Those of an ECDSA key (upstream's `DefaultKubeletClientGetUsages` and `DefaultKubeletServingGetUsages`).
     usages: [&'static str; 2],
@@ -32,7 +32,7 @@ pub(super) struct WantedCertificate {
 }
 
 impl WantedCertificate {
-    pub(super) fn client(user: &str) -> Self {
+    pub(crate) fn client(user: &str) -> Self {
         Self {
             signer: "kubernetes.io/kube-apiserver-client-kubelet",
             usages: ["digital signature", "client auth"],
@@ -41,7 +41,7 @@ impl WantedCertificate {
         }
     }
 
-    pub(super) fn serving(user: &str, names: Vec<String>) -> Self {
+    pub(crate) fn serving(user: &str, names: Vec<String>) -> Self {
         Self {
             signer: "kubernetes.io/kubelet-serving",
             usages: ["digital signature", "server auth"],
@@ -67,7 +67,7 @@ impl WantedCertificate {
 /// # Errors
 /// If the API server refuses the request, it was denied or failed, or no one approved or signed it in time. An error of the
 /// API server is a [`kube::Error`].
-pub(super) async fn obtain(env: &Env, client: &Client, wanted: &WantedCertificate) -> anyhow::Result<NodeCertificate> {
+pub(crate) async fn obtain(env: &Env, client: &Client, wanted: &WantedCertificate) -> anyhow::Result<NodeCertificate> {
     let order = CertificateOrder::new(&wanted.user, NODES, &wanted.names)?;
     let requests: Api<CertificateSigningRequest> = Api::all(client.clone());
     let created = requests.create(&wanted.object(&order)).await?;
