@@ -1,50 +1,27 @@
 //! The data plane: reaches Services and pods for guests ([`machinery_serve::net::Dial`]) and for processes of the host
 //! (one listener per ClusterIP and port, and per NodePort).
 //!
-//! [`table`], [`balance`] (the endpoint picker), [`resolve`] and [`unsupported`] are pure; `state` and `snapshot` hold
-//! their input. [`plane`], [`http`] (with the activator), `l4`, `listen` and [`tunnel`] (to other nodes) perform IO;
-//! [`watch`] feeds the table from the API, or from `checkpoint` while that is away.
+//! - [`routing`]: the table, the endpoint picker, the routes that readers see. Pure.
+//! - [`names`]: cluster DNS as data. Pure. [`dns`]: the same on the wire.
+//! - [`watch`]: feeds the table from the API, or from its checkpoint while that is away.
+//! - [`plane`]: `Dial` for guests; `listen`: the listeners for the host; [`state`]: what they share.
+//! - [`http`] (with the activator), `streams`, `udp`: calls by kind, over a `connection` of the host. [`egress`]: connections to destinations that are no pod.
+//! - [`tunnel`]: calls to and from other nodes.
 //!
 //! Absent on purpose: kernel rules, routes, privileges, and any knowledge of how a pod runs.
 
-mod activation;
-pub mod balance;
-mod checkpoint;
-mod cluster_name;
-mod datagram_dial;
-mod datagram_relay;
-mod datagrams;
-mod destination;
+mod connection;
 pub mod dns;
-mod dns_metrics;
 pub mod egress;
-pub mod endpoint;
-mod events;
-mod flow_target;
-mod flows;
 pub mod http;
-mod http1;
-pub mod in_flight;
-mod join;
-mod l4;
-mod lifetime;
 mod listen;
-mod look_up;
-pub mod metrics;
-mod names;
+pub mod names;
 pub mod plane;
-mod pod_limit;
-mod pool;
-pub mod published;
-mod read_ahead;
-pub mod resolve;
-mod snapshot;
-mod special;
-mod state;
+pub mod routing;
+pub mod state;
 mod streams;
-pub mod table;
 pub mod tunnel;
-pub mod unsupported;
+mod udp;
 pub mod watch;
 
 pub use plane::{Config, DataPlane};

@@ -16,13 +16,13 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::datagrams::DatagramListener;
+use crate::connection::lifetime::ConnectionLifetime;
+use crate::egress::external::DNS_PORT;
 use crate::http::{health, server};
-use crate::l4;
-use crate::lifetime::ConnectionLifetime;
-use crate::names::DNS_PORT;
+use crate::routing::table::{Change, Entrance, Listen, PortRoute};
 use crate::state::ProxyState;
-use crate::table::{Change, Entrance, Listen, PortRoute};
+use crate::streams::l4;
+use crate::udp::listener::DatagramListener;
 
 /// A port that could not be bound, for an event on the Service.
 #[derive(Debug)]
@@ -294,7 +294,7 @@ mod tests {
 
     use super::*;
     use crate::plane::tests::plane;
-    use crate::table::tests::route;
+    use crate::routing::table::tests::route;
 
     struct Pod {
         outlives_agent: bool,

@@ -1,5 +1,7 @@
 //! The data plane's API: `Dial` leads guests' calls to pods, to endpoints, or to external destinations.
 
+mod look_up;
+
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,16 +16,16 @@ use machinery_serve::net::{
 };
 use machinery_serve::trace::{self, Span};
 
-use crate::destination::Resolved;
 use crate::http::activator;
 use crate::http::forward::{Exchange, hand_over, refused};
 use crate::http::spans;
-use crate::metrics::Metrics;
-use crate::resolve::{self, NameQuery, Target};
+use crate::names::resolve::{self, NameQuery, Target};
+use crate::routing::destination::Resolved;
+use crate::routing::table::{Endpoint, PortRoute, ServiceRoutes};
 pub use crate::state::Config;
 use crate::state::ProxyState;
-use crate::streams::{not_opened, open_stream, origin_of, pipe_to};
-use crate::table::{Endpoint, PortRoute, ServiceRoutes};
+use crate::state::metrics::Metrics;
+use crate::streams::open::{not_opened, open_stream, origin_of, pipe_to};
 
 /// Maximum chained `ExternalName` Services: a longer chain is likely a loop.
 const ALIASES_MAX: usize = 8;

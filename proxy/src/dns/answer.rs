@@ -1,8 +1,8 @@
 //! Answers of cluster DNS as a function of the question and the routes (the Kubernetes DNS specification 1.1.0; where
 //! it is silent, CoreDNS' `kubernetes` plugin with `pods insecure`). Pure.
 //!
-//! Names and their endpoints are those by which guests' calls are resolved ([`crate::cluster_name`],
-//! [`crate::published`]).
+//! Names and their endpoints are those by which guests' calls are resolved ([`crate::names::cluster_name`],
+//! [`crate::names::published`]).
 
 use std::collections::HashSet;
 use std::net::IpAddr;
@@ -13,10 +13,10 @@ use ipnet::IpNet;
 use machinery_api::ObjectKey;
 use machinery_api::names::CLUSTER_DOMAIN;
 
-use crate::cluster_name::{ClusterName, PortName, in_cluster};
 use crate::dns::records::{self, ZONE, absolute, is_of_type};
-use crate::published::{Published, PublishedPort};
-use crate::snapshot::RouteSnapshot;
+use crate::names::cluster_name::{ClusterName, PortName, in_cluster};
+use crate::names::published::{Published, PublishedPort};
+use crate::routing::snapshot::RouteSnapshot;
 
 /// Maximum chained aliases within the cluster (CoreDNS' limit): a longer chain is likely a loop.
 const ALIASES_MAX: usize = 8;

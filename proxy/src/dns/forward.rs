@@ -15,7 +15,7 @@ use hickory_resolver::{ResponseCache, TtlConfig};
 use machinery_serve::descriptors::{Class, Descriptors};
 
 use crate::dns::outside::{retain_answers, retain_outside};
-use crate::names::FORWARDS_MAX;
+use crate::egress::external::FORWARDS_MAX;
 use crate::state::ProxyState;
 
 /// Maximum cached answers (CoreDNS' default).

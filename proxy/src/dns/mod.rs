@@ -1,5 +1,5 @@
 //! Cluster DNS on the wire, for processes of the host: UDP and TCP on the cluster's DNS address and on an address of its
-//! own (docs/contract.md §3). Guests resolve in process, by the same data ([`crate::look_up`]).
+//! own (docs/contract.md §3). Guests resolve in process, by the same data ([`crate::plane::look_up`]).
 //!
 //! - [`records`], [`answer`], [`outside`], [`packet`], [`limit`]: pure.
 //! - [`forward`]: names outside the cluster, by the host's name servers.
@@ -24,10 +24,10 @@ use machinery_serve::accept::Listener;
 use machinery_serve::sockets::SocketTable;
 use tokio_util::sync::CancellationToken;
 
-use crate::datagrams;
 use crate::dns::server::DnsServer;
-use crate::names::DNS_PORT;
+use crate::egress::external::DNS_PORT;
 use crate::plane::DataPlane;
+use crate::udp::listener;
 
 /// Attempts to find a port that is free for both UDP and TCP.
 const PORT_ATTEMPTS_MAX: usize = 16;
@@ -95,7 +95,7 @@ pub async fn serve(plane: &DataPlane, sockets: Vec<DnsSockets>, stop: &Cancellat
     let server = DnsServer::new(plane.state.clone());
     let mut serving = Vec::with_capacity(sockets.len());
     for DnsSockets { udp, tcp } in sockets {
-        let udp = server.clone().serve_udp(datagrams::registered(udp)?, stop.clone());
+        let udp = server.clone().serve_udp(listener::registered(udp)?, stop.clone());
         let tcp = server.clone().serve_tcp(Listener::from_bound("", tcp)?.of_pods(), stop.clone());
         serving.push(async move { tokio::join!(udp, tcp) });
     }

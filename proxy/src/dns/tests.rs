@@ -16,8 +16,8 @@ use super::records::absolute;
 use super::server::DnsServer;
 use super::{DnsSockets, serve};
 use crate::plane::tests::{PlaneWithTable, plane};
-use crate::snapshot::RouteSnapshot;
-use crate::table::Table;
+use crate::routing::snapshot::RouteSnapshot;
+use crate::routing::table::Table;
 
 /// A table with routes: Services and slices as JSON.
 pub(crate) fn routes(services: &[(&str, Value)], slices: &[(&str, Value)]) -> RouteSnapshot {
@@ -252,7 +252,7 @@ struct Served {
 impl Served {
     async fn start() -> Self {
         let mut plane = plane();
-        plane.set_names(crate::names::tests::tarpit().await);
+        plane.set_names(crate::egress::external::tests::tarpit().await);
         plane.state.set_synced();
         let spec = json!({"clusterIP": "127.64.0.20", "ports": [{"name": "http", "port": 80}]});
         crate::plane::tests::add_service(&plane, "catalog", spec, "127.66.0.2");
@@ -447,7 +447,7 @@ async fn silent_name_servers_end_in_a_failure_and_hold_no_other_client() {
     let server = super::forward::Forwarder::new(served.plane.state.clone());
     let client: IpAddr = "127.0.0.1".parse().unwrap();
     let places: Vec<_> = std::iter::from_fn(|| server.admit(client)).collect();
-    assert_eq!(places.len(), crate::names::FORWARDS_MAX / 2);
+    assert_eq!(places.len(), crate::egress::external::FORWARDS_MAX / 2);
     assert!(server.admit("127.66.0.2".parse().unwrap()).is_some());
     drop(places);
     let silent = served.udp(&bytes(&request(1, "slow.example.com", RecordType::A))).await;

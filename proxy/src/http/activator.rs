@@ -1,5 +1,5 @@
 //! The activator: holds a request without a usable endpoint until its workload has scaled from zero, bounded by
-//! `crate::activation`. Its body stays unread beyond the connection's buffers. The slot of a client whose connection
+//! `crate::state::activation`. Its body stays unread beyond the connection's buffers. The slot of a client whose connection
 //! breaks is free at once, and that of one that closes its connection after 5 s: this looks like the end of its sending half.
 
 use std::sync::Arc;
@@ -9,9 +9,9 @@ use http::{Request, Response};
 use machinery_serve::net::{Body, DialError, ServicePort};
 
 use super::forward::{AttemptOutcome, Exchange, attempt, overload};
-use crate::activation::{EnqueueError, WAIT_MAX};
+use crate::routing::table::{PortRoute, ServiceRoutes};
 use crate::state::ProxyState;
-use crate::table::{PortRoute, ServiceRoutes};
+use crate::state::activation::{EnqueueError, WAIT_MAX};
 
 /// First retry delay for endpoints that don't take a request yet; doubles with each retry.
 const RETRY_DELAY_MIN: Duration = Duration::from_millis(50);

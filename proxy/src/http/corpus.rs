@@ -13,9 +13,9 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
-use crate::in_flight::InFlightCount;
 use crate::plane::{Config, DataPlane};
-use crate::table::{AppProtocol, Change, Endpoint, Listen, PortRoute};
+use crate::routing::in_flight::InFlightCount;
+use crate::routing::table::{AppProtocol, Change, Endpoint, Listen, PortRoute};
 
 /// Sent by the driver after each case.
 const SENTINEL: &[u8] = b"GET /sentinel HTTP/1.1\r\nHost: sentinel\r\nConnection: close\r\n\r\n";
@@ -251,7 +251,7 @@ fn route(address: SocketAddr, app_protocol: AppProtocol) -> Arc<PortRoute> {
         ip: address.ip(),
         port: address.port(),
         node: None,
-        hints: crate::table::Hints::default(),
+        hints: crate::routing::table::Hints::default(),
         hostname: String::new(),
         in_flight: InFlightCount::default(),
     };
@@ -415,7 +415,7 @@ fn known_to_guests(bench: &Bench, app_protocol: &str) {
     let slice = serde_json::json!({"metadata": {"name": "kubernetes", "namespace": "default",
         "labels": {"kubernetes.io/service-name": "kubernetes"}}, "addressType": "IPv4",
         "ports": [{"name": "", "port": address.port()}], "endpoints": [{"addresses": [address.ip()]}]});
-    let mut table = crate::table::Table::default();
+    let mut table = crate::routing::table::Table::default();
     let routes = &bench.plane.state.routes;
     routes.install(&table.service(&key, Some(serde_json::from_value(service).unwrap())));
     table.slice(&key, Some(serde_json::from_value(slice).unwrap())).iter().for_each(|change| routes.install(change));

@@ -11,12 +11,12 @@ use machinery_serve::trace::Span;
 
 use super::held::holding;
 use super::spans;
-use crate::balance;
 use crate::egress::SendError;
-use crate::pod_limit;
-use crate::read_ahead::{self, ReadAheadBudget};
+use crate::egress::pod_limit;
+use crate::routing::balance;
+use crate::routing::table::{Endpoint, PortRoute};
 use crate::state::ProxyState;
-use crate::table::{Endpoint, PortRoute};
+use crate::state::read_ahead::{self, ReadAheadBudget};
 
 /// Maximum connection failures before a request fails: each may take seconds.
 const CONNECTS_MAX: usize = 3;

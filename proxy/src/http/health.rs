@@ -15,8 +15,8 @@ use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 
 use super::server::idle_end;
-use crate::lifetime::ConnectionLifetime;
-use crate::table::PortRoute;
+use crate::connection::lifetime::ConnectionLifetime;
+use crate::routing::table::PortRoute;
 
 const WEIGHT: HeaderName = HeaderName::from_static("x-load-balancing-endpoint-weight");
 
@@ -71,7 +71,7 @@ mod tests {
     use machinery_serve::net::ServicePort;
 
     use super::*;
-    use crate::table::tests::route;
+    use crate::routing::table::tests::route;
 
     #[tokio::test]
     async fn the_response_has_the_number_of_local_endpoints() {

@@ -15,9 +15,9 @@ use tokio_util::sync::CancellationToken;
 use super::activator;
 use super::forward::Exchange;
 use super::spans;
-use crate::lifetime::ConnectionLifetime;
+use crate::connection::lifetime::ConnectionLifetime;
+use crate::routing::table::PortRoute;
 use crate::state::ProxyState;
-use crate::table::PortRoute;
 
 /// Time of an idle connection for one more request when its listener ends. The next process serves meanwhile.
 const IDLE_END_MAX: Duration = Duration::from_secs(2);

@@ -8,7 +8,7 @@ use machinery_serve::net::{Body, Caller};
 use machinery_serve::trace::{Parent, Span, SpanKind, is_enabled, method_name};
 
 use super::held::holding;
-use crate::table::{Endpoint, PortRoute};
+use crate::routing::table::{Endpoint, PortRoute};
 
 /// The span of a host process's request to a Service, by the name that it used.
 pub(super) fn of_host(route: &PortRoute, (host, peer): (&str, SocketAddr), request: &mut Request<Body>) -> Span {

@@ -3,7 +3,7 @@
 use std::sync::Mutex;
 
 use super::*;
-use crate::table::{Change, Listen, Table};
+use crate::routing::table::{Change, Listen, Table};
 use ::http::StatusCode;
 use http_body_util::{BodyExt as _, Empty, Full};
 use machinery_serve::net::{Attached, Listen as At, Origin};
@@ -63,7 +63,7 @@ impl PlaneWithTable {
     }
 
     /// Replaces the host's name servers.
-    pub(crate) fn set_names(&mut self, names: crate::names::ExternalResolver) {
+    pub(crate) fn set_names(&mut self, names: crate::egress::external::ExternalResolver) {
         Arc::get_mut(&mut self.plane.state).unwrap().egress.set_names(names);
     }
 
@@ -302,7 +302,7 @@ async fn look_ups_and_calls_agree() {
 #[tokio::test]
 async fn an_external_name_leads_where_its_target_does() {
     let mut plane = plane();
-    plane.set_names(crate::names::tests::tarpit().await);
+    plane.set_names(crate::egress::external::tests::tarpit().await);
     add_service(&plane, "catalog", json!({"clusterIP": "127.64.0.20", "ports": [{"port": 80}]}), "127.66.0.2");
     let _pod = attach(&plane, "127.66.0.2", "three boats");
     let alias = |name: &str, to: &str| {

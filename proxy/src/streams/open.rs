@@ -1,0 +1,128 @@
+//! Streams of bytes to pods: through a pipe to one of this process, over the tunnel to one of another node.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use machinery_serve::net::{
+    CallRejected, Caller, DialError, Origin, Peer, Protocol, Serve, ServicePort, Stream, Target,
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::http::forward::{pick_endpoint, refused};
+use crate::routing::table::{Endpoint, PortRoute};
+use crate::state::ProxyState;
+
+impl ProxyState {
+    /// Opens a stream to an endpoint of a route. An endpoint of another node that doesn't take it is skipped.
+    pub(crate) async fn stream_to_endpoint(
+        &self,
+        caller: &Caller,
+        route: &Arc<PortRoute>,
+        to: &Target,
+    ) -> Result<Stream, DialError> {
+        let named = || format!("{}:{}", to.host, to.port);
+        let found = |at: SocketAddr| self.network.find(at.ip(), Protocol::Tcp, at.port());
+        let mut tried: Vec<SocketAddr> = Vec::new();
+        loop {
+            let usable = |endpoint: &Endpoint| {
+                let at = endpoint.address();
+                let reachable = found(at).is_some() || self.may_dial(route, at);
+                reachable && route.admits_node(endpoint, &caller.node) && !tried.contains(&at)
+            };
+            let endpoint = pick_endpoint(self, route, caller.into(), usable);
+            let at = endpoint.ok_or_else(|| DialError::NoEndpoint(named()))?.address();
+            let Some(serve) = found(at) else { return self.egress.stream(caller, vec![at], &to.host).await };
+            match open_stream(serve, origin_of(caller, at, route.via.clone())).await {
+                Ok(stream) => return Ok(stream),
+                Err(CallRejected::Gone(_) | CallRejected::Busy(_)) => tried.push(at),
+                Err(rejected) => return Err(not_opened(&rejected, at)),
+            }
+        }
+    }
+}
+
+/// The origin of a pod's call.
+pub(crate) fn origin_of(caller: &Caller, at: SocketAddr, via: Option<Arc<ServicePort>>) -> Origin {
+    Origin { peer: Peer::Pod(caller.clone()), local: at, via }
+}
+
+/// Opens a stream to a pod: over the tunnel to another node, else through a pipe.
+pub(crate) async fn open_stream(serve: Arc<dyn Serve>, origin: Origin) -> Result<Stream, CallRejected<()>> {
+    match serve.connect(&origin).await {
+        Some(opened) => opened,
+        None => Ok(pipe_to(serve, origin)),
+    }
+}
+
+/// Opens a pipe to a pod of this process, which serves the other end like a socket.
+pub(crate) fn pipe_to(serve: Arc<dyn Serve>, origin: Origin) -> Stream {
+    let (near, far) = Stream::pipe();
+    let gone = CancellationToken::new();
+    let near = near.holding(gone.clone().drop_guard());
+    // A rejected pipe is dropped: the caller sees the connection close.
+    tokio::spawn(
+        async move { gone.run_until_cancelled(serve.stream(origin, far)).await.map(|done| done.map_err(drop)) },
+    );
+    near
+}
+
+/// The error of a stream or of datagrams that no pod took.
+pub(crate) fn not_opened(rejected: &CallRejected<()>, address: impl ToString) -> DialError {
+    match rejected {
+        CallRejected::Denied(policy) => DialError::Denied(format!("{} (policy {policy})", address.to_string())),
+        CallRejected::Gone(_) | CallRejected::Busy(_) | CallRejected::Closed => refused(address),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::{Request, Response};
+    use machinery_api::ObjectKey;
+    use machinery_serve::net::{Body, Dial as _, Listen};
+    use serde_json::json;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    use super::*;
+    use crate::plane::tests::{caller, plane};
+
+    /// Sends its own name on each stream.
+    struct Pod(&'static str);
+
+    #[async_trait::async_trait]
+    impl Serve for Pod {
+        async fn http(&self, _: &Origin, _: Request<Body>) -> Result<Response<Body>, CallRejected<Request<Body>>> {
+            Err(CallRejected::Closed)
+        }
+
+        async fn stream(self: Arc<Self>, _: Origin, mut stream: Stream) -> Result<(), CallRejected<Stream>> {
+            let _ = stream.write_all(self.0.as_bytes()).await;
+            Ok(())
+        }
+    }
+
+    #[tokio::test]
+    async fn a_local_traffic_policy_leaves_the_endpoints_of_the_callers_node() {
+        let plane = plane();
+        let key = ObjectKey::new("shop", "db");
+        let spec = json!({"clusterIP": "127.64.0.12", "internalTrafficPolicy": "Local", "ports": [{"port": 80}]});
+        plane.service(&key, Some(json!({"metadata": {"name": "db", "namespace": "shop"}, "spec": spec})));
+        let slice = json!({"metadata": {"name": "db", "namespace": "shop", "labels": {"kubernetes.io/service-name": "db"}},
+            "addressType": "IPv4", "ports": [{"name": "", "port": 8080}], "endpoints": [
+                {"addresses": ["127.66.0.2"], "nodeName": "coracle-1"},
+                {"addresses": ["127.66.0.3"], "nodeName": "coracle-2"}]});
+        plane.slice(&key, Some(slice));
+        let attach = |ip: &str, says| {
+            plane.state.network.attach(Listen::tcp(ip.parse().unwrap(), 8080), Arc::new(Pod(says))).unwrap()
+        };
+        let _pods = [attach("127.66.0.2", "near"), attach("127.66.0.3", "far")];
+        let to = Target { host: "db".to_owned(), port: 80 };
+        for _ in 0..20 {
+            let mut received = String::new();
+            let mut stream = plane.stream(&caller(), &to).await.unwrap();
+            let _ = stream.read_to_string(&mut received).await;
+            assert_eq!(received, "near");
+        }
+        let elsewhere = Caller { node: "coracle-3".into(), ..caller() };
+        assert!(matches!(plane.stream(&elsewhere, &to).await, Err(DialError::NoEndpoint(_))));
+    }
+}
