@@ -1,8 +1,8 @@
 //! The controllers: reconcile the cluster with the specs of its objects.
 //!
 //! Each controller is a pure function from view and key to plan, and a row in [`CONTROLLERS`]; the driver in
-//! `machinery_client` does the rest. A new controller needs a file and a row. Tests over the table check that a
-//! performed plan leaves nothing to do.
+//! `machinery_client` does the rest. A new controller needs a file, a row, and a story in `tests/plans`, whose files are
+//! transcripts of plans. Tests over the table check that a performed plan leaves nothing to do.
 //!
 //! Invariant: a decision neither waits nor uses a client or clock. Its memory between passes is part of the plan, and
 //! may be lost.
@@ -22,6 +22,7 @@ mod deployment;
 mod disruption;
 mod endpoints;
 mod endpointslice;
+pub mod explain;
 mod fnv;
 mod garbage_collector;
 mod int_or_percent;

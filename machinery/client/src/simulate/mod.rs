@@ -14,6 +14,7 @@ use crate::driver::{Context, Controller, Input};
 use crate::object::{Decode, Kind, decode_metadata, key_of};
 use crate::pass::{Pass, ReconcilerCache};
 use crate::plan::{Action, Plan, Propagation};
+use crate::request::PatchType;
 use machinery_api::{GroupVersion, ObjectKey};
 
 /// A cache with a simulated server.
@@ -39,6 +40,16 @@ pub fn held_by<S>(controllers: &[Controller<S>]) -> Vec<(Kind, Decode)> {
     held.sort_by(|a, b| a.0.cmp(&b.0));
     held.dedup_by(|a, b| a.0 == b.0);
     held
+}
+
+/// An object after a patch.
+///
+/// # Errors
+/// If an operation of a JSON patch names a missing field, or a test fails.
+pub fn patched(object: &Value, patch_type: PatchType, patch: &Value) -> Result<Value, String> {
+    let mut object = object.clone();
+    patch::apply(&mut object, patch_type, patch)?;
+    Ok(object)
 }
 
 impl Simulation {
