@@ -1,0 +1,144 @@
+//! A verb that runs a process in the foreground: threads, signals, takeover, the `ready` line, and the exit.
+
+use std::time::Duration;
+
+use anyhow::Context as _;
+use machinery_env::Env;
+use tokio::runtime::Runtime;
+use tokio_util::sync::CancellationToken;
+use tools_command::data_dir::DataDir;
+use tools_command::failure::Failure;
+use tools_command::notify;
+use tools_command::output::print_stderr;
+use tools_command::progress::Progress;
+
+use super::memory;
+use super::metrics::MetricsEndpoint;
+use super::process::Process;
+use crate::takeover::{self, HandedOver, HandoverRequests, TakenOver};
+
+/// Threads of the control plane: it mostly waits, and two cores are the smallest supported machine.
+const CONTROL_PLANE_THREADS: usize = 2;
+/// Grace period of tasks that still run when the runtimes end; a stop takes 5 s at most (docs/contract.md §2).
+const LAST_MOMENT: Duration = Duration::from_millis(500);
+
+/// A process that is ready, and what it reports.
+pub(crate) struct ReadyProcess {
+    pub(crate) process: Process,
+    pub(crate) taken: Option<TakenOver>,
+    pub(crate) metrics: MetricsEndpoint,
+    /// The fields of the `ready` line.
+    pub(crate) report: String,
+}
+
+/// Starts a process and runs it until SIGINT or SIGTERM, a takeover of its data folder `data`, or a failure.
+///
+/// # Errors
+/// If the start fails, the address of the metrics is taken, or a component ended by itself.
+pub(crate) fn until_stopped(
+    env: &Env,
+    data: Option<&DataDir>,
+    start: impl AsyncFnOnce(Progress) -> anyhow::Result<ReadyProcess>,
+) -> Result<(), Failure> {
+    let progress = Progress::stderr();
+    let runtime = runtime()?;
+    let done: anyhow::Result<()> = runtime.block_on(async {
+        // Installed before the start, so that a signal during it is not lost.
+        let stop = stop_signal();
+        tokio::pin!(stop);
+        let started = tokio::select! {
+            started = start(progress) => started?,
+            () = &mut stop => return Ok(()),
+        };
+        let ReadyProcess { process, taken, metrics, report } = started;
+        let mut handovers = data.map(|data| takeover::listen(env, data));
+        let metrics_stop = CancellationToken::new();
+        let metrics = metrics.serve(env, &metrics_stop)?;
+        progress.done();
+        if let Some(taken) = taken {
+            print_stderr!("coracle: {}", taken.complete(env, process.engine()).await);
+        }
+        notify::ready(format_args!("ready {report}{metrics}"))?;
+        memory::release_after_start(env);
+        let ended = tokio::select! {
+            () = &mut stop => Ok(()),
+            given = committed(handovers.as_mut()) => {
+                // The next process has a control socket of its own.
+                drop(handovers);
+                let leaving = process.hand_over(given).await;
+                tokio::select! {
+                    () = &mut stop => {}
+                    () = leaving.complete() => {}
+                }
+                return Ok(());
+            }
+            error = process.failed() => Err(error),
+        };
+        process.stop().await;
+        metrics_stop.cancel();
+        ended
+    });
+    runtime.shutdown_timeout(LAST_MOMENT);
+    Ok(done?)
+}
+
+async fn committed(handovers: Option<&mut HandoverRequests>) -> HandedOver {
+    match handovers {
+        Some(handovers) => handovers.committed().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// The runtime of the control plane.
+///
+/// # Errors
+/// If threads can't be started.
+pub(crate) fn runtime() -> anyhow::Result<Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(CONTROL_PLANE_THREADS)
+        .thread_name("control-plane")
+        .enable_all()
+        .build()
+        .context("cannot start threads")
+}
+
+/// Waits for SIGINT or SIGTERM, and notifies the supervisor of the stop. The call itself installs the handlers.
+pub(crate) fn stop_signal() -> impl Future<Output = ()> {
+    let mut signals = StopSignals::new();
+    async move { signals.next().await }
+}
+
+/// SIGINT and SIGTERM, one after the other.
+pub(crate) struct StopSignals {
+    #[cfg(unix)]
+    handlers: Option<[tokio::signal::unix::Signal; 2]>,
+}
+
+impl StopSignals {
+    /// Installs the handlers; needs the runtime.
+    pub(crate) fn new() -> Self {
+        #[cfg(unix)]
+        {
+            use tokio::signal::unix::{SignalKind, signal};
+            let handlers = signal(SignalKind::terminate()).ok().zip(signal(SignalKind::interrupt()).ok());
+            Self { handlers: handlers.map(|(terminate, interrupt)| [terminate, interrupt]) }
+        }
+        #[cfg(not(unix))]
+        Self {}
+    }
+
+    /// Waits for the next one.
+    pub(crate) async fn next(&mut self) {
+        #[cfg(unix)]
+        if let Some([terminate, interrupt]) = &mut self.handlers {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            notify::stopping();
+            return;
+        }
+        let _ = tokio::signal::ctrl_c().await;
+        notify::stopping();
+    }
+}
