@@ -5,7 +5,6 @@
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use apiserver_admission::AdmissionConfiguration;
 use apiserver_storage::options::StoreOptions;
@@ -16,20 +15,15 @@ use machinery_api::selector::subdomain_problems;
 use machinery_env::Env;
 use machinery_options::feature_gates::FeatureFlags;
 
-use super::flags::takeover::{self as flags_of_takeover, TakeoverFlags};
+use super::flags::takeover::TakeoverFlags;
 use crate::compose::preflight::check_cluster;
-use crate::compose::{self, Part, prepare_engine};
+use crate::compose::{self, Cluster, MetricsEndpoint, Part, ReadyProcess, prepare_engine};
 use crate::config::{ApiServerConfig, ClusterConfig, NetworkConfig};
 use crate::network::machine_address;
-use crate::takeover::{self, ListenAddress};
+use crate::takeover::ListenAddress;
 use tools_command::data_dir::DataDir;
 use tools_command::failure::Failure;
 use tools_command::flags::Common;
-use tools_command::notify;
-use tools_command::progress::Progress;
-
-/// Grace period of tasks that still run when the runtimes end; a stop takes 5 s at most (docs/contract.md §2).
-const LAST_MOMENT: Duration = Duration::from_millis(500);
 
 /// Default toleration of not-ready and unreachable nodes in seconds (upstream's).
 pub(super) const USUAL_TOLERATION: u32 = 300;
@@ -170,57 +164,21 @@ pub(super) fn until_stopped(
 ) -> Result<(), Failure> {
     let env = Env::real();
     let data = DataDir::of(common)?;
-    let progress = Progress::stderr();
-    let runtime = compose::runtime()?;
-    let done = runtime.block_on(async {
-        // Installed before the start, so that a signal during it is not lost.
-        let stop = compose::stop_signal();
-        tokio::pin!(stop);
-        let started = async {
-            let address = SocketAddr::new(config.api.bind, config.api.port);
-            // The engine takes a third of a start's time, and needs nothing that the running process has.
-            let mut engine = None;
-            let check = async {
-                check_cluster(&env, &config, &data).await?;
-                engine = prepare_engine(&env, &config, &data)?;
-                Ok(())
-            };
-            let wanted = [ListenAddress { flag: "--port", address }];
-            let taken = takeover.take(&env, &data, progress, &wanted, check).await?;
-            Ok::<_, anyhow::Error>((compose::start(&env, config, engine, up_to, &data, progress).await?, taken))
+    compose::until_stopped(&env, Some(&data), async |progress| {
+        let address = SocketAddr::new(config.api.bind, config.api.port);
+        // The engine takes a third of a start's time, and needs nothing that the running process has.
+        let mut engine = None;
+        let check = async {
+            check_cluster(&env, &config, &data).await?;
+            engine = prepare_engine(&env, &config, &data)?;
+            Ok(())
         };
-        let (cluster, taken) = tokio::select! {
-            started = started => started?,
-            () = &mut stop => return Ok(()),
-        };
-        let mut handovers = takeover::listen(&env, &data);
-        progress.done();
-        flags_of_takeover::complete(taken, &env, cluster.engine()).await;
-        let kubeconfig = data.kubeconfig();
-        notify::ready(format_args!("ready server={} kubeconfig={}{also}", cluster.server, kubeconfig.display()))?;
-        compose::memory::release_after_start(&env);
-        tokio::select! {
-            () = &mut stop => {}
-            given = handovers.committed() => {
-                // The next process has a control socket of its own.
-                drop(handovers);
-                let leaving = cluster.hand_over(given).await;
-                tokio::select! {
-                    () = &mut stop => {}
-                    () = leaving.complete() => {}
-                }
-                return Ok(());
-            }
-            error = cluster.failed() => {
-                cluster.stop().await;
-                return Err(error);
-            }
-        }
-        cluster.stop().await;
-        Ok(())
-    });
-    runtime.shutdown_timeout(LAST_MOMENT);
-    Ok(done?)
+        let wanted = [ListenAddress { flag: "--port", address }];
+        let taken = takeover.take(&env, &data, progress, &wanted, check).await?;
+        let Cluster { process, server, .. } = compose::start(&env, config, engine, up_to, &data, progress).await?;
+        let report = format!("server={server} kubeconfig={}{also}", data.kubeconfig().display());
+        Ok(ReadyProcess { process, taken, metrics: MetricsEndpoint::default(), report })
+    })
 }
 
 #[cfg(test)]

@@ -22,11 +22,10 @@ use machinery_options::feature_gates::FeatureFlags;
 use machinery_options::rejected::{RejectedFlags, SERVING, Table};
 use serde_json::Value;
 
-use super::standalone::{self, ComponentDeps, StandaloneFlags};
-use crate::compose;
+use crate::compose::kubeconfig_process::{self, KubeconfigFlags, KubeconfigParts, election};
+use crate::compose::{self, ControllersParts};
 use crate::inventory::NodeInventory;
 use tools_command::failure::Failure;
-use tools_telemetry::metrics::register_features;
 
 /// Upstream's name of this program.
 const UPSTREAM: &str = "kube-controller-manager";
@@ -35,7 +34,7 @@ const UPSTREAM: &str = "kube-controller-manager";
 #[derive(Debug, Clone, Args)]
 pub(crate) struct ControllerManager {
     #[command(flatten)]
-    standalone: StandaloneFlags,
+    kubeconfig: KubeconfigFlags,
     #[command(flatten)]
     controllers: controllers::ControllerOptions,
     #[command(flatten)]
@@ -178,43 +177,30 @@ pub(crate) fn run(flags: &ControllerManager) -> Result<(), Failure> {
     flags.rejected.check()?;
     let env = Env::real();
     let (config, inventory) = flags.config(&env)?;
-    let (metrics, gates) = (config.metrics.clone(), config.settings.features);
     let by_account = flags.use_service_account_credentials;
-    standalone::run(&flags.standalone, UPSTREAM, env, async move |deps, registry| {
-        metrics.register(registry);
-        register_features(registry, &gates);
-        let clients = if by_account { clients_by_account(&deps)? } else { same_client(&deps) };
-        let ComponentDeps { client, env, stop, .. } = deps;
-        let timers = env.clone();
-        let stopped = stop.clone();
-        let follows = async move {
-            if let Some(inventory) = inventory {
-                inventory.reload_on_changes(timers, stopped).await;
-            }
-            std::future::pending::<()>().await;
-        };
-        Ok(async move {
-            let ended = tokio::select! {
-                ended = controllers::run(client, clients, env, config, stop.clone()) => ended,
-                () = follows => Ok(()),
-            };
-            Ok(ended?)
-        })
+    let gates = config.settings.features;
+    kubeconfig_process::run(&flags.kubeconfig, UPSTREAM, (&env, &gates), async |parts| {
+        parts.metrics.add(|registry| config.metrics.register(registry));
+        let clients = if by_account { clients_by_account(&parts)? } else { same_client(&parts) };
+        let KubeconfigParts { env, client, stops, .. } = parts;
+        let stop = stops.components;
+        let controllers = ControllersParts { env, config, client, clients, inventory, is_reelected: false, stop };
+        Ok(controllers.into())
     })
 }
 
 /// All controllers act as the kubeconfig's user.
-fn same_client(deps: &ComponentDeps) -> controllers::Clients {
-    let client = deps.client.clone();
+fn same_client(parts: &KubeconfigParts) -> controllers::Clients {
+    let client = parts.client.clone();
     Arc::new(move |_| client.clone())
 }
 
 /// Each controller acts as its service account.
-fn clients_by_account(deps: &ComponentDeps) -> anyhow::Result<controllers::Clients> {
-    let mut anonymous = deps.config.clone();
+fn clients_by_account(parts: &KubeconfigParts) -> anyhow::Result<controllers::Clients> {
+    let mut anonymous = parts.config.clone();
     anonymous.auth_info = AuthInfo::default();
-    let plain = machinery_client::from_config(&deps.env, anonymous)?;
-    let (env, issuer) = (deps.env.clone(), deps.client.clone());
+    let plain = machinery_client::from_config(&parts.env, anonymous)?;
+    let (env, issuer) = (parts.env.clone(), parts.client.clone());
     Ok(Arc::new(move |account| {
         let account = ObjectKey::new("kube-system", account);
         machinery_client::as_service_account(&env, issuer.clone(), plain.clone(), account)
@@ -245,7 +231,7 @@ impl ControllerManager {
             settings.cluster_cidrs = vec![(cidr, mask)];
         }
         let mut config = controllers::Config::new(settings, UPSTREAM)?;
-        config.election = standalone::election(&self.election, UPSTREAM, env)?;
+        config.election = election(&self.election, UPSTREAM, env)?;
         Ok((config, inventory))
     }
 

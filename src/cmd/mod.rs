@@ -24,7 +24,6 @@ mod run;
 mod rust_keywords;
 mod scheduler;
 mod server;
-mod standalone;
 mod status;
 mod up;
 mod version;

@@ -2,7 +2,6 @@
 
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs as _, UdpSocket};
 use std::path::PathBuf;
-use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::Args;
@@ -10,34 +9,26 @@ use http::Uri;
 use machinery_client::read_kubeconfig;
 use machinery_env::Env;
 use machinery_options::feature_gates::FeatureFlags;
-use prometheus_client::registry::Registry;
-use tokio_util::sync::CancellationToken;
 
 use super::flags::nodes::NodeFlags;
-use super::flags::takeover::{self as flags_of_takeover, TakeoverFlags};
+use super::flags::takeover::TakeoverFlags;
 use super::proxy::NetworkFlags;
-use super::standalone::MetricsFlags;
-use crate::compose;
-use crate::compose::node_process::{NodeProcess, NodeProcessConfig};
+use crate::compose::node::{NodeProcess, NodeProcessConfig};
+use crate::compose::{self, Metrics, MetricsFlags, ReadyProcess};
 use crate::config::NodesConfig;
-use crate::takeover::{self, ListenAddress};
+use crate::takeover::ListenAddress;
 use tools_command::data_dir::DataDir;
 use tools_command::environment::host_name;
 use tools_command::failure::Failure;
 use tools_command::flags::Common;
-use tools_command::notify;
-use tools_command::progress::Progress;
 use tools_joining::authority;
 use tools_joining::node::{NodeSource, TokenSource, check_name};
 use tools_joining::token::{self, BootstrapToken};
-use tools_telemetry::metrics::register_features;
 
 /// The port of the kubelet API (upstream's).
 const KUBELET_PORT: u16 = 10_250;
 /// The port of the tunnel between nodes.
 const TUNNEL_PORT: u16 = 10_265;
-/// Grace period of tasks that still run when the runtimes end.
-const LAST_MOMENT: Duration = Duration::from_millis(500);
 
 /// Flags of `coracle node`.
 #[derive(Debug, Clone, Args)]
@@ -177,57 +168,18 @@ pub(crate) fn run(flags: &Node, common: &Common) -> Result<(), Failure> {
     let agent = flags.agent.config(1, IpAddr::from([0, 0, 0, 0]), flags.fast_failover)?;
     let env = Env::real();
     let data = DataDir::of(common)?;
-    let progress = Progress::stderr();
-    let runtime = compose::runtime()?;
-    let done: anyhow::Result<()> = runtime.block_on(async {
-        // Installed before the start, so that a signal during it is not lost.
-        let signal = compose::stop_signal();
-        tokio::pin!(signal);
+    compose::until_stopped(&env, Some(&data), async |progress| {
         let config = flags.config(&source, agent, name).await?;
-        let mut registry = Registry::default();
-        register_features(&mut registry, &flags.features.features());
-        let started = async {
-            let of = |flag, port| ListenAddress { flag, address: SocketAddr::new(config.address, port) };
-            let mut wanted = vec![of("--kubelet-port", config.kubelet_port), of("--tunnel-port", config.tunnel_port)];
-            wanted.extend(flags.metrics.bind().map(|address| ListenAddress { flag: "--metrics-bind", address }));
-            let taken = flags.takeover.take(&env, &data, progress, &wanted, async { Ok(()) }).await?;
-            let node = NodeProcess::start(&env, &config, source, &data, &mut registry, progress).await?;
-            Ok::<_, anyhow::Error>((node, taken))
-        };
-        let (mut node, taken) = tokio::select! {
-            started = started => started?,
-            () = &mut signal => return Ok(()),
-        };
-        let mut handovers = takeover::listen(&env, &data);
-        let serving = CancellationToken::new();
-        let metrics = flags.metrics.serve(registry, &env, &serving).await?;
-        progress.done();
-        flags_of_takeover::complete(taken, &env, Some(node.engine.clone())).await;
-        notify::ready(format_args!(
-            "ready node={} server={} address={}{metrics}",
-            config.name, node.server, config.address
-        ))?;
-        compose::memory::release_after_start(&env);
-        let ended = tokio::select! {
-            () = &mut signal => Ok(()),
-            given = handovers.committed() => {
-                // The next process has a control socket of its own.
-                drop(handovers);
-                let leaving = node.hand_over(given).await;
-                tokio::select! {
-                    () = &mut signal => {}
-                    () = leaving.complete() => {}
-                }
-                return Ok(());
-            }
-            error = node.failed() => Err(error),
-        };
-        node.stop().await;
-        serving.cancel();
-        ended
-    });
-    runtime.shutdown_timeout(LAST_MOMENT);
-    Ok(done?)
+        let metrics = Metrics::new(&flags.features.features());
+        let of = |flag, port| ListenAddress { flag, address: SocketAddr::new(config.address, port) };
+        let mut wanted = vec![of("--kubelet-port", config.kubelet_port), of("--tunnel-port", config.tunnel_port)];
+        wanted.extend(flags.metrics.bind().map(|address| ListenAddress { flag: "--metrics-bind", address }));
+        let taken = flags.takeover.take(&env, &data, progress, &wanted, async { Ok(()) }).await?;
+        let NodeProcess { process, server } =
+            NodeProcess::start(&env, &config, source, &data, &metrics, progress).await?;
+        let report = format!("node={} server={server} address={}", config.name, config.address);
+        Ok(ReadyProcess { process, taken, metrics: flags.metrics.endpoint(metrics), report })
+    })
 }
 
 #[cfg(test)]

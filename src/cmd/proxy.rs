@@ -8,12 +8,11 @@ use machinery_env::Env;
 use machinery_options::feature_gates::FeatureFlags;
 use machinery_rules::address_pool::AddressPool;
 
-use super::standalone::{self, ComponentDeps, StandaloneFlags};
-use crate::compose::{self, GivenAddresses};
+use crate::compose::kubeconfig_process::{self, KubeconfigFlags, KubeconfigParts};
+use crate::compose::{self, DataPlaneParts, GivenAddresses};
 use crate::config::NetworkConfig;
 use tools_command::environment::host_name;
 use tools_command::failure::Failure;
-use tools_telemetry::metrics::register_features;
 
 /// Upstream's name of this program.
 const UPSTREAM: &str = "kube-proxy";
@@ -22,7 +21,7 @@ const UPSTREAM: &str = "kube-proxy";
 #[derive(Debug, Clone, Args)]
 pub(crate) struct Proxy {
     #[command(flatten)]
-    standalone: StandaloneFlags,
+    kubeconfig: KubeconfigFlags,
     /// Name of the node to which `externalTrafficPolicy: Local` and events refer [default: this machine's name]
     #[arg(long, env = "CORACLE_NODE_NAME", value_name = "NAME")]
     node_name: Option<String>,
@@ -69,18 +68,11 @@ pub(crate) fn run(flags: &Proxy) -> Result<(), Failure> {
     let bind = flags.node_ip.unwrap_or(Ipv4Addr::UNSPECIFIED.into());
     let node = flags.node_name.clone().unwrap_or_else(|| host_name().to_lowercase());
     let (given, gates) = (flags.network.given(), flags.features.features());
-    standalone::run(
-        &flags.standalone,
-        UPSTREAM,
-        Env::real(),
-        async move |ComponentDeps { client, env, stop, .. }, registry| {
-            let plane = compose::lone_plane(&env, &client, &given, (node, bind)).await?;
-            plane.metrics().register(registry);
-            register_features(registry, &gates);
-            Ok(async move {
-                proxy::run(plane, client, stop, || {}).await;
-                Ok(())
-            })
-        },
-    )
+    kubeconfig_process::run(&flags.kubeconfig, UPSTREAM, (&Env::real(), &gates), async |parts| {
+        let KubeconfigParts { env, client, metrics, stops, .. } = parts;
+        let plane = compose::lone_plane(&env, &client, &given, (node, bind)).await?;
+        metrics.add(|registry| plane.metrics().register(registry));
+        let data_plane = DataPlaneParts { plane, client, stop: stops.pods, threads: None, is_awaited: false };
+        Ok(data_plane.into())
+    })
 }

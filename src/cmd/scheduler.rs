@@ -1,17 +1,18 @@
 //! `coracle scheduler`: the scheduler as a process of its own, against any Kubernetes API server.
 
 use clap::Args;
+use machinery_client::Informer;
 use machinery_env::Env;
 use machinery_options::election::ElectionFlags;
 use machinery_options::feature_gates::FeatureFlags;
 use machinery_options::rejected::{RejectedFlags, Table};
 use wasm_runtime::options::guests::GuestOptions;
 
-use super::standalone::{self, ComponentDeps, StandaloneFlags};
+use crate::compose::SchedulerParts;
+use crate::compose::kubeconfig_process::{self, KubeconfigFlags, KubeconfigParts, election};
 use crate::scheduler_plugins::{self, Plugins};
 use tools_command::environment::host_name;
 use tools_command::failure::Failure;
-use tools_telemetry::metrics::register_features;
 
 /// Upstream's name of this program.
 const UPSTREAM: &str = "kube-scheduler";
@@ -20,7 +21,7 @@ const UPSTREAM: &str = "kube-scheduler";
 #[derive(Debug, Clone, Args)]
 pub(crate) struct Scheduler {
     #[command(flatten)]
-    standalone: StandaloneFlags,
+    kubeconfig: KubeconfigFlags,
     #[command(flatten)]
     election: ElectionFlags,
     #[command(flatten)]
@@ -52,13 +53,15 @@ pub(crate) fn run(flags: &Scheduler) -> Result<(), Failure> {
     flags.rejected.check()?;
     let env = Env::real();
     let scheduler = scheduler_plugins::configuration(&flags.scheduler)?;
-    let election = standalone::election(&flags.election, UPSTREAM, &env)?;
+    let election = election(&flags.election, UPSTREAM, &env)?;
     let plugins = Plugins::of(&scheduler.profiles, &flags.plugins, &env)?;
     let config = ::scheduler::Config { election, ..::scheduler::Config::of(scheduler, plugins, host_name()) };
-    let (metrics, gates) = (config.metrics.clone(), flags.features.features());
-    standalone::run(&flags.standalone, UPSTREAM, env, async move |ComponentDeps { client, env, stop, .. }, registry| {
-        metrics.register(registry);
-        register_features(registry, &gates);
-        Ok(async move { Ok(::scheduler::run(client, env, config, stop).await?) })
+    kubeconfig_process::run(&flags.kubeconfig, UPSTREAM, (&env, &flags.features.features()), async |parts| {
+        let KubeconfigParts { env, client, metrics, stops, .. } = parts;
+        metrics.add(|registry| config.metrics.register(registry));
+        let stop = stops.components;
+        let informer = Informer::new(client.clone(), env.clone(), &stop);
+        let scheduler = SchedulerParts { env, config, client, informer, is_reelected: false, stop };
+        Ok(scheduler.into())
     })
 }

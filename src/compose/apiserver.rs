@@ -11,10 +11,11 @@ use apiserver::tls::Acceptor;
 use apiserver_auth::certificates::Certificates;
 use apiserver_auth::pki::{self, Identity, Pki};
 use machinery_env::Env;
+use machinery_roles::Component;
+use machinery_serve::accept::Listener;
 use tokio_util::sync::CancellationToken;
 
 use super::ground::Ground;
-use super::role::Component;
 use tools_command::data_dir::write_atomically;
 
 /// Interval of reading the folder of keys: the delay of a revocation.
@@ -26,38 +27,53 @@ pub(super) fn kubelets(env: &Env, pki: &Pki) -> anyhow::Result<Kubelets> {
     Ok(Kubelets::new(env, pki.ca_pem(), &identity)?)
 }
 
-pub(super) fn build(ground: &Ground) -> anyhow::Result<Vec<Component>> {
-    let certificates = ground.certificates.clone();
-    certificates.revoke(&ground.pki.revoked()? | &ground.apiserver.revoked_certificates());
-    let acceptor = Acceptor::new(&ground.env, certificates.clone(), ground.pki.ca_pem())?;
-    let listener = ground.take_api_listener()?;
-    let (apiserver, stop) = (ground.apiserver.clone(), ground.stop.servers.clone());
-    let serving = async move {
-        apiserver.serve(listener, acceptor, stop).await;
-        Ok(())
-    };
-    let (apiserver, stop, bootstrap) =
-        (ground.apiserver.clone(), ground.stop.servers.clone(), ground.bootstrap.clone());
-    let reconciling = async move {
-        apiserver.reconcile_bootstrap_objects(&bootstrap, stop).await;
-        Ok(())
-    };
-    let files = CertificateFiles {
-        env: ground.env.clone(),
-        pki: ground.pki.clone(),
-        certificates,
-        apiserver: ground.apiserver.clone(),
-        name: ground.instance()?,
-        kubeconfig: ground.data.kubeconfig(),
-        server: ground.server_url(),
-        admin: Mutex::new(ground.pki.admin().clone()),
-    };
-    let rotating = files.run_rotation(ground.stop.servers.clone());
-    Ok(vec![
-        Component::new("API server", serving),
-        Component::new("bootstrap reconciler", reconciling),
-        Component::new("certificates", rotating),
-    ])
+/// The API server, which is open already.
+pub(super) struct ApiServerParts {
+    env: Env,
+    listener: Listener,
+    bootstrap: apiserver::bootstrap::Cluster,
+    files: CertificateFiles,
+    stop: CancellationToken,
+}
+
+impl ApiServerParts {
+    /// That of a cluster, at its socket.
+    ///
+    /// # Errors
+    /// If the server's name can't be read.
+    pub(super) fn of(ground: &Ground, listener: Listener) -> anyhow::Result<Self> {
+        let files = CertificateFiles {
+            env: ground.env.clone(),
+            pki: ground.keys.pki.clone(),
+            certificates: ground.keys.certificates.clone(),
+            apiserver: ground.api.apiserver.clone(),
+            name: ground.store.instance(&ground.env, &ground.data)?,
+            kubeconfig: ground.data.kubeconfig(),
+            server: ground.addresses.server_url(),
+            admin: Mutex::new(ground.keys.pki.admin().clone()),
+        };
+        let (bootstrap, stop) = (ground.api.bootstrap.clone(), ground.stops.servers.clone());
+        Ok(Self { env: ground.env.clone(), listener, bootstrap, files, stop })
+    }
+
+    /// The server and the tasks that keep its bootstrap objects and certificates.
+    ///
+    /// # Errors
+    /// If the certificates can't be used.
+    pub(super) fn build(self) -> anyhow::Result<Vec<Component>> {
+        let Self { env, listener, bootstrap, files, stop } = self;
+        files.certificates.revoke(&files.pki.revoked()? | &files.apiserver.revoked_certificates());
+        let acceptor = Acceptor::new(&env, files.certificates.clone(), files.pki.ca_pem())?;
+        let (apiserver, until) = (files.apiserver.clone(), stop.clone());
+        let serving = async move { apiserver.serve(listener, acceptor, until).await };
+        let (apiserver, until) = (files.apiserver.clone(), stop.clone());
+        let reconciling = async move { apiserver.reconcile_bootstrap_objects(&bootstrap, until).await };
+        Ok(vec![
+            Component::stopping("API server", serving),
+            Component::stopping("bootstrap reconciler", reconciling),
+            Component::new("certificates", files.run_rotation(stop)),
+        ])
+    }
 }
 
 /// The certificates and their files.

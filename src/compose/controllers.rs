@@ -1,4 +1,4 @@
-//! The controllers' role: all controllers on the shared informer; with leader election if others share the store.
+//! The controllers' role, in the process of the API server or in one of its own.
 
 use std::sync::Arc;
 
@@ -7,11 +7,15 @@ use apiserver_auth::pki::Pki;
 use apiserver_auth::signing;
 use apiserver_resources::checking::Warning;
 use controllers::{Authority, CertificateTemplate, ExpressionWarning};
+use kube::Client;
+use machinery_env::Env;
+use machinery_roles::Component;
 use serde_json::Value;
+use tokio_util::sync::CancellationToken;
 
 use super::ground::Ground;
 use super::identities::ComponentIdentity;
-use super::role::Component;
+use crate::inventory::NodeInventory;
 
 /// The keys of this control plane, and the types that its API server serves.
 struct ClusterAuthority {
@@ -49,41 +53,75 @@ pub(crate) fn warning(found: Warning) -> ExpressionWarning {
     ExpressionWarning { field_ref, warning }
 }
 
-pub(super) fn build(ground: &Ground) -> anyhow::Result<Vec<Component>> {
-    let settings = controllers::Settings {
-        options: ground.config.controllers.clone(),
-        root_ca_pem: ground.pki.ca_pem().to_owned(),
-        cluster_cidrs: vec![(ground.network.pods.into(), ground.network.node_mask)],
-        authority: Arc::new(ClusterAuthority { pki: ground.pki.clone(), apiserver: ground.apiserver.clone() }),
-        instances: ground.config.inventory.as_ref().map(|inventory| inventory.now.clone() as _),
-        features: ground.config.features,
-        ..controllers::Settings::default()
-    };
-    let mut config = controllers::Config::new(settings, ground.candidate.as_deref().unwrap_or_default())?;
-    config.election = config.election.filter(|_| ground.candidate.is_some());
-    config.informer = Some(ground.informer.clone());
-    ground.with_metrics(|registry| config.metrics.register(registry));
-    let (service, timers) = (ground.service.clone(), ground.env.clone());
-    let clients: controllers::Clients =
-        Arc::new(move |account| ComponentIdentity::Controller(account).client(&timers, &service));
-    let client = ComponentIdentity::ControllerManager.client(&ground.env, &ground.service);
-    let (env, stop) = (ground.env.clone(), ground.stop.components.clone());
-    let run = async move {
-        loop {
-            let term = controllers::run(client.clone(), clients.clone(), env.clone(), config.clone(), stop.clone());
-            match term.await {
-                Ok(()) => return Ok(()),
-                // The API server of this process goes on.
-                Err(error @ controllers::Error::Election(_)) => tracing::warn!(%error, "the controllers wait"),
-            }
-        }
-    };
-    let (env, stop) = (ground.env.clone(), ground.stop.components.clone());
-    let inventory = ground.config.inventory.clone().map(|inventory| {
-        Component::new("node inventory", async move {
-            inventory.reload_on_changes(env, stop).await;
-            Ok(())
+/// The controllers, which aren't started.
+pub(crate) struct ControllersParts {
+    pub(crate) env: Env,
+    /// With an election if others may run the same controllers.
+    pub(crate) config: controllers::Config,
+    /// For watches and leader election.
+    pub(crate) client: Client,
+    /// The client of each controller.
+    pub(crate) clients: controllers::Clients,
+    /// Of `--node-inventory`.
+    pub(crate) inventory: Option<NodeInventory>,
+    /// Waits for another term after a lost one: the API server of this process goes on.
+    pub(crate) is_reelected: bool,
+    pub(crate) stop: CancellationToken,
+}
+
+impl ControllersParts {
+    /// Those of a cluster, on the shared informer; with leader election if others share the store.
+    ///
+    /// # Errors
+    /// If the options contradict each other.
+    pub(super) fn of(ground: &Ground) -> anyhow::Result<Self> {
+        let (options, network) = (&ground.config, &ground.addresses.network);
+        let settings = controllers::Settings {
+            options: options.controllers.clone(),
+            root_ca_pem: ground.keys.pki.ca_pem().to_owned(),
+            cluster_cidrs: vec![(network.pods.into(), network.node_mask)],
+            authority: Arc::new(ClusterAuthority {
+                pki: ground.keys.pki.clone(),
+                apiserver: ground.api.apiserver.clone(),
+            }),
+            instances: options.inventory.as_ref().map(|inventory| inventory.now.clone() as _),
+            features: options.features,
+            ..controllers::Settings::default()
+        };
+        let candidate = ground.store.candidate.as_deref();
+        let mut config = controllers::Config::new(settings, candidate.unwrap_or_default())?;
+        config.election = config.election.filter(|_| candidate.is_some());
+        config.informer = Some(ground.api.informer.clone());
+        ground.metrics.add(|registry| config.metrics.register(registry));
+        let (service, timers) = (ground.api.service.clone(), ground.env.clone());
+        Ok(Self {
+            env: ground.env.clone(),
+            config,
+            client: ground.client(ComponentIdentity::ControllerManager),
+            clients: Arc::new(move |account| ComponentIdentity::Controller(account).client(&timers, &service)),
+            inventory: options.inventory.clone(),
+            is_reelected: true,
+            stop: ground.stops.components.clone(),
         })
-    });
-    Ok([Component::new("controllers", run)].into_iter().chain(inventory).collect())
+    }
+
+    /// All controllers, and the reader of the inventory.
+    pub(super) fn build(self) -> Vec<Component> {
+        let Self { env, config, client, clients, inventory, is_reelected, stop } = self;
+        let inventory = inventory.map(|inventory| {
+            Component::stopping("node inventory", inventory.reload_on_changes(env.clone(), stop.clone()))
+        });
+        let run = async move {
+            loop {
+                let term = controllers::run(client.clone(), clients.clone(), env.clone(), config.clone(), stop.clone());
+                match term.await {
+                    Err(error @ controllers::Error::Election(_)) if is_reelected => {
+                        tracing::warn!(%error, "the controllers wait");
+                    }
+                    ended => return ended,
+                }
+            }
+        };
+        [Component::new("controllers", run)].into_iter().chain(inventory).collect()
+    }
 }

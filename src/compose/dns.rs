@@ -3,6 +3,7 @@
 use std::net::Ipv4Addr;
 
 use anyhow::Context as _;
+use machinery_roles::Component;
 use proxy::DataPlane;
 use proxy::dns::{self, DnsSockets};
 use tokio::runtime::Handle;
@@ -10,7 +11,6 @@ use tokio_util::sync::CancellationToken;
 
 use super::ground::Ground;
 use super::proxy::is_bindable;
-use super::role::Component;
 use tools_command::data_dir::{DataDir, write_atomically};
 
 /// Binds the local address, which is kept over restarts while it is free, and the cluster's DNS address where the
@@ -36,27 +36,37 @@ fn bind(data: &DataDir, cluster: Option<Ipv4Addr>) -> anyhow::Result<Vec<DnsSock
     Ok(sockets)
 }
 
-pub(super) fn build(ground: &Ground) -> anyhow::Result<Vec<Component>> {
-    let threads = ground.engine.as_ref().map(|engine| engine.guest_runtime().clone());
-    let (plane, stop) = (ground.data_plane.clone(), ground.stop.pods.clone());
-    Ok(vec![component(&ground.data, ground.network.dns(), plane, stop, threads)?])
+/// The DNS server of a data plane.
+pub(super) struct DnsParts {
+    pub(super) data: DataDir,
+    /// Its address in the cluster.
+    pub(super) cluster: Option<Ipv4Addr>,
+    pub(super) plane: DataPlane,
+    pub(super) stop: CancellationToken,
+    /// The threads of the data plane.
+    pub(super) threads: Option<Handle>,
 }
 
-/// The server for a data plane, on the cluster's address `cluster`.
-///
-/// # Errors
-/// If no local address is free, or its file can't be written.
-pub(super) fn component(
-    data: &DataDir,
-    cluster: Option<Ipv4Addr>,
-    plane: DataPlane,
-    stop: CancellationToken,
-    threads: Option<Handle>,
-) -> anyhow::Result<Component> {
-    let sockets = bind(data, cluster)?;
-    let run = async move {
-        dns::serve(&plane, sockets, &stop).await?;
-        Ok(())
-    };
-    Ok(Component::new("cluster DNS", run).of_pods().on(threads))
+impl DnsParts {
+    /// That of a cluster.
+    pub(super) fn of(ground: &Ground) -> Self {
+        Self {
+            data: ground.data.clone(),
+            cluster: ground.addresses.network.dns(),
+            plane: ground.pods.plane.clone(),
+            stop: ground.stops.pods.clone(),
+            threads: ground.plane_threads(),
+        }
+    }
+
+    /// The server, at its sockets.
+    ///
+    /// # Errors
+    /// If no local address is free, or its file can't be written.
+    pub(super) fn build(self) -> anyhow::Result<Vec<Component>> {
+        let Self { data, cluster, plane, stop, threads } = self;
+        let sockets = bind(&data, cluster)?;
+        let run = async move { dns::serve(&plane, sockets, &stop).await };
+        Ok(vec![Component::new("cluster DNS", run).on(threads)])
+    }
 }

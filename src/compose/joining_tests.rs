@@ -130,5 +130,5 @@ async fn a_node_joins_with_a_token_and_gets_its_certificates() {
     let mixed = TlsIdentity { key_pem: other.to_string(), ..TlsIdentity::clone(&node_certificate) };
     sender.send_replace(Arc::new(mixed));
     assert_eq!(who_am_i(&client).await, "system:node:n1");
-    cluster.stop().await;
+    cluster.process.stop().await;
 }

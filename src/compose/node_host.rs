@@ -17,6 +17,7 @@ use kubelet::volume::local_provisioner::{self, LocalVolumesByNode};
 use machinery_client::Informer;
 use machinery_client::request::ApiClient;
 use machinery_env::Env;
+use machinery_roles::Component;
 use machinery_serve::net::PodNetwork;
 use proxy::DataPlane;
 use tokio::sync::oneshot;
@@ -24,7 +25,6 @@ use tokio_util::sync::CancellationToken;
 use wasm_runtime::engine::Engine;
 
 use super::nodes::guest_memory_bytes;
-use super::role::Component;
 use crate::config::NodesConfig;
 use tools_command::data_dir::DataDir;
 
@@ -71,18 +71,16 @@ pub(super) struct Agent {
     pub(super) external_provider: bool,
     /// Taints at registration: key, value, effect.
     pub(super) taints: Vec<(String, String, String)>,
-    /// Annotations of the Node.
-    pub(super) annotations: BTreeMap<String, String>,
     /// Starts from its checkpoint while the API server is away. Then it may be Ready late.
     pub(super) is_autonomous: bool,
 }
 
 impl NodeHost {
-    /// The agents, and the tasks that serve all of them.
+    /// The agents, and the tasks that serve all of them. Each Node has the `annotations`.
     ///
     /// # Errors
     /// If the machine's resources can't be read.
-    pub(super) fn components(&self) -> anyhow::Result<Vec<Component>> {
+    pub(super) fn components(&self, annotations: &BTreeMap<String, String>) -> anyhow::Result<Vec<Component>> {
         let parts = SharedNodeParts {
             runtime: Arc::new(self.engine.clone()),
             images: self.images.clone(),
@@ -109,7 +107,7 @@ impl NodeHost {
         components.extend(self.config.images.registries_file.clone().map(|file| self.registries(&parts, file)));
         components.extend(self.config.images.signature_policy_file.clone().map(|file| self.signatures(&parts, file)));
         for agent in &self.agents {
-            components.push(self.agent(agent, &parts, volumes.get(&agent.name).cloned())?);
+            components.push(self.agent(agent, annotations, &parts, volumes.get(&agent.name).cloned())?);
         }
         Ok(components)
     }
@@ -117,10 +115,8 @@ impl NodeHost {
     fn image_gc(&self, parts: &SharedNodeParts) -> Component {
         let (parts, policy) = (parts.clone(), self.config.images.collection);
         let (folder, stop) = (self.data.path().to_owned(), self.stop.clone());
-        Component::new("image garbage collection", async move {
-            kubelet::node::run_image_gc(parts, policy, folder, stop).await;
-            Ok(())
-        })
+        let run = async move { kubelet::node::run_image_gc(parts, policy, folder, stop).await };
+        Component::stopping("image garbage collection", run)
     }
 
     /// Pulls the sessions' toolbox image once the cluster is ready.
@@ -139,43 +135,37 @@ impl NodeHost {
     /// Reloads the registry configuration on changes of its file.
     fn registries(&self, parts: &SharedNodeParts, file: PathBuf) -> Component {
         let (parts, stop) = (parts.clone(), self.stop.clone());
-        Component::new("registries", async move {
+        Component::stopping("registries", async move {
             kubelet::node::reload_registries(parts, file, tools_command::environment::proxies(), stop).await;
-            Ok(())
         })
     }
 
     /// Reloads the signature policy on changes of its file.
     fn signatures(&self, parts: &SharedNodeParts, file: PathBuf) -> Component {
         let (parts, stop) = (parts.clone(), self.stop.clone());
-        Component::new("signature policy", async move {
-            kubelet::node::reload_signature_policy(parts, file, stop).await;
-            Ok(())
-        })
+        let run = async move { kubelet::node::reload_signature_policy(parts, file, stop).await };
+        Component::stopping("signature policy", run)
     }
 
     /// Removes the key-value data of deleted namespaces.
     fn keyvalue_collector(&self, parts: &SharedNodeParts) -> Component {
         let (client, runtime) = (self.namespaces.clone(), parts.runtime.clone());
         let (env, stop) = (self.env.clone(), self.stop.clone());
-        Component::new("keyvalue garbage collector", async move {
-            kubelet::config::keyvalue::collect(runtime, client, env, stop).await;
-            Ok(())
-        })
+        let run = async move { kubelet::config::keyvalue::collect(runtime, client, env, stop).await };
+        Component::stopping("keyvalue garbage collector", run)
     }
 
     /// Removes and expands the local volumes of these nodes.
     fn volume_provisioner(&self, nodes: LocalVolumesByNode) -> Component {
         let ((informer, client), env, stop) = (self.volumes.clone(), self.env.clone(), self.stop.clone());
-        Component::new("local volume provisioner", async move {
-            local_provisioner::run(informer, client, nodes, env, stop).await;
-            Ok(())
-        })
+        let run = async move { local_provisioner::run(informer, client, nodes, env, stop).await };
+        Component::stopping("local volume provisioner", run)
     }
 
     fn agent(
         &self,
         agent: &Agent,
+        annotations: &BTreeMap<String, String>,
         parts: &SharedNodeParts,
         volumes: Option<Arc<LocalVolumes>>,
     ) -> anyhow::Result<Component> {
@@ -188,7 +178,7 @@ impl NodeHost {
         node.host_pod_listeners = self.config.kubelet.host_pod_listeners;
         node.external_provider = agent.external_provider;
         node.taints = agent.taints.clone();
-        node.annotations = agent.annotations.clone();
+        node.annotations = annotations.clone();
         node.checkpoint = agent.is_autonomous.then(|| self.data.node(&agent.name).join("checkpoint"));
         node.streaming_idle = self.config.kubelet.streaming_idle();
         node.host_paths = self.config.kubelet.allow_host_path.clone();
@@ -202,7 +192,7 @@ impl NodeHost {
         node.volumes = volumes;
         let (reporter, reported) = oneshot::channel();
         let (parts, client, stop) = (parts.clone(), agent.client.clone(), self.stop.clone());
-        let run = async move { Ok(kubelet::node::run(node, parts, client, reporter, stop).await?) };
+        let run = async move { kubelet::node::run(node, parts, client, reporter, stop).await };
         let (env, is_autonomous) = (self.env.clone(), agent.is_autonomous);
         let ready = async move {
             let reported = env.timeout(NODE_READY_TIMEOUT, reported).await;
@@ -213,7 +203,7 @@ impl NodeHost {
             reported
                 .context("a node did not become Ready in time: see the log with --log-level info")?
                 .context("a node ended before it was Ready: see the log with --log-level info")?;
-            Ok(())
+            anyhow::Ok(())
         };
         Ok(Component::new("node", run).ready("waiting for the nodes", ready))
     }

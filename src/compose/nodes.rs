@@ -1,6 +1,7 @@
-//! The node agents' role in the process of the API server: their engine and images, identities and clients.
+//! The node agents' role: their engine and images, and in the process of the API server their identities and clients.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use anyhow::Context as _;
@@ -9,16 +10,18 @@ use kubelet::server::ServingTls;
 use machinery_api::names;
 use machinery_client::TlsIdentity;
 use machinery_env::Env;
+use machinery_roles::Component;
 use machinery_serve::sockets::SocketTable;
 use oci_registry::BlobStore;
 use tokio::sync::watch;
 use wasm_runtime::engine::{CompileProcess, Engine, EngineConfig, GuestThreads};
 
-use super::ground::{Ground, reachable};
+use super::ground::Ground;
+use super::ground::addresses::reachable;
 use super::identities::ComponentIdentity;
+use super::metrics::Metrics;
 use super::node_host::{Agent, NodeHost};
-use super::role::Component;
-use super::tunnel::{self, BoundTunnel, TunnelParts};
+use super::tunnel::{self, TunnelParts};
 use crate::compiled;
 use crate::config::{ClusterConfig, NodesConfig};
 use tools_command::data_dir::DataDir;
@@ -92,68 +95,80 @@ pub(super) fn node_names(count: u32) -> impl Iterator<Item = String> {
     (1..=count).map(|number| format!("coracle-{number}"))
 }
 
-/// `--nodes` agents with their shared parts.
-pub(super) fn build(ground: &Ground) -> anyhow::Result<Vec<Component>> {
-    let (Some(engine), Some(images)) = (&ground.engine, &ground.images) else { return Ok(Vec::new()) };
-    let client = |identity: ComponentIdentity| identity.client(&ground.env, &ground.service);
-    let tunnel = tunnel(ground)?;
-    let annotations = annotations(ground, engine, tunnel.as_ref());
-    let names = node_names(ground.config.nodes.count).zip(&ground.shutdowns);
-    let agents = names.map(|(name, shutdown)| {
-        Ok(Agent {
-            client: client(ComponentIdentity::Node(name.clone())),
-            tls: serving_tls(ground, &name)?,
-            internal_ip: reachable(ground.config.nodes.bind),
-            shutdown: shutdown.clone(),
-            external_provider: ground.config.inventory.is_some(),
-            kubelet_port: 0,
-            taints: Vec::new(),
-            annotations: annotations.clone(),
-            is_autonomous: false,
-            name,
-        })
-    });
-    let agents = agents.collect::<anyhow::Result<Vec<_>>>()?;
-    if agents.is_empty() {
-        return Ok(Vec::new());
-    }
-    let host = NodeHost {
-        env: ground.env.clone(),
-        data: ground.data.clone(),
-        config: ground.config.nodes.clone(),
-        engine: engine.clone(),
-        images: images.clone(),
-        pods: ground.pods.clone(),
-        data_plane: ground.data_plane.clone(),
-        // One collector serves all nodes of the process, and a node reads only its pods' namespaces.
-        namespaces: client(ComponentIdentity::Controller("namespace-controller")),
-        agents,
-        // As the binder, whose cache has the volumes of all nodes.
-        volumes: (ground.informer.clone(), client(ComponentIdentity::Controller("persistent-volume-binder")).into()),
-        stop: ground.stop.components.clone(),
-        handover: ground.handover.clone(),
-        ready: ground.ready.clone(),
-    };
-    let mut components = host.components()?;
-    components.extend(tunnel.into_iter().flat_map(|tunnel| tunnel.components));
-    Ok(components)
+/// The node agents of a process, and what they share with other machines.
+pub(super) struct NodesParts {
+    pub(super) host: NodeHost,
+    /// The tunnel to nodes of other machines, where they reach this one.
+    pub(super) tunnel: Option<TunnelParts>,
+    pub(super) metrics: Metrics,
 }
 
-/// The Nodes' annotations. Starts the exchange of compiled modules, where it is wanted.
-fn annotations(ground: &Ground, engine: &Engine, tunnel: Option<&BoundTunnel>) -> BTreeMap<String, String> {
-    let mut annotations = BTreeMap::new();
-    let Some(tunnel) = tunnel else { return annotations };
-    annotations.insert(names::TUNNEL_ADDRESS.to_owned(), tunnel.address.to_string());
-    if ground.config.nodes.share_compiled {
-        let metrics = compiled::start(&ground.env, engine, &tunnel.tunnel);
-        ground.with_metrics(|registry| metrics.register(registry));
-        annotations.insert(names::COMPILED_MODULES.to_owned(), compiled::key(engine));
+impl NodesParts {
+    /// The nodes of `--nodes`; `None` if there are none.
+    ///
+    /// # Errors
+    /// If certificates can't be made.
+    pub(super) fn of(ground: &Ground) -> anyhow::Result<Option<Self>> {
+        let config = &ground.config.nodes;
+        let (Some(engine), Some(images)) = (&ground.modules.engine, &ground.modules.images) else { return Ok(None) };
+        let names = node_names(config.count).zip(&ground.pods.shutdowns);
+        let agents = names.map(|(name, shutdown)| {
+            Ok(Agent {
+                client: ground.client(ComponentIdentity::Node(name.clone())),
+                tls: serving_tls(ground, &name)?,
+                internal_ip: reachable(config.bind),
+                shutdown: shutdown.clone(),
+                external_provider: ground.config.inventory.is_some(),
+                kubelet_port: 0,
+                taints: Vec::new(),
+                is_autonomous: false,
+                name,
+            })
+        });
+        let binder = ground.client(ComponentIdentity::Controller("persistent-volume-binder"));
+        let host = NodeHost {
+            env: ground.env.clone(),
+            data: ground.data.clone(),
+            config: config.clone(),
+            engine: engine.clone(),
+            images: images.clone(),
+            pods: ground.pods.network.clone(),
+            data_plane: ground.pods.plane.clone(),
+            // One collector serves all nodes of the process, and a node reads only its pods' namespaces.
+            namespaces: ground.client(ComponentIdentity::Controller("namespace-controller")),
+            agents: agents.collect::<anyhow::Result<Vec<_>>>()?,
+            // As the binder, whose cache has the volumes of all nodes.
+            volumes: (ground.api.informer.clone(), binder.into()),
+            stop: ground.stops.components.clone(),
+            handover: ground.pods.handover.clone(),
+            ready: ground.ready.clone(),
+        };
+        Ok(Some(Self { host, tunnel: tunnel(ground)?, metrics: ground.metrics.clone() }))
     }
-    annotations
+
+    /// The agents with their shared parts. Starts the exchange of compiled modules, where it is wanted.
+    ///
+    /// # Errors
+    /// If the tunnel's port is taken, or the machine's resources can't be read.
+    pub(super) fn build(self) -> anyhow::Result<Vec<Component>> {
+        let Self { host, tunnel, metrics } = self;
+        let mut annotations = BTreeMap::new();
+        let Some(tunnel) = tunnel.map(tunnel::bind).transpose()? else { return host.components(&annotations) };
+        metrics.add(|registry| tunnel.tunnel.metrics().register(registry));
+        annotations.insert(names::TUNNEL_ADDRESS.to_owned(), tunnel.address.to_string());
+        if host.config.share_compiled {
+            let exchange = compiled::start(&host.env, &host.engine, &tunnel.tunnel);
+            metrics.add(|registry| exchange.register(registry));
+            annotations.insert(names::COMPILED_MODULES.to_owned(), compiled::key(&host.engine));
+        }
+        let mut components = host.components(&annotations)?;
+        components.extend(tunnel.components);
+        Ok(components)
+    }
 }
 
 /// The tunnel to nodes of other machines, where they reach this one.
-fn tunnel(ground: &Ground) -> anyhow::Result<Option<BoundTunnel>> {
+fn tunnel(ground: &Ground) -> anyhow::Result<Option<TunnelParts>> {
     let nodes = &ground.config.nodes;
     if nodes.bind.is_loopback() {
         return Ok(None);
@@ -164,29 +179,27 @@ fn tunnel(ground: &Ground) -> anyhow::Result<Option<BoundTunnel>> {
         return Ok(None);
     }
     let Some(node) = node_names(nodes.count).next() else { return Ok(None) };
-    let identity = ground.pki.issue_client(&format!("system:node:{node}"), "system:nodes")?;
+    let identity = ground.keys.pki.issue_client(&format!("system:node:{node}"), "system:nodes")?;
     let identity = TlsIdentity { cert_pem: identity.cert_pem, key_pem: identity.key_pem };
-    let parts = TunnelParts {
+    Ok(Some(TunnelParts {
+        bind: SocketAddr::new(reachable(nodes.bind), 0),
         env: ground.env.clone(),
-        client: ComponentIdentity::Proxy.client(&ground.env, &ground.service),
+        client: ground.client(ComponentIdentity::Proxy),
         node,
         certificate: watch::channel(Arc::new(identity)).1,
-        ca_pem: ground.pki.ca_pem().to_owned(),
-        pod_cidrs: vec![ground.network.pods.into()],
-        pods: ground.pods.clone(),
+        ca_pem: ground.keys.pki.ca_pem().to_owned(),
+        pod_cidrs: vec![ground.addresses.network.pods.into()],
+        pods: ground.pods.network.clone(),
         peers: None,
-        stop: ground.stop.pods.clone(),
-        threads: ground.engine.as_ref().map(|engine| engine.guest_runtime().clone()),
-    };
-    let tunnel = tunnel::bind(reachable(nodes.bind), 0, parts)?;
-    ground.with_metrics(|registry| tunnel.tunnel.metrics().register(registry));
-    Ok(Some(tunnel))
+        stop: ground.stops.pods.clone(),
+        threads: ground.plane_threads(),
+    }))
 }
 
 /// A serving certificate by the cluster's own authority.
 fn serving_tls(ground: &Ground, name: &str) -> anyhow::Result<ServingTls> {
     let names = [name.to_owned(), reachable(ground.config.nodes.bind).to_string()];
-    let identity = ground.pki.issue_serving(&format!("system:node:{name}"), "system:nodes", &names)?;
+    let identity = ground.keys.pki.issue_serving(&format!("system:node:{name}"), "system:nodes", &names)?;
     let identity = TlsIdentity { cert_pem: identity.cert_pem, key_pem: identity.key_pem };
-    Ok(ServingTls::fixed(identity, ground.pki.ca_pem().into()))
+    Ok(ServingTls::fixed(identity, ground.keys.pki.ca_pem().into()))
 }

@@ -7,6 +7,7 @@ use anyhow::Context as _;
 use apiserver_auth::pki::Pki;
 use kube::Client;
 use machinery_env::Env;
+use machinery_roles::Component;
 use machinery_serve::net::PodNetwork;
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
@@ -15,7 +16,6 @@ use super::ground::Ground;
 use super::identities::ComponentIdentity;
 use super::node_configuration::{self, GivenAddresses, NodeConfiguration};
 use super::nodes::node_names;
-use super::role::Component;
 use crate::config::ClusterConfig;
 use crate::network::Network;
 
@@ -74,31 +74,48 @@ pub(crate) async fn lone_plane(
     Ok(DataPlane::new(env.clone(), config_of(&cluster, node, bind), PodNetwork::default())?)
 }
 
-pub(super) fn build(ground: &Ground) -> anyhow::Result<Vec<Component>> {
-    let plane = ground.data_plane.clone();
-    ground.with_metrics(|registry| plane.metrics().register(registry));
-    let client = ComponentIdentity::Proxy.client(&ground.env, &ground.service);
-    let threads = ground.engine.as_ref().map(|engine| engine.guest_runtime().clone());
-    Ok(vec![component(plane, client, ground.stop.pods.clone(), threads)])
+/// The data plane, which isn't started.
+pub(crate) struct DataPlaneParts {
+    pub(crate) plane: DataPlane,
+    /// Reads Services and their endpoints.
+    pub(crate) client: Client,
+    pub(crate) stop: CancellationToken,
+    /// `None`: the threads of the control plane.
+    pub(crate) threads: Option<Handle>,
+    /// The start waits until it has the Services.
+    pub(crate) is_awaited: bool,
 }
 
-/// The data plane on some threads. It is ready when it has the Services.
-pub(super) fn component(
-    plane: DataPlane,
-    client: Client,
-    stop: CancellationToken,
-    threads: Option<Handle>,
-) -> Component {
-    let (synced, routes_known) = tokio::sync::oneshot::channel();
-    let synced = move || {
-        // Without a receiver the cluster is stopping.
-        let _ = synced.send(());
-    };
-    let run = async move {
-        proxy::run(plane, client, stop, synced).await;
-        Ok(())
-    };
-    let known =
-        async move { routes_known.await.context("the data plane stopped before its first sync; see --log-level info") };
-    Component::new("data plane", run).of_pods().on(threads).ready("waiting for the data plane", known)
+impl DataPlaneParts {
+    /// That of a cluster.
+    pub(super) fn of(ground: &Ground) -> Self {
+        let plane = ground.pods.plane.clone();
+        ground.metrics.add(|registry| plane.metrics().register(registry));
+        Self {
+            plane,
+            client: ground.client(ComponentIdentity::Proxy),
+            stop: ground.stops.pods.clone(),
+            threads: ground.plane_threads(),
+            is_awaited: true,
+        }
+    }
+
+    /// The data plane.
+    pub(super) fn build(self) -> Vec<Component> {
+        let Self { plane, client, stop, threads, is_awaited } = self;
+        let (synced, routes_known) = tokio::sync::oneshot::channel();
+        let synced = move || {
+            // Without a receiver the cluster is stopping, or nothing waits.
+            let _ = synced.send(());
+        };
+        let run = async move { proxy::run(plane, client, stop, synced).await };
+        let component = Component::stopping("data plane", run).on(threads);
+        if !is_awaited {
+            return vec![component];
+        }
+        let known = async move {
+            routes_known.await.context("the data plane stopped before its first sync; see --log-level info")
+        };
+        vec![component.ready("waiting for the data plane", known)]
+    }
 }

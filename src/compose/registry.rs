@@ -6,6 +6,7 @@ use anyhow::Context as _;
 use apiserver::tls::{self, Acceptor, Peer};
 use apiserver_auth::NODES;
 use apiserver_auth::pki::Pki;
+use axum::Router;
 use http::Request;
 use images::RegistryAccess;
 use jiff::Timestamp;
@@ -14,14 +15,16 @@ use kube::Client;
 use machinery_client::Api;
 use machinery_client::request::{PatchType, status_code};
 use machinery_env::Env;
+use machinery_roles::Component;
 use machinery_serve::accept::Listener;
 use machinery_serve::connection::RequestBody;
 use oci_registry::{Credentials, distribution as registry};
 use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
 
-use super::ground::{Ground, reachable};
-use super::role::Component;
+use super::ground::Ground;
+use super::ground::addresses::reachable;
 use tools_command::data_dir::{DataDir, write_atomically};
 
 /// The registry's only user (docs/contract.md §4).
@@ -70,37 +73,55 @@ pub(super) fn password(data: &DataDir, env: &Env) -> anyhow::Result<String> {
     }
 }
 
-/// The registry's server.
-pub(super) fn build(ground: &Ground) -> anyhow::Result<Vec<Component>> {
-    let listener = ground.take_registry_listener()?;
-    let credentials = Credentials { user: USER.into(), password: ground.registry_password.clone() };
-    let (env, stop) = (ground.env.clone(), ground.stop.servers.clone());
-    let mut router = registry::router(ground.blobs.clone(), &credentials, env.clone());
-    if let Some(images) = &ground.images {
-        // The API of `coracle image`, for readers of the data folder.
-        router = router.merge(registry::authenticated(images::router(images.clone()), &credentials));
+/// The registry, at its socket.
+pub(super) struct RegistryParts {
+    env: Env,
+    listener: Listener,
+    router: Router,
+    /// `None`: the address is only this machine's.
+    acceptor: Option<Acceptor>,
+    stop: CancellationToken,
+}
+
+impl RegistryParts {
+    /// That of a cluster.
+    ///
+    /// # Errors
+    /// If the serving certificate can't be used.
+    pub(super) fn of(ground: &Ground, listener: Listener) -> anyhow::Result<Self> {
+        let (env, modules, keys) = (&ground.env, &ground.modules, &ground.keys);
+        let credentials = Credentials { user: USER.into(), password: modules.registry_password.clone() };
+        let mut router = registry::router(modules.blobs.clone(), &credentials, env.clone());
+        if let Some(images) = &modules.images {
+            // The API of `coracle image`, for readers of the data folder.
+            router = router.merge(registry::authenticated(images::router(images.clone()), &credentials));
+        }
+        let acceptor = serves_tls(&modules.registry.address)
+            .then(|| Acceptor::new(env, keys.certificates.clone(), keys.pki.ca_pem()));
+        let (acceptor, stop) = (acceptor.transpose()?, ground.stops.servers.clone());
+        Ok(Self { env: env.clone(), listener, router, acceptor, stop })
     }
-    if !serves_tls(&ground.registry.address) {
+
+    /// The registry's server.
+    pub(super) fn build(self) -> Vec<Component> {
+        let Self { env, listener, router, acceptor, stop } = self;
+        let Some(acceptor) = acceptor else {
+            let run = async move { registry::serve(listener, router, env, stop).await };
+            return vec![Component::stopping("registry", run)];
+        };
         let run = async move {
-            registry::serve(listener, router, env, stop).await;
-            Ok(())
+            let handle = move |request: Request<RequestBody>| {
+                let (router, now) = (router.clone(), env.now());
+                async move {
+                    // The router is infallible.
+                    let Ok(response) = router.oneshot(with_reader(request, now)).await;
+                    response
+                }
+            };
+            tls::serve(listener, acceptor, handle, stop).await;
         };
-        return Ok(vec![Component::new("registry", run)]);
+        vec![Component::stopping("registry", run)]
     }
-    let acceptor = Acceptor::new(&ground.env, ground.certificates.clone(), ground.pki.ca_pem())?;
-    let run = async move {
-        let handle = move |request: Request<RequestBody>| {
-            let (router, now) = (router.clone(), env.now());
-            async move {
-                // The router is infallible.
-                let Ok(response) = router.oneshot(with_reader(request, now)).await;
-                response
-            }
-        };
-        tls::serve(listener, acceptor, handle, stop).await;
-        Ok(())
-    };
-    Ok(vec![Component::new("registry", run)])
 }
 
 /// Marks the requests of nodes.

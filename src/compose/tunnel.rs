@@ -1,6 +1,6 @@
 //! The tunnel of a node that other machines reach (docs/decisions/0107-tunnel.md).
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -9,6 +9,7 @@ use ipnet::IpNet;
 use kube::Client;
 use machinery_client::TlsIdentity;
 use machinery_env::Env;
+use machinery_roles::{Component, Stage};
 use machinery_serve::accept::Listener;
 use machinery_serve::net::PodNetwork;
 use proxy::tunnel::{self, NodeCertificate, Tunnel};
@@ -16,10 +17,10 @@ use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::role::Component;
-
 /// What a tunnel is made of.
 pub(super) struct TunnelParts {
+    /// The address of this machine on which it listens; port 0 = a free one.
+    pub(super) bind: SocketAddr,
     pub(super) env: Env,
     /// The node's name.
     pub(super) node: String,
@@ -49,11 +50,10 @@ pub(super) struct BoundTunnel {
 ///
 /// # Errors
 /// If the port is taken, or the certificate can't be used.
-pub(super) fn bind(address: IpAddr, port: u16, parts: TunnelParts) -> anyhow::Result<BoundTunnel> {
-    let TunnelParts { env, node, certificate, ca_pem, pod_cidrs, pods, peers, client, stop, threads } = parts;
-    let listener = Listener::bind_own("tunnel", SocketAddr::new(address, port)).with_context(|| {
-        format!("the tunnel cannot listen on {address}:{port}: choose another port with --tunnel-port")
-    })?;
+pub(super) fn bind(parts: TunnelParts) -> anyhow::Result<BoundTunnel> {
+    let TunnelParts { bind, env, node, certificate, ca_pem, pod_cidrs, pods, peers, client, stop, threads } = parts;
+    let listener = Listener::bind_own("tunnel", bind)
+        .with_context(|| format!("the tunnel cannot listen on {bind}: choose another port with --tunnel-port"))?;
     let listener = listener.of_pods();
     let address = listener.local_addr()?;
     let (newest, followed) = follow(certificate)?;
@@ -62,21 +62,19 @@ pub(super) fn bind(address: IpAddr, port: u16, parts: TunnelParts) -> anyhow::Re
     pods.set_remote(tunnel.clone()).ok().context("the process has a tunnel already")?;
     let serving = {
         let (tunnel, stop) = (tunnel.clone(), stop.clone());
-        Component::new("tunnel", async move {
-            tunnel.serve(listener, &stop).await;
-            Ok(())
-        })
+        Component::stopping("tunnel", async move { tunnel.serve(listener, &stop).await })
     };
     let following = {
         let (tunnel, stop) = (tunnel.clone(), stop.clone());
-        Component::new("peers of the tunnel", async move {
-            tunnel::watch(tunnel, client, peers, stop).await;
-            Ok(())
-        })
+        Component::stopping("peers of the tunnel", tunnel::watch(tunnel, client, peers, stop))
     };
     let certificates = Component::until(&stop, "certificate of the tunnel", followed);
     let components = vec![serving.on(threads), following, certificates];
-    Ok(BoundTunnel { tunnel, address, components: components.into_iter().map(Component::of_pods).collect() })
+    Ok(BoundTunnel {
+        tunnel,
+        address,
+        components: components.into_iter().map(|component| component.in_stage(Stage::Pods)).collect(),
+    })
 }
 
 /// The newest certificate in the tunnel's form. One that can't be used is logged, and the last one stays.

@@ -36,7 +36,7 @@ pub(crate) const NEXT_READY_MAX: Duration = Duration::from_secs(90);
 const RELEASE_MAX: Duration = Duration::from_secs(30);
 
 #[cfg(unix)]
-pub(crate) use control::listen;
+pub(crate) use control::{HandoverRequests, listen};
 #[cfg(unix)]
 pub(crate) use machinery_serve::handover::HandedOver;
 

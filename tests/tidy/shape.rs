@@ -13,7 +13,6 @@ const WIDE_STRUCTS: &[(&str, &str, &str)] = &[
         "a served resource: one field for each property of discovery and storage",
     ),
     ("apiserver/resources/src/lib.rs", "Row", "a row of the table of built-in kinds"),
-    ("src/compose/ground.rs", "Ground", "what the roles share: each role takes the few it needs"),
     ("wasm-node/kubelet/src/node/mod.rs", "NodeConfig", "one field for each setting of a node"),
 ];
 

@@ -66,7 +66,7 @@ pub(crate) fn run(flags: &Demo) -> Result<(), Failure> {
             );
             compose::stop_signal().await;
         }
-        cluster.stop().await;
+        cluster.process.stop().await;
         outcome.map(|()| flags.keep)
     })?;
     runtime.shutdown_timeout(Duration::from_secs(1));

@@ -2,7 +2,6 @@
 
 use clap::Args;
 use machinery_env::Env;
-use wasm_runtime::engine::Engine;
 
 use crate::takeover::{self, ListenAddress, TakenOver};
 use tools_command::data_dir::DataDir;
@@ -41,12 +40,5 @@ impl TakeoverFlags {
             print_stderr!("coracle: no process runs with {}: this is a normal start", data.path().display());
         }
         Ok(taken)
-    }
-}
-
-/// Completes a takeover once the process serves, and reports it.
-pub(crate) async fn complete(taken: Option<TakenOver>, env: &Env, engine: Option<Engine>) {
-    if let Some(taken) = taken {
-        print_stderr!("coracle: {}", taken.complete(env, engine).await);
     }
 }
