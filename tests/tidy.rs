@@ -96,7 +96,6 @@ const PURE: &[&str] = &[
     "dashboard/server/src/forwarding.rs",
     "dashboard/server/src/gate.rs",
     "wasm-node/images/src/access.rs",
-    "wasm-node/images/src/address.rs",
     "wasm-node/images/src/challenge.rs",
     "wasm-node/images/src/collect.rs",
     "wasm-node/images/src/image_config.rs",

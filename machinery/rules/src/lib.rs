@@ -13,5 +13,6 @@ pub mod cron;
 pub mod placement;
 pub mod quota;
 pub mod requests;
+pub mod reserved_address;
 pub mod response_times;
 pub mod unsupported;

@@ -14,10 +14,10 @@ use hickory_resolver::config::{NameServerConfig, ResolveHosts, ResolverConfig, R
 use hickory_resolver::net::NetError;
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use machinery_env::Env;
+use machinery_rules::reserved_address::is_reserved;
 use machinery_serve::net::{Caller, DialError, NamePolicy, PodNames};
 
 use crate::egress::pod_limit::{self, PodLimit};
-use crate::egress::special::is_special;
 
 /// Maximum concurrent lookups of one pod; further ones wait for that pod's own permits.
 const LOOKUPS_PER_POD_MAX: usize = 16;
@@ -201,7 +201,7 @@ impl PodResolverConfig {
 
     /// Leaves out servers on the host's own loopback or link: no pod may reach those.
     fn resolver(&self, host: &Settings, port: u16) -> Option<TokioResolver> {
-        let allowed = self.servers.iter().filter(|ip| port != DNS_PORT || !is_special(**ip));
+        let allowed = self.servers.iter().filter(|ip| port != DNS_PORT || !is_reserved(**ip));
         let own = allowed.map(|ip| {
             let mut server = NameServerConfig::udp_and_tcp(*ip);
             server.connections.iter_mut().for_each(|connection| connection.port = port);

@@ -7,7 +7,6 @@ pub(crate) mod external;
 pub(crate) mod http1;
 pub(crate) mod pod_limit;
 mod pool;
-pub(crate) mod special;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -22,6 +21,7 @@ use http_body_util::BodyExt as _;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use ipnet::IpNet;
 use machinery_env::Env;
+use machinery_rules::reserved_address::is_reserved;
 use machinery_serve::control_frames::Limited;
 use machinery_serve::descriptors::{Class, DescriptorPermit, Descriptors};
 use machinery_serve::framing::{self, WantsUpgrade};
@@ -37,7 +37,6 @@ use crate::egress::external::ExternalResolver;
 use crate::egress::http1::Http1;
 use crate::egress::pod_limit::{Pod, PodLimit, PodPermit};
 use crate::egress::pool::{Http2, Pool};
-use crate::egress::special::is_special;
 use crate::routing::table::AppProtocol;
 
 /// Maximum concurrent exchanges with external destinations, of all guests together: bounds file handles.
@@ -243,7 +242,7 @@ impl Egress {
     /// Whether guests must not dial an address.
     pub(crate) fn is_forbidden(&self, ip: IpAddr) -> bool {
         let ip = ip.to_canonical();
-        is_special(ip) || self.cluster.iter().any(|cidr| cidr.contains(&ip))
+        is_reserved(ip) || self.cluster.iter().any(|cidr| cidr.contains(&ip))
     }
 
     /// Number of pooled connections.
@@ -533,9 +532,9 @@ mod tests {
         for ip in
             ["127.0.0.1", "127.64.0.1", "0.0.0.0", "169.254.169.254", "::1", "::ffff:127.0.0.1", "fe80::1", "224.0.0.1"]
         {
-            assert!(is_special(ip.parse().unwrap()), "{ip}");
+            assert!(is_reserved(ip.parse().unwrap()), "{ip}");
         }
-        assert!(!is_special("192.0.2.1".parse().unwrap()));
+        assert!(!is_reserved("192.0.2.1".parse().unwrap()));
     }
 
     #[tokio::test]

@@ -19,12 +19,12 @@ use futures::stream::FuturesUnordered;
 use ipnet::IpNet;
 use machinery_env::Env;
 use machinery_rules::address_pool::AddressPool;
+use machinery_rules::reserved_address::is_reserved;
 use machinery_serve::descriptors::{Class, Descriptors};
 use machinery_serve::net::PodNetwork;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use crate::egress::special::is_special;
 use crate::egress::{BadCertificate, Egress};
 use crate::routing::snapshot::RouteSnapshot;
 use crate::routing::table::{AppProtocol, Change, PortRoute};
@@ -199,7 +199,7 @@ impl ProxyState {
             let via = route.via.as_ref();
             via.is_some_and(|via| via.service.namespace == "default" && via.service.name == "kubernetes")
         };
-        !is_special(at.ip()) || (self.config.api_server == Some(at) && kubernetes())
+        !is_reserved(at.ip()) || (self.config.api_server == Some(at) && kubernetes())
     }
 }
 

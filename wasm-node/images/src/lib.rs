@@ -13,7 +13,6 @@
 
 mod access;
 mod account;
-mod address;
 mod archive;
 mod challenge;
 mod collect;

@@ -7,10 +7,10 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use machinery_env::Env;
+use machinery_rules::reserved_address::is_reserved;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use reqwest::{Certificate, Client, ClientBuilder, Identity, Url};
 
-use super::address::is_reserved;
 use super::pull::RegistryAccess;
 use super::registries::{Host, Registries};
 
