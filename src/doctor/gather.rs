@@ -11,6 +11,7 @@ use jiff::Timestamp;
 use jiff::fmt::rfc2822;
 use kubelet::node::{EvictionThresholds, FileSystem};
 use machinery_env::Env;
+use machinery_env::child_process::cluster_variables;
 use machinery_serve::descriptors::Descriptors;
 use serde_json::Value;
 use tokio::process::Command;
@@ -196,6 +197,9 @@ async fn kubectl_version(env: &Env) -> Kubectl {
 
 async fn client_version(env: &Env, program: &Path) -> Result<String, String> {
     let mut command = Command::new(program);
+    for name in cluster_variables() {
+        command.env_remove(name);
+    }
     command.args(["version", "--client", "--output", "json"]).stdin(Stdio::null()).kill_on_drop(true);
     let output = env.timeout(KUBECTL_TIMEOUT, command.output()).await;
     let output = output.map_err(|_| format!("no answer within {} s", KUBECTL_TIMEOUT.as_secs()))?;

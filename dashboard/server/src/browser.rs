@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use machinery_env::Env;
+use machinery_env::child_process::cluster_variables;
 use tempfile::TempDir;
 use tokio::process::Command;
 
@@ -66,6 +67,9 @@ impl RedirectPage {
 
 async fn run(env: &Env, program: &str, arguments: &[&str], file: &Path) -> Result<(), String> {
     let mut command = Command::new(program);
+    for name in cluster_variables() {
+        command.env_remove(name);
+    }
     command.args(arguments).arg(file).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     let mut child = command.spawn().map_err(|error| format!("{program}: {error}"))?;
     match env.timeout(REPORT_TIMEOUT, child.wait()).await {

@@ -4,7 +4,10 @@
 //! other sources. [`Env::now`] and [`Env::elapsed`] read the environment's [`Clock`]. Timers ([`Env::sleep`],
 //! [`Env::timeout`], [`Env::interval`]) and the instants they are compared with ([`Env::instant`], [`Env::deadline`])
 //! are tokio's in every environment: a test that pauses tokio's clock advances them.
+//!
+//! [`child_process`] has the variables of this process that no program of others gets.
 
+pub mod child_process;
 mod task_deadline;
 mod timers;
 

@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
 use machinery_env::Env;
+use machinery_env::child_process::cluster_variables;
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 use tokio::process::{Child, Command};
 
-use tools_command::environment;
 use tools_command::output::aside;
 
 /// Bytes of a failed build's output that are shown: its end has the errors.
@@ -84,7 +84,7 @@ impl Build {
             command.arg("/C").arg(&self.command);
             command
         };
-        for name in environment::cluster_variables() {
+        for name in cluster_variables() {
             command.env_remove(name);
         }
         command.current_dir(&self.folder).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());

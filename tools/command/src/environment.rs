@@ -33,16 +33,6 @@ pub fn docker_config() -> Option<PathBuf> {
     variable_path("DOCKER_CONFIG")
 }
 
-/// The variables that name a cluster or an account in it: a build command gets none of them.
-pub fn cluster_variables() -> Vec<std::ffi::OsString> {
-    let names = std::env::vars_os().map(|(name, _)| name);
-    names.filter(|name| is_cluster_variable(&name.to_string_lossy())).collect()
-}
-
-fn is_cluster_variable(name: &str) -> bool {
-    name == "KUBECONFIG" || name.starts_with("CORACLE_")
-}
-
 /// A variable of OpenTelemetry (`OTEL_…`), for the export of telemetry. Its SDK also reads some by itself.
 pub fn otel_variable(name: &str) -> Option<String> {
     variable(name)
@@ -51,15 +41,4 @@ pub fn otel_variable(name: &str) -> Option<String> {
 #[expect(clippy::disallowed_methods, reason = "the one reader of other programs' variables; clap reads ours")]
 fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn variables_of_the_cluster() {
-        let found = ["KUBECONFIG", "CORACLE_DATA_DIR", "PATH", "MY_CORACLE_X"].map(is_cluster_variable);
-        assert_eq!(found, [true, true, false, false]);
-    }
 }

@@ -5,6 +5,7 @@ use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use machinery_env::Env;
+use machinery_env::child_process::cluster_variables;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::process::{Child, Command};
 
@@ -62,6 +63,9 @@ pub(super) async fn run(
     bounds: CallLimits,
 ) -> Result<Vec<u8>, RunError> {
     let mut command = Command::new(&provider.program);
+    for name in cluster_variables() {
+        command.env_remove(name);
+    }
     command
         .args(&provider.args)
         .envs(provider.env.iter().map(|variable| (&variable.name, &variable.value)))

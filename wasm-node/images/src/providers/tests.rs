@@ -2,6 +2,8 @@
 #![cfg(unix)]
 
 use std::path::Path;
+
+use machinery_env::child_process::cluster_variables;
 use tokio::io::AsyncReadExt as _;
 
 use super::super::account::Account;
@@ -67,6 +69,27 @@ async fn a_provider_is_called_once_while_its_response_is_valid() {
     assert_eq!(asked.len(), 1, "one call for all: {asked:?}");
     let request: serde_json::Value = serde_json::from_str(&asked[0]).unwrap();
     assert_eq!((&request["kind"], &request["image"]), (&"CredentialProviderRequest".into(), &"a.io/x".into()));
+}
+
+/// The attacker reads the logs of a provider, which may print its environment. No test can change the environment of its own
+/// process, so the test starts itself again with these variables.
+#[tokio::test]
+async fn a_provider_gets_no_variable_of_the_cluster() {
+    const NAME: &str = "providers::tests::a_provider_gets_no_variable_of_the_cluster";
+    if cluster_variables().is_empty() {
+        let mut again = std::process::Command::new(std::env::current_exe().unwrap());
+        again.args(["--exact", NAME]).env("CORACLE_TOKEN", "secret").env("KUBECONFIG", "/secret").env("OTHER", "1");
+        let output = again.output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success() && text.contains("1 passed"), "{text}");
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let providers = providers(dir.path(), &["env > \"$OUT\""], "1h", BOUNDS);
+    providers.credentials("a.io/x", "n", None).await;
+    let got = lines(dir.path());
+    assert!(["OTHER=1", "HELD=1h"].iter().all(|wanted| got.iter().any(|line| line == wanted)), "{got:?}");
+    assert!(!got.iter().any(|line| line.starts_with("CORACLE_") || line.starts_with("KUBECONFIG")), "{got:?}");
 }
 
 #[tokio::test]
