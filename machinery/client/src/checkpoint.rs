@@ -15,10 +15,8 @@ const MAGIC: &str = "coracle-checkpoint";
 pub const HEADER_BYTES_MAX: usize = 128;
 /// The suffix of a file that is being written.
 const PARTIAL: &str = "partial";
-/// The folder of rejected files, below that of the file.
+/// The folder in which earlier versions kept rejected files.
 const ASIDE: &str = "aside";
-/// The maximum number of rejected files that are kept for inspection; further ones are removed.
-const ASIDE_MAX: usize = 64;
 
 /// Why a file is no usable checkpoint.
 #[derive(Debug, thiserror::Error)]
@@ -204,20 +202,20 @@ pub fn read(path: &Path, kind: &str, bytes_max: usize) -> Result<Option<Vec<u8>>
     decode(kind, &bytes).map(|body| Some(body.to_vec()))
 }
 
-/// Moves a rejected file to the folder `aside` beside it, and logs a warning. Later starts don't read it.
-pub fn set_aside(path: &Path, error: &CheckpointError) {
-    tracing::warn!(file = %path.display(), %error, "a checkpoint cannot be used; it is set aside");
-    let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else { return };
-    let aside = folder.join(ASIDE);
-    let is_full = || std::fs::read_dir(&aside).is_ok_and(|entries| entries.count() >= ASIDE_MAX);
-    let moved = if is_full() {
-        std::fs::remove_file(path)
-    } else {
-        std::fs::create_dir_all(&aside).and_then(|()| std::fs::rename(path, aside.join(name)))
-    };
-    if let Err(error) = moved {
-        tracing::warn!(file = %path.display(), %error, "a rejected checkpoint cannot be moved");
+/// Removes a rejected file, and logs a warning with the reason. It may hold Secrets, and no later start can use it.
+pub fn discard(path: &Path, error: &CheckpointError) {
+    tracing::warn!(file = %path.display(), %error, "a checkpoint cannot be used; it is removed");
+    if let Err(error) = remove(path) {
+        tracing::warn!(file = %path.display(), %error, "a rejected checkpoint cannot be removed");
     }
+}
+
+/// Removes the rejected files that an earlier version has kept in the folder `aside` of `folder`, with their Secrets.
+///
+/// # Errors
+/// The system's error.
+pub fn remove_kept(folder: &Path) -> io::Result<()> {
+    std::fs::remove_dir_all(folder.join(ASIDE)).or_else(absent)
 }
 
 #[cfg(test)]
@@ -307,7 +305,7 @@ mod tests {
     }
 
     #[test]
-    fn reads_are_bounded_and_rejected_files_are_few() {
+    fn reads_are_bounded_and_rejected_files_are_removed() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a.json");
         assert!(read(&path, "pod", 1000).unwrap().is_none());
@@ -316,12 +314,13 @@ mod tests {
         assert_eq!(error.to_string(), "it is damaged: it has more than 1000 bytes");
         std::fs::create_dir(dir.path().join("folder")).unwrap();
         assert!(read(&dir.path().join("folder"), "pod", 1000).is_err());
-        for nth in 0..ASIDE_MAX + 3 {
-            let path = dir.path().join(format!("{nth}.json"));
-            std::fs::write(&path, "x").unwrap();
-            set_aside(&path, &error);
-            assert!(!path.exists());
-        }
-        assert_eq!(std::fs::read_dir(dir.path().join(ASIDE)).unwrap().count(), ASIDE_MAX);
+        discard(&path, &error);
+        assert!(!path.exists());
+        // The attacker reads the disk later, or a backup of it: an upgrade removes what an earlier version has kept.
+        std::fs::create_dir(dir.path().join(ASIDE)).unwrap();
+        std::fs::write(dir.path().join(ASIDE).join("a.json"), "secret").unwrap();
+        remove_kept(dir.path()).unwrap();
+        remove_kept(dir.path()).unwrap();
+        assert!(!dir.path().join(ASIDE).exists());
     }
 }

@@ -22,13 +22,13 @@ const BYTES_MAX: usize = 4 << 20;
 /// The minimum interval of writes.
 const INTERVAL_MIN: Duration = Duration::from_secs(1);
 
-/// Reads the peers; none if there is no usable file, which is set aside.
+/// Reads the peers; none if there is no usable file, which is removed.
 pub(super) async fn load(path: PathBuf) -> Vec<PeerConfig> {
     let read =
         move || match checkpoint::read(&path, KIND, BYTES_MAX).and_then(|body| body.map(|b| decode(&b)).transpose()) {
             Ok(peers) => peers.unwrap_or_default(),
             Err(error) => {
-                checkpoint::set_aside(&path, &error);
+                checkpoint::discard(&path, &error);
                 Vec::new()
             }
         };
@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_file_outlives_its_process_and_a_damaged_one_is_set_aside() {
+    async fn a_file_outlives_its_process_and_a_damaged_one_is_removed() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("node/peers");
         assert_eq!(load(path.clone()).await, []);

@@ -1,4 +1,4 @@
-//! Reads the checkpoint of an earlier run. Invalid files are set aside; none of them ends the start.
+//! Reads the checkpoint of an earlier run. Invalid files are removed, as they may hold Secrets; none of them ends the start.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -41,10 +41,11 @@ pub(crate) fn private_folder(path: &Path) -> io::Result<()> {
 /// Creates missing folders, and reads the checkpoint of the node of that name.
 ///
 /// # Errors
-/// A folder can't be created or listed.
+/// A folder can't be created, listed or cleaned.
 pub(super) fn open(folder: &Path, node: &str) -> io::Result<Loaded> {
     for below in [folder.to_owned(), folder.join("pods"), folder.join("sources")] {
         private_folder(&below)?;
+        checkpoint::remove_kept(&below)?;
     }
     let node_record = read(&folder.join("node.json"), record::NODE, |body, _| record::decode_node(body, node));
     let origin: Option<Origin> = node_record.as_ref().map(NodeRecord::origin);
@@ -66,7 +67,7 @@ fn read<T>(path: &Path, kind: &str, decode: impl Fn(&[u8], &str) -> Result<T, Ch
     read_bounded(path, kind, FILE_BYTES_MAX, decode)
 }
 
-/// The record of a file; a file that can't be used is set aside.
+/// The record of a file; a file that can't be used is removed.
 fn read_bounded<T>(
     path: &Path,
     kind: &str,
@@ -77,7 +78,7 @@ fn read_bounded<T>(
     let read = checkpoint::read(path, kind, bytes_max);
     let decoded = read.and_then(|body| body.map(|body| decode(&body, name)).transpose());
     decoded.unwrap_or_else(|error| {
-        checkpoint::set_aside(path, &error);
+        checkpoint::discard(path, &error);
         None
     })
 }

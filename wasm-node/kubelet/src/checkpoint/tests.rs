@@ -47,24 +47,26 @@ fn uids(loaded: &Loaded) -> Vec<&str> {
     loaded.pods.keys().map(String::as_str).collect()
 }
 
-fn aside(dir: &tempfile::TempDir, below: &str) -> Vec<String> {
-    let entries = std::fs::read_dir(dir.path().join(below).join("aside")).into_iter().flatten();
-    let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+/// The files of a folder. There is no other place for them: a rejected one may hold Secrets.
+fn files(dir: &tempfile::TempDir, below: &str) -> Vec<String> {
+    let entries = std::fs::read_dir(dir.path().join(below)).unwrap().map(|entry| entry.unwrap());
+    let files = entries.filter(|entry| entry.file_type().unwrap().is_file());
+    let mut names: Vec<_> = files.map(|entry| entry.file_name().into_string().unwrap()).collect();
     names.sort();
+    assert!(!dir.path().join(below).join("aside").exists());
     names
 }
 
 #[test]
-fn files_of_another_node_are_set_aside() {
+fn files_of_another_node_are_removed() {
     let dir = folder();
     let loaded = load::open(dir.path(), "a").unwrap();
-    assert_eq!((uids(&loaded), aside(&dir, "pods")), (vec!["own"], vec!["foreign.json".to_owned()]));
+    assert_eq!((uids(&loaded), files(&dir, "pods")), (vec!["own"], vec!["own.json".to_owned()]));
     assert_eq!(loaded.node.unwrap().labels["disk"], "ssd");
     // The folder of another node has nothing for this one.
     let loaded = load::open(dir.path(), "b").unwrap();
     assert!(loaded.node.is_none() && loaded.pods.is_empty());
-    assert_eq!(aside(&dir, ""), ["node.json"]);
-    assert_eq!(aside(&dir, "pods"), ["foreign.json", "own.json"]);
+    assert!(files(&dir, "").is_empty() && files(&dir, "pods").is_empty());
 }
 
 #[test]
@@ -72,17 +74,17 @@ fn nothing_in_a_folder_ends_the_start() {
     let dir = folder();
     std::fs::write(dir.path().join("services.json"), "x").unwrap();
     std::fs::write(dir.path().join("sources/x.json"), [0xff; 300]).unwrap();
+    // What an earlier version has kept.
+    std::fs::create_dir(dir.path().join("sources/aside")).unwrap();
+    std::fs::write(dir.path().join("sources/aside/y.json"), "secret").unwrap();
     std::fs::create_dir(dir.path().join("pods/folder.json")).unwrap();
     std::fs::write(dir.path().join("pods/b.json.partial"), "half").unwrap();
     // A pod's file under the name of another one.
     std::fs::copy(dir.path().join("pods/own.json"), dir.path().join("pods/other.json")).unwrap();
     let loaded = load::open(dir.path(), "a").unwrap();
     assert_eq!(uids(&loaded), ["own"]);
-    assert_eq!(aside(&dir, "pods"), ["foreign.json", "other.json"]);
-    assert_eq!(
-        (aside(&dir, "sources"), aside(&dir, "")),
-        (vec!["x.json".to_owned()], vec!["services.json".to_owned()])
-    );
+    assert_eq!(files(&dir, "pods"), ["own.json"]);
+    assert_eq!((files(&dir, "sources"), files(&dir, "")), (vec![], vec!["node.json".to_owned()]));
     assert!(!dir.path().join("pods/b.json.partial").exists());
     // Without the node's own file, its pods complete what the API says.
     std::fs::remove_file(dir.path().join("node.json")).unwrap();

@@ -303,7 +303,7 @@ async fn only_changes_that_a_later_run_needs_are_written() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_file_that_cannot_be_used_is_set_aside_and_the_others_start() {
+async fn a_file_that_cannot_be_used_is_removed_and_the_others_start() {
     let (node, env) = start().await;
     for name in ["good", "damaged", "newer"] {
         node.run(name, "server status=204", &json!({}));
@@ -319,7 +319,7 @@ async fn a_file_that_cannot_be_used_is_set_aside_and_the_others_start() {
     until(&node, "uid-good", is_ready).await;
     for uid in ["uid-damaged", "uid-newer", "uid-foreign"] {
         assert!(own(&node, uid).is_none() && !file(&node, uid).exists(), "{uid}");
-        assert!(node.dir.path().join(format!("node/checkpoint/pods/aside/{uid}.json")).exists(), "{uid}");
+        assert!(!node.dir.path().join("node/checkpoint/pods/aside").exists(), "{uid}");
     }
     node.set_unavailable(false);
     for name in ["damaged", "newer"] {
