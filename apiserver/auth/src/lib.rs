@@ -14,7 +14,6 @@ mod attributes;
 mod authenticate;
 mod authorize;
 mod bootstrap_tokens;
-pub mod browsers;
 pub mod certificates;
 pub mod escalation;
 pub mod folder;

@@ -5,10 +5,10 @@
 //! but the dashboard's files.
 
 use apiserver::http::static_files::is_below;
-use apiserver_auth::browsers::comes_from_own_page;
 use apiserver_auth::websocket_token::WebSocketToken;
 use http::header::{AUTHORIZATION, HOST, SEC_WEBSOCKET_PROTOCOL};
 use http::{HeaderMap, StatusCode};
+use machinery_serve::browsers::comes_from_own_page;
 
 use super::files::PREFIX;
 use super::secret::Secret;

@@ -2,6 +2,7 @@
 //! network.
 //!
 //! - [`accept`]: the accept loop: limits with shares, drain.
+//! - [`browsers`]: requests of pages of other sites, which a browser sends with its user's credentials. Pure.
 //! - [`connection`]: HTTP on a connection of a server for untrusted clients.
 //! - [`control_frames`]: a limit of HTTP/2 frames that no request pays for.
 //! - [`descriptors`]: quotas of the process's file descriptors by class.
@@ -23,6 +24,7 @@
 
 pub mod accept;
 mod batched;
+pub mod browsers;
 pub mod connection;
 pub mod control_frames;
 pub mod descriptors;

@@ -14,6 +14,7 @@ use machinery_api::ApiError;
 use machinery_api::error::GroupResource;
 use machinery_api::selector::FieldSelector;
 use machinery_env::Env;
+use machinery_serve::browsers;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -33,7 +34,7 @@ use crate::fair_queue::FairQueue;
 use crate::registry::Registry;
 use crate::tls::{self, Peer};
 use apiserver_auth::tls::PeerCertificate;
-use apiserver_auth::{ANONYMOUS, Attributes, Authenticator, Authorizer, MASTERS, UserInfo, browsers, impersonate};
+use apiserver_auth::{ANONYMOUS, Attributes, Authenticator, Authorizer, MASTERS, UserInfo, impersonate};
 use apiserver_catalog::Catalog;
 use apiserver_resources::query::Query;
 use apiserver_storage::store::Revision;

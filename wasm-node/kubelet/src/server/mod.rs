@@ -31,6 +31,7 @@ use images::Images;
 use kube::Client;
 use machinery_env::Env;
 use machinery_serve::accept::{self, ConnectionPermit, Limit, Listener};
+use machinery_serve::browsers::may_use_certificate;
 use machinery_serve::descriptors::Descriptors;
 use machinery_serve::net::PodNetwork;
 use machinery_streaming::websocket::wants_websocket;
@@ -51,6 +52,8 @@ pub use tls::ServingTls;
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Default idle timeout of a session (upstream's `streamingConnectionIdleTimeout`).
 pub const STREAMING_IDLE_DEFAULT: Duration = Duration::from_secs(4 * 3600);
+/// The response to a page that uses a certificate in its user's browser.
+const FOREIGN_PAGE: &str = "a page of another site must not use the browser's client certificate\n";
 /// How long running responses may continue after the stop; a followed log has no end of its own.
 const DRAIN: Duration = Duration::from_millis(500);
 
@@ -181,6 +184,9 @@ async fn count(State(requests): State<Requests>, mut request: Request, next: Nex
 async fn authorize(State(authority): State<Arc<Authority>>, request: Request, next: Next) -> Response {
     let permit = request.extensions().get::<Arc<ConnectionPermit>>().cloned();
     let certificate = request.extensions().get::<Option<Identity>>().cloned().flatten();
+    if certificate.is_some() && !may_use_certificate(request.headers(), request.uri()) {
+        return (StatusCode::FORBIDDEN, FOREIGN_PAGE).into_response();
+    }
     let token = request
         .headers()
         .get(header::AUTHORIZATION)
@@ -214,4 +220,53 @@ async fn pods(State(kubelet): State<Kubelet>) -> Response {
         })
         .collect();
     json(&json!({"kind": "PodList", "apiVersion": "v1", "metadata": {}, "items": items}))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use axum::body::Body;
+    use rustls::pki_types::CertificateDer;
+    use rustls::pki_types::pem::PemObject as _;
+    use tower::ServiceExt as _;
+
+    use super::*;
+
+    /// The attacker has a page that is open in an administrator's browser, which adds its user's certificate to the page's
+    /// requests, a WebSocket among them. It adds no bearer token.
+    #[tokio::test]
+    async fn no_page_of_another_site_uses_a_browsers_certificate() {
+        let review = |_: axum::http::Request<_>| async {
+            let status = json!({"allowed": true, "authenticated": true, "user": {"username": "ada"}});
+            Ok::<_, Infallible>(Response::new(Body::from(json!({ "status": status }).to_string())))
+        };
+        let client = Client::new(tower::service_fn(review), "default");
+        let authority = Arc::new(Authority::new(client, Env::real(), "n".into()));
+        let router = Router::new()
+            .route("/exec/default/p/c", get(async || "ok").post(async || "ok"))
+            .layer(from_fn_with_state(authority, authorize));
+        let ada = CertificateDer::from_pem_slice(include_bytes!("testdata/one.crt")).unwrap();
+        let ada = Some(Identity::of_certificate(&ada).unwrap());
+        for (header, by_certificate) in [
+            (("origin", "https://evil.example"), 403),
+            (("origin", "null"), 403),
+            (("sec-fetch-site", "cross-site"), 403),
+            (("origin", "https://10.0.0.7:10250"), 200),
+            (("accept", "*/*"), 200),
+        ] {
+            for method in ["GET", "POST"] {
+                let code = async |identity: Option<Identity>| {
+                    let request = Request::builder().method(method).uri("/exec/default/p/c").header(header.0, header.1);
+                    let request = match &identity {
+                        Some(_) => request.header("upgrade", "websocket").header("connection", "Upgrade"),
+                        None => request.header("authorization", "Bearer a"),
+                    };
+                    let request = request.header("host", "10.0.0.7:10250").extension(identity).body(Body::empty());
+                    router.clone().oneshot(request.unwrap()).await.unwrap().status().as_u16()
+                };
+                assert_eq!((code(ada.clone()).await, code(None).await), (by_certificate, 200), "{method} {header:?}");
+            }
+        }
+    }
 }

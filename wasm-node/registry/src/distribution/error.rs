@@ -11,6 +11,8 @@ use crate::blobs::BlobError;
 pub(super) enum RegistryError {
     #[error("authentication required")]
     Unauthorized,
+    #[error("a page must not use the registry's account")]
+    Page,
     #[error("blob unknown to registry")]
     BlobUnknown,
     #[error("blob upload unknown to registry")]
@@ -70,6 +72,7 @@ impl RegistryError {
     fn parts(&self) -> (StatusCode, &'static str) {
         match self {
             Self::Unauthorized => (StatusCode::UNAUTHORIZED, "UNAUTHORIZED"),
+            Self::Page => (StatusCode::FORBIDDEN, "DENIED"),
             Self::BlobUnknown => (StatusCode::NOT_FOUND, "BLOB_UNKNOWN"),
             Self::UploadUnknown => (StatusCode::NOT_FOUND, "BLOB_UPLOAD_UNKNOWN"),
             Self::UploadInvalid(_) => (StatusCode::BAD_REQUEST, "BLOB_UPLOAD_INVALID"),

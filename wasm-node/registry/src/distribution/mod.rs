@@ -21,6 +21,7 @@ use futures::StreamExt;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use machinery_env::Env;
 use machinery_serve::accept::ConnectionPermit;
+use machinery_serve::browsers::comes_from_own_page;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use tokio::io::{AsyncReadExt, AsyncSeekExt};
@@ -106,6 +107,10 @@ fn authenticate_account(wanted: &[u8; 32], request: &Request) -> Result<(), Regi
     let difference = Sha256::digest(&account).iter().zip(wanted).fold(0, |sum, (a, b)| sum | (a ^ b));
     if difference != 0 {
         return Err(RegistryError::Unauthorized);
+    }
+    // A browser sends a password that its user once typed for requests of every page, and the registry has none.
+    if !comes_from_own_page(request.headers(), |_| false) {
+        return Err(RegistryError::Page);
     }
     if let Some(permit) = request.extensions().get::<Arc<ConnectionPermit>>() {
         permit.mark_authenticated();

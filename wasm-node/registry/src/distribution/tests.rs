@@ -115,6 +115,28 @@ async fn every_path_wants_the_account() {
     assert_eq!(bench.ask(Method::GET, "/v2", &[], Body::empty()).await.status(), 301);
 }
 
+/// The attacker has a page that is open in a browser whose user once typed the account's password; the browser adds it.
+#[tokio::test]
+async fn a_page_uses_no_account() {
+    let bench = Bench::new();
+    let more = Router::new().route("/more", axum::routing::post(|| async { "more" }));
+    let router = bench.router.clone().merge(authenticated(more, &account()));
+    for (header, expected) in [
+        (("origin", "https://evil.example"), 403),
+        (("origin", "null"), 403),
+        (("sec-fetch-site", "cross-site"), 403),
+        (("sec-fetch-site", "none"), 200),
+        (("user-agent", "a program"), 200),
+    ] {
+        for (method, path) in [(Method::GET, "/v2/"), (Method::POST, "/more")] {
+            let request = Request::builder().method(method).uri(path).header("authorization", &bench.authorization);
+            let request = request.header(header.0, header.1).body(Body::empty()).unwrap();
+            let response = router.clone().oneshot(request).await.unwrap();
+            assert_eq!(response.status().as_u16(), expected, "{path} {header:?}");
+        }
+    }
+}
+
 /// The attacker has a node's certificate, as each bearer of a bootstrap token.
 #[tokio::test]
 async fn a_nodes_certificate_reads_the_registry_alone() {

@@ -17,9 +17,9 @@ use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use machinery_api::ApiError;
 use machinery_api::error::GroupResource;
-use machinery_serve::framing;
 use machinery_serve::net::unverified;
 use machinery_serve::upgraded::copy_upgraded;
+use machinery_serve::{browsers, framing};
 use machinery_streaming::websocket::upgrade_of;
 use serde_json::Value;
 
@@ -28,7 +28,6 @@ use super::handle::{RequestContext, RequestHandler};
 use super::kubelets::{self, NodeAddress};
 use super::user_limits::{PROXIED_MAX, UserPermit};
 use crate::registry::RequestScope;
-use apiserver_auth::browsers;
 use apiserver_resources::ProxyBackend;
 use apiserver_resources::objects::ObjectReader;
 use location::{Backend, Endpoint, unreachable_service};
@@ -84,6 +83,9 @@ impl RequestHandler {
             if let Ok(value) = HeaderValue::try_from(value) {
                 headers.insert(name, value);
             }
+        }
+        if let ProxyTarget::Kubelet(_) = target {
+            browsers::remove_page(&mut headers);
         }
         let path = if rest.is_empty() { "/" } else { &rest };
         let query = uri.query().map(|query| format!("?{query}")).unwrap_or_default();

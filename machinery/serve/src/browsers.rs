@@ -1,5 +1,5 @@
-//! Requests of browsers, for a server whose credentials a browser may add by itself: a client certificate, or a local
-//! proxy's. Pure.
+//! Requests of browsers, for a server whose credentials a browser may add by itself: a client certificate, a password that
+//! its user once typed, or a local proxy's. Pure.
 //!
 //! Any page can let the browser send requests to any server, with the certificate that its user once chose. What such a page
 //! can't do is to remove or choose the headers with which browsers name the page: `Origin` and `Sec-Fetch-Site`. Programs that
@@ -39,8 +39,8 @@ pub fn comes_from_own_page(headers: &HeaderMap, is_own: impl Fn(&[u8]) -> bool) 
     headers.get_all(ORIGIN).iter().all(|origin| is_own(origin.as_bytes())) && fetch_site(headers) != FetchSite::Foreign
 }
 
-/// Whether the API server accepts a request that a client certificate authenticates. `kubectl proxy` passes on the headers of
-/// its pages, whose origin is the proxy's: there the browser's statement that page and server are the same decides.
+/// Whether a server accepts a request that a client certificate authenticates. `kubectl proxy` passes on the headers of its
+/// pages, whose origin is the proxy's: there the browser's statement that page and server are the same decides.
 #[must_use]
 pub fn may_use_certificate(headers: &HeaderMap, uri: &Uri) -> bool {
     let host =
@@ -50,6 +50,13 @@ pub fn may_use_certificate(headers: &HeaderMap, uri: &Uri) -> bool {
         of_origin.is_some_and(|origin| host.is_some_and(|host| host.eq_ignore_ascii_case(origin)))
     };
     fetch_site(headers) == FetchSite::Own || comes_from_own_page(headers, is_own)
+}
+
+/// Removes what a browser says of its page from a request that a server passes on with a certificate of its own: the server
+/// has judged the page, and the next one knows neither the server's name nor the user's credentials.
+pub fn remove_page(headers: &mut HeaderMap) {
+    headers.remove(ORIGIN);
+    headers.remove(FETCH_SITE);
 }
 
 /// Makes a response that isn't this server's own harmless for the origin that serves it: a browser runs no script of it there,
@@ -106,6 +113,13 @@ mod tests {
         ] {
             assert_eq!(may(headers), expected, "{headers:?}");
         }
+    }
+
+    #[test]
+    fn a_request_that_is_passed_on_has_no_page() {
+        let mut headers = map(&[("origin", "https://a.example"), ("sec-fetch-site", "same-site"), ("accept", "*/*")]);
+        remove_page(&mut headers);
+        assert_eq!(headers, map(&[("accept", "*/*")]));
     }
 
     #[test]
