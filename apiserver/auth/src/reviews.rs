@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 use super::authenticate::with_group;
 use super::rbac::aggregate;
 use super::{Attributes, Authenticator, Authorizer, UserInfo};
-use apiserver_resources::field::causes;
+use apiserver_resources::field::ErrorList;
 use apiserver_resources::objects::ObjectReader;
 use apiserver_resources::{ResourceInfo, Review, rules};
 
@@ -119,10 +119,11 @@ impl Context<'_> {
             self.settle_namespace(&mut body)?;
         }
         let context = apiserver_resources::Context::of_server(self.now);
-        let errors = row.strategy.validate(&context, &body);
+        let mut errors = ErrorList::new();
+        row.strategy.validate(&context, &body, None, &mut errors);
         if !errors.is_empty() {
             // Upstream's kind is empty here, because decoding removed it from the object.
-            return Err(ApiError::Invalid(GroupResource::new(&*row.group, ""), String::new(), causes(errors)));
+            return Err(ApiError::Invalid(GroupResource::new(&*row.group, ""), String::new(), errors.into_causes()));
         }
         let spec = &body["spec"];
         let user = (review != Review::SelfAccess).then(|| reviewed_user(spec));

@@ -15,8 +15,6 @@ pub struct FieldError {
     pub field: String,
     /// Upstream's whole message, such as `Required value` or `Invalid value: "x": must be …`.
     pub message: String,
-    /// Non-zero for the entry that counts omitted errors ([`ErrorList`]).
-    omitted: usize,
 }
 
 /// Maximum number of errors shown for one object. Upstream shows all. More are of no use, and each costs the server
@@ -29,25 +27,6 @@ impl From<FieldError> for Cause {
     fn from(error: FieldError) -> Self {
         Self { reason: error.reason.into(), message: error.message, field: error.field }
     }
-}
-
-/// The errors as causes of a response: the first [`ERRORS_MAX`], and the number of omitted ones.
-#[must_use]
-pub fn causes(errors: Vec<FieldError>) -> Vec<Cause> {
-    let (mut causes, mut omitted) = (Vec::with_capacity(errors.len().min(ERRORS_MAX)), 0);
-    for error in errors {
-        if error.omitted > 0 {
-            omitted += error.omitted;
-        } else if causes.len() < ERRORS_MAX {
-            causes.push(error.into());
-        } else {
-            omitted += 1;
-        }
-    }
-    if omitted > 0 {
-        causes.push(Cause { message: format!("{omitted} more errors are not shown"), ..Cause::default() });
-    }
-    causes
 }
 
 /// A value in upstream's format: quoted text, otherwise JSON with Go's escapes for HTML.
@@ -68,7 +47,7 @@ impl FieldError {
     /// An error with a complete message.
     #[must_use]
     pub fn new(reason: &'static str, field: &Path<'_>, message: String) -> Self {
-        Self { reason, field: field.to_string(), message, omitted: 0 }
+        Self { reason, field: field.to_string(), message }
     }
 
     /// A required value is missing.
@@ -170,8 +149,10 @@ pub fn go_json(value: &Value) -> String {
 
 /// Collects errors. Those beyond [`ERRORS_MAX`] are counted and not formatted, so that an object with a hundred
 /// thousand errors costs little more than a valid one.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, PartialEq, Eq)]
 pub struct ErrorList {
+    /// Failures that don't fail the request: upstream returns them as `Warning` headers.
+    pub warnings: Vec<String>,
     shown: Vec<FieldError>,
     bytes: usize,
     omitted: usize,
@@ -213,7 +194,8 @@ impl ErrorList {
     }
 
     /// Adds the errors of another part of the object.
-    pub fn append(&mut self, other: Self) {
+    pub fn append(&mut self, mut other: Self) {
+        self.warnings.append(&mut other.warnings);
         self.omitted += other.omitted;
         for error in other.shown {
             self.add(|| error);
@@ -226,14 +208,26 @@ impl ErrorList {
         self.shown.len() + self.omitted
     }
 
-    /// The shown errors, with an entry for the number of omitted ones at the end.
+    /// The shown errors.
     #[must_use]
-    pub fn list(mut self) -> Vec<FieldError> {
+    pub fn shown(&self) -> &[FieldError] {
+        &self.shown
+    }
+
+    /// The errors as causes of a response: the shown ones, and the number of omitted ones.
+    #[must_use]
+    pub fn into_causes(self) -> Vec<Cause> {
+        let mut causes: Vec<Cause> = self.shown.into_iter().map(Cause::from).collect();
         if self.omitted > 0 {
-            let (reason, field, message) = ("", String::new(), String::new());
-            self.shown.push(FieldError { reason, field, message, omitted: self.omitted });
+            let message = format!("{} more errors are not shown", self.omitted);
+            causes.push(Cause { message, ..Cause::default() });
         }
-        self.shown
+        causes
+    }
+
+    /// Sorts the shown errors by field and message.
+    pub fn sort(&mut self) {
+        self.shown.sort_by_cached_key(|error| format!("{}: {}", error.field, error.message));
     }
 
     /// See [`FieldError::not_supported`].
@@ -284,19 +278,6 @@ impl ErrorList {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.shown.is_empty()
-    }
-}
-
-impl From<Vec<FieldError>> for ErrorList {
-    fn from(list: Vec<FieldError>) -> Self {
-        let mut errors = Self::new();
-        for error in list {
-            match error.omitted {
-                0 => errors.add(|| error),
-                omitted => errors.omitted += omitted,
-            }
-        }
-        errors
     }
 }
 
@@ -387,9 +368,8 @@ mod tests {
             errors.invalid(&field, n, "no");
         }
         assert_eq!(errors.count(), 1000);
-        let mut list = errors.list();
-        list.extend((0..10).map(|_| FieldError::required(&field, "")));
-        let shown = causes(list);
+        (0..10).for_each(|_| errors.required(&field, ""));
+        let shown = errors.into_causes();
         assert_eq!(shown.len(), ERRORS_MAX + 1);
         assert_eq!(shown[ERRORS_MAX].message, "754 more errors are not shown");
         // Messages count by their length; the first is always shown.
@@ -397,10 +377,10 @@ mod tests {
         for _ in 0..10 {
             errors.invalid(&field, "x".repeat(300 << 10), "no");
         }
-        let shown = causes(errors.list());
+        let shown = errors.into_causes();
         assert_eq!((shown.len(), shown[0].message.len() > 300 << 10), (2, true));
         assert_eq!(shown[1].message, "9 more errors are not shown");
-        assert!(causes(ErrorList::new().list()).is_empty());
+        assert!(ErrorList::new().into_causes().is_empty());
     }
 
     #[test]

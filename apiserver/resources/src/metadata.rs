@@ -1,7 +1,7 @@
 //! Upstream's validation of every object's metadata, on create and update.
 //!
-//! The verbs run it beside a kind's own `validate` and `validate_update`. An update checks the metadata more than
-//! once, as upstream does (generic code, then the kind's own), so that an error may appear twice in the causes.
+//! The verbs run it before a kind's own `validate`. An update checks the metadata more than once, as upstream does
+//! (generic code, then the kind's own), so that an error may appear twice in the causes.
 
 use std::collections::BTreeSet;
 
@@ -42,16 +42,13 @@ impl<'a> KindTraits<'a> {
 }
 
 /// Validates a new object's metadata.
-#[must_use]
-pub fn validate_create(of: KindTraits<'_>, object: &Value) -> Vec<FieldError> {
-    let mut errors = ErrorList::new();
-    check_all(&mut errors, of, Some(of.strategy.name_rule()), object, of.strategy.checks_finalizers());
-    errors.list()
+pub fn validate_create(errors: &mut ErrorList, of: KindTraits<'_>, object: &Value) {
+    check_all(errors, of, Some(of.strategy.name_rule()), object, of.strategy.checks_finalizers());
 }
 
 /// Validates a new object's metadata, for a kind whose own validation doesn't start with it.
 pub(super) fn validate_all(errors: &mut ErrorList, row: &Row, object: &Value) {
-    check_all(errors, KindTraits::row(row), Some(row.strategy.name_rule()), object, row.strategy.checks_finalizers());
+    validate_create(errors, KindTraits::row(row), object);
 }
 
 /// Validates metadata changes of an update, for a kind whose own validation doesn't start with it.
@@ -59,35 +56,26 @@ pub(super) fn validate_unchanged(errors: &mut ErrorList, row: &Row, new: &Value,
     check_unchanged(errors, new, old, row.strategy.checks_finalizers());
 }
 
-/// Validates the metadata of an update of the main resource.
-#[must_use]
-pub fn validate_update(of: KindTraits<'_>, new: &Value, old: &Value) -> Vec<FieldError> {
-    validate_update_through(of, "", new, old)
-}
-
 /// Validates the metadata of an update through a subresource (empty: the main resource).
-#[must_use]
-pub fn validate_update_through(of: KindTraits<'_>, subresource: &str, new: &Value, old: &Value) -> Vec<FieldError> {
-    let mut errors = ErrorList::new();
+pub fn validate_update(errors: &mut ErrorList, of: KindTraits<'_>, subresource: &str, new: &Value, old: &Value) {
     let (rule, kube) = (of.strategy.name_rule(), of.strategy.checks_finalizers());
-    check_all(&mut errors, of, Some(NameRule::PathSegment), new, false);
-    check_unchanged(&mut errors, new, old, false);
+    check_all(errors, of, Some(NameRule::PathSegment), new, false);
+    check_unchanged(errors, new, old, false);
     // Upstream's declarative validation of names replaces the kind's own.
     let rule = Some(rule).filter(|rule| *rule != NameRule::GeneratedSubdomain);
     match of.strategy.metadata_checks_of(subresource) {
         MetadataChecks::None => {}
-        MetadataChecks::Change => check_unchanged(&mut errors, new, old, kube),
-        MetadataChecks::Whole => check_all(&mut errors, of, rule, new, kube),
+        MetadataChecks::Change => check_unchanged(errors, new, old, kube),
+        MetadataChecks::Whole => check_all(errors, of, rule, new, kube),
         MetadataChecks::ChangeThenWhole => {
-            check_unchanged(&mut errors, new, old, kube);
-            check_all(&mut errors, of, rule, new, kube);
+            check_unchanged(errors, new, old, kube);
+            check_all(errors, of, rule, new, kube);
         }
         MetadataChecks::WholeThenChange => {
-            check_all(&mut errors, of, rule, new, kube);
-            check_unchanged(&mut errors, new, old, kube);
+            check_all(errors, of, rule, new, kube);
+            check_unchanged(errors, new, old, kube);
         }
     }
-    errors.list()
 }
 
 /// Validates the metadata of an embedded object, which need not have a name.
@@ -215,7 +203,7 @@ pub fn labels_or_annotations_error(key: &str, map: &Value) -> Option<String> {
         _ => annotations(&mut errors, map, &METADATA.child("annotation")),
     }
     let all: Vec<String> =
-        crate::field::causes(errors.list()).iter().map(|cause| format!("{}: {}", cause.field, cause.message)).collect();
+        errors.into_causes().iter().map(|cause| format!("{}: {}", cause.field, cause.message)).collect();
     match &*all {
         [] => None,
         [one] => Some(one.clone()),

@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use crate::core::pods;
 use crate::core::services::allocate;
-use crate::field::{FieldError, quoted};
+use crate::field::{ErrorList, quoted};
 use crate::objects::ObjectReader;
 use crate::{cells, read, rules};
 
@@ -203,36 +203,18 @@ pub trait Strategy: Send + Sync {
     }
 
     /// Exclusive errors, found before all other validation, metadata included (`old`: on update).
-    fn validate_first(&self, context: &Context<'_>, object: &Value, old: Option<&Value>) -> Vec<FieldError> {
-        let _ = (context, object, old);
-        Vec::new()
+    fn validate_first(&self, context: &Context<'_>, object: &Value, old: Option<&Value>, errors: &mut ErrorList) {
+        let _ = (context, object, old, errors);
     }
 
-    /// Whether [`validate`](Self::validate) validates the metadata itself, since it doesn't come first.
+    /// Whether [`validate`](Self::validate) validates the metadata of a new object itself, since it doesn't come first.
     fn validates_metadata(&self) -> bool {
         false
     }
 
-    /// Object validation at creation, without generic metadata.
-    fn validate(&self, context: &Context<'_>, object: &Value) -> Vec<FieldError>;
-
-    /// Object validation of an update through `context.subresource`, without generic metadata.
-    fn validate_update(&self, context: &Context<'_>, new: &Value, old: &Value) -> Vec<FieldError> {
-        let _ = old;
-        self.validate(context, new)
-    }
-
-    /// As [`validate_update`](Self::validate_update), with errors that don't fail the request as `Warning` headers.
-    fn validate_update_with_warnings(
-        &self,
-        context: &Context<'_>,
-        new: &Value,
-        old: &Value,
-        warnings: &mut Vec<String>,
-    ) -> Vec<FieldError> {
-        let _ = warnings;
-        self.validate_update(context, new, old)
-    }
+    /// Validation of a new object, or of an update of `old` through `context.subresource`, without generic metadata.
+    /// Adds to `errors`, which has those of the metadata, in upstream's order.
+    fn validate(&self, context: &Context<'_>, object: &Value, old: Option<&Value>, errors: &mut ErrorList);
 
     /// Allocates values that only the server can choose (addresses, ports), or rejects requested ones that are
     /// unavailable. Runs after [`validate_first`](Self::validate_first); `old` is set for updates.
@@ -375,9 +357,7 @@ pub trait Strategy: Send + Sync {
 pub(super) struct Plain;
 
 impl Strategy for Plain {
-    fn validate(&self, _: &Context<'_>, _: &Value) -> Vec<FieldError> {
-        Vec::new()
-    }
+    fn validate(&self, _: &Context<'_>, _: &Value, _: Option<&Value>, _: &mut ErrorList) {}
 }
 
 /// The main resource keeps the old status; `status` keeps the rest, but takes annotations and finalizers, unlike

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::field::FieldError;
+use crate::field::{ErrorList, FieldError};
 use crate::metadata::KindTraits;
 use crate::{Context, RESOURCES, Row, Storage, metadata};
 use machinery_api::schema::types::Text;
@@ -74,15 +74,16 @@ fn prepared(row: &Row, namespace: &str, object: Value) -> Value {
 }
 
 fn created(row: &Row, object: &Value) -> Vec<FieldError> {
-    let mut errors = row.strategy.validate_first(&context(""), object, None);
+    let mut errors = ErrorList::new();
+    row.strategy.validate_first(&context(""), object, None, &mut errors);
     if !errors.is_empty() {
-        return errors;
+        return errors.shown().to_vec();
     }
     if row.storage != Storage::Virtual && !row.strategy.validates_metadata() {
-        errors = metadata::validate_create(KindTraits::row(row), object);
+        metadata::validate_create(&mut errors, KindTraits::row(row), object);
     }
-    errors.extend(row.strategy.validate(&context(""), object));
-    errors
+    row.strategy.validate(&context(""), object, None, &mut errors);
+    errors.shown().to_vec()
 }
 
 fn updated(row: &Row, subresource: &str, mut new: Value, old: &Value) -> Vec<FieldError> {
@@ -98,13 +99,14 @@ fn updated(row: &Row, subresource: &str, mut new: Value, old: &Value) -> Vec<Fie
     let context = context(subresource);
     row.strategy.prepare_update(&context, &mut new, old);
     schema::normalise(schema_of(row), &mut new).unwrap();
-    let first = row.strategy.validate_first(&context, &new, Some(old));
-    if !first.is_empty() {
-        return first;
+    let mut errors = ErrorList::new();
+    row.strategy.validate_first(&context, &new, Some(old), &mut errors);
+    if !errors.is_empty() {
+        return errors.shown().to_vec();
     }
-    let mut errors = metadata::validate_update_through(KindTraits::row(row), subresource, &new, old);
-    errors.extend(row.strategy.validate_update(&context, &new, old));
-    errors
+    metadata::validate_update(&mut errors, KindTraits::row(row), subresource, &new, old);
+    row.strategy.validate(&context, &new, Some(old), &mut errors);
+    errors.shown().to_vec()
 }
 
 fn row_named(named: &str) -> &'static Row {

@@ -26,7 +26,7 @@ use self::check::{DeclaredImports, findings, sentence};
 use self::containers::{Container, changed};
 use super::template::pod_template;
 use super::{Context, Effects, MaybeReady, Operation, Plugin};
-use apiserver_resources::field::{FieldError, Path, causes};
+use apiserver_resources::field::{ErrorList, Path};
 
 /// The maximum time of one image's metadata request.
 const LOOKUP_TIME_MAX: Duration = Duration::from_secs(5);
@@ -246,12 +246,13 @@ fn namespace<'a>(context: &'a Context<'_>, object: &'a Value, effects: &'a mut E
     if !wrong.is_empty() && old.as_ref().is_none_or(|(_, before)| *before != wrong) {
         let (metadata, annotations) = (Path::root("metadata"), &object["metadata"]["annotations"]);
         let path = metadata.child("annotations");
-        let error = |(name, why): &(String, String)| {
-            FieldError::invalid(&path.key(name), annotations[name.as_str()].as_str().unwrap_or_default(), why)
-        };
-        let errors = wrong.iter().map(error).collect();
+        let mut errors = ErrorList::new();
+        for (name, why) in &wrong {
+            errors.invalid(&path.key(name), annotations[name.as_str()].as_str().unwrap_or_default(), why);
+        }
         let name = context.request.name.to_owned();
-        return MaybeReady::Ready(Err(ApiError::Invalid(GroupResource::new("", "Namespace"), name, causes(errors))));
+        let kind = GroupResource::new("", "Namespace");
+        return MaybeReady::Ready(Err(ApiError::Invalid(kind, name, errors.into_causes())));
     }
     match (policy.enforce, old) {
         (Some(rules), Some((before, _))) if before.enforce.as_ref() != Some(&rules) => {

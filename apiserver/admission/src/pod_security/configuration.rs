@@ -61,8 +61,8 @@ impl Configuration {
                 exempt(&mut errors, items, field, into, rule);
             }
         }
-        let wrong = errors.list();
-        let messages: Vec<String> = wrong.iter().map(|error| format!("{}: {}", error.field, error.message)).collect();
+        let messages: Vec<String> =
+            errors.shown().iter().map(|error| format!("{}: {}", error.field, error.message)).collect();
         match messages.as_slice() {
             [] => Ok(own),
             [one] => Err(one.clone()),

@@ -16,7 +16,7 @@ use self::pod::Pod;
 use self::policy::{Level, Policy, Standard, of_namespace};
 use super::template::pod_template;
 use super::{Context, Effects, MaybeReady, Operation, Plugin};
-use apiserver_resources::field::{causes, quoted};
+use apiserver_resources::field::quoted;
 
 pub(super) use self::configuration::Configuration;
 
@@ -162,7 +162,8 @@ fn namespace<'a>(context: &'a Context<'_>, namespace: &'a Value, effects: &'a mu
     let old = context.old.map(|old| of_namespace(old, own.defaults));
     if !wrong.is_empty() && old.as_ref().is_none_or(|(_, before)| *before != wrong) {
         let name = context.request.name.to_owned();
-        return MaybeReady::Ready(Err(ApiError::Invalid(GroupResource::new("", "Namespace"), name, causes(wrong))));
+        let kind = GroupResource::new("", "Namespace");
+        return MaybeReady::Ready(Err(ApiError::Invalid(kind, name, wrong.into_causes())));
     }
     let name = pod::text(&namespace["metadata"]["name"]);
     let ignored = || policy_ignored(namespace, policy, own.defaults);

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use apiserver_resources::field::{FieldError, Path};
+use apiserver_resources::field::{ErrorList, Path};
 use serde_json::Value;
 
 /// How strict a standard is.
@@ -86,7 +86,7 @@ pub(super) fn version(text: &str) -> Option<Version> {
 /// The labels of one namespace, and the errors found in them.
 struct Labels<'a> {
     labels: &'a Value,
-    errors: Vec<FieldError>,
+    errors: ErrorList,
 }
 
 impl Labels<'_> {
@@ -98,7 +98,7 @@ impl Labels<'_> {
         if parsed.is_none() {
             let labels = Path::root("metadata");
             let labels = labels.child("labels");
-            self.errors.push(FieldError::invalid(&labels.key(&label), text, wanted));
+            self.errors.invalid(&labels.key(&label), text, wanted);
         }
         Some(parsed)
     }
@@ -115,13 +115,13 @@ impl Labels<'_> {
 
 /// Returns a namespace's policy, based on the defaults, and its errors. With an invalid level, `enforce` is the
 /// strictest standard, and `audit` and `warn` are privileged.
-pub(super) fn of_namespace(namespace: &Value, defaults: Policy) -> (Policy, Vec<FieldError>) {
+pub(super) fn of_namespace(namespace: &Value, defaults: Policy) -> (Policy, ErrorList) {
     let labels = &namespace["metadata"]["labels"];
     let mut policy = defaults;
     if labels.as_object().is_none_or(serde_json::Map::is_empty) {
-        return (policy, Vec::new());
+        return (policy, ErrorList::new());
     }
-    let mut labels = Labels { labels, errors: Vec::new() };
+    let mut labels = Labels { labels, errors: ErrorList::new() };
     let enforced = labels.level("enforce");
     if let Some(level) = enforced {
         policy.enforce.level = level.unwrap_or(Level::Restricted);
@@ -156,7 +156,7 @@ mod tests {
         let labels: serde_json::Map<String, Value> =
             labels.iter().map(|(key, value)| (format!("pod-security.kubernetes.io/{key}"), json!(value))).collect();
         let (policy, errors) = of_namespace(&json!({"metadata": {"labels": labels}}), DEFAULT);
-        (format!("{} {} {}", policy.enforce, policy.audit, policy.warn), errors.len())
+        (format!("{} {} {}", policy.enforce, policy.audit, policy.warn), errors.count())
     }
 
     /// Labels, the expected policy, and the expected number of errors.

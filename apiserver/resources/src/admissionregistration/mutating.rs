@@ -10,7 +10,7 @@ use super::constraints::{
 use super::expressions::Compiler;
 use super::validating::ROW;
 use crate::cells::{AGE, NAME, column};
-use crate::field::{ErrorList, FieldError, Path};
+use crate::field::{ErrorList, Path};
 use crate::read::{default_to, get, has, items, spec_of, text};
 use crate::{Column, Context, MetadataChecks, Row, Storage, Strategy};
 
@@ -107,25 +107,23 @@ impl Strategy for Policies {
         MetadataChecks::Whole
     }
 
-    fn validate(&self, _: &Context<'_>, object: &Value) -> Vec<FieldError> {
-        let mut errors = ErrorList::new();
+    fn validate(&self, _: &Context<'_>, object: &Value, _: Option<&Value>, errors: &mut ErrorList) {
         let spec = get(object, "spec");
-        present_choice(&mut errors, spec, "failurePolicy", &["Fail", "Ignore"], &SPEC);
-        validate_param_kind(&mut errors, spec, &SPEC);
-        validate_constraints(&mut errors, spec, &SPEC);
-        validate_mutable(&mut errors, get(spec, "matchConstraints"), &SPEC.child("matchConstraints"));
-        validate_conditions(&mut errors, spec, &SPEC);
+        present_choice(errors, spec, "failurePolicy", &["Fail", "Ignore"], &SPEC);
+        validate_param_kind(errors, spec, &SPEC);
+        validate_constraints(errors, spec, &SPEC);
+        validate_mutable(errors, get(spec, "matchConstraints"), &SPEC.child("matchConstraints"));
+        validate_conditions(errors, spec, &SPEC);
         let mut compiler = Compiler::new(has(spec, "paramKind"), true);
-        validate_variables(&mut errors, spec, &mut compiler, &SPEC);
+        validate_variables(errors, spec, &mut compiler, &SPEC);
         let (list, mutations) = (SPEC.child("mutations"), items(spec, "mutations"));
         if mutations.is_empty() {
             errors.required(&list, "mutations must contain at least one item");
         }
         for (index, mutation) in mutations.iter().enumerate() {
-            validate_mutation(&mut errors, mutation, &compiler, &list.index(index));
+            validate_mutation(errors, mutation, &compiler, &list.index(index));
         }
-        required_choice(&mut errors, spec, "reinvocationPolicy", &["IfNeeded", "Never"], &SPEC);
-        errors.list()
+        required_choice(errors, spec, "reinvocationPolicy", &["IfNeeded", "Never"], &SPEC);
     }
 
     fn columns(&self) -> &'static [Column] {
@@ -158,12 +156,10 @@ impl Strategy for Bindings {
         MetadataChecks::Whole
     }
 
-    fn validate(&self, _: &Context<'_>, object: &Value) -> Vec<FieldError> {
-        let mut errors = ErrorList::new();
+    fn validate(&self, _: &Context<'_>, object: &Value, _: Option<&Value>, errors: &mut ErrorList) {
         let spec = get(object, "spec");
-        validate_binding(&mut errors, spec, &SPEC);
-        validate_mutable(&mut errors, get(spec, "matchResources"), &SPEC.child("matchResources"));
-        errors.list()
+        validate_binding(errors, spec, &SPEC);
+        validate_mutable(errors, get(spec, "matchResources"), &SPEC.child("matchResources"));
     }
 
     fn columns(&self) -> &'static [Column] {

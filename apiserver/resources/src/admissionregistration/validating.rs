@@ -11,7 +11,7 @@ use super::constraints::{
 };
 use super::expressions::{BOOL, Compiler, STRING, STRING_OR_NULL};
 use crate::cells::{AGE, NAME, column};
-use crate::field::{ErrorList, FieldError, Path};
+use crate::field::{ErrorList, Path};
 use crate::metadata::reset_for_status;
 use crate::read::{at, default_to, get, has, items, put, spec_of, text};
 use crate::{
@@ -126,6 +126,23 @@ fn validate_annotations(errors: &mut ErrorList, object: &Value, spec: &Value, co
     }
 }
 
+fn validate_status(errors: &mut ErrorList, status: &Value) {
+    let warnings_at = Path::root("status.typeChecking.expressionWarnings");
+    for (i, warning) in items(get(status, "typeChecking"), "expressionWarnings").iter().enumerate() {
+        let at = warnings_at.index(i);
+        if text(warning, "warning").is_empty() {
+            errors.required(&at.child("warning"), "");
+        }
+        let path = text(warning, "fieldRef").trim();
+        match super::field_ref::error(path) {
+            _ if path.is_empty() => errors.required(&at.child("fieldRef"), ""),
+            Some(why) => errors.invalid(&at.child("fieldRef"), path, &format!("invalid JSONPath: {why}")),
+            None => {}
+        }
+    }
+    crate::conditions::validate(errors, status, &Path::root("status.conditions"));
+}
+
 impl Strategy for Policies {
     fn default(&self, object: &mut Value) {
         let spec = spec_of(object);
@@ -167,38 +184,17 @@ impl Strategy for Policies {
         }
     }
 
-    fn validate_update(&self, context: &Context<'_>, new: &Value, _: &Value) -> Vec<FieldError> {
-        if context.subresource.is_empty() {
-            return self.validate(context, new);
+    fn validate(&self, context: &Context<'_>, object: &Value, _: Option<&Value>, errors: &mut ErrorList) {
+        if !context.subresource.is_empty() {
+            return validate_status(errors, get(object, "status"));
         }
-        let mut errors = ErrorList::new();
-        let status = get(new, "status");
-        let warnings_at = Path::root("status.typeChecking.expressionWarnings");
-        for (i, warning) in items(get(status, "typeChecking"), "expressionWarnings").iter().enumerate() {
-            let at = warnings_at.index(i);
-            if text(warning, "warning").is_empty() {
-                errors.required(&at.child("warning"), "");
-            }
-            let path = text(warning, "fieldRef").trim();
-            match super::field_ref::error(path) {
-                _ if path.is_empty() => errors.required(&at.child("fieldRef"), ""),
-                Some(why) => errors.invalid(&at.child("fieldRef"), path, &format!("invalid JSONPath: {why}")),
-                None => {}
-            }
-        }
-        crate::conditions::validate(&mut errors, status, &Path::root("status.conditions"));
-        errors.list()
-    }
-
-    fn validate(&self, _: &Context<'_>, object: &Value) -> Vec<FieldError> {
-        let mut errors = ErrorList::new();
         let spec = get(object, "spec");
-        present_choice(&mut errors, spec, "failurePolicy", &["Fail", "Ignore"], &SPEC);
-        validate_param_kind(&mut errors, spec, &SPEC);
-        validate_constraints(&mut errors, spec, &SPEC);
-        validate_conditions(&mut errors, spec, &SPEC);
+        present_choice(errors, spec, "failurePolicy", &["Fail", "Ignore"], &SPEC);
+        validate_param_kind(errors, spec, &SPEC);
+        validate_constraints(errors, spec, &SPEC);
+        validate_conditions(errors, spec, &SPEC);
         let mut compiler = Compiler::new(has(spec, "paramKind"), false);
-        validate_variables(&mut errors, spec, &mut compiler, &SPEC);
+        validate_variables(errors, spec, &mut compiler, &SPEC);
         if items(spec, "validations").is_empty() && items(spec, "auditAnnotations").is_empty() {
             let why = "validations or auditAnnotations must contain at least one item";
             errors.required(&SPEC.child("validations"), why);
@@ -206,10 +202,9 @@ impl Strategy for Policies {
         }
         let list = SPEC.child("validations");
         for (index, validation) in items(spec, "validations").iter().enumerate() {
-            validate_validation(&mut errors, validation, &compiler, &list.index(index));
+            validate_validation(errors, validation, &compiler, &list.index(index));
         }
-        validate_annotations(&mut errors, object, spec, &compiler);
-        errors.list()
+        validate_annotations(errors, object, spec, &compiler);
     }
 
     fn columns(&self) -> &'static [Column] {
@@ -242,10 +237,9 @@ impl Strategy for Bindings {
         MetadataChecks::Whole
     }
 
-    fn validate(&self, _: &Context<'_>, object: &Value) -> Vec<FieldError> {
-        let mut errors = ErrorList::new();
+    fn validate(&self, _: &Context<'_>, object: &Value, _: Option<&Value>, errors: &mut ErrorList) {
         let spec = get(object, "spec");
-        validate_binding(&mut errors, spec, &SPEC);
+        validate_binding(errors, spec, &SPEC);
         let list = SPEC.child("validationActions");
         let actions: Vec<&str> = items(spec, "validationActions").iter().filter_map(Value::as_str).collect();
         let mut seen = BTreeSet::new();
@@ -265,7 +259,6 @@ impl Strategy for Bindings {
         if actions.is_empty() {
             errors.required(&list, "at least one validation action is required");
         }
-        errors.list()
     }
 
     fn columns(&self) -> &'static [Column] {

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::expressions::{BOOL, Compiler};
 use super::matching;
 use crate::cells::{AGE, NAME, age, column, name};
-use crate::field::{ErrorList, FieldError, Path};
+use crate::field::{ErrorList, Path};
 use crate::metadata::label_selector;
 use crate::read::{default_to, get, has, int, items, items_mut, object_mut, text, texts};
 use crate::{Column, Context, MetadataChecks, Row, Storage, Strategy, rules, webhook_client};
@@ -164,20 +164,18 @@ impl Strategy for Webhooks {
         MetadataChecks::Whole
     }
 
-    fn validate(&self, _: &Context<'_>, object: &Value) -> Vec<FieldError> {
-        let mut errors = ErrorList::new();
+    fn validate(&self, _: &Context<'_>, object: &Value, _: Option<&Value>, errors: &mut ErrorList) {
         let list = Path::root("webhooks");
         let mut names = BTreeSet::new();
         for (index, hook) in items(object, "webhooks").iter().enumerate() {
             let path = list.index(index);
-            validate_hook(&mut errors, hook, self.mutating, &path);
-            validate_versions(&mut errors, hook, &path);
+            validate_hook(errors, hook, self.mutating, &path);
+            validate_versions(errors, hook, &path);
             let own = text(hook, "name");
             if !own.is_empty() && !names.insert(own) {
                 errors.duplicate(&path.child("name"), own);
             }
         }
-        errors.list()
     }
 
     fn columns(&self) -> &'static [Column] {

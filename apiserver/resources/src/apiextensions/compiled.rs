@@ -362,9 +362,10 @@ mod tests {
         let wrong = json!({"type": "object", "properties": {"a": {"type": "string", "pattern": "["}}});
         let resource = served("things", &wrong, &Arc::default());
         let context = crate::Context::of_server(jiff::Timestamp::UNIX_EPOCH);
-        let errors = resource.strategy.validate(&context, &json!({"metadata": {"name": "x"}}));
+        let mut errors = crate::field::ErrorList::new();
+        resource.strategy.validate(&context, &json!({"metadata": {"name": "x"}}), None, &mut errors);
         assert!(
-            errors[0].message.contains("the schema can't be used: must be a valid regular expression"),
+            errors.shown()[0].message.contains("the schema can't be used: must be a valid regular expression"),
             "{errors:?}"
         );
     }

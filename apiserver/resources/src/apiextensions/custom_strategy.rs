@@ -131,13 +131,8 @@ impl CustomStrategy {
         }
     }
 
-    fn checked(
-        &self,
-        context: &Context<'_>,
-        new: &Value,
-        old: Option<&Value>,
-        warnings: &mut Vec<String>,
-    ) -> Vec<FieldError> {
+    /// The errors of a schema that can't be compiled, of the schema's values, and of its rules.
+    fn checked(&self, context: &Context<'_>, new: &Value, old: Option<&Value>) -> ErrorList {
         let status = context.subresource == "status";
         let mut errors = ErrorList::new();
         let made = self.schema.compiled();
@@ -160,19 +155,16 @@ impl CustomStrategy {
                 errors.append(twice);
             }
             if schema.has.rules {
-                let found = errors.list();
-                if found.iter().any(|error| BLOCKING.contains(&error.reason)) {
-                    errors = found.into();
+                if errors.shown().iter().any(|error| BLOCKING.contains(&error.reason)) {
                     let why = "some validation rules were not checked because the object was invalid; correct the existing \
                                errors to complete validation";
                     errors.invalid(&Path::root("<nil>"), Value::Null, why);
                 } else {
-                    errors = found.into();
-                    errors.append(rules::check(new, schema, old, context.interrupt, warnings));
+                    errors.append(rules::check(new, schema, old, context.interrupt));
                 }
             }
         }
-        errors.list()
+        errors
     }
 }
 
@@ -256,22 +248,9 @@ impl Strategy for CustomStrategy {
         false
     }
 
-    fn validate(&self, context: &Context<'_>, object: &Value) -> Vec<FieldError> {
-        self.checked(context, object, None, &mut Vec::new())
-    }
-
-    fn validate_update(&self, context: &Context<'_>, new: &Value, old: &Value) -> Vec<FieldError> {
-        self.checked(context, new, Some(old), &mut Vec::new())
-    }
-
-    fn validate_update_with_warnings(
-        &self,
-        context: &Context<'_>,
-        new: &Value,
-        old: &Value,
-        warnings: &mut Vec<String>,
-    ) -> Vec<FieldError> {
-        self.checked(context, new, Some(old), warnings)
+    fn validate(&self, context: &Context<'_>, object: &Value, old: Option<&Value>, errors: &mut ErrorList) {
+        // A list of its own, since errors in the metadata don't prevent the evaluation of rules.
+        errors.append(self.checked(context, object, old));
     }
 
     fn warnings(&self, object: &Value, old: Option<&Value>) -> Vec<String> {

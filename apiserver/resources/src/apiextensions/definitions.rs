@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use super::conditions::{self, FINALIZER};
 use super::validate;
 use crate::cells::{NAME_AND_CREATED, name_and_created};
-use crate::field::FieldError;
+use crate::field::ErrorList;
 use crate::read::{default_to, default_zero_to, get, items, items_mut, object_mut, text, texts};
 use crate::rules::NameRule;
 use crate::{Column, Context, Row, STATUS, Storage, Strategy, prepare_update_by_default};
@@ -140,12 +140,12 @@ impl Strategy for CustomResourceDefinition {
         false
     }
 
-    fn validate(&self, _: &Context<'_>, object: &Value) -> Vec<FieldError> {
-        validate::created(object)
-    }
-
-    fn validate_update(&self, context: &Context<'_>, new: &Value, old: &Value) -> Vec<FieldError> {
-        if context.subresource == "status" { validate::status(new) } else { validate::updated(new, old) }
+    fn validate(&self, context: &Context<'_>, object: &Value, old: Option<&Value>, errors: &mut ErrorList) {
+        match old {
+            Some(_) if context.subresource == "status" => validate::status(errors, object),
+            Some(old) => validate::updated(errors, object, old),
+            None => validate::created(errors, object),
+        }
     }
 
     fn warnings(&self, object: &Value, old: Option<&Value>) -> Vec<String> {

@@ -5,7 +5,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use crate::cells::{AGE, NAME, age, column, name};
-use crate::field::{ErrorList, FieldError, Path};
+use crate::field::{ErrorList, Path};
 use crate::metadata::reset_for_status;
 use crate::read::{at, default_to, fields, flag, get, has, int, items, put, text};
 use crate::rules::NameRule;
@@ -167,20 +167,12 @@ impl Strategy for ApiService {
         false
     }
 
-    fn validate(&self, _: &Context<'_>, object: &Value) -> Vec<FieldError> {
-        let mut errors = ErrorList::new();
-        validate(&mut errors, object);
-        errors.list()
-    }
-
-    fn validate_update(&self, context: &Context<'_>, new: &Value, _: &Value) -> Vec<FieldError> {
-        let mut errors = ErrorList::new();
+    fn validate(&self, context: &Context<'_>, object: &Value, _: Option<&Value>, errors: &mut ErrorList) {
         if context.subresource.is_empty() {
-            validate(&mut errors, new);
+            validate(errors, object);
         } else {
-            validate_status(&mut errors, new);
+            validate_status(errors, object);
         }
-        errors.list()
     }
 
     fn unconditional_update(&self) -> bool {

@@ -5,7 +5,7 @@ use machinery_api::GroupVersion;
 use serde_json::{Value, json};
 
 use crate::cells::{AGE, NAME, age, column, name};
-use crate::field::{ErrorList, FieldError, Path};
+use crate::field::{ErrorList, Path};
 use crate::read::{flag, get, int, items, text};
 use crate::{Column, Context, MetadataChecks, Row, Storage, Strategy};
 
@@ -39,22 +39,14 @@ impl Strategy for ControllerRevision {
         MetadataChecks::ChangeThenWhole
     }
 
-    fn validate(&self, _: &Context<'_>, object: &Value) -> Vec<FieldError> {
-        let mut errors = ErrorList::new();
-        revision(&mut errors, object);
-        match get(object, "data") {
-            Value::Null => errors.required(&Path::root("data"), "data is mandatory"),
-            Value::Object(_) => {}
-            _ => errors.required(&Path::root("data"), "data must be a valid JSON object"),
+    fn validate(&self, _: &Context<'_>, object: &Value, old: Option<&Value>, errors: &mut ErrorList) {
+        revision(errors, object);
+        match (get(object, "data"), old) {
+            (data, Some(old)) => errors.immutable(&Path::root("data"), data, get(old, "data")),
+            (Value::Null, None) => errors.required(&Path::root("data"), "data is mandatory"),
+            (Value::Object(_), None) => {}
+            (_, None) => errors.required(&Path::root("data"), "data must be a valid JSON object"),
         }
-        errors.list()
-    }
-
-    fn validate_update(&self, _: &Context<'_>, new: &Value, old: &Value) -> Vec<FieldError> {
-        let mut errors = ErrorList::new();
-        revision(&mut errors, new);
-        errors.immutable(&Path::root("data"), get(new, "data"), get(old, "data"));
-        errors.list()
     }
 
     fn columns(&self) -> &'static [Column] {

@@ -206,21 +206,18 @@ impl Strategy for DaemonSet {
         true
     }
 
-    fn validate(&self, _: &Context<'_>, object: &Value) -> Vec<FieldError> {
-        let mut errors = ErrorList::new();
-        validate(&mut errors, get(object, "spec"));
-        errors.list()
-    }
-
-    fn validate_update(&self, context: &Context<'_>, new: &Value, old: &Value) -> Vec<FieldError> {
-        let mut errors = ErrorList::new();
-        if context.subresource == "status" {
-            validate_status(&mut errors, get(new, "status"), get(old, "status"));
-        } else {
-            workloads::selector_is_immutable(&mut errors, new, old);
-            validate(&mut errors, get(new, "spec"));
+    fn validate(&self, context: &Context<'_>, object: &Value, old: Option<&Value>, errors: &mut ErrorList) {
+        match old {
+            Some(old) if context.subresource == "status" => {
+                validate_status(errors, get(object, "status"), get(old, "status"));
+            }
+            _ => {
+                if let Some(old) = old {
+                    workloads::selector_is_immutable(errors, object, old);
+                }
+                validate(errors, get(object, "spec"));
+            }
         }
-        errors.list()
     }
 
     fn warnings(&self, object: &Value, old: Option<&Value>) -> Vec<String> {

@@ -182,21 +182,18 @@ impl Strategy for Deployment {
         !crate::core::pods::update::semantically_equal(get(new, "spec"), get(old, "spec")) || notes(new) != notes(old)
     }
 
-    fn validate(&self, _: &Context<'_>, object: &Value) -> Vec<FieldError> {
-        let mut errors = ErrorList::new();
-        validate(&mut errors, get(object, "spec"));
-        errors.list()
-    }
-
-    fn validate_update(&self, context: &Context<'_>, new: &Value, old: &Value) -> Vec<FieldError> {
-        let mut errors = ErrorList::new();
-        if context.subresource == "status" {
-            validate_status(&mut errors, new, old);
-        } else {
-            validate(&mut errors, get(new, "spec"));
-            workloads::selector_is_immutable(&mut errors, new, old);
+    fn validate(&self, context: &Context<'_>, object: &Value, old: Option<&Value>, errors: &mut ErrorList) {
+        match old {
+            Some(old) if context.subresource == "status" => {
+                validate_status(errors, object, old);
+            }
+            _ => {
+                validate(errors, get(object, "spec"));
+                if let Some(old) = old {
+                    workloads::selector_is_immutable(errors, object, old);
+                }
+            }
         }
-        errors.list()
     }
 
     fn warnings(&self, object: &Value, old: Option<&Value>) -> Vec<String> {

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::cells::selector;
 use crate::core::workloads::{self, SPEC, not_negative};
-use crate::field::{ErrorList, FieldError};
+use crate::field::ErrorList;
 use crate::read::{default_to, get, has, is_zero, object_mut, put, spec_of};
 use crate::{Column, Context, Row, SCALE, STATUS, Storage, Strategy};
 
@@ -73,21 +73,15 @@ impl Strategy for ReplicaSet {
         true
     }
 
-    fn validate(&self, _: &Context<'_>, object: &Value) -> Vec<FieldError> {
-        let mut errors = ErrorList::new();
-        validate(&mut errors, get(object, "spec"));
-        errors.list()
-    }
-
-    fn validate_update(&self, context: &Context<'_>, new: &Value, old: &Value) -> Vec<FieldError> {
-        let mut errors = ErrorList::new();
+    fn validate(&self, context: &Context<'_>, object: &Value, old: Option<&Value>, errors: &mut ErrorList) {
         if context.subresource == "status" {
-            workloads::replica_status(&mut errors, get(new, "status"), &["terminatingReplicas"]);
+            workloads::replica_status(errors, get(object, "status"), &["terminatingReplicas"]);
         } else {
-            validate(&mut errors, get(new, "spec"));
-            workloads::selector_is_immutable(&mut errors, new, old);
+            validate(errors, get(object, "spec"));
+            if let Some(old) = old {
+                workloads::selector_is_immutable(errors, object, old);
+            }
         }
-        errors.list()
     }
 
     fn warnings(&self, object: &Value, old: Option<&Value>) -> Vec<String> {

@@ -320,29 +320,22 @@ impl Strategy for StatefulSet {
         NameRule::Label
     }
 
-    fn validate(&self, _: &Context<'_>, object: &Value) -> Vec<FieldError> {
-        let mut errors = ErrorList::new();
-        validate(&mut errors, get(object, "spec"), ValidationScope::All);
-        errors.list()
-    }
-
-    fn validate_update(&self, context: &Context<'_>, new: &Value, old: &Value) -> Vec<FieldError> {
-        let mut errors = ErrorList::new();
+    fn validate(&self, context: &Context<'_>, object: &Value, old: Option<&Value>, errors: &mut ErrorList) {
+        let spec = get(object, "spec");
+        let Some(old) = old else { return validate(errors, spec, ValidationScope::All) };
         if context.subresource == "status" {
-            validate_status(&mut errors, get(new, "status"));
-            workloads::collision_count_is_monotonic(&mut errors, get(new, "status"), get(old, "status"));
-            return errors.list();
+            validate_status(errors, get(object, "status"));
+            return workloads::collision_count_is_monotonic(errors, get(object, "status"), get(old, "status"));
         }
-        let (spec, old) = (get(new, "spec"), get(old, "spec"));
+        let old = get(old, "spec");
         let mut of_old = ErrorList::new();
         validate(&mut of_old, old, ValidationScope::Changes);
         let checks = if of_old.is_empty() { ValidationScope::Changes } else { ValidationScope::ChangesBesideTemplate };
-        validate(&mut errors, spec, checks);
+        validate(errors, spec, checks);
         if !semantically_equal(&immutable_fields(spec), &immutable_fields(old)) {
             let why = "updates to statefulset spec for fields other than 'replicas', 'ordinals', 'template', 'updateStrategy', 'revisionHistoryLimit', 'persistentVolumeClaimRetentionPolicy' and 'minReadySeconds' are forbidden";
             errors.forbidden(&SPEC, why);
         }
-        errors.list()
     }
 
     fn warnings(&self, object: &Value, old: Option<&Value>) -> Vec<String> {

@@ -198,11 +198,9 @@ impl Review {
 }
 
 impl Strategy for Review {
-    fn validate(&self, _: &Context<'_>, object: &Value) -> Vec<FieldError> {
-        let mut errors = ErrorList::new();
+    fn validate(&self, _: &Context<'_>, object: &Value, _: Option<&Value>, errors: &mut ErrorList) {
         if matches!(self, Self::Access | Self::LocalAccess | Self::SelfAccess) {
-            self.access(&mut errors, object);
+            self.access(errors, object);
         }
-        errors.list()
     }
 }

@@ -10,7 +10,7 @@ use super::conversion::{CPU_PERCENT, cpu, to_v1, to_v2};
 use super::validate;
 use crate::cells::{AGE, NAME, age, column, name};
 use crate::core::workloads::{STATUS as STATUS_AT, not_negative};
-use crate::field::{ErrorList, FieldError};
+use crate::field::ErrorList;
 use crate::metadata::quantity;
 use crate::read::{default_to, get, has, int, items, object_mut, put, spec_of, text};
 use crate::{Column, Context, Row, STATUS, Storage, Strategy, prepare_update_by_default};
@@ -206,21 +206,14 @@ impl Strategy for Autoscaler {
         self.newer(new, |new| prepare_update_by_default(context, new, &old));
     }
 
-    fn validate(&self, _: &Context<'_>, object: &Value) -> Vec<FieldError> {
-        let mut errors = ErrorList::new();
-        validate::spec(&mut errors, get(&self.read(object), "spec"), None, self.scales_to_zero);
-        errors.list()
-    }
-
-    fn validate_update(&self, context: &Context<'_>, new: &Value, old: &Value) -> Vec<FieldError> {
-        let (new, old) = (self.read(new), self.read(old));
-        let mut errors = ErrorList::new();
+    fn validate(&self, context: &Context<'_>, object: &Value, old: Option<&Value>, errors: &mut ErrorList) {
+        let object = self.read(object);
         if context.subresource == "status" {
-            not_negative(&mut errors, get(&new, "status"), &["currentReplicas", "desiredReplicas"], &STATUS_AT);
-        } else {
-            validate::spec(&mut errors, get(&new, "spec"), Some(get(&old, "spec")), self.scales_to_zero);
+            return not_negative(errors, get(&object, "status"), &["currentReplicas", "desiredReplicas"], &STATUS_AT);
         }
-        errors.list()
+        let old = old.map(|old| self.read(old));
+        let old_spec = old.as_ref().map(|old| get(old, "spec"));
+        validate::spec(errors, get(&object, "spec"), old_spec, self.scales_to_zero);
     }
 
     fn columns(&self) -> &'static [Column] {

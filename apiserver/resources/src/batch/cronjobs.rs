@@ -173,23 +173,16 @@ impl Strategy for CronJob {
         if subresource == "status" { MetadataChecks::None } else { MetadataChecks::Change }
     }
 
-    fn validate(&self, _: &Context<'_>, object: &Value) -> Vec<FieldError> {
-        let mut errors = ErrorList::new();
-        validate(&mut errors, get(object, "spec"), None);
+    fn validate(&self, context: &Context<'_>, object: &Value, old: Option<&Value>, errors: &mut ErrorList) {
+        if context.subresource == "status" {
+            return;
+        }
+        validate(errors, get(object, "spec"), old.map(|old| get(old, "spec")));
         let name = crate::read::name(object);
-        if name.len() > NAME_BYTES_MAX {
+        if old.is_none() && name.len() > NAME_BYTES_MAX {
             let why = format!("must be no more than {NAME_BYTES_MAX} characters");
             errors.invalid(&Path::root("metadata").child("name"), name, &why);
         }
-        errors.list()
-    }
-
-    fn validate_update(&self, context: &Context<'_>, new: &Value, old: &Value) -> Vec<FieldError> {
-        let mut errors = ErrorList::new();
-        if context.subresource != "status" {
-            validate(&mut errors, get(new, "spec"), Some(get(old, "spec")));
-        }
-        errors.list()
     }
 
     fn warnings(&self, object: &Value, old: Option<&Value>) -> Vec<String> {

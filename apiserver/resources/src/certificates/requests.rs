@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::validate::{self, UpdateEndpoint};
 use crate::cells::{AGE, NAME, age, column, human_duration, name};
-use crate::field::{ErrorList, FieldError};
+use crate::field::ErrorList;
 use crate::read::{at, fields, get, has, int, items, items_mut, object_mut, put, spec_of, text};
 use crate::rules::NameRule;
 use crate::{Column, Context, MetadataChecks, Row, STATUS, Storage, Strategy, Subresource, SubresourceKind, Verb};
@@ -168,22 +168,16 @@ impl Strategy for CertificateSigningRequest {
         MetadataChecks::WholeThenChange
     }
 
-    fn validate(&self, _: &Context<'_>, object: &Value) -> Vec<FieldError> {
-        let mut errors = ErrorList::new();
-        validate::request(&mut errors, object, None);
-        errors.list()
-    }
-
-    fn validate_update(&self, context: &Context<'_>, new: &Value, old: &Value) -> Vec<FieldError> {
-        let mut errors = ErrorList::new();
-        validate::request(&mut errors, new, Some(old));
-        let through = match context.subresource {
-            APPROVAL => UpdateEndpoint::Approval,
-            "status" => UpdateEndpoint::Status,
-            _ => UpdateEndpoint::Whole,
-        };
-        validate::change(&mut errors, new, old, through);
-        errors.list()
+    fn validate(&self, context: &Context<'_>, object: &Value, old: Option<&Value>, errors: &mut ErrorList) {
+        validate::request(errors, object, old);
+        if let Some(old) = old {
+            let through = match context.subresource {
+                APPROVAL => UpdateEndpoint::Approval,
+                "status" => UpdateEndpoint::Status,
+                _ => UpdateEndpoint::Whole,
+            };
+            validate::change(errors, object, old, through);
+        }
     }
 
     fn columns(&self) -> &'static [Column] {

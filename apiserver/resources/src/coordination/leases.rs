@@ -5,7 +5,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use crate::cells::{AGE, NAME, age, column, name};
-use crate::field::{ErrorList, FieldError, NOT_NEGATIVE, Path};
+use crate::field::{ErrorList, NOT_NEGATIVE, Path};
 use crate::read::{get, has, int, object_mut, put, text};
 use crate::{Column, Context, Row, Storage, Strategy};
 
@@ -56,8 +56,7 @@ impl Strategy for Lease {
         false
     }
 
-    fn validate(&self, _: &Context<'_>, object: &Value) -> Vec<FieldError> {
-        let mut errors = ErrorList::new();
+    fn validate(&self, _: &Context<'_>, object: &Value, _: Option<&Value>, errors: &mut ErrorList) {
         let spec = get(object, "spec");
         let at = Path::root("spec");
         if let Some(seconds) = int(spec, "leaseDurationSeconds").filter(|s| *s <= 0) {
@@ -66,7 +65,6 @@ impl Strategy for Lease {
         if let Some(count) = int(spec, "leaseTransitions").filter(|n| *n < 0) {
             errors.invalid(&at.child("leaseTransitions"), count, NOT_NEGATIVE);
         }
-        errors.list()
     }
 
     fn create_on_update(&self) -> bool {

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::field::{ErrorList, FieldError, Path};
+use crate::field::{ErrorList, Path};
 use crate::read::{get, text};
 use crate::{Context, Row, Strategy, SubresourceKind, Verb};
 
@@ -25,8 +25,7 @@ target: {apiVersion: v1, kind: Node, name: node-1}
 struct Binding;
 
 impl Strategy for Binding {
-    fn validate(&self, _: &Context<'_>, object: &Value) -> Vec<FieldError> {
-        let mut errors = ErrorList::new();
+    fn validate(&self, _: &Context<'_>, object: &Value, _: Option<&Value>, errors: &mut ErrorList) {
         let target = get(object, "target");
         let kind = text(target, "kind");
         if !kind.is_empty() && kind != "Node" {
@@ -35,6 +34,5 @@ impl Strategy for Binding {
         if text(target, "name").is_empty() {
             errors.required(&Path::root("target.name"), "");
         }
-        errors.list()
     }
 }

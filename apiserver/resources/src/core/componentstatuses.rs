@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use crate::cells::{NAME, column, name};
-use crate::field::FieldError;
+use crate::field::ErrorList;
 use crate::read::{items, text};
 use crate::{Column, Context, Row, Strategy, Verb};
 
@@ -26,9 +26,7 @@ struct ComponentStatus;
 const COLUMNS: &[Column] = &[NAME, column("Status", "string"), column("Message", "string"), column("Error", "string")];
 
 impl Strategy for ComponentStatus {
-    fn validate(&self, _: &Context<'_>, _: &Value) -> Vec<FieldError> {
-        Vec::new()
-    }
+    fn validate(&self, _: &Context<'_>, _: &Value, _: Option<&Value>, _: &mut ErrorList) {}
 
     fn columns(&self) -> &'static [Column] {
         COLUMNS

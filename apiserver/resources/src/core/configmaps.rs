@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use crate::cells::{AGE, NAME, age, column, name};
-use crate::field::{ErrorList, FieldError, Path};
+use crate::field::{ErrorList, Path};
 use crate::read::{entries, flag, get, is_zero};
 use crate::{Column, Context, MetadataChecks, Row, Storage, Strategy, rules};
 
@@ -79,17 +79,11 @@ impl Strategy for ConfigMap {
         MetadataChecks::ChangeThenWhole
     }
 
-    fn validate(&self, _: &Context<'_>, object: &Value) -> Vec<FieldError> {
-        let mut errors = ErrorList::new();
-        validate(&mut errors, object);
-        errors.list()
-    }
-
-    fn validate_update(&self, _: &Context<'_>, new: &Value, old: &Value) -> Vec<FieldError> {
-        let mut errors = ErrorList::new();
-        validate_immutable(&mut errors, new, old, &["data", "binaryData"]);
-        validate(&mut errors, new);
-        errors.list()
+    fn validate(&self, _: &Context<'_>, object: &Value, old: Option<&Value>, errors: &mut ErrorList) {
+        if let Some(old) = old {
+            validate_immutable(errors, object, old, &["data", "binaryData"]);
+        }
+        validate(errors, object);
     }
 
     fn columns(&self) -> &'static [Column] {

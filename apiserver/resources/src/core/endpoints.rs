@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use super::addresses::{canonical_ip_warning, endpoint_ip};
 use crate::cells::{AGE, NAME, age, column, name};
 use crate::core::pods::update::semantically_equal;
-use crate::field::{ErrorList, FieldError, Path};
+use crate::field::{ErrorList, Path};
 use crate::read::{default_zero_to, get, has, int, items, items_mut, text};
 use crate::rules;
 use crate::{Column, Context, MetadataChecks, Row, Storage, Strategy};
@@ -138,19 +138,13 @@ impl Strategy for Endpoints {
         MetadataChecks::ChangeThenWhole
     }
 
-    fn validate(&self, context: &Context<'_>, object: &Value) -> Vec<FieldError> {
-        let mut errors = ErrorList::new();
-        subsets(&mut errors, object, context);
-        errors.list()
-    }
-
-    fn validate_update(&self, context: &Context<'_>, new: &Value, old: &Value) -> Vec<FieldError> {
-        let errors = self.validate(context, new);
+    fn validate(&self, context: &Context<'_>, object: &Value, old: Option<&Value>, errors: &mut ErrorList) {
+        let mut found = ErrorList::new();
+        subsets(&mut found, object, context);
         // Unchanged subsets are exempt.
-        if !errors.is_empty() && semantically_equal(get(new, "subsets"), get(old, "subsets")) {
-            Vec::new()
-        } else {
-            errors
+        let exempt = |old| semantically_equal(get(object, "subsets"), get(old, "subsets"));
+        if !found.is_empty() && !old.is_some_and(exempt) {
+            errors.append(found);
         }
     }
 
@@ -193,8 +187,9 @@ mod tests {
     fn addresses_and_ports_are_checked_and_shown() {
         let context = Context::of_server(Timestamp::UNIX_EPOCH);
         let errors_of = |subsets: Value| -> Vec<String> {
-            let errors = Endpoints.validate(&context, &json!({"subsets": subsets}));
-            errors.into_iter().map(|error| format!("{}: {}", error.field, error.message)).collect()
+            let mut errors = ErrorList::new();
+            Endpoints.validate(&context, &json!({"subsets": subsets}), None, &mut errors);
+            errors.shown().iter().map(|error| format!("{}: {}", error.field, error.message)).collect()
         };
         assert_eq!(
             errors_of(json!([{}])),
@@ -211,7 +206,9 @@ mod tests {
             ]
         );
         let old = json!({"subsets": [{}]});
-        assert!(Endpoints.validate_update(&context, &old, &old).is_empty(), "unchanged subsets are exempt");
+        let mut errors = ErrorList::new();
+        Endpoints.validate(&context, &old, Some(&old), &mut errors);
+        assert!(errors.is_empty(), "unchanged subsets are exempt");
         let many = json!([{"ip": "192.0.2.1"}, {"ip": "2001:db8::1"}]);
         let object = json!({"subsets": [{"addresses": many, "ports": [{"port": 80}, {"port": 81}]}]});
         assert_eq!(format_addresses(&object), "192.0.2.1:80,[2001:db8::1]:80,192.0.2.1:81 + 1 more...");

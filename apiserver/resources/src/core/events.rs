@@ -316,39 +316,32 @@ impl Strategy for Event {
         if self.core { MetadataChecks::None } else { MetadataChecks::Change }
     }
 
-    fn validate_first(&self, _: &Context<'_>, object: &Value, old: Option<&Value>) -> Vec<FieldError> {
-        let mut errors = ErrorList::new();
+    fn validate_first(&self, _: &Context<'_>, object: &Value, old: Option<&Value>, errors: &mut ErrorList) {
         if self.core && old.is_none() {
-            validate_core_form(&mut errors, object, true);
+            validate_core_form(errors, object, true);
         }
-        errors.list()
     }
 
     fn validates_metadata(&self) -> bool {
         !self.core
     }
 
-    fn validate(&self, _: &Context<'_>, object: &Value) -> Vec<FieldError> {
-        let mut errors = ErrorList::new();
-        if !self.core {
-            let event = to_core(object);
-            validate_core_form(&mut errors, &event, false);
-            validate_all(&mut errors, &EVENTS, object);
-            strict(&mut errors, &event);
-        }
-        errors.list()
-    }
-
-    fn validate_update(&self, _: &Context<'_>, new: &Value, old: &Value) -> Vec<FieldError> {
-        let mut errors = ErrorList::new();
+    fn validate(&self, _: &Context<'_>, object: &Value, old: Option<&Value>, errors: &mut ErrorList) {
         if self.core {
-            validate_core_form(&mut errors, new, true);
-        } else {
-            let event = to_core(new);
-            validate_core_form(&mut errors, &event, false);
-            strict_update(&mut errors, &event, &to_core(old));
+            if old.is_some() {
+                validate_core_form(errors, object, true);
+            }
+            return;
         }
-        errors.list()
+        let event = to_core(object);
+        validate_core_form(errors, &event, false);
+        match old {
+            Some(old) => strict_update(errors, &event, &to_core(old)),
+            None => {
+                validate_all(errors, &EVENTS, object);
+                strict(errors, &event);
+            }
+        }
     }
 
     fn create_on_update(&self) -> bool {

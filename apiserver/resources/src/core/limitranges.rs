@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::cells;
 use crate::core::pods::resources::{container_resource_name, may_overcommit, resource_name};
-use crate::field::{ErrorList, FieldError, Path};
+use crate::field::{ErrorList, Path};
 use crate::metadata::quantity;
 use crate::read::{entries, get, has, items, items_mut, object_mut, spec_of, text};
 use crate::rules;
@@ -192,10 +192,8 @@ impl Strategy for LimitRange {
         MetadataChecks::Whole
     }
 
-    fn validate(&self, _: &Context<'_>, object: &Value) -> Vec<FieldError> {
-        let mut errors = ErrorList::new();
-        validate(&mut errors, object);
-        errors.list()
+    fn validate(&self, _: &Context<'_>, object: &Value, _: Option<&Value>, errors: &mut ErrorList) {
+        validate(errors, object);
     }
 
     fn create_on_update(&self) -> bool {
@@ -226,7 +224,7 @@ mod tests {
         let said = |limit: Value| -> Vec<String> {
             let mut errors = ErrorList::new();
             validate(&mut errors, &json!({"spec": {"limits": [limit]}}));
-            errors.list().into_iter().map(|error| format!("{}: {}", error.field, error.message)).collect()
+            errors.shown().iter().map(|error| format!("{}: {}", error.field, error.message)).collect()
         };
         assert_eq!(said(limit.clone()), Vec::<String>::new());
         assert_eq!(

@@ -6,7 +6,7 @@ use machinery_api::schema::types::Text;
 use serde_json::{Value, json};
 
 use crate::cells::{AGE, NAME, age, column, name};
-use crate::field::{ErrorList, FieldError, Path};
+use crate::field::{ErrorList, Path};
 use crate::metadata::standard_finalizer;
 use crate::read::{default_zero_to, get, has, is_zero, object_mut, put, text, texts};
 use crate::rules::{self, NameRule};
@@ -93,18 +93,11 @@ impl Strategy for Namespace {
         MetadataChecks::WholeThenChange
     }
 
-    fn validate(&self, _: &Context<'_>, object: &Value) -> Vec<FieldError> {
-        let mut errors = ErrorList::new();
-        finalizers(&mut errors, object, false);
-        errors.list()
-    }
-
-    fn validate_update(&self, context: &Context<'_>, new: &Value, _: &Value) -> Vec<FieldError> {
-        let mut errors = ErrorList::new();
+    fn validate(&self, context: &Context<'_>, object: &Value, _: Option<&Value>, errors: &mut ErrorList) {
         match context.subresource {
             "status" => {
-                let phase = text(get(new, "status"), "phase");
-                let (expected, is) = if has(get(new, "metadata"), "deletionTimestamp") {
+                let phase = text(get(object, "status"), "phase");
+                let (expected, is) = if has(get(object, "metadata"), "deletionTimestamp") {
                     ("Terminating", "not ")
                 } else {
                     ("Active", "")
@@ -114,10 +107,9 @@ impl Strategy for Namespace {
                     errors.invalid(&Path::root("status.Phase"), phase, &why);
                 }
             }
-            "finalize" => finalizers(&mut errors, new, true),
-            _ => finalizers(&mut errors, new, false),
+            "finalize" => finalizers(errors, object, true),
+            _ => finalizers(errors, object, false),
         }
-        errors.list()
     }
 
     fn columns(&self) -> &'static [Column] {

@@ -256,19 +256,13 @@ impl Strategy for Node {
         MetadataChecks::WholeThenChange
     }
 
-    fn validate(&self, _: &Context<'_>, object: &Value) -> Vec<FieldError> {
-        let mut errors = ErrorList::new();
-        validate(&mut errors, object);
-        errors.list()
-    }
-
-    fn validate_update(&self, context: &Context<'_>, new: &Value, old: &Value) -> Vec<FieldError> {
-        let mut errors = ErrorList::new();
+    fn validate(&self, context: &Context<'_>, object: &Value, old: Option<&Value>, errors: &mut ErrorList) {
         if context.subresource.is_empty() {
-            validate(&mut errors, new);
+            validate(errors, object);
         }
-        validate_change(&mut errors, new, old);
-        errors.list()
+        if let Some(old) = old {
+            validate_change(errors, object, old);
+        }
     }
 
     fn warnings(&self, object: &Value, _: Option<&Value>) -> Vec<String> {

@@ -8,7 +8,7 @@ use super::persistentvolumes::{CLASS_ANNOTATION, access_modes, class_of};
 use crate::cells::{AGE, NAME, age, column, name, wide};
 use crate::core::pods::resources::amount;
 use crate::core::pods::{claims, update};
-use crate::field::{ErrorList, FieldError, IMMUTABLE, Path};
+use crate::field::{ErrorList, IMMUTABLE, Path};
 use crate::go_structs;
 use crate::metadata::quantity;
 use crate::read::{default_to, default_zero_to, entries, get, has, object_mut, put, remove, spec_of, text};
@@ -245,21 +245,15 @@ impl Strategy for PersistentVolumeClaim {
         MetadataChecks::ChangeThenWhole
     }
 
-    fn validate(&self, _: &Context<'_>, object: &Value) -> Vec<FieldError> {
-        let mut errors = ErrorList::new();
-        claims::spec(&mut errors, get(object, "spec"), &SPEC);
-        errors.list()
-    }
-
-    fn validate_update(&self, context: &Context<'_>, new: &Value, old: &Value) -> Vec<FieldError> {
-        let mut errors = ErrorList::new();
+    fn validate(&self, context: &Context<'_>, object: &Value, old: Option<&Value>, errors: &mut ErrorList) {
         if context.subresource == "status" {
-            status(&mut errors, new);
+            status(errors, object);
         } else {
-            claims::spec(&mut errors, get(new, "spec"), &SPEC);
-            validate_changes(&mut errors, new, old);
+            claims::spec(errors, get(object, "spec"), &SPEC);
+            if let Some(old) = old {
+                validate_changes(errors, object, old);
+            }
         }
-        errors.list()
     }
 
     fn warnings(&self, object: &Value, _: Option<&Value>) -> Vec<String> {
@@ -313,7 +307,7 @@ mod tests {
     fn errors_of(new: &Value, old: &Value) -> Vec<String> {
         let mut errors = ErrorList::new();
         validate_changes(&mut errors, new, old);
-        errors.list().into_iter().map(|error| error.field).collect()
+        errors.shown().iter().map(|error| error.field.clone()).collect()
     }
 
     #[test]

@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 use crate::cells::{AGE, NAME, age, column, name, wide};
 use crate::core::pods::volumes::{no_backsteps, required};
 use crate::core::pods::{claims, defaults, disks, placement, update, warnings as pod_warnings};
-use crate::field::{ErrorList, FieldError, Path};
+use crate::field::{ErrorList, Path};
 use crate::go_structs;
 use crate::metadata::{self, quantity};
 use crate::read::{
@@ -428,22 +428,17 @@ impl Strategy for PersistentVolume {
         MetadataChecks::Whole
     }
 
-    fn validate(&self, _: &Context<'_>, object: &Value) -> Vec<FieldError> {
-        let mut errors = ErrorList::new();
-        validate(&mut errors, object);
-        errors.list()
-    }
-
-    fn validate_update(&self, context: &Context<'_>, new: &Value, old: &Value) -> Vec<FieldError> {
-        let mut errors = ErrorList::new();
-        if context.subresource != "status" {
-            // Upstream's update validation repeats the previous steps.
-            validate(&mut errors, new);
-            metadata::validate_all(&mut errors, &ROW, new);
-            validate(&mut errors, new);
-            validate_changes(&mut errors, new, old);
+    fn validate(&self, context: &Context<'_>, object: &Value, old: Option<&Value>, errors: &mut ErrorList) {
+        if context.subresource == "status" {
+            return;
         }
-        errors.list()
+        validate(errors, object);
+        if let Some(old) = old {
+            // Upstream's update validation repeats the previous steps.
+            metadata::validate_all(errors, &ROW, object);
+            validate(errors, object);
+            validate_changes(errors, object, old);
+        }
     }
 
     fn warnings(&self, object: &Value, _: Option<&Value>) -> Vec<String> {
@@ -512,7 +507,7 @@ mod tests {
         let mut object = json!({"metadata": {"name": "v"}, "spec": spec});
         PersistentVolume.default(&mut object);
         validate(&mut errors, &object);
-        errors.list().into_iter().map(|error| error.field).collect()
+        errors.shown().iter().map(|error| error.field.clone()).collect()
     }
 
     #[test]
@@ -547,7 +542,7 @@ mod tests {
         let said = |new: &Value, old: &Value| -> Vec<String> {
             let mut errors = ErrorList::new();
             validate_changes(&mut errors, new, old);
-            errors.list().into_iter().map(|error| error.field).collect()
+            errors.shown().iter().map(|error| error.field.clone()).collect()
         };
         let old = volume(json!({"csi": {"driver": "d", "volumeHandle": "h"}}));
         let mut new = old.clone();

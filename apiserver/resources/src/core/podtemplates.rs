@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use crate::cells::{NAME, column, containers_and_images, labels, name};
 use crate::core::pods::{spec as pod_spec, update::semantically_equal, warnings};
 use crate::core::workloads;
-use crate::field::{ErrorList, FieldError, Path};
+use crate::field::{ErrorList, Path};
 use crate::read::get;
 use crate::{Column, Context, Row, Storage, Strategy};
 
@@ -56,10 +56,8 @@ impl Strategy for PodTemplate {
         !semantically_equal(get(new, "template"), get(old, "template"))
     }
 
-    fn validate(&self, _: &Context<'_>, object: &Value) -> Vec<FieldError> {
-        let mut errors = ErrorList::new();
-        pod_spec::template(&mut errors, get(object, "template"), &TEMPLATE);
-        errors.list()
+    fn validate(&self, _: &Context<'_>, object: &Value, _: Option<&Value>, errors: &mut ErrorList) {
+        pod_spec::template(errors, get(object, "template"), &TEMPLATE);
     }
 
     fn warnings(&self, object: &Value, old: Option<&Value>) -> Vec<String> {

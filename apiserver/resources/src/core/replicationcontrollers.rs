@@ -114,21 +114,15 @@ impl Strategy for ReplicationController {
         NameRule::GeneratedSubdomain
     }
 
-    fn validate(&self, _: &Context<'_>, object: &Value) -> Vec<FieldError> {
-        let mut errors = ErrorList::new();
-        validate(&mut errors, get(object, "spec"));
-        errors.list()
-    }
-
-    fn validate_update(&self, context: &Context<'_>, new: &Value, old: &Value) -> Vec<FieldError> {
-        let mut errors = ErrorList::new();
+    fn validate(&self, context: &Context<'_>, object: &Value, old: Option<&Value>, errors: &mut ErrorList) {
         if context.subresource == "status" {
-            workloads::replica_status(&mut errors, get(new, "status"), &[]);
+            workloads::replica_status(errors, get(object, "status"), &[]);
         } else {
-            validate(&mut errors, get(new, "spec"));
-            lost_fields(&mut errors, new, old);
+            validate(errors, get(object, "spec"));
+            if let Some(old) = old {
+                lost_fields(errors, object, old);
+            }
         }
-        errors.list()
     }
 
     fn warnings(&self, object: &Value, old: Option<&Value>) -> Vec<String> {
@@ -177,7 +171,7 @@ mod tests {
         let errors_of = |object: &Value| -> Vec<String> {
             let mut errors = ErrorList::new();
             validate(&mut errors, &object["spec"]);
-            errors.list().into_iter().map(|error| error.field).collect()
+            errors.shown().iter().map(|error| error.field.clone()).collect()
         };
         assert_eq!(errors_of(&object), Vec::<String>::new());
         object["spec"]["selector"] = json!({"a": "c"});
@@ -187,6 +181,6 @@ mod tests {
         let old = json!({"metadata": {"annotations": {"non-convertible.kubernetes.io/selector": "x"}}, "spec": {"selector": {"a": "b"}}});
         let mut errors = ErrorList::new();
         lost_fields(&mut errors, &object, &old);
-        assert_eq!(errors.list()[0].message, "Invalid value: {\"a\":\"c\"}: cannot update non-convertible selector");
+        assert_eq!(errors.shown()[0].message, "Invalid value: {\"a\":\"c\"}: cannot update non-convertible selector");
     }
 }

@@ -190,26 +190,22 @@ impl Strategy for ResourceQuota {
         put(object, "status", json!({}));
     }
 
-    fn validate(&self, _: &Context<'_>, object: &Value) -> Vec<FieldError> {
-        let mut errors = ErrorList::new();
-        validate(&mut errors, get(object, "spec"));
-        status(&mut errors, get(object, "status"));
-        errors.list()
-    }
-
-    fn validate_update(&self, context: &Context<'_>, new: &Value, old: &Value) -> Vec<FieldError> {
-        let mut errors = ErrorList::new();
-        if context.subresource == "status" {
-            status(&mut errors, get(new, "status"));
-            return errors.list();
+    fn validate(&self, context: &Context<'_>, object: &Value, old: Option<&Value>, errors: &mut ErrorList) {
+        let spec = get(object, "spec");
+        match old {
+            _ if context.subresource == "status" => status(errors, get(object, "status")),
+            None => {
+                validate(errors, spec);
+                status(errors, get(object, "status"));
+            }
+            Some(old) => {
+                validate(errors, spec);
+                let scopes = |of| texts(of, "scopes").collect::<BTreeSet<_>>();
+                if scopes(spec) != scopes(get(old, "spec")) {
+                    errors.invalid(&SPEC.child("scopes"), get(spec, "scopes").clone(), IMMUTABLE);
+                }
+            }
         }
-        let spec = get(new, "spec");
-        validate(&mut errors, spec);
-        let scopes = |of| texts(of, "scopes").collect::<BTreeSet<_>>();
-        if scopes(spec) != scopes(get(old, "spec")) {
-            errors.invalid(&SPEC.child("scopes"), get(spec, "scopes").clone(), IMMUTABLE);
-        }
-        errors.list()
     }
 
     fn warnings(&self, object: &Value, old: Option<&Value>) -> Vec<String> {
@@ -263,7 +259,7 @@ mod tests {
         let errors_of = |spec: Value| -> Vec<String> {
             let mut errors = ErrorList::new();
             validate(&mut errors, &spec);
-            errors.list().into_iter().map(|error| format!("{}: {}", error.field, error.message)).collect()
+            errors.shown().iter().map(|error| format!("{}: {}", error.field, error.message)).collect()
         };
         assert_eq!(
             errors_of(json!({"hard": {"pods": "1", "count/jobs.batch": "2"}, "scopes": ["BestEffort"]})),

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::cells::{AGE, NAME, age, column, name};
 use crate::core::configmaps::{DATA_BYTES_MAX, decoded_bytes, validate_immutable};
-use crate::field::{ErrorList, FieldError, Path};
+use crate::field::{ErrorList, Path};
 use crate::read::{default_zero_to, entries, get, object_mut, put, remove, text};
 use crate::{Column, Context, MetadataChecks, Row, Storage, Strategy, rules};
 
@@ -128,19 +128,13 @@ impl Strategy for Secret {
         MetadataChecks::Change
     }
 
-    fn validate(&self, _: &Context<'_>, object: &Value) -> Vec<FieldError> {
-        let mut errors = ErrorList::new();
-        validate(&mut errors, object);
-        errors.list()
-    }
-
-    fn validate_update(&self, _: &Context<'_>, new: &Value, old: &Value) -> Vec<FieldError> {
-        let mut errors = ErrorList::new();
-        errors.immutable(&Path::root("type"), get(new, "type"), get(old, "type"));
-        validate_immutable(&mut errors, new, old, &["data"]);
-        crate::metadata::validate_all(&mut errors, &ROW, new);
-        validate(&mut errors, new);
-        errors.list()
+    fn validate(&self, _: &Context<'_>, object: &Value, old: Option<&Value>, errors: &mut ErrorList) {
+        if let Some(old) = old {
+            errors.immutable(&Path::root("type"), get(object, "type"), get(old, "type"));
+            validate_immutable(errors, object, old, &["data"]);
+            crate::metadata::validate_all(errors, &ROW, object);
+        }
+        validate(errors, object);
     }
 
     fn warnings(&self, object: &Value, _: Option<&Value>) -> Vec<String> {

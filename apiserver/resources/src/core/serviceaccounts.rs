@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::field::FieldError;
+use crate::field::ErrorList;
 use crate::read::{get, has, items_mut, text};
 use crate::{Context, MetadataChecks, Row, Storage, Strategy, Subresource, SubresourceKind, Verb};
 
@@ -52,9 +52,7 @@ impl Strategy for ServiceAccount {
         MetadataChecks::ChangeThenWhole
     }
 
-    fn validate(&self, _: &Context<'_>, _: &Value) -> Vec<FieldError> {
-        Vec::new()
-    }
+    fn validate(&self, _: &Context<'_>, _: &Value, _: Option<&Value>, _: &mut ErrorList) {}
 
     fn warnings(&self, object: &Value, old: Option<&Value>) -> Vec<String> {
         let enforces = |object: &Value| has(get(get(object, "metadata"), "annotations"), ENFORCE);

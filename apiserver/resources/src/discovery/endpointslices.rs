@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use crate::cells::{AGE, NAME, age, column, name};
 use crate::core::addresses::{canonical_ip_warning, endpoint_ip};
 use crate::core::pods::update::semantically_equal;
-use crate::field::{ErrorList, FieldError, Path};
+use crate::field::{ErrorList, Path};
 use crate::metadata::labels;
 use crate::read::{default_to, get, has, int, is_zero, items, items_mut, object_mut, put, text, texts};
 use crate::{Column, Context, MetadataChecks, Row, Storage, Strategy, rules};
@@ -249,18 +249,12 @@ impl Strategy for EndpointSlice {
         MetadataChecks::Whole
     }
 
-    fn validate(&self, context: &Context<'_>, object: &Value) -> Vec<FieldError> {
-        let mut errors = ErrorList::new();
-        validate(&mut errors, context, object, None);
-        errors.list()
-    }
-
-    fn validate_update(&self, context: &Context<'_>, new: &Value, old: &Value) -> Vec<FieldError> {
-        let mut errors = ErrorList::new();
-        validate(&mut errors, context, new, Some(old));
-        let key = "addressType";
-        errors.immutable(&Path::root(key), get(new, key), get(old, key));
-        errors.list()
+    fn validate(&self, context: &Context<'_>, object: &Value, old: Option<&Value>, errors: &mut ErrorList) {
+        validate(errors, context, object, old);
+        if let Some(old) = old {
+            let key = "addressType";
+            errors.immutable(&Path::root(key), get(object, key), get(old, key));
+        }
     }
 
     fn warnings(&self, object: &Value, old: Option<&Value>) -> Vec<String> {

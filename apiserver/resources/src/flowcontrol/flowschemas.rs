@@ -275,20 +275,12 @@ impl Strategy for FlowSchema {
         if subresource.is_empty() { MetadataChecks::Whole } else { MetadataChecks::None }
     }
 
-    fn validate(&self, _: &Context<'_>, object: &Value) -> Vec<FieldError> {
-        let mut errors = ErrorList::new();
-        validate(&mut errors, object);
-        errors.list()
-    }
-
-    fn validate_update(&self, context: &Context<'_>, new: &Value, _: &Value) -> Vec<FieldError> {
-        let mut errors = ErrorList::new();
+    fn validate(&self, context: &Context<'_>, object: &Value, _: Option<&Value>, errors: &mut ErrorList) {
         if context.subresource.is_empty() {
-            validate(&mut errors, new);
+            validate(errors, object);
         } else {
-            conditions(&mut errors, new);
+            conditions(errors, object);
         }
-        errors.list()
     }
 
     fn columns(&self) -> &'static [Column] {

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::conditions;
 use crate::cells::{AGE, NAME, age, column, name};
 use crate::core::pods::update::semantically_equal;
-use crate::field::{ErrorList, FieldError, Path};
+use crate::field::{ErrorList, Path};
 use crate::metadata::reset_for_status;
 use crate::read::{at, default_to, default_zero_to, fields, get, has, int, put, remove, text};
 use crate::{Column, Context, MetadataChecks, Row, STATUS, Storage, Strategy, prepare_update_by_default};
@@ -212,20 +212,12 @@ impl Strategy for PriorityLevelConfiguration {
         if subresource.is_empty() { MetadataChecks::Whole } else { MetadataChecks::None }
     }
 
-    fn validate(&self, _: &Context<'_>, object: &Value) -> Vec<FieldError> {
-        let mut errors = ErrorList::new();
-        validate(&mut errors, object);
-        errors.list()
-    }
-
-    fn validate_update(&self, context: &Context<'_>, new: &Value, _: &Value) -> Vec<FieldError> {
-        let mut errors = ErrorList::new();
+    fn validate(&self, context: &Context<'_>, object: &Value, _: Option<&Value>, errors: &mut ErrorList) {
         if context.subresource.is_empty() {
-            validate(&mut errors, new);
+            validate(errors, object);
         } else {
-            conditions(&mut errors, new);
+            conditions(errors, object);
         }
-        errors.list()
     }
 
     fn columns(&self) -> &'static [Column] {

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use super::typed_reference;
 use crate::cells::{AGE, NAME, age, column};
-use crate::field::{ErrorList, FieldError, Path};
+use crate::field::{ErrorList, Path};
 use crate::read::{at, default_to, get, has, text};
 use crate::{Column, Context, MetadataChecks, Row, Storage, Strategy, rules};
 
@@ -95,18 +95,12 @@ impl Strategy for IngressClass {
         MetadataChecks::ChangeThenWhole
     }
 
-    fn validate(&self, _: &Context<'_>, object: &Value) -> Vec<FieldError> {
-        let mut errors = ErrorList::new();
-        validate(&mut errors, object);
-        errors.list()
-    }
-
-    fn validate_update(&self, _: &Context<'_>, new: &Value, old: &Value) -> Vec<FieldError> {
-        let mut errors = ErrorList::new();
-        let controller = |object| json!(text(get(object, "spec"), "controller"));
-        errors.immutable(&SPEC.child("controller"), &controller(new), &controller(old));
-        validate(&mut errors, new);
-        errors.list()
+    fn validate(&self, _: &Context<'_>, object: &Value, old: Option<&Value>, errors: &mut ErrorList) {
+        if let Some(old) = old {
+            let controller = |object| json!(text(get(object, "spec"), "controller"));
+            errors.immutable(&SPEC.child("controller"), &controller(object), &controller(old));
+        }
+        validate(errors, object);
     }
 
     fn columns(&self) -> &'static [Column] {

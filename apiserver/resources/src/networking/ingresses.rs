@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::typed_reference;
 use crate::cells::{AGE, NAME, age, column, name};
 use crate::core::addresses::canonical_ip_warning;
-use crate::field::{ErrorList, FieldError, Path};
+use crate::field::{ErrorList, Path};
 use crate::read::{at, fields, get, has, int, items, text, texts};
 use crate::{Column, Context, MetadataChecks, Row, STATUS, Storage, Strategy, rules};
 
@@ -238,6 +238,18 @@ fn format_addresses(object: &Value) -> String {
     all.into_iter().collect::<Vec<_>>().join(",")
 }
 
+fn validate_class_annotation(errors: &mut ErrorList, object: &Value) {
+    let spec = get(object, "spec");
+    if let Some(class) = class_annotation(object)
+        && has(spec, "ingressClassName")
+        && class != text(spec, "ingressClassName")
+    {
+        let at = Path::root("annotations");
+        let why = "must match `ingressClassName` when both are specified";
+        errors.invalid(&at.child(CLASS_ANNOTATION), class, why);
+    }
+}
+
 impl Strategy for Ingress {
     fn default(&self, object: &mut Value) {
         // Go's encoder always writes both.
@@ -257,29 +269,15 @@ impl Strategy for Ingress {
         MetadataChecks::ChangeThenWhole
     }
 
-    fn validate(&self, _: &Context<'_>, object: &Value) -> Vec<FieldError> {
-        let mut errors = ErrorList::new();
-        let spec = get(object, "spec");
-        validate_spec(&mut errors, spec, ExemptFields::default());
-        if let Some(class) = class_annotation(object)
-            && has(spec, "ingressClassName")
-            && class != text(spec, "ingressClassName")
-        {
-            let at = Path::root("annotations");
-            let why = "must match `ingressClassName` when both are specified";
-            errors.invalid(&at.child(CLASS_ANNOTATION), class, why);
+    fn validate(&self, context: &Context<'_>, object: &Value, old: Option<&Value>, errors: &mut ErrorList) {
+        match old {
+            Some(old) if !context.subresource.is_empty() => validate_status(errors, object, old),
+            Some(old) => validate_spec(errors, get(object, "spec"), ExemptFields::of(old)),
+            None => {
+                validate_spec(errors, get(object, "spec"), ExemptFields::default());
+                validate_class_annotation(errors, object);
+            }
         }
-        errors.list()
-    }
-
-    fn validate_update(&self, context: &Context<'_>, new: &Value, old: &Value) -> Vec<FieldError> {
-        let mut errors = ErrorList::new();
-        if context.subresource.is_empty() {
-            validate_spec(&mut errors, get(new, "spec"), ExemptFields::of(old));
-        } else {
-            validate_status(&mut errors, new, old);
-        }
-        errors.list()
     }
 
     fn warnings(&self, object: &Value, old: Option<&Value>) -> Vec<String> {

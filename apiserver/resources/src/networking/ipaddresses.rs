@@ -61,28 +61,22 @@ impl Strategy for IpAddress {
         MetadataChecks::WholeThenChange
     }
 
-    fn validate(&self, _: &Context<'_>, object: &Value) -> Vec<FieldError> {
-        let mut errors = ErrorList::new();
-        validate(&mut errors, object);
-        errors.list()
-    }
-
-    fn validate_update(&self, _: &Context<'_>, new: &Value, old: &Value) -> Vec<FieldError> {
-        let mut errors = ErrorList::new();
-        validate(&mut errors, new);
-        let parent = |object| at(object, &["spec", "parentRef"]);
-        if parent(new).is_null() {
-            errors.immutable(&PARENT, parent(new), parent(old));
-        } else if parent(new) != parent(old) {
-            let order = ["Group", "Resource", "Namespace", "Name"];
-            let parts = order.map(|key| (key, json!(text(parent(new), &key.to_lowercase()))));
-            let shown = crate::field::go_struct(
-                &Value::Object(parts.map(|(k, v)| (k.into(), v)).into_iter().collect()),
-                &order,
-            );
-            errors.add(|| FieldError::invalid_shown(&PARENT, &shown, crate::field::IMMUTABLE));
+    fn validate(&self, _: &Context<'_>, object: &Value, old: Option<&Value>, errors: &mut ErrorList) {
+        validate(errors, object);
+        if let Some(old) = old {
+            let parent = |object| at(object, &["spec", "parentRef"]);
+            if parent(object).is_null() {
+                errors.immutable(&PARENT, parent(object), parent(old));
+            } else if parent(object) != parent(old) {
+                let order = ["Group", "Resource", "Namespace", "Name"];
+                let parts = order.map(|key| (key, json!(text(parent(object), &key.to_lowercase()))));
+                let shown = crate::field::go_struct(
+                    &Value::Object(parts.map(|(k, v)| (k.into(), v)).into_iter().collect()),
+                    &order,
+                );
+                errors.add(|| FieldError::invalid_shown(&PARENT, &shown, crate::field::IMMUTABLE));
+            }
         }
-        errors.list()
     }
 
     fn columns(&self) -> &'static [Column] {

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use crate::cells::{AGE, NAME, age, column, name, selector};
-use crate::field::{ErrorList, FieldError, Path};
+use crate::field::{ErrorList, Path};
 use crate::metadata::label_selector;
 use crate::read::{default_to, get, has, int, items, items_mut, put, spec_of, text, texts};
 use crate::{Column, Context, Row, Storage, Strategy, rules};
@@ -188,16 +188,8 @@ impl Strategy for NetworkPolicy {
         true
     }
 
-    fn validate(&self, _: &Context<'_>, object: &Value) -> Vec<FieldError> {
-        let mut errors = ErrorList::new();
-        validate(&mut errors, get(object, "spec"), None);
-        errors.list()
-    }
-
-    fn validate_update(&self, _: &Context<'_>, new: &Value, old: &Value) -> Vec<FieldError> {
-        let mut errors = ErrorList::new();
-        validate(&mut errors, get(new, "spec"), Some(get(old, "spec")));
-        errors.list()
+    fn validate(&self, _: &Context<'_>, object: &Value, old: Option<&Value>, errors: &mut ErrorList) {
+        validate(errors, get(object, "spec"), old.map(|old| get(old, "spec")));
     }
 
     fn warnings(&self, object: &Value, _: Option<&Value>) -> Vec<String> {

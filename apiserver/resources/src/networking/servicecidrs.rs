@@ -83,33 +83,26 @@ impl Strategy for ServiceCidr {
         }
     }
 
-    fn validate(&self, _: &Context<'_>, object: &Value) -> Vec<FieldError> {
-        let mut errors = ErrorList::new();
-        validate(&mut errors, object);
-        errors.list()
-    }
-
-    fn validate_update(&self, context: &Context<'_>, new: &Value, old: &Value) -> Vec<FieldError> {
-        let mut errors = ErrorList::new();
+    fn validate(&self, context: &Context<'_>, object: &Value, old: Option<&Value>, errors: &mut ErrorList) {
         if !context.subresource.is_empty() {
-            return errors.list();
+            return;
         }
+        let Some(old) = old else { return validate(errors, object) };
         let list = |object| items(at(object, &["spec"]), "cidrs");
-        let (had, has) = (list(old), list(new));
+        let (had, has) = (list(old), list(object));
         let kept = |errors: &mut ErrorList| {
             for (i, (new, old)) in has.iter().zip(had).enumerate() {
                 errors.immutable(&CIDRS.index(i), new, old);
             }
         };
         match (had.len(), has.len()) {
-            (a, b) if a == b => kept(&mut errors),
+            (a, b) if a == b => kept(errors),
             (1, 2) => {
-                kept(&mut errors);
-                validate(&mut errors, new);
+                kept(errors);
+                validate(errors, object);
             }
-            _ => errors.invalid(&CIDRS, at(new, &["spec", "cidrs"]).clone(), IMMUTABLE),
+            _ => errors.invalid(&CIDRS, at(object, &["spec", "cidrs"]).clone(), IMMUTABLE),
         }
-        errors.list()
     }
 
     fn columns(&self) -> &'static [Column] {

@@ -70,17 +70,11 @@ impl Strategy for RuntimeClass {
         MetadataChecks::WholeThenChange
     }
 
-    fn validate(&self, _: &Context<'_>, object: &Value) -> Vec<FieldError> {
-        let mut errors = ErrorList::new();
-        validate(&mut errors, object);
-        errors.list()
-    }
-
-    fn validate_update(&self, _: &Context<'_>, new: &Value, old: &Value) -> Vec<FieldError> {
-        let mut errors = ErrorList::new();
-        validate(&mut errors, new);
-        errors.immutable(&Path::root("handler"), get(new, "handler"), get(old, "handler"));
-        errors.list()
+    fn validate(&self, _: &Context<'_>, object: &Value, old: Option<&Value>, errors: &mut ErrorList) {
+        validate(errors, object);
+        if let Some(old) = old {
+            errors.immutable(&Path::root("handler"), get(object, "handler"), get(old, "handler"));
+        }
     }
 
     fn warnings(&self, object: &Value, _: Option<&Value>) -> Vec<String> {

@@ -101,23 +101,15 @@ impl Strategy for PodDisruptionBudget {
         false
     }
 
-    fn validate(&self, _: &Context<'_>, object: &Value) -> Vec<FieldError> {
-        let mut errors = ErrorList::new();
-        validate(&mut errors, get(object, "spec"));
-        errors.list()
-    }
-
-    fn validate_update(&self, context: &Context<'_>, new: &Value, _: &Value) -> Vec<FieldError> {
-        let mut errors = ErrorList::new();
+    fn validate(&self, context: &Context<'_>, object: &Value, _: Option<&Value>, errors: &mut ErrorList) {
         if context.subresource == "status" {
-            let status = get(new, "status");
-            conditions::validate(&mut errors, status, &STATUS_AT.child("conditions"));
+            let status = get(object, "status");
+            conditions::validate(errors, status, &STATUS_AT.child("conditions"));
             let counts = ["disruptionsAllowed", "currentHealthy", "desiredHealthy", "expectedPods"];
-            not_negative(&mut errors, status, &counts, &STATUS_AT);
+            not_negative(errors, status, &counts, &STATUS_AT);
         } else {
-            validate(&mut errors, get(new, "spec"));
+            validate(errors, get(object, "spec"));
         }
-        errors.list()
     }
 
     fn columns(&self) -> &'static [Column] {

@@ -165,13 +165,11 @@ impl Strategy for Role {
         MetadataChecks::WholeThenChange
     }
 
-    fn validate(&self, _: &Context<'_>, object: &Value) -> Vec<FieldError> {
-        let mut errors = ErrorList::new();
-        self.rules(&mut errors, object);
+    fn validate(&self, _: &Context<'_>, object: &Value, _: Option<&Value>, errors: &mut ErrorList) {
+        self.rules(errors, object);
         if !self.namespaced {
-            Self::aggregation(&mut errors, object);
+            Self::aggregation(errors, object);
         }
-        errors.list()
     }
 
     fn create_on_update(&self) -> bool {
@@ -250,26 +248,21 @@ impl Strategy for Binding {
         MetadataChecks::WholeThenChange
     }
 
-    fn validate(&self, _: &Context<'_>, object: &Value) -> Vec<FieldError> {
-        let mut errors = ErrorList::new();
-        self.role_ref(&mut errors, get(object, "roleRef"));
+    fn validate(&self, _: &Context<'_>, object: &Value, old: Option<&Value>, errors: &mut ErrorList) {
+        self.role_ref(errors, get(object, "roleRef"));
         let at = Path::root("subjects");
         for (i, subject) in items(object, "subjects").iter().enumerate() {
-            self.subject(&mut errors, subject, &at.index(i));
+            self.subject(errors, subject, &at.index(i));
         }
-        errors.list()
-    }
-
-    fn validate_update(&self, context: &Context<'_>, new: &Value, old: &Value) -> Vec<FieldError> {
-        let mut found = self.validate(context, new);
-        let (role, was) = (get(new, "roleRef"), get(old, "roleRef"));
-        if ["apiGroup", "kind", "name"].iter().any(|key| text(role, key) != text(was, key)) {
-            let inner = json!({"APIGroup": text(role, "apiGroup"), "Kind": text(role, "kind"),
-                "Name": text(role, "name")});
-            let shown = go_struct(&inner, &["APIGroup", "Kind", "Name"]);
-            found.push(FieldError::invalid_shown(&Path::root("roleRef"), &shown, "cannot change roleRef"));
+        if let Some(old) = old {
+            let (role, was) = (get(object, "roleRef"), get(old, "roleRef"));
+            if ["apiGroup", "kind", "name"].iter().any(|key| text(role, key) != text(was, key)) {
+                let inner = json!({"APIGroup": text(role, "apiGroup"), "Kind": text(role, "kind"),
+                    "Name": text(role, "name")});
+                let shown = go_struct(&inner, &["APIGroup", "Kind", "Name"]);
+                errors.add(|| FieldError::invalid_shown(&Path::root("roleRef"), &shown, "cannot change roleRef"));
+            }
         }
-        found
     }
 
     fn create_on_update(&self) -> bool {

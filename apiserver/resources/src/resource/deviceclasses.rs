@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use super::{CONFIG_MAX, bounded, claim, selectors};
 use crate::core::pods::update::semantically_equal;
-use crate::field::{ErrorList, FieldError, Path};
+use crate::field::{ErrorList, Path};
 use crate::read::{get, has, spec_of, text};
 use crate::rules::NameRule;
 use crate::{Context, MetadataChecks, Row, Storage, Strategy};
@@ -67,15 +67,7 @@ impl Strategy for DeviceClass {
         NameRule::GeneratedSubdomain
     }
 
-    fn validate(&self, _: &Context<'_>, object: &Value) -> Vec<FieldError> {
-        let mut errors = ErrorList::new();
-        validate(&mut errors, get(object, "spec"), None);
-        errors.list()
-    }
-
-    fn validate_update(&self, _: &Context<'_>, new: &Value, old: &Value) -> Vec<FieldError> {
-        let mut errors = ErrorList::new();
-        validate(&mut errors, get(new, "spec"), Some(get(old, "spec")));
-        errors.list()
+    fn validate(&self, _: &Context<'_>, object: &Value, old: Option<&Value>, errors: &mut ErrorList) {
+        validate(errors, get(object, "spec"), old.map(|old| get(old, "spec")));
     }
 }

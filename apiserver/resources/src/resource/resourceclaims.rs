@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::{claim, status};
 use crate::cells::{AGE, NAME, age, column, name};
-use crate::field::{ErrorList, FieldError, IMMUTABLE, Path};
+use crate::field::{ErrorList, IMMUTABLE, Path};
 use crate::go_structs;
 use crate::metadata::reset_for_status;
 use crate::read::{at, fields, get, has, items, object_mut};
@@ -71,20 +71,14 @@ impl Strategy for ResourceClaim {
         true
     }
 
-    fn validate(&self, _: &Context<'_>, object: &Value) -> Vec<FieldError> {
-        let mut errors = ErrorList::new();
-        claim::validate(&mut errors, get(object, "spec"), &SPEC);
-        errors.list()
-    }
-
-    fn validate_update(&self, context: &Context<'_>, new: &Value, old: &Value) -> Vec<FieldError> {
-        let mut errors = ErrorList::new();
-        if !context.subresource.is_empty() {
-            status::validate(&mut errors, new, old);
-        } else if !go_structs::equal(get(new, "spec"), get(old, "spec"), "ResourceClaimSpec") {
-            go_structs::invalid(&mut errors, &SPEC, get(new, "spec"), "ResourceClaimSpec", IMMUTABLE);
+    fn validate(&self, context: &Context<'_>, object: &Value, old: Option<&Value>, errors: &mut ErrorList) {
+        let spec = get(object, "spec");
+        match old {
+            None => claim::validate(errors, spec, &SPEC),
+            Some(old) if !context.subresource.is_empty() => status::validate(errors, object, old),
+            Some(old) if go_structs::equal(spec, get(old, "spec"), "ResourceClaimSpec") => {}
+            Some(_) => go_structs::invalid(errors, &SPEC, spec, "ResourceClaimSpec", IMMUTABLE),
         }
-        errors.list()
     }
 
     fn columns(&self) -> &'static [Column] {

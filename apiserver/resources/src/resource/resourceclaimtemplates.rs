@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::claim;
 use crate::core::pods::disks::{go_field, is_set};
-use crate::field::{ErrorList, FieldError, IMMUTABLE, Path};
+use crate::field::{ErrorList, IMMUTABLE, Path};
 use crate::go_structs;
 use crate::metadata::{annotations, labels};
 use crate::read::{entries, fields, get, object_mut, spec_of};
@@ -60,20 +60,12 @@ impl Strategy for ResourceClaimTemplate {
         true
     }
 
-    fn validate(&self, _: &Context<'_>, object: &Value) -> Vec<FieldError> {
-        let mut errors = ErrorList::new();
-        validate(&mut errors, get(object, "spec"));
-        errors.list()
-    }
-
-    fn validate_update(&self, _: &Context<'_>, new: &Value, old: &Value) -> Vec<FieldError> {
-        let mut errors = ErrorList::new();
-        let (spec, had) = (get(new, "spec"), get(old, "spec"));
+    fn validate(&self, _: &Context<'_>, object: &Value, old: Option<&Value>, errors: &mut ErrorList) {
+        let spec = get(object, "spec");
         // Empty lists of the template's metadata are rejected beside an unchanged spec, as upstream's declarative rules do.
-        validate(&mut errors, spec);
-        if !go_structs::equal(spec, had, "ResourceClaimTemplateSpec") {
-            go_structs::invalid(&mut errors, &SPEC, spec, "ResourceClaimTemplateSpec", IMMUTABLE);
+        validate(errors, spec);
+        if old.is_some_and(|old| !go_structs::equal(spec, get(old, "spec"), "ResourceClaimTemplateSpec")) {
+            go_structs::invalid(errors, &SPEC, spec, "ResourceClaimTemplateSpec", IMMUTABLE);
         }
-        errors.list()
     }
 }

@@ -8,7 +8,7 @@ use super::{bounded, devices, label, pool_name, unique};
 use crate::cells::{AGE, NAME, age, column, name};
 use crate::core::pods::placement::node_selector;
 use crate::core::pods::update::semantically_equal;
-use crate::field::{ErrorList, FieldError, Path};
+use crate::field::{ErrorList, Path};
 use crate::read::{entries, flag, get, has, int, items, items_mut, object_mut, put, remove, spec_of, text};
 use crate::{Column, Context, Row, Storage, Strategy, rules};
 
@@ -206,16 +206,8 @@ impl Strategy for ResourceSlice {
         true
     }
 
-    fn validate(&self, _: &Context<'_>, object: &Value) -> Vec<FieldError> {
-        let mut errors = ErrorList::new();
-        validate(&mut errors, get(object, "spec"), None);
-        errors.list()
-    }
-
-    fn validate_update(&self, _: &Context<'_>, new: &Value, old: &Value) -> Vec<FieldError> {
-        let mut errors = ErrorList::new();
-        validate(&mut errors, get(new, "spec"), Some(get(old, "spec")));
-        errors.list()
+    fn validate(&self, _: &Context<'_>, object: &Value, old: Option<&Value>, errors: &mut ErrorList) {
+        validate(errors, get(object, "spec"), old.map(|old| get(old, "spec")));
     }
 
     fn warnings(&self, object: &Value, _: Option<&Value>) -> Vec<String> {

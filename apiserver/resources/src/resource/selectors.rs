@@ -70,7 +70,7 @@ mod tests {
     fn errors_of(text: &str) -> Vec<String> {
         let mut errors = ErrorList::new();
         expression(&mut errors, text, &Path::root("e"));
-        errors.list().into_iter().map(|error| error.message).collect()
+        errors.shown().iter().map(|error| error.message.clone()).collect()
     }
 
     #[test]

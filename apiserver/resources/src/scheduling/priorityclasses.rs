@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use crate::cells::{AGE, NAME, age, column, name};
-use crate::field::{ErrorList, FieldError, Path};
+use crate::field::{ErrorList, Path};
 use crate::read::{default_to, flag, get, int, text};
 use crate::{Column, Context, Row, Storage, Strategy};
 
@@ -42,6 +42,35 @@ fn differs_from_system_class(class: &str, value: i64, global: bool) -> Option<St
     }
 }
 
+fn validate_new(errors: &mut ErrorList, object: &Value) {
+    let class = crate::read::name(object);
+    let value = int(object, "value").unwrap_or(0);
+    if class.starts_with(SYSTEM_PREFIX) {
+        if let Some(why) = differs_from_system_class(class, value, flag(object, "globalDefault")) {
+            let why = format!(
+                "priority class names with '{SYSTEM_PREFIX}' prefix are reserved for system use only. error: {why}"
+            );
+            errors.forbidden(&Path::root("metadata.name"), &why);
+        }
+    } else if value > USER_VALUE_MAX {
+        let why = format!("maximum allowed value of a user defined priority is {USER_VALUE_MAX}");
+        errors.forbidden(&Path::root("value"), &why);
+    }
+    match text(object, "preemptionPolicy") {
+        "PreemptLowerPriority" | "Never" => {}
+        "" => errors.required(&Path::root("preemptionPolicy"), ""),
+        other => errors.not_supported(&Path::root("preemptionPolicy"), other, &["PreemptLowerPriority", "Never"]),
+    }
+}
+
+fn validate_change(errors: &mut ErrorList, new: &Value, old: &Value) {
+    if int(new, "value").unwrap_or(0) != int(old, "value").unwrap_or(0) {
+        errors.forbidden(&Path::root("value"), "may not be changed in an update.");
+    }
+    let key = "preemptionPolicy";
+    errors.immutable(&Path::root(key), get(new, key), get(old, key));
+}
+
 impl Strategy for PriorityClass {
     fn default(&self, object: &mut Value) {
         default_to(object, "preemptionPolicy", "PreemptLowerPriority");
@@ -57,37 +86,11 @@ impl Strategy for PriorityClass {
         false
     }
 
-    fn validate(&self, _: &Context<'_>, object: &Value) -> Vec<FieldError> {
-        let mut errors = ErrorList::new();
-        let class = crate::read::name(object);
-        let value = int(object, "value").unwrap_or(0);
-        if class.starts_with(SYSTEM_PREFIX) {
-            if let Some(why) = differs_from_system_class(class, value, flag(object, "globalDefault")) {
-                let why = format!(
-                    "priority class names with '{SYSTEM_PREFIX}' prefix are reserved for system use only. error: {why}"
-                );
-                errors.forbidden(&Path::root("metadata.name"), &why);
-            }
-        } else if value > USER_VALUE_MAX {
-            let why = format!("maximum allowed value of a user defined priority is {USER_VALUE_MAX}");
-            errors.forbidden(&Path::root("value"), &why);
+    fn validate(&self, _: &Context<'_>, object: &Value, old: Option<&Value>, errors: &mut ErrorList) {
+        match old {
+            None => validate_new(errors, object),
+            Some(old) => validate_change(errors, object, old),
         }
-        match text(object, "preemptionPolicy") {
-            "PreemptLowerPriority" | "Never" => {}
-            "" => errors.required(&Path::root("preemptionPolicy"), ""),
-            other => errors.not_supported(&Path::root("preemptionPolicy"), other, &["PreemptLowerPriority", "Never"]),
-        }
-        errors.list()
-    }
-
-    fn validate_update(&self, _: &Context<'_>, new: &Value, old: &Value) -> Vec<FieldError> {
-        let mut errors = ErrorList::new();
-        if int(new, "value").unwrap_or(0) != int(old, "value").unwrap_or(0) {
-            errors.forbidden(&Path::root("value"), "may not be changed in an update.");
-        }
-        let key = "preemptionPolicy";
-        errors.immutable(&Path::root(key), get(new, key), get(old, key));
-        errors.list()
     }
 
     fn delete_denied_reason(&self, object: &Value) -> Option<&'static str> {

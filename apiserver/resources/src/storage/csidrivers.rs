@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use crate::cells::{AGE, NAME, age, column, name};
-use crate::field::{ErrorList, FieldError, Path};
+use crate::field::{ErrorList, Path};
 use crate::read::{at, default_to, flag, get, has, int, items, put, remove, spec_of, text, texts};
 use crate::{Column, Context, Row, Storage, Strategy};
 
@@ -140,19 +140,15 @@ impl Strategy for CsiDriver {
         true
     }
 
-    fn validate(&self, _: &Context<'_>, object: &Value) -> Vec<FieldError> {
-        let mut errors = ErrorList::new();
-        validate(&mut errors, get(object, "spec"));
-        errors.list()
-    }
-
-    fn validate_update(&self, _: &Context<'_>, new: &Value, old: &Value) -> Vec<FieldError> {
-        let mut errors = ErrorList::new();
-        validate(&mut errors, get(new, "spec"));
-        for (key, shown) in [("attachRequired", "attachedRequired"), ("volumeLifecycleModes", "volumeLifecycleModes")] {
-            errors.immutable(&SPEC.child(shown), at(new, &["spec", key]), at(old, &["spec", key]));
+    fn validate(&self, _: &Context<'_>, object: &Value, old: Option<&Value>, errors: &mut ErrorList) {
+        validate(errors, get(object, "spec"));
+        if let Some(old) = old {
+            for (key, shown) in
+                [("attachRequired", "attachedRequired"), ("volumeLifecycleModes", "volumeLifecycleModes")]
+            {
+                errors.immutable(&SPEC.child(shown), at(object, &["spec", key]), at(old, &["spec", key]));
+            }
         }
-        errors.list()
     }
 
     fn warnings(&self, object: &Value, old: Option<&Value>) -> Vec<String> {

@@ -107,17 +107,11 @@ impl Strategy for CsiNode {
         true
     }
 
-    fn validate(&self, _: &Context<'_>, object: &Value) -> Vec<FieldError> {
-        let mut errors = ErrorList::new();
-        validate(&mut errors, object);
-        errors.list()
-    }
-
-    fn validate_update(&self, _: &Context<'_>, new: &Value, old: &Value) -> Vec<FieldError> {
-        let mut errors = ErrorList::new();
-        validate(&mut errors, new);
-        validate_changes(&mut errors, new, old);
-        errors.list()
+    fn validate(&self, _: &Context<'_>, object: &Value, old: Option<&Value>, errors: &mut ErrorList) {
+        validate(errors, object);
+        if let Some(old) = old {
+            validate_changes(errors, object, old);
+        }
     }
 
     fn unconditional_update(&self) -> bool {

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use crate::cells::{NAME_AND_CREATED, name_and_created};
 use crate::core::pods::update::semantically_equal;
 use crate::core::pods::warnings::old_node_label;
-use crate::field::{ErrorList, FieldError, IMMUTABLE, NOT_NEGATIVE, Path};
+use crate::field::{ErrorList, IMMUTABLE, NOT_NEGATIVE, Path};
 use crate::metadata::{label_selector, quantity};
 use crate::read::{entries, get, items, text};
 use crate::{Column, Context, MetadataChecks, Row, Storage, Strategy, rules};
@@ -46,21 +46,15 @@ impl Strategy for CsiStorageCapacity {
         MetadataChecks::WholeThenChange
     }
 
-    fn validate(&self, _: &Context<'_>, object: &Value) -> Vec<FieldError> {
-        let mut errors = ErrorList::new();
-        validate(&mut errors, object);
-        errors.list()
-    }
-
-    fn validate_update(&self, _: &Context<'_>, new: &Value, old: &Value) -> Vec<FieldError> {
-        let mut errors = ErrorList::new();
-        validate(&mut errors, new);
-        for key in ["nodeTopology", "storageClassName"] {
-            if !semantically_equal(get(new, key), get(old, key)) {
-                errors.invalid(&Path::root(key), get(new, key).clone(), IMMUTABLE);
+    fn validate(&self, _: &Context<'_>, object: &Value, old: Option<&Value>, errors: &mut ErrorList) {
+        validate(errors, object);
+        if let Some(old) = old {
+            for key in ["nodeTopology", "storageClassName"] {
+                if !semantically_equal(get(object, key), get(old, key)) {
+                    errors.invalid(&Path::root(key), get(object, key).clone(), IMMUTABLE);
+                }
             }
         }
-        errors.list()
     }
 
     fn warnings(&self, object: &Value, _: Option<&Value>) -> Vec<String> {

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::{parameters, provisioner};
 use crate::cells::{AGE, NAME, age, column};
 use crate::core::pods::warnings::old_node_label;
-use crate::field::{ERRORS_MAX, ErrorList, FieldError, Path};
+use crate::field::{ERRORS_MAX, ErrorList, Path};
 use crate::metadata::label_name;
 use crate::read::{at, default_to, flag, get, has, items, text, texts};
 use crate::{Column, Context, MetadataChecks, Row, Storage, Strategy};
@@ -121,19 +121,13 @@ impl Strategy for StorageClass {
         true
     }
 
-    fn validate(&self, _: &Context<'_>, object: &Value) -> Vec<FieldError> {
-        let mut errors = ErrorList::new();
-        validate(&mut errors, object);
-        errors.list()
-    }
-
-    fn validate_update(&self, _: &Context<'_>, new: &Value, old: &Value) -> Vec<FieldError> {
-        let mut errors = ErrorList::new();
-        validate(&mut errors, new);
-        for key in ["parameters", "provisioner", "reclaimPolicy", "volumeBindingMode"] {
-            errors.immutable(&Path::root(key), get(new, key), get(old, key));
+    fn validate(&self, _: &Context<'_>, object: &Value, old: Option<&Value>, errors: &mut ErrorList) {
+        validate(errors, object);
+        if let Some(old) = old {
+            for key in ["parameters", "provisioner", "reclaimPolicy", "volumeBindingMode"] {
+                errors.immutable(&Path::root(key), get(object, key), get(old, key));
+            }
         }
-        errors.list()
     }
 
     fn warnings(&self, object: &Value, _: Option<&Value>) -> Vec<String> {

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::driver_name;
 use crate::cells::{AGE, NAME, age, column, name, names_column};
 use crate::core::persistentvolumes::has_source;
-use crate::field::{ErrorList, FieldError, Path};
+use crate::field::{ErrorList, Path};
 use crate::metadata::reset_for_status;
 use crate::read::{at, default_to, entries, fields, flag, get, has, int, items, object_mut, text};
 use crate::{Column, Context, MetadataChecks, Row, STATUS, Storage, Strategy, prepare_update_by_default, rules};
@@ -142,17 +142,11 @@ impl Strategy for VolumeAttachment {
         true
     }
 
-    fn validate(&self, _: &Context<'_>, object: &Value) -> Vec<FieldError> {
-        let mut errors = ErrorList::new();
-        validate(&mut errors, object);
-        errors.list()
-    }
-
-    fn validate_update(&self, _: &Context<'_>, new: &Value, old: &Value) -> Vec<FieldError> {
-        let mut errors = ErrorList::new();
-        validate(&mut errors, new);
-        errors.immutable(&SPEC, get(new, "spec"), get(old, "spec"));
-        errors.list()
+    fn validate(&self, _: &Context<'_>, object: &Value, old: Option<&Value>, errors: &mut ErrorList) {
+        validate(errors, object);
+        if let Some(old) = old {
+            errors.immutable(&SPEC, get(object, "spec"), get(old, "spec"));
+        }
     }
 
     fn unconditional_update(&self) -> bool {

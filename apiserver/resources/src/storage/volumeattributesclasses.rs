@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use super::{parameters, provisioner};
 use crate::cells::{AGE, NAME, age, column, name};
-use crate::field::{ErrorList, FieldError, Path};
+use crate::field::{ErrorList, Path};
 use crate::read::{get, text};
 use crate::{Column, Context, MetadataChecks, Row, Storage, Strategy};
 
@@ -46,21 +46,15 @@ impl Strategy for VolumeAttributesClass {
         true
     }
 
-    fn validate(&self, _: &Context<'_>, object: &Value) -> Vec<FieldError> {
-        let mut errors = ErrorList::new();
-        validate(&mut errors, object);
-        errors.list()
-    }
-
-    fn validate_update(&self, _: &Context<'_>, new: &Value, old: &Value) -> Vec<FieldError> {
-        let mut errors = ErrorList::new();
-        for key in ["driverName", "parameters"] {
-            if get(new, key) != get(old, key) {
-                errors.forbidden(&Path::root(key), &format!("updates to {key} are forbidden."));
+    fn validate(&self, _: &Context<'_>, object: &Value, old: Option<&Value>, errors: &mut ErrorList) {
+        if let Some(old) = old {
+            for key in ["driverName", "parameters"] {
+                if get(object, key) != get(old, key) {
+                    errors.forbidden(&Path::root(key), &format!("updates to {key} are forbidden."));
+                }
             }
         }
-        validate(&mut errors, new);
-        errors.list()
+        validate(errors, object);
     }
 
     fn columns(&self) -> &'static [Column] {

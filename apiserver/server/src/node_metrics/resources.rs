@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use apiserver_resources::cells::{NAME, name};
-use apiserver_resources::field::FieldError;
+use apiserver_resources::field::ErrorList;
 use apiserver_resources::objects::ObjectSource;
 use apiserver_resources::{Column, Context, Deletion, ResourceInfo, SharedStrategy, Strategy, Verb};
 use jiff::Timestamp;
@@ -22,9 +22,7 @@ use super::summary::API_VERSION;
 struct ReadOnlyStrategy;
 
 impl Strategy for ReadOnlyStrategy {
-    fn validate(&self, _: &Context<'_>, _: &Value) -> Vec<FieldError> {
-        Vec::new()
-    }
+    fn validate(&self, _: &Context<'_>, _: &Value, _: Option<&Value>, _: &mut ErrorList) {}
 }
 
 /// The same with metrics-server's columns.
@@ -44,9 +42,7 @@ const fn column(name: &'static str, format: &'static str) -> Column {
 }
 
 impl Strategy for UsageStrategy {
-    fn validate(&self, _: &Context<'_>, _: &Value) -> Vec<FieldError> {
-        Vec::new()
-    }
+    fn validate(&self, _: &Context<'_>, _: &Value, _: Option<&Value>, _: &mut ErrorList) {}
 
     fn columns(&self) -> &'static [Column] {
         COLUMNS

@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 
 use super::body::{self, Body};
 use crate::test_catalog::built_in;
-use apiserver_resources::field::ERRORS_MAX;
+use apiserver_resources::field::{ERRORS_MAX, ErrorList};
 use apiserver_resources::{Context, RESOURCES, ResourceInfo, metadata};
 use machinery_api::schema::{FieldValidation, Kind, Media, TypeRef, Types};
 
@@ -39,11 +39,13 @@ fn create(row: &ResourceInfo, bytes: &[u8], media: Media) -> Outcome {
         row.strategy.prepare_create(&context, &mut object);
         let explicit_empties = body::explicit_empties(row, &object);
         body::normalise(row, &mut object);
-        super::invalid(GroupResource::default(), "", row.strategy.validate_first(&context, &object, None))?;
-        let mut errors = metadata::validate_create(metadata::KindTraits::resource(row), &object);
+        let mut errors = ErrorList::new();
+        row.strategy.validate_first(&context, &object, None, &mut errors);
+        super::invalid(GroupResource::default(), "", &mut errors)?;
+        metadata::validate_create(&mut errors, metadata::KindTraits::resource(row), &object);
         let checked = body::with_empties(&object, explicit_empties);
-        errors.extend(row.strategy.validate(&context, &checked));
-        super::invalid(GroupResource::new("", &*row.kind), "x", errors)?;
+        row.strategy.validate(&context, &checked, None, &mut errors);
+        super::invalid(GroupResource::new("", &*row.kind), "x", &mut errors)?;
         warnings.extend(row.strategy.warnings(&object, None));
         Ok(())
     })();

@@ -10,6 +10,7 @@ use super::intent::{Intent, RequestObject};
 use super::object::{self, metadata_mut};
 use super::{Registry, RequestScope, VerbResult, body, invalid};
 use apiserver_admission::Options;
+use apiserver_resources::field::ErrorList;
 use apiserver_resources::metadata;
 use apiserver_resources::options::WriteOptions;
 
@@ -53,16 +54,17 @@ impl Registry {
             object::set_generation(&mut object, 1);
         }
         let name = object::text(&object, "name");
-        invalid(call.kind(), name, row.strategy.validate_first(&context, &object, None))?;
+        let mut errors = ErrorList::new();
+        row.strategy.validate_first(&context, &object, None, &mut errors);
+        invalid(call.kind(), name, &mut errors)?;
         let allocation = self.allocation(call.subresource_name(), dry_run);
         row.strategy.allocate(&allocation, &mut object, None)?;
-        let mut errors = Vec::new();
         if !row.strategy.validates_metadata() {
-            errors = metadata::validate_create(metadata::KindTraits::resource(row), &object);
+            metadata::validate_create(&mut errors, metadata::KindTraits::resource(row), &object);
         }
         let checked = body::with_empties(&object, explicit_empties);
-        errors.extend(row.strategy.validate(&context, &checked));
-        invalid(call.kind(), object::text(&object, "name"), errors)?;
+        row.strategy.validate(&context, &checked, None, &mut errors);
+        invalid(call.kind(), object::text(&object, "name"), &mut errors)?;
         warnings.extend(row.strategy.warnings(&object, None));
         let checked = match checked {
             Cow::Borrowed(_) => None,

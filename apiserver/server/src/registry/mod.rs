@@ -50,7 +50,7 @@ use apiserver_admission::{Chain, Effects, Operation, Options, Request, ValidateI
 use apiserver_auth::{Attributes, Authorizer, UserInfo};
 use apiserver_catalog::{Catalog, SharedCatalog};
 use apiserver_resources::allocate::Allocator;
-use apiserver_resources::field::{FieldError, causes};
+use apiserver_resources::field::ErrorList;
 use apiserver_resources::options::WriteOptions;
 use apiserver_resources::{Allocation, Context, Requester, ResourceInfo, Subresource, SubresourceKind};
 use apiserver_storage::cache::{Cached, Lookup, WatchCache};
@@ -252,12 +252,12 @@ fn check_uid(call: &RequestScope<'_>, body: &Value, object: &Value, dry_run: boo
     Err(ApiError::Conflict(call.resource(), call.name.to_owned(), why))
 }
 
-/// 422 with the errors, if there are any.
-fn invalid(kind: GroupResource, name: &str, errors: Vec<FieldError>) -> Result<(), ApiError> {
+/// 422 with the errors, which it takes, if there are any.
+fn invalid(kind: GroupResource, name: &str, errors: &mut ErrorList) -> Result<(), ApiError> {
     if errors.is_empty() {
         return Ok(());
     }
-    Err(ApiError::Invalid(kind, name.to_owned(), causes(errors)))
+    Err(ApiError::Invalid(kind, name.to_owned(), std::mem::take(errors).into_causes()))
 }
 
 /// Converts a store error into an API error.

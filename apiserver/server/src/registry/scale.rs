@@ -46,10 +46,11 @@ pub fn of(row: &ResourceInfo, object: &Value) -> Value {
 pub(super) fn scaled(row: &ResourceInfo, current: &Value, scale: &Value) -> Result<Value, ApiError> {
     let replicas = scale["spec"]["replicas"].as_i64().unwrap_or(0);
     let own = row.custom.as_ref().and_then(|custom| custom.scale.as_ref());
-    let mut errors = ErrorList::from(metadata::validate_create(metadata::KindTraits::resource(row), scale));
+    let mut errors = ErrorList::new();
+    metadata::validate_create(&mut errors, metadata::KindTraits::resource(row), scale);
     // A custom resource's own validation checks this.
     errors.non_negative(&Path::root("spec").child("replicas"), Some(replicas).filter(|_| own.is_none()));
-    invalid(GroupResource::new("autoscaling", "Scale"), object::text(scale, "name"), errors.list())?;
+    invalid(GroupResource::new("autoscaling", "Scale"), object::text(scale, "name"), &mut errors)?;
     let mut new = current.clone();
     match own {
         Some(own) if own.set(&mut new, replicas) => {}

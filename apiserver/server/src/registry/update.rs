@@ -9,6 +9,7 @@ use super::intent::{Intent, RequestObject};
 use super::object::{self, metadata_mut};
 use super::{PatchType, Registry, RequestScope, VerbResult, body, invalid};
 use apiserver_admission::Options;
+use apiserver_resources::field::ErrorList;
 use apiserver_resources::options::WriteOptions;
 use apiserver_resources::{Context, Deletion, ResourceInfo, SubresourceKind, metadata};
 
@@ -86,13 +87,17 @@ impl Registry {
             _ => Vec::new(),
         };
         self.prepare(call, &mut new, old);
-        invalid(call.kind(), call.name, row.strategy.validate_first(&context, &new, Some(old)))?;
+        let mut errors = ErrorList::new();
+        row.strategy.validate_first(&context, &new, Some(old), &mut errors);
+        invalid(call.kind(), call.name, &mut errors)?;
         row.strategy.allocate(&self.allocation(subresource, dry_run), &mut new, Some(old))?;
-        let mut errors = metadata::validate_update_through(metadata::KindTraits::resource(row), subresource, &new, old);
+        let traits = metadata::KindTraits::resource(row);
+        metadata::validate_update(&mut errors, traits, subresource, &new, old);
         let checked = body::with_empties(&new, explicit_empties);
-        // Upstream emits these during validation, so that a request rejected for another reason has them, too.
-        errors.extend(row.strategy.validate_update_with_warnings(&context, &checked, old, warnings));
-        invalid(call.kind(), call.name, errors)?;
+        row.strategy.validate(&context, &checked, Some(old), &mut errors);
+        // A request rejected for another reason has these, too.
+        warnings.append(&mut errors.warnings);
+        invalid(call.kind(), call.name, &mut errors)?;
         if subresource != "status" {
             warnings.extend(row.strategy.warnings(&new, Some(old)));
         }

@@ -18,7 +18,7 @@ use crate::test_catalog::resource;
 use apiserver_auth::UserInfo;
 use apiserver_catalog::ResourceConflict;
 use apiserver_resources::cells::column;
-use apiserver_resources::{Column, Context, ResourceInfo, SharedStrategy, Strategy, field::FieldError};
+use apiserver_resources::{Column, Context, ResourceInfo, SharedStrategy, Strategy, field::ErrorList};
 use apiserver_storage::store::memory::MemoryStore;
 
 const WAIT: Duration = Duration::from_secs(20);
@@ -27,10 +27,11 @@ const WAIT: Duration = Duration::from_secs(20);
 struct Widgets;
 
 impl Strategy for Widgets {
-    fn validate(&self, _: &Context<'_>, object: &Value) -> Vec<FieldError> {
+    fn validate(&self, _: &Context<'_>, object: &Value, _: Option<&Value>, errors: &mut ErrorList) {
         let at = apiserver_resources::field::Path::root("data");
-        let refused = object["data"]["color"] == "none";
-        refused.then(|| FieldError::invalid(&at.child("color"), "none", "must be a color")).into_iter().collect()
+        if object["data"]["color"] == "none" {
+            errors.invalid(&at.child("color"), "none", "must be a color");
+        }
     }
 }
 
@@ -149,9 +150,7 @@ struct Gadgets {
 }
 
 impl Strategy for Gadgets {
-    fn validate(&self, _: &Context<'_>, _: &Value) -> Vec<FieldError> {
-        Vec::new()
-    }
+    fn validate(&self, _: &Context<'_>, _: &Value, _: Option<&Value>, _: &mut ErrorList) {}
 
     fn columns(&self) -> &[Column] {
         &self.columns

@@ -104,20 +104,14 @@ pub(crate) fn min_size(rules: &Rules) -> u64 {
     u64::try_from(decl.min_size).unwrap_or(0)
 }
 
-/// Evaluates the rules over a whole object. `old`: the previous object; `interrupt`: cancels the evaluation;
-/// `warnings`: receives the failures of unchanged parts, which are ratcheted.
-pub(crate) fn check(
-    object: &Value,
-    schema: &Schema,
-    old: Option<&Value>,
-    interrupt: fn() -> bool,
-    warnings: &mut Vec<String>,
-) -> ErrorList {
+/// Evaluates the rules over a whole object. `old`: the previous object; `interrupt`: cancels the evaluation.
+/// Failures of unchanged parts are ratcheted: they are warnings.
+pub(crate) fn check(object: &Value, schema: &Schema, old: Option<&Value>, interrupt: fn() -> bool) -> ErrorList {
     let mut errors = ErrorList::new();
     if schema.has.rules {
         let mut budget = Budget::default().interrupt(&interrupt);
         let ratchet = Ratchet { at: old.map(|old| Correlated::new(object, old, schema)), above: None };
-        let mut walk = Walk::new(&mut budget, &mut errors, Some(warnings));
+        let mut walk = Walk::new(&mut budget, &mut errors, true);
         walk.node(object, schema, old, None, ratchet);
     }
     errors
@@ -133,7 +127,7 @@ pub(crate) fn check_default(
     let mut errors = ErrorList::new();
     for old in [Some(default), None] {
         if schema.has.rules && errors.is_empty() && !budget.exhausted() {
-            Walk::new(&mut *budget, &mut errors, None).node(default, schema, old, Some(at), Ratchet::default());
+            Walk::new(&mut *budget, &mut errors, false).node(default, schema, old, Some(at), Ratchet::default());
         }
     }
     errors
@@ -172,16 +166,16 @@ const WARNINGS_MAX: usize = ERRORS_MAX;
 struct Walk<'e, 'i> {
     budget: &'e mut Budget<'i>,
     errors: &'e mut ErrorList,
-    /// `None` disables ratcheting.
-    warnings: Option<&'e mut Vec<String>>,
+    /// Whether failures of unchanged parts are warnings.
+    ratchets: bool,
     over: bool,
     /// Results of `is_same` by the new part's address: all items of a list may fall back to the list.
     same: HashMap<usize, bool>,
 }
 
 impl<'e, 'i> Walk<'e, 'i> {
-    fn new(budget: &'e mut Budget<'i>, errors: &'e mut ErrorList, warnings: Option<&'e mut Vec<String>>) -> Self {
-        Self { budget, errors, warnings, over: false, same: HashMap::new() }
+    fn new(budget: &'e mut Budget<'i>, errors: &'e mut ErrorList, ratchets: bool) -> Self {
+        Self { budget, errors, ratchets, over: false, same: HashMap::new() }
     }
 
     fn node<'v>(
@@ -300,7 +294,7 @@ impl<'e, 'i> Walk<'e, 'i> {
 
     /// Whether the part, or else its nearest correlated ancestor, is unchanged.
     fn is_same(&mut self, ratchet: Ratchet<'_>) -> bool {
-        let Some(part) = ratchet.at.or(ratchet.above).filter(|_| self.warnings.is_some()) else { return false };
+        let Some(part) = ratchet.at.or(ratchet.above).filter(|_| self.ratchets) else { return false };
         *self.same.entry(part.address()).or_insert_with(|| part.is_same())
     }
 
@@ -321,14 +315,11 @@ impl<'e, 'i> Walk<'e, 'i> {
             _ if scalar => FieldError::invalid(&place, value.clone(), message),
             _ => FieldError::new("FieldValueInvalid", &place, format!("Invalid value: {message}")),
         };
-        match &mut self.warnings {
-            Some(warnings) if passes => {
-                if warnings.len() < WARNINGS_MAX {
-                    let FieldError { field, message, .. } = error();
-                    warnings.push(format!("{field}: {message}"));
-                }
-            }
-            _ => self.errors.add(error),
+        if !(self.ratchets && passes) {
+            self.errors.add(error);
+        } else if self.errors.warnings.len() < WARNINGS_MAX {
+            let FieldError { field, message, .. } = error();
+            self.errors.warnings.push(format!("{field}: {message}"));
         }
     }
 }

@@ -123,7 +123,7 @@ fn in_metadata(default: &Value, names: &[&str]) -> Option<String> {
     let mut found = ErrorList::new();
     embedded::validate_one(&object, &mut found);
     let own = |error: &FieldError| error.field.strip_prefix("default.").unwrap_or(&error.field).to_owned();
-    let all: Vec<String> = found.list().iter().map(|error| format!("{}: {}", own(error), error.message)).collect();
+    let all: Vec<String> = found.shown().iter().map(|error| format!("{}: {}", own(error), error.message)).collect();
     match &*all {
         [] => None,
         [one] => Some(format!("must result in valid metadata: {one}")),
@@ -140,7 +140,7 @@ mod tests {
         let wrong = |default: Value, rule: &str| {
             let property = json!({"type": "integer", "default": default, "x-kubernetes-validations": [{"rule": rule}]});
             let schema = json!({"type": "object", "properties": {"a": property}});
-            let found = validate(&schema, &Path::root("s"), true).list();
+            let found = validate(&schema, &Path::root("s"), true).shown().to_vec();
             found.into_iter().map(|error| format!("{}: {}", error.field, error.message)).collect::<Vec<_>>()
         };
         let none: [&str; 0] = [];
@@ -157,7 +157,7 @@ mod tests {
     fn unknown_types_and_numbers_or_texts_are_checked_as_upstream_does() {
         let wrong = |property: Value| {
             let schema = json!({"type": "object", "properties": {"z": property}});
-            let found = validate(&schema, &Path::root("s"), true).list();
+            let found = validate(&schema, &Path::root("s"), true).shown().to_vec();
             found.into_iter().map(|error| format!("{}: {}", error.field, error.message)).collect::<Vec<_>>()
         };
         let of = |is: &str, kind: &str| {
@@ -178,7 +178,7 @@ mod tests {
     fn malformed_objects_are_named_by_their_place() {
         let schema = json!({"type": "object", "properties": {"a": {"type": "object", "default": {"b": {"metadata": 42}},
             "properties": {"b": {"type": "object", "x-kubernetes-embedded-resource": true}}}}});
-        let found = validate(&schema, &Path::root("s"), true).list();
+        let found = validate(&schema, &Path::root("s"), true).shown().to_vec();
         let why = "Invalid value: 42: json: cannot unmarshal number into Go value of type v1.ObjectMeta";
         assert_eq!((&*found[0].field, &*found[0].message), ("s.properties[a].default.b.metadata", why));
     }

@@ -35,8 +35,7 @@ pub(crate) fn is_ca_bundle(bundle: &str) -> bool {
 }
 
 /// Validates a new definition, except its metadata.
-pub(super) fn created(object: &Value) -> Vec<FieldError> {
-    let mut errors = ErrorList::new();
+pub(super) fn created(errors: &mut ErrorList, object: &Value) {
     let spec = get(object, "spec");
     let wanted = format!("{}.{}", text(get(spec, "names"), "plural"), text(spec, "group"));
     let name = crate::read::name(object);
@@ -45,21 +44,19 @@ pub(super) fn created(object: &Value) -> Vec<FieldError> {
         errors.invalid(&Path::root("metadata.name"), name, "must be spec.names.plural+\".\"+spec.group");
     }
     let options = Options { lenient_bundle: true, ..Options::STRICT };
-    self::spec(&mut errors, spec, &options);
-    names(&mut errors, get(get(object, "status"), "acceptedNames"), &STATUS.child("acceptedNames"));
-    stored_versions(&mut errors, object);
-    approval(&mut errors, object, None);
-    preserves_unknown(&mut errors, spec, None);
-    errors.list()
+    self::spec(errors, spec, &options);
+    names(errors, get(get(object, "status"), "acceptedNames"), &STATUS.child("acceptedNames"));
+    stored_versions(errors, object);
+    approval(errors, object, None);
+    preserves_unknown(errors, spec, None);
 }
 
 /// Validates an update.
-pub(super) fn updated(new: &Value, old: &Value) -> Vec<FieldError> {
-    let mut errors = ErrorList::new();
+pub(super) fn updated(errors: &mut ErrorList, new: &Value, old: &Value) {
     let (spec, old_spec) = (get(new, "spec"), get(old, "spec"));
     let is_established = conditions::is_true(old, ESTABLISHED);
     let options = Options::of_update(spec, old_spec, is_established);
-    self::spec(&mut errors, spec, &options);
+    self::spec(errors, spec, &options);
     let names_at = SPEC.child("names");
     if is_established {
         errors.immutable(&SPEC.child("scope"), get(spec, "scope"), get(old_spec, "scope"));
@@ -69,18 +66,15 @@ pub(super) fn updated(new: &Value, old: &Value) -> Vec<FieldError> {
     errors.immutable(&SPEC.child("group"), get(spec, "group"), get(old_spec, "group"));
     let plural = |spec| get(get(spec, "names"), "plural");
     errors.immutable(&names_at.child("plural"), plural(spec), plural(old_spec));
-    names(&mut errors, get(get(new, "status"), "acceptedNames"), &STATUS.child("acceptedNames"));
-    stored_versions(&mut errors, new);
-    approval(&mut errors, new, Some(old));
-    preserves_unknown(&mut errors, spec, Some(old_spec));
-    errors.list()
+    names(errors, get(get(new, "status"), "acceptedNames"), &STATUS.child("acceptedNames"));
+    stored_versions(errors, new);
+    approval(errors, new, Some(old));
+    preserves_unknown(errors, spec, Some(old_spec));
 }
 
 /// Validates a status update.
-pub(super) fn status(new: &Value) -> Vec<FieldError> {
-    let mut errors = ErrorList::new();
-    names(&mut errors, get(get(new, "status"), "acceptedNames"), &STATUS.child("acceptedNames"));
-    errors.list()
+pub(super) fn status(errors: &mut ErrorList, new: &Value) {
+    names(errors, get(get(new, "status"), "acceptedNames"), &STATUS.child("acceptedNames"));
 }
 
 /// The message of the condition `NonStructuralSchema`; `None` if all schemas are structural.
@@ -97,7 +91,7 @@ pub(super) fn structural_message(definition: &Value) -> Option<String> {
             let at = versions.index(i);
             let at = at.child("schema");
             let errors = structural::validate(schema, &at.child("openAPIV3Schema"));
-            all.extend(errors.iter().map(|error| format!("{}: {}", error.field, error.message)));
+            all.extend(errors.shown().iter().map(|error| format!("{}: {}", error.field, error.message)));
         }
     }
     match all.len() {

@@ -126,9 +126,9 @@ pub(super) fn validation(
         if unsupported.is_none() {
             let mut found = structural::validate(schema, &schema_at);
             if found.is_empty() {
-                found = defaults::validate(schema, &schema_at, options.requires_pruned).list();
+                found = defaults::validate(schema, &schema_at, options.requires_pruned);
             }
-            errors.append(found.into());
+            errors.append(found);
         }
     }
     let is_structural = errors.count() == structural_before && unsupported.is_none();

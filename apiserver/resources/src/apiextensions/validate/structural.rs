@@ -3,7 +3,7 @@
 use serde_json::{Map, Value};
 
 use crate::apiextensions::schema::compile_pattern;
-use crate::field::{ErrorList, FieldError, Path};
+use crate::field::{ErrorList, Path};
 use crate::read::{flag, get, is_zero, items, text};
 
 #[derive(Clone, Copy, PartialEq)]
@@ -14,12 +14,11 @@ enum Level {
 }
 
 /// The violations of structure, sorted.
-pub(super) fn validate(schema: &Value, at: &Path<'_>) -> Vec<FieldError> {
+pub(super) fn validate(schema: &Value, at: &Path<'_>) -> ErrorList {
     let mut errors = ErrorList::new();
     invariants(&mut errors, schema, Level::Root, at);
     completeness(&mut errors, schema, Some(schema), at);
-    let mut errors = errors.list();
-    errors.sort_by_cached_key(|error| format!("{}: {}", error.field, error.message));
+    errors.sort();
     errors
 }
 

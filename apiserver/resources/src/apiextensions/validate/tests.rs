@@ -10,6 +10,7 @@ use machinery_api::schema::Media;
 use serde_json::Value;
 
 use crate::apiextensions::definitions::ROW;
+use crate::field::ErrorList;
 
 const ROWS: &[u8] = include_bytes!("../../testdata/definitions.jsonl.gz");
 
@@ -24,12 +25,13 @@ fn definitions_are_refused_with_upstreams_words() {
         let row: Value = serde_json::from_str(line).expect("a row");
         let read = |object: &Value| crate::tests::read(&ROW, object.to_string().as_bytes(), Media::Json);
         let new = read(&row["new"]);
-        let errors = match row.get("old") {
-            None => super::created(&new),
-            Some(old) => super::updated(&new, &read(old)),
-        };
+        let mut errors = ErrorList::new();
+        match row.get("old") {
+            None => super::created(&mut errors, &new),
+            Some(old) => super::updated(&mut errors, &new, &read(old)),
+        }
         let mut here: Vec<[String; 3]> =
-            errors.into_iter().map(|error| [error.field, error.reason.into(), error.message]).collect();
+            errors.into_causes().into_iter().map(|cause| [cause.field, cause.reason, cause.message]).collect();
         here.sort();
         let mut upstream: Vec<[String; 3]> = serde_json::from_value(row["errors"].clone()).expect("errors");
         upstream.sort();

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use crate::cells::{AGE, NAME, age, column, containers_and_images, human_duration, name, selector, wide};
 use crate::core::pods::warnings;
 use crate::core::workloads::{self, SPEC};
-use crate::field::{ErrorList, FieldError, Path};
+use crate::field::{ErrorList, Path};
 use crate::read::{default_to, get, has, int, is_zero, items, items_mut, object_mut, put, spec_of, text, time};
 use crate::rules;
 use crate::{Column, Context, MetadataChecks, Row, STATUS, Storage, Strategy};
@@ -176,24 +176,17 @@ impl Strategy for Job {
         MetadataChecks::Whole
     }
 
-    fn validate(&self, _: &Context<'_>, object: &Value) -> Vec<FieldError> {
-        let mut errors = ErrorList::new();
-        validate::job(&mut errors, object, true);
-        errors.list()
-    }
-
-    fn validate_update(&self, context: &Context<'_>, new: &Value, old: &Value) -> Vec<FieldError> {
-        let mut errors = ErrorList::new();
+    fn validate(&self, context: &Context<'_>, object: &Value, old: Option<&Value>, errors: &mut ErrorList) {
+        let Some(old) = old else { return validate::job(errors, object, true) };
         if context.subresource == "status" {
-            status::update(&mut errors, new, old);
+            status::update(errors, object, old);
         } else {
             let labels = get(get(get(get(old, "spec"), "template"), "metadata"), "labels");
             let prefixed = has(labels, NAME_LABELS[1]) && has(labels, UID_LABELS[1]);
-            validate::job(&mut errors, new, prefixed);
-            crate::metadata::validate_unchanged(&mut errors, &ROW, new, old);
-            validate::update(&mut errors, new, old);
+            validate::job(errors, object, prefixed);
+            crate::metadata::validate_unchanged(errors, &ROW, object, old);
+            validate::update(errors, object, old);
         }
-        errors.list()
     }
 
     fn warnings(&self, object: &Value, old: Option<&Value>) -> Vec<String> {

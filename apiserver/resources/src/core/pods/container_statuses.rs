@@ -120,14 +120,13 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::field::causes;
 
     fn faults(status: &Value, system: &str) -> Vec<String> {
         let spec = json!({"os": {"name": system}, "containers": [{"name": "c", "resources": {
             "requests": {"cpu": "1"}, "claims": [{"name": "d"}, {"name": "e", "request": "r"}]}}]});
         let mut errors = ErrorList::new();
         validate(&mut errors, status, &spec, &Path::root("status"));
-        causes(errors.list()).into_iter().map(|cause| format!("{}: {}", cause.field, cause.message)).collect()
+        errors.into_causes().into_iter().map(|cause| format!("{}: {}", cause.field, cause.message)).collect()
     }
 
     #[test]

@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use machinery_api::schema::types::Text;
 use serde_json::{Value, json};
 
-use crate::field::{ErrorList, FieldError, Path};
+use crate::field::{ErrorList, Path};
 use crate::read::{get, has, int, items, items_mut, put, text};
 use crate::{
     Column, Context, MetadataChecks, ProxyBackend, Row, STATUS, Storage, Strategy, Subresource, SubresourceKind, Verb,
@@ -132,6 +132,20 @@ fn each_container<'a>(spec: &'a Value, path: &Path<'_>, mut visit: impl FnMut(&'
     }
 }
 
+fn validate_new(errors: &mut ErrorList, pod: &Value) {
+    spec::pod(errors, pod);
+    let spec = get(pod, "spec");
+    let path = Path::root("spec");
+    if !items(spec, "ephemeralContainers").is_empty() {
+        errors.forbidden(&path.child("ephemeralContainers"), "cannot be set on create");
+    }
+    if !text(spec, "nodeName").is_empty() && !items(spec, "schedulingGates").is_empty() {
+        let why = "cannot be set until all schedulingGates have been cleared";
+        errors.forbidden(&path.child("nodeName"), why);
+    }
+    security::annotations_agree(errors, get(get(pod, "metadata"), "annotations"), spec, &path);
+}
+
 impl Strategy for Pod {
     fn reset_fields(&self, subresource: &str) -> ResetFields {
         match subresource {
@@ -193,34 +207,14 @@ impl Strategy for Pod {
         MetadataChecks::ChangeThenWhole
     }
 
-    fn validate(&self, _: &Context<'_>, object: &Value) -> Vec<FieldError> {
-        let mut errors = ErrorList::new();
-        spec::pod(&mut errors, object);
-        let spec = get(object, "spec");
-        let path = Path::root("spec");
-        if !items(spec, "ephemeralContainers").is_empty() {
-            errors.forbidden(&path.child("ephemeralContainers"), "cannot be set on create");
+    fn validate(&self, context: &Context<'_>, object: &Value, old: Option<&Value>, errors: &mut ErrorList) {
+        let Some(old) = old else { return validate_new(errors, object) };
+        match context.subresource {
+            "status" => update::status(errors, object, old),
+            update::EPHEMERAL_CONTAINERS => update::ephemeral_containers(errors, object, old),
+            resize::RESIZE => resize::resize(errors, object, old),
+            _ => update::pod(errors, object, old),
         }
-        if !text(spec, "nodeName").is_empty() && !items(spec, "schedulingGates").is_empty() {
-            let why = "cannot be set until all schedulingGates have been cleared";
-            errors.forbidden(&path.child("nodeName"), why);
-        }
-        security::annotations_agree(&mut errors, get(get(object, "metadata"), "annotations"), spec, &path);
-        errors.list()
-    }
-
-    fn validate_update(&self, context: &Context<'_>, new: &Value, old: &Value) -> Vec<FieldError> {
-        let mut errors = ErrorList::new();
-        if context.subresource == "status" {
-            update::status(&mut errors, new, old);
-        } else if context.subresource == update::EPHEMERAL_CONTAINERS {
-            update::ephemeral_containers(&mut errors, new, old);
-        } else if context.subresource == resize::RESIZE {
-            resize::resize(&mut errors, new, old);
-        } else {
-            update::pod(&mut errors, new, old);
-        }
-        errors.list()
     }
 
     fn warnings(&self, object: &Value, old: Option<&Value>) -> Vec<String> {

@@ -43,6 +43,7 @@ pub(super) fn resize(errors: &mut ErrorList, new: &Value, old: &Value) {
     if text(get(old_spec, "os"), "name") == "windows" {
         return errors.forbidden(&Path::root(""), "windows pods cannot be resized");
     }
+    let before = errors.count();
     spec::pod(errors, new);
     annotation_changes(errors, new, old);
     let old_class = match text(get(old, "status"), "qosClass") {
@@ -64,11 +65,10 @@ pub(super) fn resize(errors: &mut ErrorList, new: &Value, old: &Value) {
     if !same_containers(errors, spec, old_spec) {
         return;
     }
-    let before = errors.is_empty();
     for list in ["initContainers", "containers"] {
         containers(errors, list, items(spec, list), items(old_spec, list));
     }
-    if before && errors.is_empty() && !semantically_equal(&spec_with_old_amounts(spec, old_spec, pod_level), old_spec) {
+    if errors.count() == before && !semantically_equal(&spec_with_old_amounts(spec, old_spec, pod_level), old_spec) {
         errors.forbidden(&SPEC, "only cpu and memory resources are mutable");
     }
 }
@@ -230,7 +230,7 @@ mod tests {
         restore_except_resources(&mut new, old);
         let mut errors = ErrorList::new();
         resize(&mut errors, &new, old);
-        errors.list().into_iter().map(|error| error.message).collect()
+        errors.shown().iter().map(|error| error.message.clone()).collect()
     }
 
     #[test]

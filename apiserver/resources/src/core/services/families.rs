@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use serde_json::{Value, json};
 
 use super::{is_headless, needs_cluster_ip};
-use crate::field::{ErrorList, FieldError, Path};
+use crate::field::{ErrorList, Path};
 use crate::read::{get, has, is_zero, items, put, text, texts};
 use crate::rules;
 
@@ -87,19 +87,18 @@ pub(super) fn fill(spec: &mut Value, old: Option<&Value>) {
     }
 }
 
-/// Rules that upstream checks before all other validation.
-pub(super) fn validate(spec: &Value, old: Option<&Value>) -> Vec<FieldError> {
+/// Rules that upstream checks before all other validation; `errors` has none yet.
+pub(super) fn validate(errors: &mut ErrorList, spec: &Value, old: Option<&Value>) {
     if !needs_cluster_ip(spec) || prefers_dual_unchanged(spec, old) {
-        return Vec::new();
+        return;
     }
-    let mut errors = ErrorList::new();
-    validate_consistency(&mut errors, spec, old);
+    validate_consistency(errors, spec, old);
     if !errors.is_empty() {
-        return errors.list();
+        return;
     }
-    validate_policy(&mut errors, spec, old);
+    validate_policy(errors, spec, old);
     if !errors.is_empty() || is_headless_without_selector(spec) {
-        return errors.list();
+        return;
     }
     if text(spec, "ipFamilyPolicy") == "RequireDualStack" {
         let policy_at = SPEC.child("ipFamilyPolicy");
@@ -111,7 +110,6 @@ pub(super) fn validate(spec: &Value, old: Option<&Value>) -> Vec<FieldError> {
             errors.invalid(&families_at.index(i), family, "not configured on this cluster");
         }
     }
-    errors.list()
 }
 
 /// Checks the policy against the client's addresses and families.

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::cells::{AGE, NAME, age, column, labels, name, wide};
 use crate::core::addresses::canonical_ip_warning;
-use crate::field::{ErrorList, FieldError, Path};
+use crate::field::{ErrorList, Path};
 use crate::read::{
     default_to, default_zero_to, get, has, int, is_zero, items, items_mut, object_mut, put, spec_of, text, texts,
 };
@@ -194,6 +194,17 @@ fn drop_internal_policy(spec: &mut Value) {
 
 const SELECTABLE: &[Text] = &[Text::Borrowed("spec.clusterIP"), Text::Borrowed("spec.type")];
 
+fn validate_change(errors: &mut ErrorList, spec: &Value, old: &Value) {
+    families::validate_changes(errors, spec, old);
+    validate::load_balancer_class(errors, spec, Some(old));
+    if needs_health_check(spec)
+        && needs_health_check(old)
+        && int(spec, "healthCheckNodePort") != int(old, "healthCheckNodePort")
+    {
+        errors.forbidden(&Path::root("spec").child("healthCheckNodePort"), "field is immutable");
+    }
+}
+
 impl Strategy for Service {
     fn default(&self, object: &mut Value) {
         let spec = spec_of(object);
@@ -264,15 +275,14 @@ impl Strategy for Service {
         NameRule::Label
     }
 
-    fn validate_first(&self, context: &Context<'_>, object: &Value, old: Option<&Value>) -> Vec<FieldError> {
+    fn validate_first(&self, context: &Context<'_>, object: &Value, old: Option<&Value>, errors: &mut ErrorList) {
         if context.subresource == "status" {
-            return Vec::new();
+            return;
         }
-        let wrong = families::validate(get(object, "spec"), old.map(|old| get(old, "spec")));
-        if !wrong.is_empty() || old.is_some() {
-            return wrong;
+        families::validate(errors, get(object, "spec"), old.map(|old| get(old, "spec")));
+        if errors.is_empty() && old.is_none() {
+            validate::duplicate_node_port(errors, get(object, "spec"));
         }
-        validate::duplicate_node_port(get(object, "spec")).into_iter().collect()
     }
 
     fn allocate(&self, allocation: &Allocation<'_>, new: &mut Value, old: Option<&Value>) -> Result<(), ApiError> {
@@ -290,29 +300,13 @@ impl Strategy for Service {
         allocate::claims(object)
     }
 
-    fn validate(&self, context: &Context<'_>, object: &Value) -> Vec<FieldError> {
-        let mut errors = ErrorList::new();
-        validate::service(&mut errors, context, object, None);
-        errors.list()
-    }
-
-    fn validate_update(&self, context: &Context<'_>, new: &Value, old: &Value) -> Vec<FieldError> {
-        let mut errors = ErrorList::new();
-        if context.subresource == "status" {
-            validate::balancer(&mut errors, new, old);
-            return errors.list();
+    fn validate(&self, context: &Context<'_>, object: &Value, old: Option<&Value>, errors: &mut ErrorList) {
+        match old {
+            Some(old) if context.subresource == "status" => return validate::balancer(errors, object, old),
+            Some(old) => validate_change(errors, get(object, "spec"), get(old, "spec")),
+            None => {}
         }
-        families::validate_changes(&mut errors, get(new, "spec"), get(old, "spec"));
-        validate::load_balancer_class(&mut errors, get(new, "spec"), Some(get(old, "spec")));
-        let (spec, was) = (get(new, "spec"), get(old, "spec"));
-        if needs_health_check(spec)
-            && needs_health_check(was)
-            && int(spec, "healthCheckNodePort") != int(was, "healthCheckNodePort")
-        {
-            errors.forbidden(&Path::root("spec").child("healthCheckNodePort"), "field is immutable");
-        }
-        validate::service(&mut errors, context, new, Some(old));
-        errors.list()
+        validate::service(errors, context, object, old);
     }
 
     fn warnings(&self, object: &Value, _: Option<&Value>) -> Vec<String> {

@@ -75,9 +75,9 @@ pub(super) fn service(errors: &mut ErrorList, context: &Context<'_>, object: &Va
 }
 
 /// Duplicate node ports of a new Service, which upstream's allocator reports before validation.
-pub(super) fn duplicate_node_port(spec: &Value) -> Option<FieldError> {
+pub(super) fn duplicate_node_port(errors: &mut ErrorList, spec: &Value) {
     if !super::has_node_ports(spec) {
-        return None;
+        return;
     }
     let ports_at = SPEC.child("ports");
     let (mut given, mut taken) = (BTreeSet::new(), BTreeSet::new());
@@ -88,11 +88,10 @@ pub(super) fn duplicate_node_port(spec: &Value) -> Option<FieldError> {
         }
         if !taken.insert(node) {
             let at = ports_at.index(i);
-            return Some(FieldError::invalid(&at.child("nodePort"), node, "provided port is already allocated"));
+            return errors.invalid(&at.child("nodePort"), node, "provided port is already allocated");
         }
         given.insert((number, node));
     }
-    None
 }
 
 fn external_name(errors: &mut ErrorList, spec: &Value) {
