@@ -1,7 +1,7 @@
 //! Fields of objects are read and written by name in `apiserver/resources`. Each quoted name is a field of a Kubernetes
 //! type (`machinery/api/src/schema/types.txt`), so that a misspelt one fails here and isn't read as an absent field.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::lexer::{TokenKind, tokens};
 use super::shipped::shipped_files;
@@ -28,6 +28,9 @@ const FUNCTIONS: &[&str] = &[
     "text",
     "texts",
 ];
+
+/// Functions of `apiserver/resources/src/choices.rs`: the third argument names a field, the fourth lists its values.
+const CHOICES: &[&str] = &["choice", "optional_choice", "present_choice", "required_choice"];
 
 /// Methods of maps and of error paths whose first argument names a field.
 const METHODS: &[&str] = &["child", "contains_key", "get", "get_mut", "remove"];
@@ -87,6 +90,7 @@ fn names_a_field(before: &str) -> bool {
     match enclosing_call(trimmed) {
         Some((name, true, 0)) => METHODS.contains(&name),
         Some((name, false, 1)) => FUNCTIONS.contains(&name),
+        Some((name, false, 2)) => CHOICES.contains(&name),
         _ => false,
     }
 }
@@ -117,6 +121,69 @@ fn quoted_fields_exist() {
     problems.extend(OTHERS.iter().filter(|other| !used.contains(other)).map(|other| format!("unused: {other:?}")));
     assert!(found >= FOUND_MIN, "{found} names are found");
     check(&problems);
+}
+
+/// The values that a field of each name has in a type, for those that list them (column `E`).
+fn values_by_field(types: &str) -> BTreeMap<&str, BTreeSet<&str>> {
+    let mut values: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+    for line in types.lines().filter_map(|line| line.strip_prefix("F\t")) {
+        let mut columns = line.split('\t');
+        let Some(name) = columns.next() else { continue };
+        if let Some(listed) = columns.find_map(|column| column.strip_prefix('E')) {
+            values.entry(name).or_default().extend(listed.split('|'));
+        }
+    }
+    values
+}
+
+/// The quoted values of each quoted field that a file checks by a function of `choices.rs`.
+fn listed_values(text: &str) -> Vec<(&str, &str)> {
+    let (mut found, mut field) = (Vec::new(), "");
+    for token in tokens(text).into_iter().filter(|token| token.kind == TokenKind::Literal) {
+        match enclosing_call(text[..token.begin].trim_end()) {
+            Some((name, false, 2)) if CHOICES.contains(&name) => field = token.text,
+            Some((name, false, 3)) if CHOICES.contains(&name) && !field.is_empty() => found.push((field, token.text)),
+            _ => field = "",
+        }
+    }
+    found
+}
+
+/// Fields whose type lists no values, while a field of that name does in another type.
+const UNLISTED: &[(&str, &str)] = &[("autoscaling/validate.rs", "type"), ("core/pods/containers.rs", "action")];
+
+/// The fewest values that are compared.
+const VALUES_MIN: usize = 40;
+
+#[test]
+fn quoted_values_are_those_of_their_field() {
+    let types = read(TYPES);
+    let values = values_by_field(&types);
+    let (mut problems, mut compared) = (Vec::new(), 0);
+    for (path, text) in shipped_files().iter().filter(|(path, _)| path.starts_with(FOLDER)) {
+        for (field, value) in listed_values(text) {
+            let Some(known) = values.get(field) else { continue };
+            if UNLISTED.contains(&(&path[FOLDER.len()..], field)) {
+                continue;
+            }
+            compared += 1;
+            if !known.contains(value) {
+                problems.push(format!("{path}: {value:?} is no value of {field:?} in {TYPES}"));
+            }
+        }
+    }
+    assert!(compared >= VALUES_MIN, "{compared} values are compared");
+    check(&problems);
+}
+
+#[test]
+fn values_of_a_field_are_recognized() {
+    let text = r#"choice(errors, get(spec, "a"), "type", &["A", "B"], &at.child("c")); text(spec, "d");
+        optional_choice(errors, spec, key, &["C"], path); required_choice(errors, spec, "e", LIST, path);"#;
+    assert_eq!(listed_values(text), [("type", "A"), ("type", "B")]);
+    assert!(names_a_field("required_choice(errors, spec(pod), ") && !names_a_field("choice(errors, "));
+    let types = "F\ttype\ts\t1\tr\tEA|B\nF\tname\ts\nF\ttype\ts\tEC\n";
+    assert_eq!(values_by_field(types), BTreeMap::from([("type", BTreeSet::from(["A", "B", "C"]))]));
 }
 
 #[test]

@@ -6,6 +6,7 @@ use std::sync::LazyLock;
 use regex::Regex;
 use serde_json::Value;
 
+use crate::choices::choice;
 use crate::field::{ErrorList, Path};
 use crate::metadata::label_name;
 use crate::read::{has, int, items, text};
@@ -33,10 +34,7 @@ pub(super) fn validate(errors: &mut ErrorList, status: &Value, path: &Path<'_>) 
 
 fn validate_condition(errors: &mut ErrorList, condition: &Value, at: &Path<'_>) {
     label_name(errors, text(condition, "type"), &at.child("type"));
-    let status = text(condition, "status");
-    if !STATUSES.contains(&status) {
-        errors.not_supported(&at.child("status"), status, STATUSES);
-    }
+    choice(errors, condition, "status", STATUSES, at);
     if let Some(generation) = int(condition, "observedGeneration").filter(|generation| *generation < 0) {
         errors.invalid(&at.child("observedGeneration"), generation, "must be greater than or equal to zero");
     }

@@ -16,6 +16,7 @@ mod autoscaling;
 mod batch;
 pub mod cells;
 mod certificates;
+mod choices;
 mod conditions;
 mod coordination;
 mod core;

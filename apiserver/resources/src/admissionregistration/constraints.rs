@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use super::expressions::{BOOL, Compiler};
 use super::matching;
 use crate::cells::{AGE, NAME, age, column, name};
+use crate::choices::{present_choice, required_choice};
 use crate::field::{ErrorList, Path};
 use crate::metadata::label_selector;
 use crate::read::{default_to, get, has, items, object_mut, text, texts};
@@ -42,24 +43,6 @@ pub(super) fn validate_match(errors: &mut ErrorList, matching: &Value, path: &Pa
             resource_names(errors, rule, &list.index(index));
         }
         matching::validate_rules(errors, matching, key, true, path);
-    }
-}
-
-/// A required field with one of the given values.
-pub(super) fn required_choice(errors: &mut ErrorList, of: &Value, key: &str, known: &[&str], path: &Path<'_>) {
-    if text(of, key).is_empty() {
-        return errors.required(&path.child(key), "");
-    }
-    present_choice(errors, of, key, known, path);
-}
-
-/// As [`required_choice`], but an empty value is an unsupported value instead of a missing one.
-pub(super) fn present_choice(errors: &mut ErrorList, of: &Value, key: &str, known: &[&str], path: &Path<'_>) {
-    let given = text(of, key);
-    if !has(of, key) {
-        errors.required(&path.child(key), "");
-    } else if !known.contains(&given) {
-        errors.not_supported(&path.child(key), given, known);
     }
 }
 

@@ -4,8 +4,9 @@ use std::collections::BTreeSet;
 
 use serde_json::Value;
 
+use crate::choices::optional_choice;
 use crate::field::{ErrorList, Path};
-use crate::read::{default_to, get, has, items, items_mut, text, texts};
+use crate::read::{default_to, get, items, items_mut, text, texts};
 use crate::rules;
 
 const OPERATIONS: &[&str] = &["*", "CONNECT", "CREATE", "DELETE", "UPDATE"];
@@ -47,9 +48,7 @@ fn validate_rule(errors: &mut ErrorList, rule: &Value, subresources: bool, path:
         true => resources(errors, rule, &path.child("resources")),
         false => resources_alone(errors, rule, path),
     }
-    if has(rule, "scope") && !SCOPES.contains(&text(rule, "scope")) {
-        errors.not_supported(&path.child("scope"), text(rule, "scope"), SCOPES);
-    }
+    optional_choice(errors, rule, "scope", SCOPES, path);
 }
 
 /// A list that is not empty, and whose only item is `*` if it has one.

@@ -4,12 +4,13 @@ use jiff::Timestamp;
 use serde_json::Value;
 
 use super::constraints::{
-    BINDING_COLUMNS, binding_cells, default_match, policy_cells, present_choice, required_choice, validate_binding,
-    validate_conditions, validate_constraints, validate_mutable, validate_param_kind, validate_variables,
+    BINDING_COLUMNS, binding_cells, default_match, policy_cells, validate_binding, validate_conditions,
+    validate_constraints, validate_mutable, validate_param_kind, validate_variables,
 };
 use super::expressions::Compiler;
 use super::validating::ROW;
 use crate::cells::{AGE, NAME, column};
+use crate::choices::{present_choice, required_choice};
 use crate::field::{ErrorList, Path};
 use crate::read::{default_to, get, has, items, spec_of, text};
 use crate::{Column, Context, MetadataChecks, Row, Storage, Strategy};

@@ -6,11 +6,12 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::constraints::{
-    BINDING_COLUMNS, binding_cells, default_match, policy_cells, present_choice, validate_binding, validate_conditions,
+    BINDING_COLUMNS, binding_cells, default_match, policy_cells, validate_binding, validate_conditions,
     validate_constraints, validate_param_kind, validate_variables,
 };
 use super::expressions::{BOOL, Compiler, STRING, STRING_OR_NULL};
 use crate::cells::{AGE, NAME, column};
+use crate::choices::{optional_choice, present_choice};
 use crate::field::{ErrorList, Path};
 use crate::metadata::reset_for_status;
 use crate::read::{at, default_to, get, has, items, put, spec_of, text};
@@ -88,10 +89,7 @@ fn validate_validation(errors: &mut ErrorList, validation: &Value, compiler: &Co
     } else if message.trim().contains(['\n', '\r']) {
         errors.invalid(&at, message, "must not contain line breaks");
     }
-    let reason = text(validation, "reason");
-    if has(validation, "reason") && !REASONS.contains(&reason) {
-        errors.not_supported(&path.child("reason"), reason, REASONS);
-    }
+    optional_choice(errors, validation, "reason", REASONS, path);
 }
 
 fn validate_annotations(errors: &mut ErrorList, object: &Value, spec: &Value, compiler: &Compiler) {

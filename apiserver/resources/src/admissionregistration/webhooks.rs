@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use super::expressions::{BOOL, Compiler};
 use super::matching;
 use crate::cells::{AGE, NAME, age, column, name};
+use crate::choices::optional_choice;
 use crate::field::{ErrorList, Path};
 use crate::metadata::label_selector;
 use crate::read::{default_to, get, has, int, items, items_mut, object_mut, text, texts};
@@ -60,13 +61,6 @@ struct Webhooks {
 const COLUMNS: &[Column] = &[NAME, column("Webhooks", "integer"), AGE];
 const VERSIONS: &[&str] = &["v1", "v1beta1"];
 
-fn required_choice(errors: &mut ErrorList, hook: &Value, key: &str, known: &[&str], path: &Path<'_>) {
-    let given = text(hook, key);
-    if has(hook, key) && !known.contains(&given) {
-        errors.not_supported(&path.child(key), given, known);
-    }
-}
-
 fn validate_hook(errors: &mut ErrorList, hook: &Value, mutating: bool, path: &Path<'_>) {
     let (own, at) = (text(hook, "name"), path.child("name"));
     let wrong = rules::dns_subdomain(own);
@@ -78,12 +72,12 @@ fn validate_hook(errors: &mut ErrorList, hook: &Value, mutating: bool, path: &Pa
         errors.invalid(&at, own, "should be a domain with at least three segments separated by dots");
     }
     matching::validate_rules(errors, hook, "rules", true, path);
-    required_choice(errors, hook, "failurePolicy", &["Fail", "Ignore"], path);
-    required_choice(errors, hook, "matchPolicy", &["Equivalent", "Exact"], path);
+    optional_choice(errors, hook, "failurePolicy", &["Fail", "Ignore"], path);
+    optional_choice(errors, hook, "matchPolicy", &["Equivalent", "Exact"], path);
     if !has(hook, "sideEffects") {
         errors.required(&path.child("sideEffects"), "must specify one of None, NoneOnDryRun");
     }
-    required_choice(errors, hook, "sideEffects", &["None", "NoneOnDryRun"], path);
+    optional_choice(errors, hook, "sideEffects", &["None", "NoneOnDryRun"], path);
     if let Some(seconds) = int(hook, "timeoutSeconds")
         && !(1..=30).contains(&seconds)
     {
@@ -93,7 +87,7 @@ fn validate_hook(errors: &mut ErrorList, hook: &Value, mutating: bool, path: &Pa
         label_selector(errors, get(hook, selector), &path.child(selector));
     }
     if mutating {
-        required_choice(errors, hook, "reinvocationPolicy", &["IfNeeded", "Never"], path);
+        optional_choice(errors, hook, "reinvocationPolicy", &["IfNeeded", "Never"], path);
     }
     webhook_client::validate_client(errors, get(hook, "clientConfig"), &path.child("clientConfig"));
     let compiler = Compiler::new(false, false);

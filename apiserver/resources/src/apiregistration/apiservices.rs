@@ -1,6 +1,7 @@
 //! APIServices: a group and version, and the Service of the API server that serves it; none for this server's own.
 
 use crate::ResetFields;
+use crate::choices::choice;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
@@ -113,10 +114,7 @@ fn validate_status(errors: &mut ErrorList, object: &Value) {
     const KNOWN: &[&str] = &["True", "False", "Unknown"];
     let list_at = Path::root("status.conditions");
     for (i, condition) in items(get(object, "status"), "conditions").iter().enumerate() {
-        let status = text(condition, "status");
-        if !KNOWN.contains(&status) {
-            errors.not_supported(&list_at.index(i).child("status"), status, KNOWN);
-        }
+        choice(errors, condition, "status", KNOWN, &list_at.index(i));
     }
 }
 

@@ -8,6 +8,7 @@ use machinery_api::selector::LabelSelector;
 use serde_json::{Map, Value, json};
 
 use crate::cells::{AGE, NAME, age, column, containers_and_images, name, wide};
+use crate::choices::choice;
 use crate::core::pods::{claims, spec as pod_spec, update::semantically_equal, warnings};
 use crate::core::workloads::{
     self, SPEC, STATUS as STATUS_AT, amount, counts_are_bounded, not_negative, number_or_percent,
@@ -93,8 +94,8 @@ fn validate(errors: &mut ErrorList, spec: &Value, checks: ValidationScope) {
     let retention = get(spec, "persistentVolumeClaimRetentionPolicy");
     let retention_at = SPEC.child("persistentVolumeClaimRetentionPolicy");
     for key in ["whenDeleted", "whenScaled"] {
-        if !retention.is_null() && !["Retain", "Delete"].contains(&text(retention, key)) {
-            errors.not_supported(&retention_at.child(key), text(retention, key), &["Retain", "Delete"]);
+        if !retention.is_null() {
+            choice(errors, retention, key, &["Retain", "Delete"], &retention_at);
         }
     }
     if checks == ValidationScope::All {

@@ -3,6 +3,7 @@
 use machinery_api::GroupVersion;
 use serde_json::Value;
 
+use crate::choices::{choice, optional_choice};
 use crate::core::pods::resources::container_resource_name;
 use crate::core::workloads::SPEC;
 use crate::field::{ErrorList, NOT_NEGATIVE, Path};
@@ -232,10 +233,7 @@ fn scaling(errors: &mut ErrorList, rules: &Value, at: &Path<'_>) {
         _ => {}
     }
     const SELECT: &[&str] = &["Disabled", "Max", "Min"];
-    let select = text(rules, "selectPolicy");
-    if has(rules, "selectPolicy") && !SELECT.contains(&select) {
-        errors.not_supported(&at.child("selectPolicy"), select, SELECT);
-    }
+    optional_choice(errors, rules, "selectPolicy", SELECT, at);
     let policies_at = at.child("policies");
     if items(rules, "policies").is_empty() {
         errors.required(&policies_at, "must specify at least one Policy");
@@ -249,10 +247,7 @@ fn scaling(errors: &mut ErrorList, rules: &Value, at: &Path<'_>) {
 }
 
 fn policy(errors: &mut ErrorList, policy: &Value, at: &Path<'_>) {
-    let kind = text(policy, "type");
-    if !["Pods", "Percent"].contains(&kind) {
-        errors.not_supported(&at.child("type"), kind, &["Percent", "Pods"]);
-    }
+    choice(errors, policy, "type", &["Percent", "Pods"], at);
     let (value, period) = (int(policy, "value").unwrap_or(0), int(policy, "periodSeconds").unwrap_or(0));
     if value <= 0 {
         errors.invalid(&at.child("value"), value, "must be greater than zero");

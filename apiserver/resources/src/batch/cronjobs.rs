@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use super::jobs::{self, validate::job_spec};
 use crate::cells::{AGE, NAME, age, column, containers_and_images, name, selector, since, wide};
+use crate::choices::required_choice;
 use crate::core::workloads::{self, SPEC, not_negative};
 use crate::field::{ErrorList, FieldError, Path};
 use crate::read::{default_to, default_zero_to, flag, get, has, items, object_mut, spec_of, text, time};
@@ -68,12 +69,7 @@ fn validate(errors: &mut ErrorList, spec: &Value, old: Option<&Value>) {
     if old.is_none_or(|old| get(old, "timeZone") != get(spec, "timeZone")) && has(spec, "timeZone") {
         time_zone(errors, text(spec, "timeZone"), &SPEC.child("timeZone"));
     }
-    let policy_at = SPEC.child("concurrencyPolicy");
-    match text(spec, "concurrencyPolicy") {
-        "" => errors.required(&policy_at, ""),
-        policy if POLICIES.contains(&policy) => {}
-        other => errors.not_supported(&policy_at, other, POLICIES),
-    }
+    required_choice(errors, spec, "concurrencyPolicy", POLICIES, &SPEC);
     let job = get(get(spec, "jobTemplate"), "spec");
     let job_at = SPEC.child("jobTemplate.spec");
     job_spec(errors, job, &job_at);

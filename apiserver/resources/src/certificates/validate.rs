@@ -6,6 +6,7 @@ use machinery_rules::certificate_request::{CertificateRequest, check_certificate
 use serde_json::Value;
 
 use super::requests::{bytes, conditions};
+use crate::choices::required_choice;
 use crate::field::{ErrorList, Path, quoted};
 use crate::read::{get, int, text, texts};
 use crate::rules;
@@ -121,17 +122,13 @@ fn check_conditions(errors: &mut ErrorList, object: &Value, old: Option<&Value>)
     let mut seen = BTreeSet::new();
     for (i, condition) in conditions(object).iter().enumerate() {
         let at = CONDITIONS.index(i);
-        let (kind, status) = (text(condition, "type"), text(condition, "status"));
+        let kind = text(condition, "type");
         if kind.is_empty() && !empty_kept {
             errors.required(&at.child("type"), "");
         }
         let known: &[&str] =
             if [APPROVED, DENIED, FAILED].contains(&kind) { &["True"] } else { &["False", "True", "Unknown"] };
-        if status.is_empty() {
-            errors.required(&at.child("status"), "");
-        } else if !known.contains(&status) {
-            errors.not_supported(&at.child("status"), status, known);
-        }
+        required_choice(errors, condition, "status", known, &at);
         let other = match kind {
             APPROVED => DENIED,
             DENIED => APPROVED,

@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 
 use super::addresses::{canonical_ip_warning, endpoint_ip};
 use crate::cells::{AGE, NAME, age, column, name};
+use crate::choices::required_choice;
 use crate::core::pods::update::semantically_equal;
 use crate::field::{ErrorList, Path};
 use crate::read::{default_zero_to, get, has, int, items, items_mut, text};
@@ -65,11 +66,7 @@ fn port(errors: &mut ErrorList, port: &Value, named: bool, at: &Path<'_>) {
     for message in rules::port_number(number) {
         errors.invalid(&at.child("port"), number, &message);
     }
-    match text(port, "protocol") {
-        "" => errors.required(&at.child("protocol"), ""),
-        protocol if PROTOCOLS.contains(&protocol) => {}
-        other => errors.not_supported(&at.child("protocol"), other, PROTOCOLS),
-    }
+    required_choice(errors, port, "protocol", PROTOCOLS, at);
     if has(port, "appProtocol") {
         let protocol = text(port, "appProtocol");
         errors.invalid_each(&at.child("appProtocol"), protocol, rules::label_key(protocol));

@@ -9,6 +9,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use crate::cells::{AGE, NAME, age, column, name};
+use crate::choices::choice;
 use crate::core::addresses::{canonical_ip_warning, endpoint_ip};
 use crate::core::pods::update::semantically_equal;
 use crate::field::{ErrorList, Path};
@@ -64,10 +65,7 @@ fn ports(errors: &mut ErrorList, ports: &[Value]) {
         if !names.insert(name) {
             errors.duplicate(&at.child("name"), name);
         }
-        let protocol = text(port, "protocol");
-        if !["TCP", "UDP", "SCTP"].contains(&protocol) {
-            errors.not_supported(&at.child("protocol"), protocol, &["SCTP", "TCP", "UDP"]);
-        }
+        choice(errors, port, "protocol", &["SCTP", "TCP", "UDP"], &at);
         if has(port, "appProtocol") {
             let protocol = text(port, "appProtocol");
             errors.invalid_each(&at.child("appProtocol"), protocol, rules::label_key(protocol));

@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use crate::cells::{AGE, NAME, age, column, name, selector};
+use crate::choices::optional_choice;
 use crate::field::{ErrorList, Path};
 use crate::metadata::label_selector;
 use crate::read::{default_to, get, has, int, items, items_mut, put, spec_of, text, texts};
@@ -38,9 +39,7 @@ const DIRECTIONS: [(&str, &str); 2] = [("ingress", "from"), ("egress", "to")];
 const TYPES: &[&str] = &["Ingress", "Egress"];
 
 fn port(errors: &mut ErrorList, port: &Value, path: &Path<'_>) {
-    if has(port, "protocol") && !["TCP", "UDP", "SCTP"].contains(&text(port, "protocol")) {
-        errors.not_supported(&path.child("protocol"), text(port, "protocol"), &["TCP", "UDP", "SCTP"]);
-    }
+    optional_choice(errors, port, "protocol", &["TCP", "UDP", "SCTP"], path);
     let (port_at, end_at) = (path.child("port"), path.child("endPort"));
     let end = int(port, "endPort");
     match get(port, "port") {

@@ -4,11 +4,12 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use crate::cells::{AGE, NAME, age, column, name};
+use crate::choices::optional_choice;
 use crate::conditions;
 use crate::core::workloads::{SPEC, STATUS as STATUS_AT, not_negative, number_or_percent, percentage_is_bounded};
 use crate::field::{ErrorList, FieldError, go_struct};
 use crate::metadata::label_selector;
-use crate::read::{get, has, int, object_mut, put, text};
+use crate::read::{get, has, int, object_mut, put};
 use crate::rules::NameRule;
 use crate::{Column, Context, MetadataChecks, Row, STATUS, Storage, Strategy};
 
@@ -65,10 +66,7 @@ fn validate(errors: &mut ErrorList, spec: &Value) {
         percentage_is_bounded(errors, get(spec, key), &SPEC.child(key));
     }
     label_selector(errors, get(spec, "selector"), &SPEC.child("selector"));
-    let policy = text(spec, "unhealthyPodEvictionPolicy");
-    if has(spec, "unhealthyPodEvictionPolicy") && !POLICIES.contains(&policy) {
-        errors.not_supported(&SPEC.child("unhealthyPodEvictionPolicy"), policy, POLICIES);
-    }
+    optional_choice(errors, spec, "unhealthyPodEvictionPolicy", POLICIES, &SPEC);
 }
 
 impl Strategy for PodDisruptionBudget {

@@ -5,6 +5,7 @@ use machinery_api::selector::LabelSelector;
 use serde_json::{Value, json};
 
 use crate::cells::{AGE, NAME, NAME_AND_CREATED, age, column, name, name_and_created, wide};
+use crate::choices::choice;
 use crate::field::{ErrorList, FieldError, Path, go_struct};
 use crate::metadata::label_selector;
 use crate::read::{default_zero_to, get, has, items, items_mut, object_mut, text};
@@ -188,14 +189,10 @@ impl Strategy for Role {
 impl Binding {
     fn role_ref(&self, errors: &mut ErrorList, role: &Value) {
         let at = Path::root("roleRef");
-        let (group, kind, name) = (text(role, "apiGroup"), text(role, "kind"), text(role, "name"));
-        if group != GROUP {
-            errors.not_supported(&at.child("apiGroup"), group, &[GROUP]);
-        }
+        choice(errors, role, "apiGroup", &[GROUP], &at);
         let kinds: &[&str] = if self.namespaced { &["Role", "ClusterRole"] } else { &["ClusterRole"] };
-        if !kinds.contains(&kind) {
-            errors.not_supported(&at.child("kind"), kind, kinds);
-        }
+        choice(errors, role, "kind", kinds, &at);
+        let name = text(role, "name");
         if name.is_empty() {
             errors.required(&at.child("name"), "");
         } else {
@@ -221,9 +218,7 @@ impl Binding {
                 }
             }
             "User" | "Group" => {
-                if group != GROUP {
-                    errors.not_supported(&at.child("apiGroup"), group, &[GROUP]);
-                }
+                choice(errors, subject, "apiGroup", &[GROUP], at);
             }
             other => errors.not_supported(&at.child("kind"), other, &["ServiceAccount", "User", "Group"]),
         }

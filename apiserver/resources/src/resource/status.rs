@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use serde_json::Value;
 
 use super::{CONFIG_MAX, binding_conditions, bounded, claim, device_key, label, pool_name, raw_object, unique, uuid};
+use crate::choices::required_choice;
 use crate::core::pods::placement::node_selector;
 use crate::core::pods::update::semantically_equal;
 use crate::field::{ErrorList, IMMUTABLE, Path};
@@ -92,11 +93,7 @@ fn allocate(errors: &mut ErrorList, allocation: &Value, names: &claim::RequestNa
     for (i, config) in bounded(errors, devices, "config", 2 * CONFIG_MAX, &config_at).iter().enumerate() {
         let at = config_at.index(i);
 
-        match text(config, "source") {
-            "" => errors.required(&at.child("source"), ""),
-            source if SOURCES.contains(&source) => {}
-            other => errors.not_supported(&at.child("source"), other, SOURCES),
-        }
+        required_choice(errors, config, "source", SOURCES, &at);
         claim::references(errors, config, names, &at);
         claim::configuration(errors, config, &at);
     }

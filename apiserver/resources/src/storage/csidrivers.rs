@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use crate::cells::{AGE, NAME, age, column, name};
+use crate::choices::optional_choice;
 use crate::field::{ErrorList, Path};
 use crate::read::{at, default_to, flag, get, has, int, items, put, remove, spec_of, text, texts};
 use crate::{Column, Context, Row, Storage, Strategy};
@@ -83,10 +84,7 @@ fn validate(errors: &mut ErrorList, spec: &Value) {
             errors.required(&SPEC.child(shown), "");
         }
     }
-    let policy = text(spec, "fsGroupPolicy");
-    if has(spec, "fsGroupPolicy") && !GROUP_POLICIES.contains(&policy) {
-        errors.not_supported(&SPEC.child("fsGroupPolicy"), policy, GROUP_POLICIES);
-    }
+    optional_choice(errors, spec, "fsGroupPolicy", GROUP_POLICIES, &SPEC);
     tokens(errors, spec);
     for mode in texts(spec, "volumeLifecycleModes").filter(|mode| !MODES.contains(mode)) {
         errors.not_supported(&SPEC.child("volumeLifecycleModes"), mode, MODES);

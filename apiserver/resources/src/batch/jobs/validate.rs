@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 
 use super::policies::{failure_policy, go_failure_rule, go_policy, go_success_rule, success_policy};
 use super::{NAME_LABELS, UID_LABELS, is_true};
+use crate::choices::optional_choice;
 use crate::core::pods::{spec, update::inner_spec, update::semantically_equal};
 use crate::core::workloads::{self, SPEC, go_selector, matches, not_negative};
 use crate::field::{ErrorList, FieldError, IMMUTABLE, Path};
@@ -83,12 +84,8 @@ pub(in crate::batch) fn job_spec(errors: &mut ErrorList, spec: &Value, path: &Pa
     if has(spec, "successPolicy") {
         success_policy(errors, spec, path);
     }
-    let replacement = text(spec, "podReplacementPolicy");
-    let at = path.child("podReplacementPolicy");
     let allowed: &[&str] = if has(spec, "podFailurePolicy") { &["Failed"] } else { &["Failed", "TerminatingOrFailed"] };
-    if has(spec, "podReplacementPolicy") && !allowed.contains(&replacement) {
-        errors.not_supported(&at, replacement, allowed);
-    }
+    optional_choice(errors, spec, "podReplacementPolicy", allowed, path);
     let template = get(spec, "template");
     let template_at = path.child("template");
     spec::template(errors, template, &template_at);
@@ -134,9 +131,7 @@ fn counts(errors: &mut ErrorList, spec: &Value, path: &Path<'_>) {
         managed_by(errors, text(spec, "managedBy"), path);
     }
     let mode = text(spec, "completionMode");
-    if has(spec, "completionMode") && !["NonIndexed", "Indexed"].contains(&mode) {
-        errors.not_supported(&path.child("completionMode"), mode, &["NonIndexed", "Indexed"]);
-    }
+    optional_choice(errors, spec, "completionMode", &["NonIndexed", "Indexed"], path);
     let at = |key| path.child(key);
     if mode == "Indexed" {
         if completions.is_none() {

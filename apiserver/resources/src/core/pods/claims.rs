@@ -4,9 +4,10 @@ use serde_json::{Value, json};
 
 use super::resources;
 use super::volumes::required;
+use crate::choices::optional_choice;
 use crate::field::{ErrorList, FieldError, Path, quoted};
 use crate::metadata::{label_selector, quantity};
-use crate::read::{get, has, text, texts};
+use crate::read::{get, text, texts};
 use crate::rules;
 
 const MODES: &[&str] = &["ReadOnlyMany", "ReadWriteMany", "ReadWriteOnce", "ReadWriteOncePod"];
@@ -27,10 +28,7 @@ pub(crate) fn access_modes(errors: &mut ErrorList, spec: &Value, path: &Path<'_>
 
 /// `volumeMode`, if set.
 pub(crate) fn volume_mode(errors: &mut ErrorList, spec: &Value, path: &Path<'_>) {
-    let mode = text(spec, "volumeMode");
-    if has(spec, "volumeMode") && !["Block", "Filesystem"].contains(&mode) {
-        errors.not_supported(&path.child("volumeMode"), mode, &["Block", "Filesystem"]);
-    }
+    optional_choice(errors, spec, "volumeMode", &["Block", "Filesystem"], path);
 }
 
 /// Validates the spec of a claim.

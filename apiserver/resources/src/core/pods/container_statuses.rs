@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use serde_json::Value;
 
+use crate::choices::choice;
 use crate::field::{ErrorList, FieldError, Path};
 use crate::read::{get, has, int, items, text};
 
@@ -95,10 +96,7 @@ fn allocated(errors: &mut ErrorList, resource: &Value, container: Option<&Value>
     let devices_at = at.child("resources");
     for (k, device) in items(resource, "resources").iter().enumerate() {
         let at = devices_at.index(k);
-        let health = text(device, "health");
-        if !HEALTH.contains(&health) {
-            errors.not_supported(&at.child("health"), health, &HEALTH);
-        }
+        choice(errors, device, "health", &HEALTH, &at);
         if has(device, "message") {
             match text(device, "message").len() {
                 0 => errors.required(&at.child("message"), "must be non-empty if specified"),

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::Value;
 
 use super::{environment, probes, resources, security, volumes};
+use crate::choices::{choice, required_choice};
 use crate::field::{ErrorList, FieldError, Path, go_struct};
 use crate::read::{flag, get, has, int, items, text};
 use crate::rules;
@@ -159,12 +160,7 @@ fn common(errors: &mut ErrorList, container: &Value, around: &PodValidationConte
     if text(container, "image").is_empty() {
         errors.required(&path.child("image"), "");
     }
-    let at = path.child("terminationMessagePolicy");
-    match text(container, "terminationMessagePolicy") {
-        "File" | "FallbackToLogsOnError" => {}
-        "" => errors.required(&at, ""),
-        other => errors.not_supported(&at, other, &["File", "FallbackToLogsOnError"]),
-    }
+    required_choice(errors, container, "terminationMessagePolicy", &["File", "FallbackToLogsOnError"], path);
     ports(errors, items(container, "ports"), &path.child("ports"));
     environment::variables(errors, items(container, "env"), &path.child("env"));
     environment::sources(errors, items(container, "envFrom"), &path.child("envFrom"));
@@ -208,11 +204,7 @@ fn ports(errors: &mut ErrorList, ports: &[Value], path: &Path<'_>) {
                 }
             }
         }
-        match text(port, "protocol") {
-            "" => errors.required(&at.child("protocol"), ""),
-            "TCP" | "UDP" | "SCTP" => {}
-            other => errors.not_supported(&at.child("protocol"), other, &["SCTP", "TCP", "UDP"]),
-        }
+        required_choice(errors, port, "protocol", &["SCTP", "TCP", "UDP"], &at);
     }
 }
 
@@ -282,9 +274,7 @@ fn mount_modes(errors: &mut ErrorList, mount: &Value, container: &Value, path: &
     let propagation = text(mount, "mountPropagation");
     if has(mount, "mountPropagation") {
         let at = path.child("mountPropagation");
-        if !["Bidirectional", "HostToContainer", "None"].contains(&propagation) {
-            errors.not_supported(&at, propagation, &["Bidirectional", "HostToContainer", "None"]);
-        }
+        choice(errors, mount, "mountPropagation", &["Bidirectional", "HostToContainer", "None"], path);
         if propagation == "Bidirectional" && !flag(get(container, "securityContext"), "privileged") {
             let why = "Bidirectional mount propagation is available only to privileged containers";
             errors.forbidden(&at, why);
@@ -381,10 +371,7 @@ fn restart_policy(errors: &mut ErrorList, container: &Value, path: &Path<'_>) {
     let rules = items(container, "restartPolicyRules");
     let at = path.child("restartPolicy");
     if has(container, "restartPolicy") {
-        let policy = text(container, "restartPolicy");
-        if !["Always", "Never", "OnFailure"].contains(&policy) {
-            errors.not_supported(&at, policy, &["Always", "Never", "OnFailure"]);
-        }
+        choice(errors, container, "restartPolicy", &["Always", "Never", "OnFailure"], path);
     } else if rules.is_empty() {
         return;
     } else {
@@ -396,20 +383,14 @@ fn restart_policy(errors: &mut ErrorList, container: &Value, path: &Path<'_>) {
     }
     for (i, rule) in rules.iter().enumerate() {
         let at = rules_at.index(i);
-        let action = text(rule, "action");
-        if !["Restart", "RestartAllContainers"].contains(&action) {
-            errors.not_supported(&at.child("action"), action, &["Restart", "RestartAllContainers"]);
-        }
+        choice(errors, rule, "action", &["Restart", "RestartAllContainers"], &at);
         let codes = get(rule, "exitCodes");
         let codes_at = at.child("exitCodes");
         if codes.is_null() {
             errors.required(&codes_at, "must be specified");
             continue;
         }
-        let operator = text(codes, "operator");
-        if !["In", "NotIn"].contains(&operator) {
-            errors.not_supported(&codes_at.child("operator"), operator, &["In", "NotIn"]);
-        }
+        choice(errors, codes, "operator", &["In", "NotIn"], &codes_at);
         let values = items(codes, "values").len();
         if values > EXIT_CODES_MAX {
             errors.too_many(&codes_at.child("values"), values, EXIT_CODES_MAX);

@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use super::claims;
 use super::volumes::{descending, required};
+use crate::choices::optional_choice;
 use crate::field::{ErrorList, Path};
 use crate::metadata::{annotations, labels};
 use crate::read::{entries, flag, get, has, int, is_zero, items, text};
@@ -197,13 +198,8 @@ fn fibre_channel(errors: &mut ErrorList, source: &Value, path: &Path<'_>) {
 fn azure_disk(errors: &mut ErrorList, source: &Value, path: &Path<'_>) {
     required(errors, source, &["diskName", "diskURI"], path);
     let (kind, uri) = (text(source, "kind"), text(source, "diskURI"));
-    for (key, allowed) in
-        [("cachingMode", &["None", "ReadOnly", "ReadWrite"]), ("kind", &["Dedicated", "Managed", "Shared"])]
-    {
-        if has(source, key) && !allowed.contains(&text(source, key)) {
-            errors.not_supported(&path.child(key), text(source, key), allowed);
-        }
-    }
+    optional_choice(errors, source, "cachingMode", &["None", "ReadOnly", "ReadWrite"], path);
+    optional_choice(errors, source, "kind", &["Dedicated", "Managed", "Shared"], path);
     if !has(source, "kind") {
         return;
     }

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
 
+use crate::choices::{choice, optional_choice};
 use crate::field::{ErrorList, Path};
 use crate::metadata::{label_name, label_selector};
 use crate::read::{entries, get, has, int, items, text, texts};
@@ -270,9 +271,7 @@ pub(super) fn spread(errors: &mut ErrorList, constraints: &[Value], path: &Path<
         if key.is_empty() {
             errors.required(&at.child("topologyKey"), "can not be empty");
         }
-        if !["DoNotSchedule", "ScheduleAnyway"].contains(&action) {
-            errors.not_supported(&at.child("whenUnsatisfiable"), action, &["DoNotSchedule", "ScheduleAnyway"]);
-        }
+        choice(errors, constraint, "whenUnsatisfiable", &["DoNotSchedule", "ScheduleAnyway"], &at);
         if last.get(&(key, action)).is_some_and(|last| *last > i) {
             errors.duplicate(&at.child("{topologyKey, whenUnsatisfiable}"), format!("{{{key}, {action}}}"));
         }
@@ -287,9 +286,7 @@ pub(super) fn spread(errors: &mut ErrorList, constraints: &[Value], path: &Path<
             }
         }
         for policy in ["nodeAffinityPolicy", "nodeTaintsPolicy"] {
-            if has(constraint, policy) && !["Honor", "Ignore"].contains(&text(constraint, policy)) {
-                errors.not_supported(&at.child(policy), text(constraint, policy), &["Honor", "Ignore"]);
-            }
+            optional_choice(errors, constraint, policy, &["Honor", "Ignore"], &at);
         }
         match_label_keys(errors, constraint, &at);
         label_selector(errors, get(constraint, "labelSelector"), &at.child("labelSelector"));

@@ -3,6 +3,7 @@
 use serde_json::Value;
 
 use super::containers::PodValidationContext;
+use crate::choices::choice;
 use crate::field::{ErrorList, Path};
 use crate::read::{get, has, int, items, text};
 use crate::rules;
@@ -116,10 +117,7 @@ fn http_get(errors: &mut ErrorList, action: &Value, path: &Path<'_>) {
         errors.required(&path.child("path"), "");
     }
     port(errors, get(action, "port"), &path.child("port"));
-    let scheme = text(action, "scheme");
-    if !["HTTP", "HTTPS"].contains(&scheme) {
-        errors.not_supported(&path.child("scheme"), scheme, &["HTTP", "HTTPS"]);
-    }
+    choice(errors, action, "scheme", &["HTTP", "HTTPS"], path);
     for header in items(action, "httpHeaders") {
         let name = text(header, "name");
         errors.invalid_each(&path.child("httpHeaders"), name, rules::http_header_name(name));

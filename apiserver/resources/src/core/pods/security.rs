@@ -6,6 +6,7 @@ use std::sync::LazyLock;
 use regex::Regex;
 use serde_json::{Value, json};
 
+use crate::choices::{choice, optional_choice};
 use crate::field::{ErrorList, FieldError, Path, go_struct};
 use crate::read::{NULL, flag, get, has, int, items, items_mut, object_mut, put, text, texts};
 use crate::rules;
@@ -42,9 +43,7 @@ pub(super) fn container(errors: &mut ErrorList, context: &Value, host_users: boo
     if has(context, "procMount") {
         let mount = text(context, "procMount");
         let at = path.child("procMount");
-        if !["Default", "Unmasked"].contains(&mount) {
-            errors.not_supported(&at, mount, &["Default", "Unmasked"]);
-        }
+        choice(errors, context, "procMount", &["Default", "Unmasked"], path);
         if host_users && mount == "Unmasked" {
             errors.invalid(&at, mount, "`hostUsers` must be false to use `Unmasked`");
         }
@@ -198,9 +197,7 @@ pub(super) fn pod(errors: &mut ErrorList, spec: &Value, path: &Path<'_>) {
             windows(errors, get(context, "windowsOptions"), &at.child("windowsOptions"));
             app_armor(errors, get(context, "appArmorProfile"), &at.child("appArmorProfile"));
         }
-        if has(context, key) && !allowed.contains(&text(context, key)) {
-            errors.not_supported(&at.child(key), text(context, key), allowed);
-        }
+        optional_choice(errors, context, key, allowed, &at);
     }
 }
 

@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 
 use super::containers::PodValidationContext;
 use super::{containers, environment, placement, resources, security, systems, volumes};
+use crate::choices::required_choice;
 use crate::field::{ErrorList, Path, quoted};
 use crate::metadata::{annotations, label_name, labels, quantity};
 use crate::read::{flag, get, has, int, items, text, texts};
@@ -41,8 +42,8 @@ pub(crate) fn pod_spec(errors: &mut ErrorList, spec: &Value, pod_name: Option<&s
     containers::ephemeral_containers(errors, spec, &around, &path.child("ephemeralContainers"));
     resources::pod_level(errors, spec, &around.claims, path);
     host_network_ports(errors, spec, pod_name.is_some(), path);
-    one_of(errors, spec, "restartPolicy", &["Always", "OnFailure", "Never"], path);
-    one_of(errors, spec, "dnsPolicy", &["ClusterFirstWithHostNet", "ClusterFirst", "Default", "None"], path);
+    required_choice(errors, spec, "restartPolicy", &["Always", "OnFailure", "Never"], path);
+    required_choice(errors, spec, "dnsPolicy", &["ClusterFirstWithHostNet", "ClusterFirst", "Default", "None"], path);
     labels(errors, get(spec, "nodeSelector"), &path.child("nodeSelector"));
     security::pod(errors, spec, path);
     placement::affinity(errors, get(spec, "affinity"), &path.child("affinity"));
@@ -59,14 +60,6 @@ pub(crate) fn pod_spec(errors: &mut ErrorList, spec: &Value, pod_name: Option<&s
     names(errors, spec, path);
     systems::os(errors, spec, path);
     environment::file_keys(errors, spec, path);
-}
-
-fn one_of(errors: &mut ErrorList, spec: &Value, key: &str, allowed: &[&str], path: &Path<'_>) {
-    match text(spec, key) {
-        "" => errors.required(&path.child(key), ""),
-        value if allowed.contains(&value) => {}
-        value => errors.not_supported(&path.child(key), value, allowed),
-    }
 }
 
 fn host_network_ports(errors: &mut ErrorList, spec: &Value, is_pod: bool, path: &Path<'_>) {
@@ -189,7 +182,7 @@ fn names(errors: &mut ErrorList, spec: &Value, path: &Path<'_>) {
         errors.invalid_each(&path.child("runtimeClassName"), class, rules::dns_subdomain(class));
     }
     if has(spec, "preemptionPolicy") {
-        one_of(errors, spec, "preemptionPolicy", &["PreemptLowerPriority", "Never"], path);
+        required_choice(errors, spec, "preemptionPolicy", &["PreemptLowerPriority", "Never"], path);
     }
     overhead(errors, get(spec, "overhead"), &path.child("overhead"));
 }

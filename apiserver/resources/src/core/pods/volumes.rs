@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::Value;
 
 use super::{containers, disks, environment};
+use crate::choices::choice;
 use crate::field::{ErrorList, Path};
 use crate::metadata::quantity;
 use crate::read::{get, has, int, items, text};
@@ -190,10 +191,7 @@ pub(crate) fn host_path(errors: &mut ErrorList, source: &Value, path: &Path<'_>)
         return;
     }
     no_backsteps(errors, file, &path.child("path"));
-    let kind = text(source, "type");
-    if !TYPES.contains(&kind) {
-        errors.not_supported(&path.child("type"), kind, TYPES);
-    }
+    choice(errors, source, "type", TYPES, path);
 }
 
 fn keys(errors: &mut ErrorList, source: &Value, path: &Path<'_>) {

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use serde_json::{Value, json};
 
 use super::{is_headless, needs_cluster_ip};
+use crate::choices::optional_choice;
 use crate::field::{ErrorList, Path};
 use crate::read::{get, has, is_zero, items, put, text, texts};
 use crate::rules;
@@ -171,10 +172,7 @@ pub(super) fn validate_consistency(errors: &mut ErrorList, spec: &Value, old: Op
             errors.duplicate(&families_at.index(i), *family);
         }
     }
-    let policy = text(spec, "ipFamilyPolicy");
-    if has(spec, "ipFamilyPolicy") && !POLICIES.contains(&policy) {
-        errors.not_supported(&SPEC.child("ipFamilyPolicy"), policy, POLICIES);
-    }
+    optional_choice(errors, spec, "ipFamilyPolicy", POLICIES, &SPEC);
     let known: Vec<&str> = old.map(|old| texts(old, "clusterIPs").collect()).unwrap_or_default();
     let mut bad = false;
     for (i, ip) in ips.iter().enumerate() {

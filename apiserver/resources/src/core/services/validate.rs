@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use super::{externally_accessible, families, is_headless, is_load_balancer, needs_health_check};
 use crate::Context;
+use crate::choices::{choice, optional_choice, required_choice};
 use crate::core::addresses::endpoint_ip;
 use crate::core::pods::port;
 use crate::field::{ErrorList, FieldError, Path, go_struct};
@@ -58,13 +59,7 @@ pub(super) fn service(errors: &mut ErrorList, context: &Context<'_>, object: &Va
             errors.invalid_each(&at, ip, wrong);
         }
     }
-    match kind {
-        "" => errors.required(&SPEC.child("type"), ""),
-        "ClusterIP" | "ExternalName" | "LoadBalancer" | "NodePort" => {}
-        other => {
-            errors.not_supported(&SPEC.child("type"), other, &["ClusterIP", "ExternalName", "LoadBalancer", "NodePort"])
-        }
-    }
+    required_choice(errors, spec, "type", &["ClusterIP", "ExternalName", "LoadBalancer", "NodePort"], &SPEC);
     port_numbers(errors, spec);
     source_ranges(errors, object, old);
     if has(spec, "allocateLoadBalancerNodePorts") && !is_load_balancer(spec) {
@@ -131,11 +126,7 @@ fn ports(errors: &mut ErrorList, spec: &Value) {
         for message in rules::port_number(number) {
             errors.invalid(&at.child("port"), number, &message);
         }
-        match text(given, "protocol") {
-            "" => errors.required(&at.child("protocol"), ""),
-            "TCP" | "UDP" | "SCTP" => {}
-            other => errors.not_supported(&at.child("protocol"), other, &["SCTP", "TCP", "UDP"]),
-        }
+        required_choice(errors, given, "protocol", &["SCTP", "TCP", "UDP"], &at);
         port(errors, get(given, "targetPort"), &at.child("targetPort"));
         if has(given, "appProtocol") {
             let protocol = text(given, "appProtocol");
@@ -288,17 +279,12 @@ fn policies(errors: &mut ErrorList, spec: &Value) {
     }
     let at = SPEC.child("internalTrafficPolicy");
     if has(spec, "internalTrafficPolicy") {
-        let policy = text(spec, "internalTrafficPolicy");
-        if !["Cluster", "Local"].contains(&policy) {
-            errors.not_supported(&at, policy, &["Cluster", "Local"]);
-        }
+        choice(errors, spec, "internalTrafficPolicy", &["Cluster", "Local"], &SPEC);
     } else if ["ClusterIP", "NodePort", "LoadBalancer"].contains(&text(spec, "type")) {
         errors.required(&at, "");
     }
     const DISTRIBUTIONS: &[&str] = &["PreferClose", "PreferSameZone", "PreferSameNode"];
-    if has(spec, "trafficDistribution") && !DISTRIBUTIONS.contains(&text(spec, "trafficDistribution")) {
-        errors.not_supported(&SPEC.child("trafficDistribution"), text(spec, "trafficDistribution"), DISTRIBUTIONS);
-    }
+    optional_choice(errors, spec, "trafficDistribution", DISTRIBUTIONS, &SPEC);
 }
 
 /// Validates an update of the load balancer status.
