@@ -16,10 +16,11 @@ use crate::checkpoint::Checkpoint;
 use crate::checkpoint::record::{PodRecord, is_ahead};
 use crate::config::{pull_secrets, sources};
 use crate::latest::{Sender, latest};
+use crate::pod::admit;
 use crate::pod::admit::{Claim, Rejection};
+use crate::pod::lifecycle::resize;
 use crate::pod::shared::NodeContext;
 use crate::pod::worker::{EarlierRun, LastingPod, PodInput, PodView, PodWorker, StatusTarget};
-use crate::pod::{admit, resize};
 use crate::spec::containers;
 use crate::spec::requests::requested;
 

@@ -5,9 +5,9 @@ use std::time::Duration;
 use jiff::Timestamp;
 use machinery_env::Env;
 
-use super::check::ProbeSpec;
 use super::handler::{HandlerRunner, ProbeOutcome};
-use super::state::{ContainerEvent, ProbeKind, ProbeResult};
+use super::lifecycle::check::ProbeSpec;
+use super::lifecycle::state::{ContainerEvent, ProbeKind, ProbeResult};
 use super::worker::{Message, container_message};
 use crate::mailbox::Sender;
 

@@ -14,10 +14,10 @@ use runtime_api::Kind;
 use tokio::sync::watch;
 
 use super::handler::HandlerRunner;
+use super::lifecycle::state::Class;
 use super::message;
 use super::shared::NodeContext;
 use super::start::{CreatedContainer, StartError};
-use super::state::Class;
 use super::worker::{Message, PodView, Task};
 use crate::mailbox::Sender;
 use crate::spec::compressed::Compressed;

@@ -10,9 +10,9 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::attached::Attached;
+use super::lifecycle::settings::ExecAccess;
 use super::program::{self, Program};
 use super::session_tmp::SessionTmp;
-use super::settings::ExecAccess;
 
 /// The maximum number of sessions of one container: enough for some users and their scripts, and a fraction of the
 /// node's places.

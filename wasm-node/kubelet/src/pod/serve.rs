@@ -10,8 +10,8 @@ use machinery_api::names::REASON_HEADER;
 use machinery_env::Env;
 use machinery_serve::net::{Attached, Body, CallRejected, Origin, Serve};
 
+use super::lifecycle::state::ContainerEvent;
 use super::start::CreatedContainer;
-use super::state::ContainerEvent;
 use super::worker::{Message, PodView, container_message};
 use crate::mailbox::Sender;
 use crate::responses::ResponseMeter;

@@ -16,13 +16,13 @@ use tokio_util::sync::CancellationToken;
 
 use super::attached::Attached;
 use super::compiling::compile_reporter;
+use super::lifecycle::settings::{Settings, settings};
+use super::lifecycle::state::{ContainerEvent, ImageOwner};
 use super::message::MessageFile;
 use super::runner::runner_class;
 use super::sandbox::{SESSIONS_MAX, Sandbox, SandboxLease};
 use super::session_tmp::SessionTmp;
-use super::settings::{Settings, settings};
 use super::shared::NodeContext;
-use super::state::{ContainerEvent, ImageOwner};
 use super::totals::ImageVolumes;
 use super::variables::{Variables, variables};
 use super::worker::{Message, container_message};

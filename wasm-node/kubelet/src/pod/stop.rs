@@ -3,9 +3,9 @@
 use machinery_env::{Deadline, Env};
 use tokio::sync::watch;
 
-use super::check::HookSpec;
+use super::lifecycle::check::HookSpec;
+use super::lifecycle::state::ContainerEvent;
 use super::runner::RunContext;
-use super::state::ContainerEvent;
 use super::worker::container_message;
 
 /// Runs the container's `preStop` hook, if it has one and time remains, at most until `ends`. Returns whether it has one.

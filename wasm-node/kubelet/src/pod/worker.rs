@@ -13,24 +13,25 @@ use tokio::sync::OnceCell;
 use tokio::task::JoinHandle;
 
 use super::admit::{Claim, Rejection};
-use super::clock::ClockStepDetector;
-use super::first_actions::{FirstActions, ReleaseEvent};
-use super::object::PodObject;
-use super::projection::{ProjectionInput, StatusProjection};
-use super::resize::{self, PendingResize, ResizeAction, ResizeEvent, ResizeTracker};
-use super::settings::{self, grace, rules};
-use super::shared::NodeContext;
-use super::start::{self, CreatedContainer};
-use super::start_latency::StartLatency;
-use super::state::{
+use super::lifecycle::clock::ClockStepDetector;
+use super::lifecycle::first_actions::{FirstActions, ReleaseEvent};
+use super::lifecycle::object::PodObject;
+use super::lifecycle::projection::{ProjectionInput, StatusProjection};
+use super::lifecycle::resize::{self, PendingResize, ResizeAction, ResizeEvent, ResizeTracker};
+use super::lifecycle::settings::{self, grace, rules};
+use super::lifecycle::start_latency::StartLatency;
+use super::lifecycle::state::{
     Action, Admission, Class, ContainerEvent, ContainerMachine, ContainerStage, Event, LifecyclePolicy, PodState,
     ProbeKind, Stage, StopReason,
 };
-pub(crate) use super::status_writer::StatusTarget;
-use super::status_writer::{
+use super::lifecycle::status;
+pub(crate) use super::lifecycle::status_writer::StatusTarget;
+use super::lifecycle::status_writer::{
     StatusAction, StatusEvent, StatusWrite, StatusWriter, WRITE_RETRY_FIRST, WRITE_RETRY_MAX, WriteFacts, WriteOutcome,
 };
-use super::{probe, status, unsupported};
+use super::shared::NodeContext;
+use super::start::{self, CreatedContainer};
+use super::{probe, unsupported};
 use crate::latest::Receiver;
 use crate::mailbox::{self, Sender, mailbox};
 use crate::spec::compressed::Compressed;

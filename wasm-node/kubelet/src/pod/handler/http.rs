@@ -13,8 +13,8 @@ use runtime_api::NodeCall;
 
 use super::external::{NOT_TLS, send};
 use super::{HandlerRunner, ProbeOutcome, dial_text, no_port};
-use crate::pod::check::HttpGet;
-use crate::pod::state::ProbeResult;
+use crate::pod::lifecycle::check::HttpGet;
+use crate::pod::lifecycle::state::ProbeResult;
 
 /// The bound of a response body; reading it lets the guest finish its send (upstream's bound).
 const BODY_BYTES_MAX: usize = 10 << 10;

@@ -17,12 +17,12 @@ use machinery_env::Env;
 use machinery_serve::net::{Caller, Dial, DialError, PodNetwork, Protocol, Target};
 
 use self::exec::{ExecFailure, ExecOutput};
-use super::check::{Check, HookSpec, Port};
+use super::lifecycle::check::{Check, HookSpec, Port};
+use super::lifecycle::state::ProbeResult;
+use super::lifecycle::status::pod_text;
 use super::sandbox::Sandboxes;
 use super::shared::NodeContext;
 use super::start::caller;
-use super::state::ProbeResult;
-use super::status::pod_text;
 
 /// The outcome of one probe.
 #[derive(Debug, PartialEq, Eq)]

@@ -13,9 +13,9 @@ use machinery_env::Env;
 
 use super::*;
 use crate::mailbox::mailbox;
-use crate::pod::check::{HttpGet, ProbeSpec};
+use crate::pod::lifecycle::check::{HttpGet, ProbeSpec};
+use crate::pod::lifecycle::state::ProbeKind;
 use crate::pod::probe::{self, ProbeTarget};
-use crate::pod::state::ProbeKind;
 use crate::pod::worker::Task;
 
 /// Responds by path: `/STATUS`, `/to/LOCATION`, `/hang`, and gRPC.

@@ -7,8 +7,8 @@ use runtime_api::{Kind, StopSignal};
 use tokio::sync::{oneshot, watch};
 
 use super::{RunContext, Runner, RunnerClass};
+use crate::pod::lifecycle::state::ContainerEvent;
 use crate::pod::start::{CreatedContainer, StartError};
-use crate::pod::state::ContainerEvent;
 use crate::pod::stop::{grace_period_end, pre_stop};
 use crate::pod::worker::{Task, container_message};
 

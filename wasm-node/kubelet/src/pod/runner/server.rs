@@ -11,11 +11,11 @@ use runtime_api::{Kind, LogSink as _, Server, StdStream};
 use tokio::sync::watch;
 
 use super::{MessageReader, RunContext, Runner, RunnerClass};
+use crate::pod::lifecycle::settings;
+use crate::pod::lifecycle::state::{Class, ContainerEvent};
 use crate::pod::listen::listen;
 use crate::pod::serve::{AttachedAddress, ServerHandle};
-use crate::pod::settings;
 use crate::pod::start::{CreatedContainer, StartError};
-use crate::pod::state::{Class, ContainerEvent};
 use crate::pod::stop::{grace_period_end, pre_stop};
 use crate::pod::worker::{Task, container_message};
 

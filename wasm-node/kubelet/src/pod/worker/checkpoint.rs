@@ -10,7 +10,7 @@ use k8s_openapi::api::core::v1::{Pod, PodStatus};
 
 use super::{PodWorker, StatusTarget};
 use crate::checkpoint::record::{PodRecord, with_status};
-use crate::pod::state::Stage;
+use crate::pod::lifecycle::state::Stage;
 use crate::volume::claims::{BoundVolume, ClaimVolumes};
 use crate::volume::manager::object_hash;
 

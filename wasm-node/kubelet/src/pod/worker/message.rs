@@ -1,7 +1,7 @@
 //! The messages from a pod's tasks to its worker.
 
+use crate::pod::lifecycle::state::{ContainerEvent, Event};
 use crate::pod::start::{CreatedContainer, PulledImages};
-use crate::pod::state::{ContainerEvent, Event};
 use crate::volume::manager::{Filled, MountEvent};
 
 /// The message for a container's event.

@@ -7,9 +7,9 @@ use machinery_env::Deadline;
 use tokio::sync::watch;
 
 use super::Task;
+use crate::pod::lifecycle::state::{Class, ProbeKind};
 use crate::pod::runner::Runner;
 use crate::pod::start::{CreatedContainer, PulledImages};
-use crate::pod::state::{Class, ProbeKind};
 use crate::spec::compressed::Compressed;
 use crate::spec::containers;
 

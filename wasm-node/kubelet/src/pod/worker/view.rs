@@ -11,8 +11,8 @@ use runtime_api::{Container, MemoryFiles, Stats};
 use super::Message;
 use crate::log::ContainerLog;
 use crate::mailbox::Sender;
+use crate::pod::lifecycle::state::Event;
 use crate::pod::runner;
-use crate::pod::state::Event;
 use crate::responses::ResponseMeter;
 use crate::spec::compressed::Compressed;
 

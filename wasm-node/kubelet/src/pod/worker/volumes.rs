@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use super::{PodWorker, Task};
-use crate::pod::state::Event;
+use crate::pod::lifecycle::state::Event;
 use crate::volume::manager::{Filled, fill};
 
 /// The progress of a pod's volumes.

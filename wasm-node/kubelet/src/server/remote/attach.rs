@@ -18,8 +18,8 @@ use super::session::{feed, feed_terminal, forward, send_status};
 use super::terminal::LineDiscipline;
 use super::wire::{self, Streams, Wire};
 use super::{ErrorResponse, denied, sandbox};
+use crate::pod::lifecycle::settings::ExecAccess;
 use crate::pod::sandbox::Sandbox;
-use crate::pod::settings::ExecAccess;
 use crate::server::requests::InFlightRequest;
 use crate::server::{Kubelet, upgrade};
 

@@ -32,9 +32,9 @@ use self::session::{LastLines, StartedSession};
 use self::terminal::LineDiscipline;
 use super::requests::InFlightRequest;
 use super::{Kubelet, upgrade};
+use crate::pod::lifecycle::settings::ExecAccess;
 use crate::pod::program::{self, Program};
 use crate::pod::sandbox::{SESSIONS_MAX, Sandbox};
-use crate::pod::settings::ExecAccess;
 use crate::pod::worker::PodSnapshot;
 
 pub(super) use attach::attach;

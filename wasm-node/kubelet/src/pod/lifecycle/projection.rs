@@ -126,8 +126,8 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::pod::event::{Admission, ContainerEvent, Event};
-    use crate::pod::settings::rules;
+    use crate::pod::lifecycle::event::{Admission, ContainerEvent, Event};
+    use crate::pod::lifecycle::settings::rules;
 
     const fn second(seconds: u64) -> Duration {
         Duration::from_secs(seconds)

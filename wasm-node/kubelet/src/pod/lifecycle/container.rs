@@ -45,15 +45,15 @@ pub struct ContainerMachine {
 }
 
 /// The part of the pod that a container's step depends on.
-pub(super) struct ContainerContext<'a> {
-    pub(super) rules: &'a LifecyclePolicy,
-    pub(super) own: &'a ContainerPolicy,
-    pub(super) index: usize,
-    pub(super) now: Timestamp,
+pub(in crate::pod) struct ContainerContext<'a> {
+    pub(in crate::pod) rules: &'a LifecyclePolicy,
+    pub(in crate::pod) own: &'a ContainerPolicy,
+    pub(in crate::pod) index: usize,
+    pub(in crate::pod) now: Timestamp,
     /// No container of the pod starts any more.
-    pub(super) closing: bool,
+    pub(in crate::pod) closing: bool,
     /// The volumes are filled.
-    pub(super) sandbox: bool,
+    pub(in crate::pod) sandbox: bool,
 }
 
 impl ContainerContext<'_> {
@@ -97,7 +97,7 @@ impl ContainerContext<'_> {
     }
 }
 
-pub(super) fn after(now: Timestamp, wait: Duration) -> Timestamp {
+pub(in crate::pod) fn after(now: Timestamp, wait: Duration) -> Timestamp {
     now.saturating_add(wait).unwrap_or(Timestamp::MAX)
 }
 
@@ -125,7 +125,7 @@ impl ContainerMachine {
     }
 
     /// A container that an earlier run of the agent had started, and that ended with `exit`.
-    pub(super) fn resume(class: Class, attempt: u32, exit: Exit, image_id: String) -> Self {
+    pub(in crate::pod) fn resume(class: Class, attempt: u32, exit: Exit, image_id: String) -> Self {
         Self { attempt: Some(attempt), exit: Some(exit), image_id, ..Self::new(class) }
     }
 
@@ -174,7 +174,7 @@ impl ContainerMachine {
     }
 
     /// Starts the container, as its turn has come.
-    pub(super) fn begin(&mut self, cx: &ContainerContext<'_>, actions: &mut Vec<Action>) {
+    pub(in crate::pod) fn begin(&mut self, cx: &ContainerContext<'_>, actions: &mut Vec<Action>) {
         if self.stage == ContainerStage::Idle {
             match self.exit.as_ref().map(|exit| exit.finished) {
                 Some(finished) => self.restart(cx, finished, actions),
@@ -184,7 +184,7 @@ impl ContainerMachine {
     }
 
     /// Decides whether a container from an earlier run of the agent starts again.
-    pub(super) fn resume_or_finish(&mut self, cx: &ContainerContext<'_>) {
+    pub(in crate::pod) fn resume_or_finish(&mut self, cx: &ContainerContext<'_>) {
         let Some(exit) = &self.exit else { return };
         // An init container of a pod that always restarts runs again, as upstream's does without its sandbox.
         let reruns = self.class == Class::Init && cx.rules.restart == RestartPolicy::Always;
@@ -195,13 +195,18 @@ impl ContainerMachine {
     }
 
     /// The whole pod restarts: the container starts again in its turn.
-    pub(super) fn reset(&mut self) {
+    pub(in crate::pod) fn reset(&mut self) {
         self.passed = false;
         self.stage = ContainerStage::Idle;
     }
 
     /// Handles an event.
-    pub(super) fn handle_event(&mut self, cx: &ContainerContext<'_>, event: ContainerEvent, actions: &mut Vec<Action>) {
+    pub(in crate::pod) fn handle_event(
+        &mut self,
+        cx: &ContainerContext<'_>,
+        event: ContainerEvent,
+        actions: &mut Vec<Action>,
+    ) {
         match event {
             ContainerEvent::PullBegan { of } => {
                 actions.push(cx.image_event(&of, false, "Pulling", |image| format!("Pulling image {image:?}")));
@@ -267,7 +272,7 @@ impl ContainerMachine {
     }
 
     /// Handles a passed deadline.
-    pub(super) fn tick(&mut self, cx: &ContainerContext<'_>, actions: &mut Vec<Action>) {
+    pub(in crate::pod) fn tick(&mut self, cx: &ContainerContext<'_>, actions: &mut Vec<Action>) {
         let ContainerStage::Waiting { wait, until } = &self.stage else { return };
         if cx.now < *until {
             return;
@@ -415,7 +420,7 @@ impl ContainerMachine {
     }
 
     /// Stops a running container. `sooner`: also shortens a stop in progress.
-    pub(super) fn stop(
+    pub(in crate::pod) fn stop(
         &mut self,
         cx: &ContainerContext<'_>,
         reason: &StopReason,
@@ -448,7 +453,7 @@ impl ContainerMachine {
     }
 
     /// Abandons a container that doesn't run: it never starts again, or starts in its turn if `again`.
-    pub(super) fn abandon(&mut self, cx: &ContainerContext<'_>, again: bool, actions: &mut Vec<Action>) {
+    pub(in crate::pod) fn abandon(&mut self, cx: &ContainerContext<'_>, again: bool, actions: &mut Vec<Action>) {
         let stage = if again { ContainerStage::Idle } else { ContainerStage::Done };
         if !self.is_live() && self.stage != ContainerStage::Done && self.stage != stage {
             actions.push(Action::Kill(cx.index));

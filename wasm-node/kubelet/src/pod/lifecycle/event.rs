@@ -30,7 +30,7 @@ pub enum ProbeKind {
 }
 
 impl ProbeKind {
-    pub(super) fn word(self) -> &'static str {
+    pub(in crate::pod) fn word(self) -> &'static str {
         match self {
             Self::Startup => "Startup",
             Self::Readiness => "Readiness",
@@ -130,14 +130,14 @@ pub struct LifecyclePolicy {
 
 impl LifecyclePolicy {
     #[cfg(test)]
-    pub(super) fn containers_mut(&mut self) -> &mut Vec<ContainerPolicy> {
+    pub(in crate::pod) fn containers_mut(&mut self) -> &mut Vec<ContainerPolicy> {
         Arc::make_mut(&mut self.containers)
     }
 }
 
 impl ContainerPolicy {
     /// Whether the container restarts after an exit with `code`.
-    pub(super) fn restarts(&self, code: i32) -> bool {
+    pub(in crate::pod) fn restarts(&self, code: i32) -> bool {
         let by_rule = self.restart_rules.iter().any(|rule| rule.is_about(code));
         by_rule
             || match self.restart {
@@ -148,12 +148,12 @@ impl ContainerPolicy {
     }
 
     /// Whether an exit with `code` restarts the whole pod: the first matching rule decides.
-    pub(super) fn restarts_all(&self, code: i32) -> bool {
+    pub(in crate::pod) fn restarts_all(&self, code: i32) -> bool {
         let rule = self.restart_rules.iter().find(|rule| rule.is_about(code));
         self.class != Class::Ephemeral && rule.is_some_and(|rule| rule.all)
     }
 
-    pub(super) fn thresholds(&self, kind: ProbeKind) -> Option<&Thresholds> {
+    pub(in crate::pod) fn thresholds(&self, kind: ProbeKind) -> Option<&Thresholds> {
         match kind {
             ProbeKind::Startup => self.startup.as_ref(),
             ProbeKind::Readiness => self.readiness.as_ref(),

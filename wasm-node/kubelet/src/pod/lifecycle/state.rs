@@ -24,7 +24,7 @@ const HOLD_FIRST_PROBE: Duration = Duration::from_millis(20);
 /// stays invisible. A longer one is shown.
 const HOLD_RESTARTING: Duration = Duration::from_millis(500);
 /// The upper bound of each hold, even if the clock is set back.
-pub(super) const HOLD_MAX: Duration = HOLD_RESTARTING;
+pub(in crate::pod) const HOLD_MAX: Duration = HOLD_RESTARTING;
 /// The message of a pod that ends with its node (upstream's).
 const SHUT_DOWN: &str = "Pod was terminated in response to imminent node shutdown.";
 /// The minimum grace period of a sidecar, even if the main containers have used up the period (upstream's).

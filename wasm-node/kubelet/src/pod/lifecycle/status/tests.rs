@@ -1,8 +1,8 @@
 //! Examples of pod statuses: phases, conditions, patches, and recalled states.
 
 use super::*;
-use crate::pod::settings::rules;
-use crate::pod::state::{Admission, ContainerEvent, Event, ProbeKind, ProbeResult};
+use crate::pod::lifecycle::settings::rules;
+use crate::pod::lifecycle::state::{Admission, ContainerEvent, Event, ProbeKind, ProbeResult};
 
 fn pod(status: Value) -> Pod {
     serde_json::from_value(json!({

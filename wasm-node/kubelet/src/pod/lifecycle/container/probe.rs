@@ -4,7 +4,7 @@ use super::{
     Action, Class, ContainerContext, ContainerMachine, ContainerPolicy, ContainerStage, ProbeKind, RestartPolicy,
     StopReason,
 };
-use crate::pod::event::ProbeResult;
+use crate::pod::lifecycle::event::ProbeResult;
 
 impl ContainerMachine {
     /// Handles a trial instantiation.

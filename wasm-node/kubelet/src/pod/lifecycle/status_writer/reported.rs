@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::PodStatus;
 
-use crate::pod::status;
+use crate::pod::lifecycle::status;
 use crate::spec::compressed::Compressed;
 
 /// The minimum interval between two repairs of a status that others keep overwriting (upstream's reconcile period).

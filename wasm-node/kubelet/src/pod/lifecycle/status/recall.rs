@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ContainerStatus, PodStatus};
 
-use crate::pod::state::{Exit, LifecyclePolicy, PodState, TerminalReason};
+use crate::pod::lifecycle::state::{Exit, LifecyclePolicy, PodState, TerminalReason};
 
 /// The state in which an earlier run of the agent left the pod of that status.
 #[must_use]

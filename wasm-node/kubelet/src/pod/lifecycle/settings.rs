@@ -56,7 +56,7 @@ pub fn rules(pod: &Pod) -> LifecyclePolicy {
 }
 
 /// The grace period of a requested deletion.
-pub(super) fn grace(pod: &Pod) -> Option<Duration> {
+pub(in crate::pod) fn grace(pod: &Pod) -> Option<Duration> {
     pod.metadata.deletion_timestamp.as_ref()?;
     let seconds = pod.metadata.deletion_grace_period_seconds.unwrap_or(30);
     Some(Duration::from_secs(u64::try_from(seconds).unwrap_or(0)))
@@ -105,7 +105,7 @@ fn restart_rule(rule: &ContainerRestartRule) -> Option<RestartRule> {
     })
 }
 
-pub(super) fn count(value: Option<i32>, default: u32) -> u32 {
+pub(in crate::pod) fn count(value: Option<i32>, default: u32) -> u32 {
     value.and_then(|value| u32::try_from(value).ok()).filter(|value| *value > 0).unwrap_or(default)
 }
 
@@ -157,7 +157,7 @@ pub enum ExecAccess {
 
 impl Settings {
     /// Checks that the annotations apply to a module of this kind, and returns the kind.
-    pub(super) fn suit(&self, container: &str, kind: Kind) -> Result<Kind, BadAnnotation> {
+    pub(in crate::pod) fn suit(&self, container: &str, kind: Kind) -> Result<Kind, BadAnnotation> {
         if self.limits.reuse.is_none() || kind == Kind::HttpServer {
             return Ok(kind);
         }
@@ -166,7 +166,7 @@ impl Settings {
     }
 
     /// The error if a module can't run as a command.
-    pub(super) fn no_command(container: &str) -> BadAnnotation {
+    pub(in crate::pod) fn no_command(container: &str) -> BadAnnotation {
         let why = "the module exports neither wasi:cli/run nor _start, so it cannot be a command".to_owned();
         BadAnnotation { name: format!("{}{container}", names::KIND), why }
     }

@@ -11,7 +11,7 @@ const COUNT_MAX: u32 = 1_000_000;
 const IDLE_MAX: Duration = Duration::from_secs(3600);
 
 /// Parses `count=128,idle=1s` in any order; omitted parts have these defaults.
-pub(super) fn parse(text: &str) -> Result<Reuse, String> {
+pub(in crate::pod) fn parse(text: &str) -> Result<Reuse, String> {
     let (mut count, mut idle) = (None, None);
     for part in text.split(',').map(str::trim) {
         let said_before = match part.split_once('=') {

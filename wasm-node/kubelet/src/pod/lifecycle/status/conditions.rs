@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod, PodCondition};
 
 use super::time;
-use crate::pod::state::{Class, ContainerMachine, LifecyclePolicy, PodState, Stage, TerminalReason};
+use crate::pod::lifecycle::state::{Class, ContainerMachine, LifecyclePolicy, PodState, Stage, TerminalReason};
 use crate::spec::containers;
 
 /// The status, reason and message of a condition.

@@ -10,7 +10,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use machinery_api::quantity::Quantity;
 use serde_json::json;
 
-use super::admit::{self, Claim};
+use crate::pod::admit::{self, Claim};
 
 mod tracker;
 

@@ -15,7 +15,7 @@ pub fn initialized(machines: &[ContainerMachine]) -> bool {
 
 /// The idle containers that may start now: the first init container that hasn't passed, else the main ones; ephemeral
 /// ones always. As upstream, a main container's `postStart` hook delays the main containers after it.
-pub(super) fn begin(machines: &[ContainerMachine], rules: &LifecyclePolicy) -> Vec<usize> {
+pub(in crate::pod) fn begin(machines: &[ContainerMachine], rules: &LifecyclePolicy) -> Vec<usize> {
     let waits = |machine: &ContainerMachine| matches!(machine.class, Class::Init | Class::Sidecar) && !machine.passed;
     let first = machines.iter().position(waits);
     let holds_back = |(machine, own): (&ContainerMachine, &ContainerPolicy)| {
@@ -33,7 +33,7 @@ pub(super) fn begin(machines: &[ContainerMachine], rules: &LifecyclePolicy) -> V
 }
 
 /// Whether the pod has ended: its main containers are done, or an init container has failed for good.
-pub(super) fn is_over(machines: &[ContainerMachine]) -> bool {
+pub(in crate::pod) fn is_over(machines: &[ContainerMachine]) -> bool {
     let done = |machine: &ContainerMachine| machine.stage == ContainerStage::Done;
     machines.iter().filter(|machine| machine.class == Class::Main).all(done)
         || machines.iter().any(|machine| machine.class == Class::Init && done(machine) && !machine.passed)
@@ -41,7 +41,7 @@ pub(super) fn is_over(machines: &[ContainerMachine]) -> bool {
 
 /// The live containers of a closing pod to be stopped now: all at once, except sidecars, which stop in reverse order
 /// after the main containers. `late`: no time remains for this order.
-pub(super) fn end(machines: &[ContainerMachine], late: bool) -> Vec<usize> {
+pub(in crate::pod) fn end(machines: &[ContainerMachine], late: bool) -> Vec<usize> {
     let busy = machines.iter().any(|machine| machine.class == Class::Main && machine.is_live());
     let last = machines.iter().rposition(|machine| machine.class == Class::Sidecar && machine.is_live());
     let has_turn = |(index, machine): &(usize, &ContainerMachine)| {

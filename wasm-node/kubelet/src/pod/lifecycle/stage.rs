@@ -37,17 +37,17 @@ pub struct ContainerRun {
     /// The readiness probe has succeeded, or there is none.
     pub ready: bool,
     /// The container has stopped to listen for its pod's end: no later probe makes it ready.
-    pub(super) stopped_listening: bool,
+    pub(in crate::pod) stopped_listening: bool,
     /// An instance can be created.
     pub instantiable: bool,
     /// The first result of the deciding probe is outstanding.
     pub first_probe_pending: bool,
     /// Consecutive results per probe: (success, count).
-    pub(super) streaks: [(bool, u32); 3],
+    pub(in crate::pod) streaks: [(bool, u32); 3],
 }
 
 impl ContainerRun {
-    pub(super) fn serves(&self) -> bool {
+    pub(in crate::pod) fn serves(&self) -> bool {
         self.ready && self.instantiable && self.started && !self.hook_pending
     }
 }
