@@ -13,22 +13,28 @@ use http_body_util::Full;
 use hyper::client::conn::http1::SendRequest;
 use hyper_util::rt::TokioIo;
 use machinery_env::{Env, task_deadline};
-use machinery_serve::accept::keep_alive;
+use machinery_serve::dial;
+use machinery_serve::dial::idle::{IdleConnections, IdleLimits, WhenFull};
+use machinery_serve::dial::tls::{ClientTls, Identity};
+use machinery_serve::dial::trust::Trust;
 use machinery_serve::trace::{self, Parent, Span, SpanKind};
-use rustls::client::danger::ServerCertVerifier;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, ServerName};
 use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
-use tokio::time::Instant;
-use tokio_rustls::TlsConnector;
 
 use super::Caller;
 use super::accounts::{Account, Accounts};
 use super::responses::WebhookResponse;
-use super::verifier::verifier;
-use apiserver_auth::tls;
+
+/// The limits of idle connections per webhook.
+const IDLE: IdleLimits = IdleLimits {
+    per_key_max: 8,
+    max: 8,
+    idle_max: Duration::from_secs(60),
+    age_max: Duration::MAX,
+    when_full: WhenFull::ClosesReturned,
+};
 
 /// A bidirectional byte stream.
 pub trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
@@ -50,9 +56,6 @@ pub trait ServiceDialer: Send + Sync {
 const ERROR_BYTES_MAX: usize = 1024;
 /// The part of the request's timeout reserved for the error response.
 const ERROR_RESERVE: Duration = Duration::from_millis(50);
-/// The maximum number of idle connections per webhook, and their maximum idle time.
-const IDLE_MAX: usize = 8;
-const IDLE_TIME_MAX: Duration = Duration::from_secs(60);
 
 /// The target of a webhook.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -89,20 +92,21 @@ pub struct Client {
     authority: String,
     path: String,
     server: ServerName<'static>,
-    tls: Arc<rustls::ClientConfig>,
+    tls: ClientTls,
     /// The credentials; `None` for anonymous calls.
     account: Option<Arc<Account>>,
-    idle: Mutex<Vec<(Connection, Instant)>>,
+    idle: Mutex<IdleConnections<(), Connection>>,
 }
 
 type Connection = SendRequest<Full<Bytes>>;
 
-/// The verifier for a CA bundle; without one, the public authorities are trusted.
-fn ca_verifier(bundle: &str) -> Result<Arc<dyn ServerCertVerifier>, String> {
+/// The trust in a CA bundle, in its authorities and in its certificates themselves; without one, the public authorities are
+/// trusted.
+fn trust_of(bundle: &str) -> Result<Trust, String> {
     let mut roots = rustls::RootCertStore::empty();
     if bundle.is_empty() {
         roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
-        return verifier(roots, Vec::new());
+        return Trust::authorities(roots).map_err(|error| error.to_string());
     }
     let unreadable = || "unable to load root certificates: unable to parse bytes as PEM block".to_owned();
     let pem = STANDARD.decode(bundle).map_err(|_| unreadable())?;
@@ -112,7 +116,10 @@ fn ca_verifier(bundle: &str) -> Result<Arc<dyn ServerCertVerifier>, String> {
         roots.add(certificate.clone()).map_err(|error| error.to_string())?;
         leaves.push(certificate);
     }
-    if roots.is_empty() { Err(unreadable()) } else { verifier(roots, leaves) }
+    if roots.is_empty() {
+        return Err(unreadable());
+    }
+    Trust::authorities_or_listed(roots, leaves).map_err(|error| error.to_string())
 }
 
 impl Client {
@@ -135,18 +142,16 @@ impl Client {
         let path = format!("/{}", path.trim_matches('/'));
         let (WebhookTarget::Address { port, .. } | WebhookTarget::Service { port, .. }) = &target;
         let account = accounts.for_host(&host, *port).cloned();
-        let config = rustls::ClientConfig::builder_with_provider(tls::provider())
-            .with_safe_default_protocol_versions()
-            .map_err(|error| error.to_string())?
-            .dangerous()
-            .with_custom_certificate_verifier(ca_verifier(config["caBundle"].as_str().unwrap_or_default())?);
-        let config = match account.as_ref().and_then(|account| account.certificate()) {
-            Some((chain, key)) => config.with_client_auth_cert(chain, key).map_err(|error| error.to_string())?,
-            None => config.with_no_client_auth(),
+        let trust = trust_of(config["caBundle"].as_str().unwrap_or_default())?;
+        let identity = match account.as_ref().and_then(|account| account.certificate()) {
+            Some((chain, key)) => Identity::Fixed(chain, key),
+            None => Identity::Anonymous,
         };
+        let tls = ClientTls::new(trust, identity).map_err(|error| error.to_string())?;
         let server = ServerName::try_from(host).map_err(|error| error.to_string())?;
         let url = format!("https://{authority}{path}");
-        Ok(Self { target, url, authority, path, server, tls: Arc::new(config), account, idle: Mutex::default() })
+        let idle = Mutex::new(IdleConnections::new(IDLE));
+        Ok(Self { target, url, authority, path, server, tls, account, idle })
     }
 
     /// Sends a review and waits for the response.
@@ -241,32 +246,27 @@ impl Client {
     }
 
     fn take_idle(&self, env: &Env) -> Option<Connection> {
-        let now = env.instant();
-        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        idle.retain(|(connection, since)| now - *since < IDLE_TIME_MAX && !connection.is_closed());
-        let at = idle.iter().rposition(|(connection, _)| connection.is_ready())?;
-        Some(idle.remove(at).0)
+        let taken = self.idle.lock().unwrap_or_else(PoisonError::into_inner).take(&(), env.elapsed());
+        taken.map(|(connection, _)| connection)
     }
 
     fn put_idle(&self, connection: Connection, env: &Env) {
-        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        if idle.len() < IDLE_MAX && !connection.is_closed() {
-            idle.push((connection, env.instant()));
+        if connection.is_closed() {
+            return;
         }
+        let now = env.elapsed();
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner).keep((), connection, now, now);
     }
 
     async fn connect(&self, service_dialer: &dyn ServiceDialer) -> Result<Connection, String> {
         let stream: Box<dyn Stream> = match &self.target {
             WebhookTarget::Service { namespace, name, port } => service_dialer.dial(namespace, name, *port).await?,
             WebhookTarget::Address { host, port } => {
-                let socket = TcpStream::connect((host.as_str(), *port)).await;
-                let socket =
-                    socket.map_err(|error| format!("dial tcp {host}:{port}: connect: {}", io_message(&error)))?;
-                keep_alive(&socket);
-                Box::new(socket)
+                let socket = dial::tcp(host, *port).await;
+                Box::new(socket.map_err(|error| format!("dial tcp {host}:{port}: connect: {}", io_message(&error)))?)
             }
         };
-        let tls = TlsConnector::from(self.tls.clone()).connect(self.server.clone(), stream).await;
+        let tls = self.tls.connect(self.server.clone(), stream).await;
         let tls = tls.map_err(|error| tls_error(&error))?;
         let handshake = hyper::client::conn::http1::handshake(TokioIo::new(tls)).await;
         let (sender, connection) = handshake.map_err(|error| error.to_string())?;

@@ -9,7 +9,6 @@ mod client;
 pub mod conversion;
 mod metrics;
 mod responses;
-mod verifier;
 
 use std::sync::Arc;
 

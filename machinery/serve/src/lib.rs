@@ -6,6 +6,7 @@
 //! - [`connection`]: HTTP on a connection of a server for untrusted clients.
 //! - [`control_frames`]: a limit of HTTP/2 frames that no request pays for.
 //! - [`descriptors`]: quotas of the process's file descriptors by class.
+//! - [`dial`]: connections that this process opens.
 //! - [`framing`]: rules for forwarding a message's head. Pure.
 //! - [`held_body`]: a body that keeps a guard.
 //! - [`hooked`]: a stream with a hook on reads and writes.
@@ -28,6 +29,7 @@ pub mod browsers;
 pub mod connection;
 pub mod control_frames;
 pub mod descriptors;
+pub mod dial;
 mod exchange;
 pub mod framing;
 #[cfg(unix)]

@@ -7,7 +7,7 @@ use anyhow::{Context as _, bail};
 use apiserver_auth::shared_keys::Authority;
 use http::Uri;
 use machinery_env::Env;
-use machinery_serve::net::unverified;
+use machinery_serve::dial::unverified;
 use tokio::net::TcpStream;
 use tools_command::host;
 

@@ -5,14 +5,12 @@
 //! the parsed request is passed to `Serve`. Each side knows the other's identity ([`Caller`], [`Origin`]).
 //!
 //! - [`http`]: HTTP over a byte stream, for any server of requests.
-//! - [`unverified`]: TLS to a server whose certificate can't be verified.
 
 pub mod http;
 mod names;
 mod pods;
 mod reset;
 mod stream;
-pub mod unverified;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;

@@ -17,7 +17,7 @@ use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use machinery_api::ApiError;
 use machinery_api::error::GroupResource;
-use machinery_serve::net::unverified;
+use machinery_serve::dial::unverified;
 use machinery_serve::upgraded::copy_upgraded;
 use machinery_serve::{browsers, framing};
 use machinery_streaming::websocket::upgrade_of;

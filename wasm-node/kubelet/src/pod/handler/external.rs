@@ -5,7 +5,8 @@ use http::{HeaderValue, Request, Response, Uri};
 use http_body_util::BodyExt as _;
 use hyper_util::rt::TokioIo;
 use machinery_serve::connection::HEADERS_MAX;
-use machinery_serve::net::{Body, Io, Stream, unverified};
+use machinery_serve::dial::unverified;
+use machinery_serve::net::{Body, Io, Stream};
 
 /// The read buffer of a response, including its head.
 const BUFFER_BYTES_MAX: usize = 16 << 10;
