@@ -16,22 +16,22 @@ use hyper_util::rt::TokioIo;
 use machinery_api::ApiError;
 use machinery_api::error::GroupResource;
 use machinery_env::Env;
-use machinery_serve::accept::keep_alive;
 use machinery_serve::connection::HEADERS_MAX;
 use machinery_serve::descriptors::{Class, Descriptors};
+use machinery_serve::dial;
+use machinery_serve::dial::idle::{IdleConnections, IdleLimits, Reusable, WhenFull};
+use machinery_serve::dial::tls::{ClientTls, Identity as ClientIdentity};
+use machinery_serve::dial::trust::Trust;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, ServerName};
 use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
-use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::handle::RequestHandler;
-use super::node_pool::{IDLE_CONNECTIONS_MAX, Pool};
 use crate::registry::RequestScope;
 use apiserver_auth::pki::{Identity, PkiError};
-use apiserver_auth::tls;
 use apiserver_resources::objects::ObjectReader;
 
 /// The connect timeout, after which a node counts as unreachable.
@@ -44,6 +44,17 @@ const KUBELET_PORT: u64 = 10250;
 /// The maximum number of bytes of a kubelet's error response that is forwarded.
 const ERROR_BYTES_MAX: usize = 4096;
 
+/// The limits of idle connections, so that logs, sessions and metrics do not pay a TLS handshake each.
+const IDLE: IdleLimits = IdleLimits {
+    // To one node: a burst need not keep all of its connections.
+    per_key_max: 4,
+    max: 64,
+    // Shorter than the kubelet's, so that the kubelet does not close a connection while a request is sent.
+    idle_max: Duration::from_secs(60),
+    age_max: Duration::from_secs(600),
+    when_full: WhenFull::ClosesOldest,
+};
+
 /// The body of a request to a node.
 type RequestBody = UnsyncBoxBody<Bytes, BoxError>;
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -54,24 +65,24 @@ type Connection = SendRequest<RequestBody>;
 #[derive(Clone)]
 pub struct Kubelets {
     /// Trusts the nodes' certificates and presents the server's own. `None` disables access to nodes.
-    pub tls: Option<Arc<rustls::ClientConfig>>,
-    idle: Arc<IdleConnections>,
+    pub tls: Option<ClientTls>,
+    idle: Arc<NodeConnections>,
 }
 
 /// The idle connections, and the pool's clock.
-struct IdleConnections {
-    pool: Mutex<Pool<Connection>>,
+struct NodeConnections {
+    pool: Mutex<IdleConnections<NodeAddress, Connection>>,
     env: Env,
 }
 
-impl IdleConnections {
+impl NodeConnections {
     fn new(env: Env) -> Self {
         // Each connection also takes a descriptor of the kubelet in this process, if there is one.
-        let max = IDLE_CONNECTIONS_MAX.min(Descriptors::process().max(Class::Node) / 4);
-        Self { pool: Mutex::new(Pool::new(max)), env }
+        let max = IDLE.max.min(Descriptors::process().max(Class::Node) / 4);
+        Self { pool: Mutex::new(IdleConnections::new(IdleLimits { max, ..IDLE })), env }
     }
 
-    fn pool(&self) -> MutexGuard<'_, Pool<Connection>> {
+    fn pool(&self) -> MutexGuard<'_, IdleConnections<NodeAddress, Connection>> {
         self.pool.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -80,16 +91,30 @@ impl IdleConnections {
     }
 
     fn take(&self, to: &NodeAddress) -> Option<(Connection, Duration)> {
-        self.pool().take(to, self.now(), Connection::is_ready)
+        take_idle(&mut self.pool(), to, self.now())
     }
 
     fn keep(&self, to: NodeAddress, connection: Connection, created_at: Duration) {
-        self.pool().keep(to, connection, created_at, self.now(), |connection| !connection.is_closed());
+        let now = self.now();
+        let mut pool = self.pool();
+        pool.sweep(now);
+        pool.keep(to, connection, created_at, now);
     }
 }
 
+/// Takes a connection to a node, with its creation time. Those to a former Node at the same address are closed.
+fn take_idle<C: Reusable>(
+    pool: &mut IdleConnections<NodeAddress, C>,
+    to: &NodeAddress,
+    now: Duration,
+) -> Option<(C, Duration)> {
+    pool.sweep(now);
+    pool.retain(|idle| idle == to || !idle.has_address_of(to));
+    pool.take(to, now)
+}
+
 /// The address of a node's kubelet.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct NodeAddress {
     /// The Node's uid: a new Node at the same address is another node.
     uid: String,
@@ -114,7 +139,7 @@ impl NodeAddress {
     }
 
     /// Whether address and port are equal, whichever Node they belong to.
-    pub(super) fn has_address_of(&self, other: &Self) -> bool {
+    fn has_address_of(&self, other: &Self) -> bool {
         (&self.address, self.port) == (&other.address, other.port)
     }
 
@@ -145,19 +170,15 @@ impl Kubelets {
         let ca = CertificateDer::from_pem_slice(ca_pem.as_bytes()).map_err(|e| failed(&e))?;
         roots.add(ca).map_err(|e| failed(&e))?;
         let (chain, key) = identity.der()?;
-        let config = rustls::ClientConfig::builder_with_provider(tls::provider())
-            .with_safe_default_protocol_versions()
-            .map_err(|e| failed(&e))?
-            .with_root_certificates(roots)
-            .with_client_auth_cert(chain, key)
-            .map_err(|e| failed(&e))?;
-        Ok(Self { tls: Some(Arc::new(config)), idle: Arc::new(IdleConnections::new(env.clone())) })
+        let trust = Trust::authorities(roots).map_err(|e| failed(&e))?;
+        let tls = ClientTls::new(trust, ClientIdentity::Fixed(chain, key)).map_err(|e| failed(&e))?;
+        Ok(Self { tls: Some(tls), idle: Arc::new(NodeConnections::new(env.clone())) })
     }
 
     /// Without access to nodes.
     #[must_use]
     pub fn disabled(env: &Env) -> Self {
-        Self { tls: None, idle: Arc::new(IdleConnections::new(env.clone())) }
+        Self { tls: None, idle: Arc::new(NodeConnections::new(env.clone())) }
     }
 
     /// Sends a request and waits for the response's head. A 101 can be upgraded (`hyper::upgrade::on`); other
@@ -198,12 +219,11 @@ impl Kubelets {
     }
 
     async fn connect(&self, to: &NodeAddress) -> Result<TlsStream<TcpStream>, String> {
-        let tls = self.tls.clone().ok_or("this server has no client certificate for nodes")?;
+        let tls = self.tls.as_ref().ok_or("this server has no client certificate for nodes")?;
         let server = to.server_name()?;
         let connect = async {
-            let socket = TcpStream::connect((to.address.as_str(), to.port)).await.map_err(|e| e.to_string())?;
-            keep_alive(&socket);
-            TlsConnector::from(tls).connect(server, socket).await.map_err(|e| e.to_string())
+            let socket = dial::tcp(&to.address, to.port).await.map_err(|e| e.to_string())?;
+            tls.connect(server, socket).await.map_err(|e| e.to_string())
         };
         self.idle.env.timeout(CONNECT_TIMEOUT, connect).await.map_err(|_| "connecting took too long")?
     }
@@ -327,6 +347,32 @@ mod tests {
         assert_eq!(at("::1", Value::Null).as_deref(), Some("[::1]:10250"));
         assert_eq!(at("127.0.0.2", json!(70_000)), None);
         assert_eq!(NodeAddress::of(&json!({})), None);
+    }
+
+    /// A connection that is always ready.
+    #[derive(Debug, PartialEq)]
+    struct Open(u32);
+
+    impl Reusable for Open {
+        fn is_ready(&mut self) -> bool {
+            true
+        }
+
+        fn is_closed(&mut self) -> bool {
+            false
+        }
+    }
+
+    #[test]
+    fn a_node_that_was_created_again_gets_no_connection_of_its_predecessor() {
+        let node = |uid: &str| {
+            let status = json!({"addresses": [{"type": "InternalIP", "address": "192.0.2.1"}]});
+            NodeAddress::of(&json!({"metadata": {"uid": uid}, "status": status})).unwrap()
+        };
+        let (mut pool, now) = (IdleConnections::new(IDLE), Duration::from_secs(1));
+        pool.keep(node("a"), Open(1), Duration::ZERO, Duration::ZERO);
+        assert_eq!(take_idle(&mut pool, &node("b"), now), None);
+        assert!(pool.is_empty(), "the former node's connections are closed");
     }
 
     #[test]

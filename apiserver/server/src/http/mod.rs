@@ -15,7 +15,6 @@ mod large;
 mod logs;
 pub mod metrics;
 pub mod negotiate;
-mod node_pool;
 mod openapi;
 mod pages;
 pub mod prometheus_text;
