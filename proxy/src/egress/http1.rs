@@ -14,6 +14,7 @@ use hyper::body::Incoming;
 use hyper::client::conn::TrySendError;
 use hyper::client::conn::http1::{Connection, SendRequest};
 use hyper_util::rt::TokioIo;
+use machinery_serve::dial::idle::Reusable;
 use machinery_serve::net::{Body, BoxError, Io, empty_body};
 use tokio::runtime::Handle;
 
@@ -90,6 +91,17 @@ impl Http1 {
         // Its drop ends an exchange without a body.
         let exchange = Http1Body { body: Some(body), rest: Some(Rest { connection: self, keep, _held: held }) };
         if ended { empty_body() } else { exchange.boxed_unsync() }
+    }
+}
+
+impl Reusable for Http1 {
+    fn is_ready(&mut self) -> bool {
+        self.sender.is_ready()
+    }
+
+    /// Its last response has ended: if it isn't ready then, its peer has closed it.
+    fn is_closed(&mut self) -> bool {
+        !Self::is_ready(self)
     }
 }
 

@@ -24,13 +24,14 @@ use machinery_env::Env;
 use machinery_rules::reserved_address::is_reserved;
 use machinery_serve::control_frames::Limited;
 use machinery_serve::descriptors::{Class, DescriptorPermit, Descriptors};
+use machinery_serve::dial::tls::{ClientTls, Identity};
+use machinery_serve::dial::trust::Trust;
 use machinery_serve::framing::{self, WantsUpgrade};
 use machinery_serve::joined::JoinedBody;
 use machinery_serve::net::{Body, BoxError, Caller, DialError, Io, Peer, Stream, empty_body};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, ServerName};
 use tokio::net::TcpStream;
-use tokio_rustls::TlsConnector;
 
 use crate::connection::lifetime::{ConnectionLifetime, splice};
 use crate::egress::external::ExternalResolver;
@@ -83,7 +84,7 @@ impl SendError {
 
 /// Client for destinations outside the cluster and for endpoints on sockets.
 pub(crate) struct Egress {
-    tls: TlsConnector,
+    tls: ClientTls,
     exchanges: Arc<PodLimit>,
     names: ExternalResolver,
     pool: Pool,
@@ -122,15 +123,11 @@ impl Egress {
                 roots.add(certificate.map_err(|error| bad(&error))?).map_err(|error| bad(&error))?;
             }
         }
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let config = rustls::ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .map_err(|error| bad(&error))?
-            .with_root_certificates(roots)
-            .with_no_client_auth();
+        let trust = Trust::authorities(roots).map_err(|error| bad(&error))?;
+        let tls = ClientTls::new(trust, Identity::Anonymous).map_err(|error| bad(&error))?;
         let exchanges = EXCHANGES_MAX.min(Descriptors::process().max(Class::Outbound));
         Ok(Self {
-            tls: TlsConnector::from(Arc::new(config)),
+            tls,
             exchanges: PodLimit::new(EXCHANGES_PER_POD_MAX.min(exchanges.div_ceil(4)), exchanges),
             names: ExternalResolver::of_host(env.clone()),
             pool: Pool::new(env.clone()),

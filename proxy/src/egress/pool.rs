@@ -13,6 +13,7 @@ use std::time::Duration;
 use hyper::client::conn::http2;
 use machinery_env::Env;
 use machinery_serve::descriptors::{Class, Descriptors};
+use machinery_serve::dial::idle::{IdleConnections, IdleLimits, WhenFull};
 use machinery_serve::net::Body;
 
 use crate::egress::http1::Http1;
@@ -40,31 +41,34 @@ struct PoolInner {
     pooled_max: usize,
 }
 
-#[derive(Default)]
 struct PooledConnections {
-    http1: HashMap<SocketAddr, Vec<(Http1, Duration)>>,
+    http1: IdleConnections<SocketAddr, Http1>,
     http2: HashMap<SocketAddr, (Http2, Duration)>,
 }
 
 impl PooledConnections {
     fn count(&self) -> usize {
-        self.http1.values().map(Vec::len).sum::<usize>() + self.http2.len()
+        self.http1.len() + self.http2.len()
     }
 
     fn sweep(&mut self, now: Duration) {
-        let fresh = |since: Duration| now.saturating_sub(since) < IDLE_MAX;
-        self.http1.retain(|_, idle| {
-            idle.retain_mut(|(connection, since)| fresh(*since) && connection.is_ready());
-            !idle.is_empty()
-        });
-        self.http2.retain(|_, (sender, since)| !sender.is_closed() && fresh(*since));
+        self.http1.sweep(now);
+        self.http2.retain(|_, (sender, since)| !sender.is_closed() && now.saturating_sub(*since) < IDLE_MAX);
     }
 }
 
 impl Pool {
     pub(crate) fn new(env: Env) -> Self {
         let pooled_max = POOLED_MAX.min(Descriptors::process().max(Class::Backends) / 2);
-        let (pooled, sweeping) = (Mutex::default(), AtomicBool::new(false));
+        let limits = IdleLimits {
+            per_key_max: IDLE_PER_ENDPOINT_MAX,
+            max: pooled_max,
+            idle_max: IDLE_MAX,
+            age_max: Duration::MAX,
+            when_full: WhenFull::ClosesReturned,
+        };
+        let pooled = PooledConnections { http1: IdleConnections::new(limits), http2: HashMap::new() };
+        let (pooled, sweeping) = (Mutex::new(pooled), AtomicBool::new(false));
         Self { inner: Arc::new(PoolInner { env, pooled, sweeping, pooled_max }) }
     }
 
@@ -76,11 +80,11 @@ impl Pool {
     /// Takes an idle connection to an endpoint out of the pool.
     pub(crate) fn take_http1(&self, to: SocketAddr) -> Option<Http1> {
         let now = self.inner.env.elapsed();
-        // The most recently used connection is the least likely to be closed by its peer.
-        let pop = || self.inner.pooled.lock().unwrap_or_else(PoisonError::into_inner).http1.get_mut(&to)?.pop();
+        let pop = || self.inner.pooled.lock().unwrap_or_else(PoisonError::into_inner).http1.pop(&to, now);
+        // Reads the socket, without the lock.
         loop {
-            let (mut connection, since) = pop()?;
-            if now.saturating_sub(since) < IDLE_MAX && connection.is_ready() {
+            let mut connection = pop()?;
+            if connection.is_ready() {
                 return Some(connection);
             }
         }
@@ -101,12 +105,7 @@ impl Pool {
 
     /// Returns a connection to the pool after its request has ended.
     pub(crate) fn put_http1(&self, to: SocketAddr, connection: Http1) {
-        self.put(|pooled, now| {
-            let idle = pooled.http1.entry(to).or_default();
-            if idle.len() < IDLE_PER_ENDPOINT_MAX {
-                idle.push((connection, now));
-            }
-        });
+        self.put(|pooled, now| pooled.http1.keep(to, connection, now, now));
     }
 
     /// Pools a connection that all requests to an endpoint share.

@@ -7,15 +7,16 @@
 use std::sync::Arc;
 
 use machinery_env::Env;
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::client::{ResolvesClientCert, Resumption};
+use machinery_serve::dial::tls::ClientTls;
+use machinery_serve::dial::trust::Trust;
+use rustls::client::ResolvesClientCert;
 use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
 use rustls::time_provider::TimeProvider;
-use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme};
+use rustls::{RootCertStore, ServerConfig, SignatureScheme};
 use tokio::sync::watch;
 
 use super::ALPN;
@@ -145,54 +146,6 @@ impl TimeProvider for Clock {
     }
 }
 
-/// Accepts a server that is the node of this name, by its client certificate.
-#[derive(Debug)]
-struct NodeVerifier {
-    clients: Arc<dyn ClientCertVerifier>,
-    node: Arc<str>,
-}
-
-impl ServerCertVerifier for NodeVerifier {
-    fn verify_server_cert(
-        &self,
-        leaf: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        self.clients.verify_client_cert(leaf, intermediates, now)?;
-        match PeerIdentity::of(leaf) {
-            Some(PeerIdentity { user: PeerUser::Node(node), .. }) if node == self.node => {
-                Ok(ServerCertVerified::assertion())
-            }
-            _ => Err(CertificateError::NotValidForName.into()),
-        }
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.clients.verify_tls12_signature(message, certificate, signed)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.clients.verify_tls13_signature(message, certificate, signed)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.clients.supported_verify_schemes()
-    }
-}
-
 /// TLS settings of one node's tunnel: TLS 1.3, no resumption (a resumed session would skip the certificates).
 #[derive(Debug)]
 pub(super) struct TunnelTls {
@@ -230,19 +183,14 @@ impl TunnelTls {
         Ok(Self { clients, newest, clock, server: Arc::new(server) })
     }
 
-    /// The settings for connections to a node.
-    pub(super) fn client(&self, node: &Arc<str>) -> Result<Arc<ClientConfig>, IdentityError> {
-        let verifier = NodeVerifier { clients: self.clients.clone(), node: node.clone() };
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let mut client = ClientConfig::builder_with_details(provider, self.clock.clone())
-            .with_protocol_versions(&[&rustls::version::TLS13])
-            .map_err(|error| IdentityError::of("TLS configuration")(&error))?
-            .dangerous()
-            .with_custom_certificate_verifier(Arc::new(verifier))
-            .with_client_cert_resolver(self.newest.clone());
-        client.resumption = Resumption::disabled();
-        client.enable_sni = false;
-        client.alpn_protocols = vec![ALPN.to_vec()];
-        Ok(Arc::new(client))
+    /// TLS to a node: to the server that shows the client certificate of this name.
+    pub(super) fn client(&self, node: &Arc<str>) -> Result<ClientTls, IdentityError> {
+        let node = node.clone();
+        let trust = Trust::clients(
+            self.clients.clone(),
+            move |leaf| matches!(PeerIdentity::of(leaf), Some(PeerIdentity { user: PeerUser::Node(name), .. }) if name == node),
+        );
+        ClientTls::of_peers(trust, self.newest.clone(), self.clock.clone(), ALPN)
+            .map_err(|error| IdentityError::of("TLS configuration")(&error))
     }
 }

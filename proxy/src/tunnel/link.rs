@@ -12,11 +12,10 @@ use h2::{Ping, PingPong};
 use machinery_env::Env;
 use machinery_serve::control_frames::Limited;
 use machinery_serve::descriptors::{Class, DescriptorPermit, Descriptors};
-use rustls::ClientConfig;
+use machinery_serve::dial::tls::ClientTls;
 use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
-use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tokio_util::sync::CancellationToken;
 
@@ -135,7 +134,7 @@ type Tls = TlsStream<Heard<TcpStream>>;
 pub(super) async fn connect(
     env: &Env,
     address: SocketAddr,
-    tls: &Arc<ClientConfig>,
+    tls: &ClientTls,
     metrics: &TunnelMetrics,
 ) -> Result<(Link, LinkDriver), DialFailure> {
     let held = Descriptors::process().take(Class::Backends).map_err(DialFailure::Descriptors)?;
@@ -145,7 +144,7 @@ pub(super) async fn connect(
         let heard = LastHeard::new(env);
         let name = ServerName::from(address.ip());
         let stream = Heard::new(stream, heard.clone());
-        let stream = TlsConnector::from(tls.clone()).connect(name, stream).await.map_err(DialFailure::of)?;
+        let stream = tls.connect(name, stream).await.map_err(DialFailure::of)?;
         let session = stream.get_ref().1;
         if session.alpn_protocol() != Some(ALPN) {
             return Err(DialFailure::Protocol("the peer speaks another version of the tunnel".to_owned()));

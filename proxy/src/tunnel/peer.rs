@@ -10,8 +10,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use h2::client::SendRequest;
 use machinery_env::Env;
+use machinery_serve::dial::tls::ClientTls;
 use machinery_serve::log_limit::LogLimit;
-use rustls::ClientConfig;
 use tokio::sync::{Notify, OwnedSemaphorePermit};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
@@ -63,7 +63,7 @@ pub(super) struct Peer {
     pub(super) name: Arc<str>,
     pub(super) address: SocketAddr,
     env: Env,
-    tls: Arc<ClientConfig>,
+    tls: ClientTls,
     metrics: TunnelMetrics,
     links: Arc<Mutex<Links>>,
     changed: Arc<Notify>,
@@ -102,7 +102,7 @@ impl Peer {
     pub(super) fn new(
         env: &Env,
         (name, address): (Arc<str>, SocketAddr),
-        tls: Arc<ClientConfig>,
+        tls: ClientTls,
         metrics: &TunnelMetrics,
     ) -> Self {
         let cut = CancellationToken::new();
@@ -182,7 +182,7 @@ struct Dialer {
     name: Arc<str>,
     address: SocketAddr,
     env: Env,
-    tls: Arc<ClientConfig>,
+    tls: ClientTls,
     metrics: TunnelMetrics,
     links: Arc<Mutex<Links>>,
     changed: Arc<Notify>,

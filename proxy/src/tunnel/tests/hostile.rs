@@ -59,8 +59,7 @@ async fn raw(ca: &Ca, certificate: Arc<NodeCertificate>, to: &TestNode) -> Optio
     let tls = crate::tunnel::TunnelTls::new(&Env::real(), &ca.pem, receiver).unwrap();
     let address = to.config.address.unwrap();
     let stream = TcpStream::connect(address).await.ok()?;
-    let connector = tokio_rustls::TlsConnector::from(tls.client(&to.config.name).unwrap());
-    let stream = connector.connect(address.ip().into(), stream).await.ok()?;
+    let stream = tls.client(&to.config.name).unwrap().connect(address.ip().into(), stream).await.ok()?;
     let (requests, mut connection) = h2::client::handshake(stream).await.ok()?;
     let mut pings = connection.ping_pong().unwrap();
     tokio::spawn(connection);
