@@ -103,17 +103,15 @@ pub(super) async fn attempt(
     let mut tried: Vec<SocketAddr> = Vec::new();
     let (mut busy, mut unreachable) = (false, Vec::new());
     while unreachable.len() < CONNECTS_MAX {
-        let usable = |endpoint: &Endpoint| {
+        let way = |endpoint: &Endpoint| {
             let at = endpoint.address();
             let local = !route.local_only || exchange.node().is_none() || endpoint.node.as_deref() == exchange.node();
-            let reachable =
-                state.network.find(at.ip(), Protocol::Tcp, at.port()).is_some() || state.may_dial(route, at);
-            local && reachable && !tried.contains(&at)
+            if local && !tried.contains(&at) { Way::to(state, route, Protocol::Tcp, at) } else { None }
         };
-        let Some(endpoint) = pick_endpoint(state, route, exchange.place(), usable) else { break };
+        let Some((endpoint, way)) = pick_endpoint(state, route, exchange.place(), way) else { break };
         let open = endpoint.in_flight.start();
         let at = endpoint.address();
-        match offer(state, route, at, exchange, request).await {
+        match offer(state, route, (at, way), exchange, request).await {
             OfferOutcome::Answered(response) => {
                 spans::describe_endpoint(exchange.span, &endpoint, tried.len());
                 return AttemptOutcome::Answered(response.map(|body| holding(body, open)));
@@ -143,11 +141,11 @@ pub(super) async fn attempt(
 async fn offer(
     state: &ProxyState,
     route: &PortRoute,
-    at: SocketAddr,
+    (at, way): (SocketAddr, Way),
     exchange: &Exchange<'_>,
     request: Request<Body>,
 ) -> OfferOutcome {
-    if let Some(serve) = state.network.find(at.ip(), Protocol::Tcp, at.port()) {
+    if let Way::Pod(serve) = way {
         let origin = Origin { peer: exchange.from.clone(), local: at, via: route.via.clone() };
         return match hand_over(&serve, &origin, request, &state.read_ahead).await {
             Ok(response) => OfferOutcome::Answered(response),
@@ -158,9 +156,6 @@ async fn offer(
             }
             Err(CallRejected::Closed) => OfferOutcome::Failed(refused(at)),
         };
-    }
-    if !state.may_dial(route, at) {
-        return OfferOutcome::NotTaken(request, NotTakenReason::Gone);
     }
     state.metrics.socket_hops.inc();
     match state
@@ -227,44 +222,67 @@ impl<'a> From<&'a Caller> for ClientPlace<'a> {
     }
 }
 
-/// Picks the endpoint for one request or connection. Endpoints that are hinted for the caller's node come first, then those
+/// The way to an endpoint.
+pub(crate) enum Way {
+    /// A pod of this process, or of another node over the tunnel.
+    Pod(Arc<dyn Serve>),
+    /// A socket to an address that may be dialled.
+    Socket,
+}
+
+impl Way {
+    /// The way to an address behind a route; `None` if nothing listens there, or it may not be dialled.
+    pub(crate) fn to(state: &ProxyState, route: &PortRoute, protocol: Protocol, at: SocketAddr) -> Option<Self> {
+        match state.network.find(at.ip(), protocol, at.port()) {
+            Some(serve) => Some(Self::Pod(serve)),
+            None => state.may_dial(route, at).then_some(Self::Socket),
+        }
+    }
+}
+
+/// Picks the endpoint for one request or connection, with the way to it. Endpoints that are hinted for the caller's node come first, then those
 /// of its zone (`trafficDistribution`), then all.
-pub(crate) fn pick_endpoint(
+pub(crate) fn pick_endpoint<W>(
     state: &ProxyState,
     route: &PortRoute,
     client: ClientPlace<'_>,
-    usable: impl Fn(&Endpoint) -> bool,
-) -> Option<Arc<Endpoint>> {
+    way: impl Fn(&Endpoint) -> Option<W>,
+) -> Option<(Arc<Endpoint>, W)> {
     if let Some(node) = client.node.filter(|_| route.hinted) {
         let on_node = |endpoint: &Endpoint| endpoint.hints.nodes.iter().any(|name| **name == *node);
-        let near = pick_usable(state, route, client.ip, |endpoint| on_node(endpoint) && usable(endpoint));
+        let near =
+            pick_usable(state, route, client.ip, |endpoint| if on_node(endpoint) { way(endpoint) } else { None });
         let in_zone = || {
             let zone = state.routes.zone_of(node)?;
             let in_zone = |endpoint: &Endpoint| endpoint.hints.zones.iter().any(|name| **name == *zone);
-            pick_usable(state, route, client.ip, |endpoint| in_zone(endpoint) && usable(endpoint))
+            pick_usable(state, route, client.ip, |endpoint| if in_zone(endpoint) { way(endpoint) } else { None })
         };
-        if let Some(endpoint) = near.or_else(in_zone) {
-            return Some(endpoint);
+        if let Some(picked) = near.or_else(in_zone) {
+            return Some(picked);
         }
     }
-    pick_usable(state, route, client.ip, usable)
+    pick_usable(state, route, client.ip, way)
 }
 
 /// Picks a usable endpoint: the client's sticky one, else by [`balance::pick`].
-fn pick_usable(
+fn pick_usable<W>(
     state: &ProxyState,
     route: &PortRoute,
     client: Option<IpAddr>,
-    usable: impl Fn(&Endpoint) -> bool,
-) -> Option<Arc<Endpoint>> {
-    let any = || balance::pick(route.usable(), &usable, |bound| state.env.below(bound)).cloned();
+    way: impl Fn(&Endpoint) -> Option<W>,
+) -> Option<(Arc<Endpoint>, W)> {
+    let any = || {
+        let picked = balance::pick(route.usable(), &way, |bound| state.env.below(bound));
+        picked.map(|(endpoint, way)| (endpoint.clone(), way))
+    };
     let (Some(sticky), Some(client)) = (&route.sticky, client) else { return any() };
     let now = state.env.elapsed();
     let mut clients = sticky.clients.lock().unwrap_or_else(PoisonError::into_inner);
-    let endpoint = match clients.find(route.usable(), client, now, sticky.timeout).filter(|endpoint| usable(endpoint)) {
-        Some(endpoint) => endpoint.clone(),
+    let known = clients.find(route.usable(), client, now, sticky.timeout);
+    let picked = match known.and_then(|endpoint| Some((endpoint.clone(), way(endpoint)?))) {
+        Some(picked) => picked,
         None => any()?,
     };
-    clients.remember(client, &endpoint, now);
-    Some(endpoint)
+    clients.remember(client, &picked.0, now);
+    Some(picked)
 }

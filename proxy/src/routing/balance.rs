@@ -11,30 +11,32 @@ use crate::routing::endpoint::Endpoint;
 /// Maximum remembered clients per Service port; the oldest is evicted first. Bounds memory that strangers can claim.
 const AFFINITY_CLIENTS_MAX: usize = 10_000;
 
-/// Picks the less loaded of two random `candidates` that pass `usable`; `random` returns a number below its argument.
+/// Picks the less loaded of two random `candidates` to which there is a `way`, and returns the way; `random` returns a number
+/// below its argument.
 ///
 /// Two choices are enough to keep queues short and don't herd onto the endpoint that was last seen idle
 /// (Mitzenmacher, "The Power of Two Choices in Randomized Load Balancing").
-pub fn pick(
-    candidates: &[Arc<Endpoint>],
-    usable: impl Fn(&Endpoint) -> bool,
+pub fn pick<'a, W>(
+    candidates: &'a [Arc<Endpoint>],
+    way: impl Fn(&Endpoint) -> Option<W>,
     mut random: impl FnMut(u64) -> u64,
-) -> Option<&Arc<Endpoint>> {
+) -> Option<(&'a Arc<Endpoint>, W)> {
+    let with_way = |endpoint: &'a Arc<Endpoint>| Some((endpoint, way(endpoint)?));
     let count = candidates.len() as u64;
     if count < 2 {
-        return candidates.first().filter(|endpoint| usable(endpoint));
+        return candidates.first().and_then(with_way);
     }
     let first = random(count);
     // Skips the first choice.
     let second = (first + 1 + random(count - 1)) % count;
     let [first, second] = [first, second].map(|index| usize::try_from(index).unwrap_or(0));
     let (a, b) = (&candidates[first], &candidates[second]);
-    match (usable(a), usable(b)) {
-        (true, true) => Some(if b.in_flight.count() < a.in_flight.count() { b } else { a }),
-        (true, false) => Some(a),
-        (false, true) => Some(b),
-        // Rare: the table is stale, or few endpoints pass the policy. Any usable endpoint is taken.
-        (false, false) => candidates[first..].iter().chain(&candidates[..first]).find(|endpoint| usable(endpoint)),
+    match (with_way(a), with_way(b)) {
+        (Some(by_a), Some(by_b)) => Some(if b.in_flight.count() < a.in_flight.count() { by_b } else { by_a }),
+        (Some(by_a), None) => Some(by_a),
+        (None, Some(by_b)) => Some(by_b),
+        // Rare: the table is stale, or few endpoints pass the policy. Any endpoint with a way is taken.
+        (None, None) => candidates[first..].iter().chain(&candidates[..first]).find_map(with_way),
     }
 }
 
@@ -100,7 +102,7 @@ mod tests {
         let endpoints = vec![endpoint("10.0.0.1", 80), endpoint("10.0.0.2", 80)];
         let busy = endpoints[0].in_flight.start();
         for seed in 0..20 {
-            let chosen = pick(&endpoints, |_| true, |bound| seed % bound).unwrap();
+            let (chosen, ()) = pick(&endpoints, |_| Some(()), |bound| seed % bound).unwrap();
             assert_eq!(chosen.ip, endpoints[1].ip);
         }
         drop(busy);
@@ -113,7 +115,7 @@ mod tests {
         let (env, _) = machinery_env::Env::seeded(1, jiff::Timestamp::UNIX_EPOCH);
         let mut hits = BTreeMap::new();
         for _ in 0..1000 {
-            *hits.entry(pick(&endpoints, |_| true, |bound| env.below(bound)).unwrap().ip).or_insert(0) += 1;
+            *hits.entry(pick(&endpoints, |_| Some(()), |bound| env.below(bound)).unwrap().0.ip).or_insert(0) += 1;
         }
         assert!(hits.len() == 5 && hits.values().all(|count| *count > 120), "{hits:?}");
     }

@@ -10,7 +10,7 @@ use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 
 use crate::connection::join::join;
-use crate::http::forward::{ClientPlace, pick_endpoint};
+use crate::http::forward::{ClientPlace, Way, pick_endpoint};
 use crate::routing::endpoint::Endpoint;
 use crate::routing::table::PortRoute;
 use crate::state::ProxyState;
@@ -28,21 +28,20 @@ pub(crate) async fn serve(
 ) {
     state.metrics.socket_hops.inc();
     let mut stream = Stream::Tcp(stream);
-    let found = |at: SocketAddr| state.network.find(at.ip(), Protocol::Tcp, at.port());
     let client = ClientPlace { ip: Some(peer.ip()), node: None };
     let mut tried: Vec<SocketAddr> = Vec::new();
     loop {
-        let usable = |endpoint: &Endpoint| {
+        let way = |endpoint: &Endpoint| {
             let at = endpoint.address();
-            !tried.contains(&at) && (found(at).is_some() || state.may_dial(route, at))
+            if tried.contains(&at) { None } else { Way::to(state, route, Protocol::Tcp, at) }
         };
-        let Some(endpoint) = pick_endpoint(state, route, client, usable) else {
+        let Some((endpoint, way)) = pick_endpoint(state, route, client, way) else {
             state.metrics.no_endpoint.inc();
             return;
         };
         let _open = endpoint.in_flight.start();
         let at = endpoint.address();
-        let Some(serve) = found(at) else { return splice(state, at, stream, peer, &stop).await };
+        let Way::Pod(serve) = way else { return splice(state, at, stream, peer, &stop).await };
         let origin = Origin { peer: Peer::Host(peer), local: at, via: route.via.clone() };
         match stop.run_until_cancelled(serve.stream(origin, stream)).await {
             Some(Err(CallRejected::Gone(back) | CallRejected::Busy(back))) => stream = *back,

@@ -8,7 +8,7 @@ use machinery_serve::net::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::http::forward::{pick_endpoint, refused};
+use crate::http::forward::{Way, pick_endpoint, refused};
 use crate::routing::table::{Endpoint, PortRoute};
 use crate::state::ProxyState;
 
@@ -21,17 +21,17 @@ impl ProxyState {
         to: &Target,
     ) -> Result<Stream, DialError> {
         let named = || format!("{}:{}", to.host, to.port);
-        let found = |at: SocketAddr| self.network.find(at.ip(), Protocol::Tcp, at.port());
         let mut tried: Vec<SocketAddr> = Vec::new();
         loop {
-            let usable = |endpoint: &Endpoint| {
+            let way = |endpoint: &Endpoint| {
                 let at = endpoint.address();
-                let reachable = found(at).is_some() || self.may_dial(route, at);
-                reachable && route.admits_node(endpoint, &caller.node) && !tried.contains(&at)
+                let is_admitted = route.admits_node(endpoint, &caller.node) && !tried.contains(&at);
+                if is_admitted { Way::to(self, route, Protocol::Tcp, at) } else { None }
             };
-            let endpoint = pick_endpoint(self, route, caller.into(), usable);
-            let at = endpoint.ok_or_else(|| DialError::NoEndpoint(named()))?.address();
-            let Some(serve) = found(at) else { return self.egress.stream(caller, vec![at], &to.host).await };
+            let picked = pick_endpoint(self, route, caller.into(), way);
+            let (endpoint, way) = picked.ok_or_else(|| DialError::NoEndpoint(named()))?;
+            let at = endpoint.address();
+            let Way::Pod(serve) = way else { return self.egress.stream(caller, vec![at], &to.host).await };
             match open_stream(serve, origin_of(caller, at, route.via.clone())).await {
                 Ok(stream) => return Ok(stream),
                 Err(CallRejected::Gone(_) | CallRejected::Busy(_)) => tried.push(at),

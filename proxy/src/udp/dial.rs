@@ -5,12 +5,11 @@ use std::sync::Arc;
 
 use machinery_serve::net::{Caller, DatagramPipe, DialError, Protocol, Serve, ServicePort, Target};
 
-use crate::http::forward::{pick_endpoint, refused};
+use crate::http::forward::{Way, pick_endpoint, refused};
 use crate::routing::destination::Resolved;
 use crate::routing::table::Endpoint;
 use crate::state::ProxyState;
 use crate::streams::open::{not_opened, origin_of};
-use crate::udp::listener::is_reachable;
 use crate::udp::relay::{connected, relay};
 
 impl ProxyState {
@@ -44,14 +43,16 @@ impl ProxyState {
                 self.datagrams_outside(caller, SocketAddr::new(ip, to.port)).await
             }
             Resolved::Route(route) => {
-                let usable = |endpoint: &Endpoint| {
-                    is_reachable(self, &route, endpoint) && route.admits_node(endpoint, &caller.node)
+                let way = |endpoint: &Endpoint| {
+                    let is_admitted = route.admits_node(endpoint, &caller.node);
+                    if is_admitted { Way::to(self, &route, Protocol::Udp, endpoint.address()) } else { None }
                 };
-                let endpoint = pick_endpoint(self, &route, caller.into(), usable);
-                let at = endpoint.ok_or_else(|| DialError::NoEndpoint(named()))?.address();
-                match self.network.find(at.ip(), Protocol::Udp, at.port()) {
-                    Some(serve) => to_pod(&serve, caller, at, route.via.clone()),
-                    None => self.datagrams_outside(caller, at).await,
+                let picked = pick_endpoint(self, &route, caller.into(), way);
+                let (endpoint, way) = picked.ok_or_else(|| DialError::NoEndpoint(named()))?;
+                let at = endpoint.address();
+                match way {
+                    Way::Pod(serve) => to_pod(&serve, caller, at, route.via.clone()),
+                    Way::Socket => self.datagrams_outside(caller, at).await,
                 }
             }
         }

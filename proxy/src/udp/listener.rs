@@ -14,7 +14,7 @@ use tokio::net::UdpSocket;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::http::forward::{ClientPlace, pick_endpoint};
+use crate::http::forward::{ClientPlace, Way, pick_endpoint};
 use crate::routing::table::{Endpoint, PortRoute};
 use crate::state::ProxyState;
 use crate::state::flow_target::{FlowKey, FlowTarget, Flows, ToEndpoint};
@@ -116,12 +116,12 @@ impl DatagramListener {
             return None;
         }
         let place = ClientPlace { ip: Some(client.ip().to_canonical()), node: None };
-        let usable = |endpoint: &Endpoint| is_reachable(state, &route, endpoint);
-        let Some(endpoint) = pick_endpoint(state, &route, place, usable) else {
+        let way = |endpoint: &Endpoint| Way::to(state, &route, Protocol::Udp, endpoint.address());
+        let Some((endpoint, way)) = pick_endpoint(state, &route, place, way) else {
             state.metrics.no_endpoint.inc();
             return None;
         };
-        let opened = self.connect(&route, &endpoint, client);
+        let opened = connect(&route, (endpoint.address(), way), client);
         let (to, from) = opened
             .inspect_err(|error| tracing::debug!(%client, ip = %endpoint.ip, %error, "no flow to an endpoint"))
             .ok()?;
@@ -137,30 +137,23 @@ impl DatagramListener {
         tokio::spawn(flow.run(from, self.route.clone()));
         Some(to)
     }
-
-    fn connect(
-        &self,
-        route: &PortRoute,
-        endpoint: &Endpoint,
-        client: SocketAddr,
-    ) -> io::Result<(ToEndpoint, FromEndpoint)> {
-        let at = endpoint.address();
-        if let Some(serve) = self.state.network.find(at.ip(), Protocol::Udp, at.port()) {
-            let origin = Origin { peer: Peer::Host(client), local: at, via: route.via.clone() };
-            let pipe = serve.datagrams(&origin).map_err(|_| io::Error::from(io::ErrorKind::ConnectionRefused))?;
-            let DatagramPipe { send, receive } = pipe;
-            return Ok((ToEndpoint::Pod(send), FromEndpoint::Pod(receive)));
-        }
-        let held = Descriptors::process().take(Class::Backends)?;
-        let socket = Arc::new(connected(at)?);
-        Ok((ToEndpoint::Socket(socket.clone()), FromEndpoint::Socket { socket, _held: held }))
-    }
 }
 
-/// Whether a flow may lead to an endpoint: to a pod that listens, or to an address outside.
-pub(crate) fn is_reachable(state: &ProxyState, route: &PortRoute, endpoint: &Endpoint) -> bool {
-    let at = endpoint.address();
-    state.network.find(at.ip(), Protocol::Udp, at.port()).is_some() || state.may_dial(route, at)
+/// Opens the two directions of a flow to an endpoint.
+fn connect(
+    route: &PortRoute,
+    (at, way): (SocketAddr, Way),
+    client: SocketAddr,
+) -> io::Result<(ToEndpoint, FromEndpoint)> {
+    if let Way::Pod(serve) = way {
+        let origin = Origin { peer: Peer::Host(client), local: at, via: route.via.clone() };
+        let pipe = serve.datagrams(&origin).map_err(|_| io::Error::from(io::ErrorKind::ConnectionRefused))?;
+        let DatagramPipe { send, receive } = pipe;
+        return Ok((ToEndpoint::Pod(send), FromEndpoint::Pod(receive)));
+    }
+    let held = Descriptors::process().take(Class::Backends)?;
+    let socket = Arc::new(connected(at)?);
+    Ok((ToEndpoint::Socket(socket.clone()), FromEndpoint::Socket { socket, _held: held }))
 }
 
 /// The task of one flow: the endpoint's datagrams, and the flow's end.
