@@ -73,7 +73,7 @@ pub(super) fn difference(old: &Value, new: &Value) -> Vec<FieldChange> {
     if changes.iter().any(|change| !is_time(change)) {
         changes.retain(|change| !is_time(change));
     }
-    changes.sort_by(|a, b| (rank(&a.field), &a.field).cmp(&(rank(&b.field), &b.field)));
+    changes.sort_by_key(|change| (rank(&change.field), change.field.clone()));
     for change in &mut changes {
         change.from = change.from.take().map(shortened);
         change.to = change.to.take().map(shortened);

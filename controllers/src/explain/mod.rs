@@ -2,13 +2,19 @@
 //! results of the requests that the decision needs. Nothing is performed. Pure.
 
 mod fields;
+mod kinds;
 mod plan;
+mod recording;
 #[cfg(test)]
 mod stories;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::Arc;
 
+use jiff::Timestamp;
 use machinery_api::ObjectKey;
 use machinery_client::pass::EffectResult;
 use machinery_client::{Context, Controller, Effect, Failure, ObjectCache, Pass, Plan};
@@ -16,11 +22,82 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 pub use self::fields::FieldChange;
+pub use self::kinds::{find_kind, of_controllers};
 pub use self::plan::{ActionText, PlanText};
+pub use self::recording::{Recording, RecordingError, RecordingInputs};
 use crate::Settings;
 
 /// Maximum rounds of requests in one decision, as in the driver.
 const ROUNDS_MAX: usize = 24;
+
+/// Controllers with an input that only the control plane has.
+const UNKNOWN_INPUTS: &[(&str, &str)] = &[
+    ("certificatesigningrequest-signing-controller", "the key of the certificate authority"),
+    ("cloud-node-controller", "the cloud provider"),
+    ("cloud-node-lifecycle-controller", "the cloud provider"),
+    ("node-ipam-controller", "the networks for nodes"),
+    ("root-ca-certificate-publisher-controller", "the certificate authority"),
+    ("service-lb-controller", "the pool of addresses"),
+    ("serviceaccount-token-controller", "the key of tokens"),
+    ("validatingadmissionpolicy-status-controller", "the type checker of expressions"),
+];
+
+/// The input of a controller that an explanation lacks.
+fn unknown_input(controller: &str) -> Option<&'static str> {
+    UNKNOWN_INPUTS.iter().find(|(name, _)| *name == controller).map(|(_, input)| *input)
+}
+
+/// The plans of an object's controllers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Explanation {
+    /// Kind, namespace and name.
+    pub object: String,
+    /// The time of the decision.
+    pub now: Timestamp,
+    /// The plans, in the order of the controllers' table.
+    pub controllers: Vec<ControllerPlan>,
+    /// Other controllers that watch the kind, for keys of other objects.
+    pub others: Vec<&'static str>,
+}
+
+/// A controller's plan for a key.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ControllerPlan {
+    /// Upstream's name of the controller.
+    pub controller: &'static str,
+    /// The key, as `namespace/name`.
+    pub key: String,
+    /// An input of the decision that only the control plane has: the plan may differ from the controller's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unknown: Option<&'static str>,
+    /// The plan.
+    pub plan: PlanText,
+}
+
+impl fmt::Display for Explanation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{} at {}", self.object, self.now.strftime("%Y-%m-%dT%H:%M:%SZ"))?;
+        for controller in &self.controllers {
+            write!(f, "\n{}", controller.controller)?;
+            if self.object.split_once(' ').is_none_or(|(_, own)| own != controller.key) {
+                write!(f, ", key {}", controller.key)?;
+            }
+            writeln!(f)?;
+            for line in controller.plan.to_string().lines() {
+                writeln!(f, "  {line}")?;
+            }
+            if let Some(input) = controller.unknown {
+                writeln!(f, "  note: {input} is unknown here, so that the controller's plan may differ")?;
+            }
+        }
+        if !self.others.is_empty() {
+            writeln!(f, "\nother controllers that watch its kind (--controller NAME): {}", self.others.join(", "))?;
+        }
+        Ok(())
+    }
+}
 
 /// The API server's response to a request of a decision.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

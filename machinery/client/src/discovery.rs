@@ -13,11 +13,11 @@ const AGGREGATED: &str = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGrou
 
 /// The result of discovery.
 #[derive(Debug, Default, PartialEq)]
-pub(super) struct DiscoveredKinds {
+pub struct DiscoveredKinds {
     /// Kinds that can be listed, watched and deleted.
-    pub(super) kinds: BTreeSet<Kind>,
+    pub kinds: BTreeSet<Kind>,
     /// Groups whose discovery failed, with the reason.
-    pub(super) failed: BTreeMap<String, String>,
+    pub failed: BTreeMap<String, String>,
 }
 
 #[derive(Deserialize)]
@@ -68,7 +68,10 @@ struct ResponseKind {
 }
 
 /// Fetches and parses the discovery document.
-pub(super) async fn discover_kinds(client: &Client) -> Result<DiscoveredKinds, kube::Error> {
+///
+/// # Errors
+/// If the server can't be reached, rejects the request, or returns another document.
+pub async fn discover_kinds(client: &Client) -> Result<DiscoveredKinds, kube::Error> {
     let mut found = DiscoveredKinds::default();
     for path in ["/api", "/apis"] {
         let request = Request::get(path).header(ACCEPT, AGGREGATED).body(Vec::new()).map_err(kube::Error::HttpError)?;

@@ -16,7 +16,7 @@ mod claim_cache;
 mod claim_index;
 pub mod claims;
 mod connect;
-mod discovery;
+pub mod discovery;
 pub mod driver;
 pub mod effect;
 pub mod election;
