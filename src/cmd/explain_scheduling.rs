@@ -27,7 +27,7 @@ use tools_command::output::{columns, plain, print_stdout, result};
 /// Page size of lists.
 const PAGE: usize = 500;
 /// Maximum size of a recording: some hundred thousand pods.
-const RECORDING_BYTES_MAX: u64 = 512 << 20;
+pub(super) const RECORDING_BYTES_MAX: u64 = 512 << 20;
 /// Maximum size of a manifest or a scheduler's file.
 const FILE_BYTES_MAX: u64 = 4 << 20;
 
@@ -95,12 +95,12 @@ pub(crate) fn run(flags: &ExplainScheduling, common: &Common) -> Result<(), Fail
     Ok(())
 }
 
-fn of_file(file: &Path, why: impl std::fmt::Display) -> anyhow::Error {
+pub(super) fn of_file(file: &Path, why: impl std::fmt::Display) -> anyhow::Error {
     anyhow!("{}: {why}", file.display())
 }
 
 /// Reads a file up to a maximum size.
-fn text_of(file: &Path, bytes_max: u64) -> anyhow::Result<String> {
+pub(super) fn text_of(file: &Path, bytes_max: u64) -> anyhow::Result<String> {
     let open = std::fs::File::open(file).with_context(|| format!("cannot read {}", file.display()))?;
     let mut text = String::new();
     let read = open.take(bytes_max + 1).read_to_string(&mut text);
@@ -196,7 +196,7 @@ async fn all<K: Typed>(client: &Client) -> anyhow::Result<Vec<K>> {
     }
 }
 
-fn api_message(error: kube::Error) -> anyhow::Error {
+pub(super) fn api_message(error: kube::Error) -> anyhow::Error {
     match error {
         kube::Error::Api(status) => anyhow!("{}", status.message),
         other => anyhow::Error::new(other),

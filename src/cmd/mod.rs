@@ -10,6 +10,7 @@ mod controller_manager;
 mod dashboard;
 mod demo;
 mod doctor;
+mod explain_reconcile;
 mod explain_scheduling;
 mod flags;
 mod generate;
@@ -41,6 +42,7 @@ use controller_manager::ControllerManager;
 use dashboard::Dashboard;
 use demo::Demo;
 use doctor::Doctor;
+use explain_reconcile::ExplainReconcile;
 use explain_scheduling::ExplainScheduling;
 use generate::{Completion, Man};
 use image::Images;
@@ -126,6 +128,11 @@ pub(crate) enum Verb {
         after_help = "Example: coracle explain-scheduling web-1 -n shop\n         coracle explain-scheduling web-1 --record web-1.json; coracle explain-scheduling --replay web-1.json"
     )]
     ExplainScheduling(ExplainScheduling),
+    /// Shows what the controllers of an object would do now, and does nothing
+    #[command(
+        after_help = "Example: coracle explain-reconcile deployment/web -n shop\n         coracle explain-reconcile pod/web-1 --controller taint-eviction-controller"
+    )]
+    ExplainReconcile(ExplainReconcile),
     /// Runs a .wasm file in the cluster of --data-dir: pushes it, makes a Deployment and a Service, waits until it is
     /// ready
     #[command(after_help = "Example: coracle run hello.wasm --port 8080 --dev")]
@@ -241,6 +248,7 @@ pub(crate) fn run(cli: Cli) -> Result<(), Failure> {
         Verb::Node(flags) => node::run(&flags, &cli.common),
         Verb::Proxy(flags) => proxy::run(&flags),
         Verb::ExplainScheduling(flags) => explain_scheduling::run(&flags, &cli.common),
+        Verb::ExplainReconcile(flags) => explain_reconcile::run(&flags, &cli.common),
         Verb::Run(flags) => run::run(&flags, &cli.common),
         Verb::New(flags) => new::run(&flags),
         Verb::Push(flags) => push::run(&flags, &cli.common),

@@ -3,7 +3,7 @@
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 exits 0 "$CORACLE" --help
-for verb in demo up server apiserver controllers scheduler explain-scheduling run push pull inspect image call backup restore completion man config-schema version status new bind doctor dashboard; do
+for verb in demo up server apiserver controllers scheduler explain-scheduling explain-reconcile run push pull inspect image call backup restore completion man config-schema version status new bind doctor dashboard; do
   has "\\b$verb\\b" "$CORACLE" --help || fail "--help does not name $verb"
   exits 0 "$CORACLE" "$verb" --help
   grep -q 'Example' "$WORK/out" || fail "$verb --help shows no example"
