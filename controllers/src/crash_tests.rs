@@ -85,8 +85,8 @@ impl Play {
             let mut idle = true;
             for (name, keys) in keys(&self.simulation) {
                 for key in keys {
-                    let (actions, asked) = self.decide(name, &key);
-                    idle &= !asked;
+                    let (actions, has_effects) = self.decide(name, &key);
+                    idle &= !has_effects;
                     let actions = single(actions, self.order);
                     let last = actions.len();
                     for (at, action) in actions.into_iter().enumerate() {

@@ -245,8 +245,8 @@ impl<'a> SliceChanges<'a> {
         changed.sort_by_key(|slice| std::cmp::Reverse(slice.endpoints.as_ref().map_or(0, Vec::len)));
         for slice in &mut changed {
             let endpoints = slice.endpoints.get_or_insert_default();
-            let room = ENDPOINTS_MAX.saturating_sub(endpoints.len()).min(rest.len());
-            endpoints.extend(rest.drain(..room));
+            let free = ENDPOINTS_MAX.saturating_sub(endpoints.len()).min(rest.len());
+            endpoints.extend(rest.drain(..free));
         }
         if !rest.is_empty() {
             let length = |slice: &EndpointSlice| slice.endpoints.as_ref().map_or(0, Vec::len);

@@ -422,10 +422,10 @@ mod tests {
             let sets = kind.kind == "ReplicaSet";
             assert_eq!(known.iter().map(String::as_str).collect::<Vec<_>>(), if sets { vec!["r"] } else { vec![] });
         }
-        let asked = |kind: &str| {
+        let is_checked = |kind: &str| {
             checks.iter().any(|check| matches!(check, Action::RequireDependents { kind: of, .. } if of.kind == kind))
         };
-        assert!(asked("Pod") && asked("ReplicaSet") && !asked("Deployment") && !asked("Node"));
+        assert!(is_checked("Pod") && is_checked("ReplicaSet") && !is_checked("Deployment") && !is_checked("Node"));
         let kinds: Vec<Kind> = cluster.view.kinds().cloned().collect();
         kinds.iter().for_each(|kind| cluster.view.progress(kind, owner));
         let plan = reconcile(&cluster.view, &key("d"), &cluster.context(&settings));

@@ -128,17 +128,17 @@ fn known(name: &str) -> Option<&'static str> {
 /// # Errors
 /// An item names no controller.
 pub fn disabled(list: &[String]) -> Result<Vec<String>, SelectError> {
-    let mut said: Vec<(&str, bool)> = Vec::new();
+    let mut listed: Vec<(&str, bool)> = Vec::new();
     for item in list.iter().map(|item| item.trim()).filter(|item| !matches!(*item, "" | "*")) {
         let (name, on) = item.strip_prefix('-').map_or((item, true), |name| (name, false));
         let name = known(name).ok_or_else(|| SelectError::Unknown(name.to_owned()))?;
         if on && !CONTROLLERS.iter().any(|row| row.name == name) {
             return Err(SelectError::Absent(name.to_owned()));
         }
-        said.push((name, on));
+        listed.push((name, on));
     }
     let others = list.iter().any(|item| item.trim() == "*");
-    let runs = |name: &str| said.iter().find(|(said, _)| *said == name).map_or(others, |(_, on)| *on);
+    let runs = |name: &str| listed.iter().find(|(other, _)| *other == name).map_or(others, |(_, on)| *on);
     Ok(all().into_iter().filter(|name| !runs(name)).map(str::to_owned).collect())
 }
 

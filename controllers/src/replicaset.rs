@@ -159,7 +159,7 @@ fn scale<K: Replicated>(
     (wanted, allowed): (usize, usize),
     now: Timestamp,
 ) -> Option<Action> {
-    let said = |event: EventRecord| Some(EventRecord { source: K::SOURCE, ..event });
+    let from_source = |event: EventRecord| Some(EventRecord { source: K::SOURCE, ..event });
     match active.len().cmp(&wanted) {
         Ordering::Equal => None,
         Ordering::Less if allowed == 0 => None,
@@ -170,8 +170,8 @@ fn scale<K: Replicated>(
             let namespace = metadata.namespace.as_deref().unwrap_or_default();
             let pod = pods::from_template(&template, namespace, name, controlled_by(owner));
             let create = Action::create(&pod).noted(
-                said(EventRecord::normal(owner, "SuccessfulCreate", "Created pod: {name}")),
-                said(EventRecord::warning(owner, "FailedCreate", "Error creating: {error}")),
+                from_source(EventRecord::normal(owner, "SuccessfulCreate", "Created pod: {name}")),
+                from_source(EventRecord::warning(owner, "FailedCreate", "Error creating: {error}")),
             );
             Some(Action::SlowStart(vec![create; allowed.min(BURST_PODS)]))
         }
@@ -179,8 +179,8 @@ fn scale<K: Replicated>(
             let surplus = (active.len() - wanted).min(BURST_PODS);
             let delete = |pod: &&Pod| {
                 Action::delete(*pod).noted(
-                    said(EventRecord::normal(owner, "SuccessfulDelete", "Deleted pod: {name}")),
-                    said(EventRecord::warning(owner, "FailedDelete", "Error deleting: {error}")),
+                    from_source(EventRecord::normal(owner, "SuccessfulDelete", "Deleted pod: {name}")),
+                    from_source(EventRecord::warning(owner, "FailedDelete", "Error deleting: {error}")),
                 )
             };
             let order = if surplus < active.len() {

@@ -174,23 +174,23 @@ fn judge(
     if own.len() < 2 && !own.iter().any(|own| request.dns_names.iter().any(|name| name == own)) {
         return Verdict::Wait;
     }
-    let asked: Vec<String> =
+    let requested: Vec<String> =
         request.dns_names.iter().cloned().chain(request.ip_addresses.iter().map(IpAddr::to_string)).collect();
-    if asked.len() > NAMES_MAX {
+    if requested.len() > NAMES_MAX {
         return leave("it has more than 32 subjectAltNames");
     }
-    let wrong = asked.iter().find_map(|asked| {
-        let shown = asked.escape_debug();
-        if !is_own(&own, asked) {
+    let wrong = requested.iter().find_map(|subject| {
+        let shown = subject.escape_debug();
+        if !is_own(&own, subject) {
             return Some(format!("{shown} is not among the addresses of the Node"));
         }
-        if is_reserved(asked) {
+        if is_reserved(subject) {
             return Some(format!("{shown} is no node's"));
         }
-        if !is_below(name, asked) {
+        if !is_below(name, subject) {
             return Some(format!("{shown} is a DNS name other than the Node's"));
         }
-        taken(node, asked).map(|whose| format!("{shown} is {whose}"))
+        taken(node, subject).map(|whose| format!("{shown} is {whose}"))
     });
     wrong.map_or(Verdict::Approve, Verdict::Leave)
 }
@@ -200,22 +200,22 @@ fn address(text: &str) -> Option<IpAddr> {
     text.parse::<IpAddr>().ok().map(|ip| ip.to_canonical())
 }
 
-fn is_own(own: &BTreeSet<&str>, asked: &str) -> bool {
-    own.contains(asked) || address(asked).is_some_and(|ip| own.iter().any(|own| address(own) == Some(ip)))
+fn is_own(own: &BTreeSet<&str>, subject: &str) -> bool {
+    own.contains(subject) || address(subject).is_some_and(|ip| own.iter().any(|own| address(own) == Some(ip)))
 }
 
 /// Whether a DNS name is the Node's, alone or with a domain. Addresses are.
-fn is_below(node: &str, asked: &str) -> bool {
-    let rest = || asked.strip_prefix(node);
-    address(asked).is_some() || rest().is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+fn is_below(node: &str, subject: &str) -> bool {
+    let rest = || subject.strip_prefix(node);
+    address(subject).is_some() || rest().is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
 }
 
 /// Names of the API server and of Services, patterns, and addresses that are no machine's, or every machine's.
-fn is_reserved(asked: &str) -> bool {
-    if let Some(ip) = address(asked) {
+fn is_reserved(subject: &str) -> bool {
+    if let Some(ip) = address(subject) {
         return ip.is_unspecified() || ip.is_multicast() || ip.is_loopback();
     }
-    let name = asked.trim_end_matches('.').to_ascii_lowercase();
+    let name = subject.trim_end_matches('.').to_ascii_lowercase();
     let labels: Vec<&str> = name.split('.').collect();
     labels.contains(&"*")
         || labels.contains(&"svc")
@@ -225,19 +225,19 @@ fn is_reserved(asked: &str) -> bool {
 }
 
 /// Whose a name or address is, other than the Node's.
-fn taken(view: &ObjectCache, node: &Node, asked: &str) -> Option<String> {
+fn taken(view: &ObjectCache, node: &Node, subject: &str) -> Option<String> {
     let born = |node: &Node| node.metadata.creation_timestamp.as_ref().map(|born| born.0);
     let first = |other: &Node| (born(other), &other.metadata.name) < (born(node), &node.metadata.name);
     let is_its_name =
-        |other: &Node| other.metadata.name.as_deref().is_some_and(|name| name.eq_ignore_ascii_case(asked));
+        |other: &Node| other.metadata.name.as_deref().is_some_and(|name| name.eq_ignore_ascii_case(subject));
     let others = || view.all::<Node>().filter(|other| other.metadata.name != node.metadata.name);
     if others().any(is_its_name) {
         return Some("another Node's name".to_owned());
     }
-    if let Some(older) = others().filter(|other| first(other)).find(|other| is_own(&addresses(other), asked)) {
+    if let Some(older) = others().filter(|other| first(other)).find(|other| is_own(&addresses(other), subject)) {
         return Some(format!("an address of the older Node {}", older.metadata.name.as_deref().unwrap_or_default()));
     }
-    address(asked).and_then(|ip| taken_by_cluster(view, ip)).or_else(|| taken_by_server(view, node, asked))
+    address(subject).and_then(|ip| taken_by_cluster(view, ip)).or_else(|| taken_by_server(view, node, subject))
 }
 
 /// What of the cluster has an address, or may get it.
@@ -262,7 +262,7 @@ fn taken_by_cluster(view: &ObjectCache, ip: IpAddr) -> Option<String> {
 }
 
 /// Whether an API server serves under a name or address, as far as the Node isn't on the machine of one.
-fn taken_by_server(view: &ObjectCache, node: &Node, asked: &str) -> Option<String> {
+fn taken_by_server(view: &ObjectCache, node: &Node, subject: &str) -> Option<String> {
     if is_control_plane(node) {
         return None;
     }
@@ -279,20 +279,20 @@ fn taken_by_server(view: &ObjectCache, node: &Node, asked: &str) -> Option<Strin
     let present = subsets.flat_map(|subset| subset.addresses.iter().flatten()).map(|of| of.ip.as_str());
     recorded
         .chain(present)
-        .any(|recorded| covers(recorded, asked))
+        .any(|recorded| covers(recorded, subject))
         .then(|| format!("an API server's: if the node is on its machine, label the Node with {CONTROL_PLANE}"))
 }
 
 /// Whether a recorded address or name, also a pattern, is the requested one to those who verify a certificate.
-fn covers(recorded: &str, asked: &str) -> bool {
+fn covers(recorded: &str, subject: &str) -> bool {
     let name = |text: &str| text.trim().trim_end_matches('.').to_ascii_lowercase();
-    if let Some(ip) = address(asked) {
+    if let Some(ip) = address(subject) {
         return address(recorded.trim()) == Some(ip);
     }
-    let (recorded, asked) = (name(recorded), name(asked));
+    let (recorded, subject) = (name(recorded), name(subject));
     match recorded.strip_prefix("*.") {
-        Some(domain) => asked.split_once('.').is_some_and(|(_, rest)| rest == domain),
-        None => recorded == asked,
+        Some(domain) => subject.split_once('.').is_some_and(|(_, rest)| rest == domain),
+        None => recorded == subject,
     }
 }
 
@@ -385,7 +385,7 @@ mod tests {
 
     fn leaves(csr: &CertificateSigningRequest, request: &CertificateRequest, why: &str) {
         match verdict(csr, request, Vec::new()) {
-            Verdict::Leave(said) => assert!(said.contains(why), "{said}"),
+            Verdict::Leave(reason) => assert!(reason.contains(why), "{reason}"),
             other => panic!("{other:?} instead of {why}"),
         }
     }
@@ -515,7 +515,7 @@ mod tests {
             judge(&csr(json!({})), &request(), found, start(), &|node, name| taken(&simulation.view, node, name))
         };
         let leaves = |others: Vec<Value>, why: &str| match given(others) {
-            Verdict::Leave(said) => assert!(said.starts_with(why), "{said}"),
+            Verdict::Leave(reason) => assert!(reason.starts_with(why), "{reason}"),
             other => panic!("{other:?} instead of {why}"),
         };
         leaves(vec![record("192.0.2.9\n192.0.2.1\n")], "192.0.2.1 is an API server's");
@@ -526,7 +526,7 @@ mod tests {
         // The names of `--tls-san`: the bearer of a bootstrap token chooses the name of its node.
         leaves(vec![record("N1. \n")], "n1 is an API server's");
         assert_eq!(given(vec![record("n1.example\nn11\n*.n1\n*.example\n")]), Verdict::Approve);
-        for (recorded, asked, is_covered) in [
+        for (recorded, subject, is_covered) in [
             ("api.example", "API.Example.", true),
             (" api.example.\r", "api.example", true),
             ("*.example", "n1.example", true),
@@ -538,7 +538,7 @@ mod tests {
             ("192.0.2.1", "192.0.2.10", false),
             ("", "n1", false),
         ] {
-            assert_eq!(covers(recorded, asked), is_covered, "{recorded:?} {asked}");
+            assert_eq!(covers(recorded, subject), is_covered, "{recorded:?} {subject}");
         }
     }
 

@@ -63,9 +63,9 @@ fn reconcile(view: &ObjectCache, key: &ObjectKey, context: &Context<'_, Settings
     vec![Action::update_status(&failed(csr, &why, context.now))].into()
 }
 
-fn life(asked_seconds: Option<i32>, context: &Context<'_, Settings>) -> (Timestamp, Timestamp) {
+fn life(requested_seconds: Option<i32>, context: &Context<'_, Settings>) -> (Timestamp, Timestamp) {
     let most = context.settings.certificate_life;
-    let requested = asked_seconds.map(|seconds| Duration::from_secs(u64::try_from(seconds).unwrap_or(0)));
+    let requested = requested_seconds.map(|seconds| Duration::from_secs(u64::try_from(seconds).unwrap_or(0)));
     let life = requested.map_or(most, |requested| requested.max(LIFE_MIN).min(most));
     let now = context.now;
     let end = if life < SHORT { life } else { life.saturating_sub(BACKDATE) };

@@ -93,7 +93,7 @@ mod tests {
         }
     }
 
-    fn said(signer: &str, request: &CertificateRequest, usages: &[&str]) -> String {
+    fn verdict(signer: &str, request: &CertificateRequest, usages: &[&str]) -> String {
         let usages: Vec<String> = usages.iter().map(|usage| (*usage).to_owned()).collect();
         match check(signer, request, &usages) {
             None => "not ours".into(),
@@ -105,26 +105,26 @@ mod tests {
     #[test]
     fn each_signer_accepts_upstreams_usages() {
         let client = [SIGNATURE, CLIENT];
-        assert_eq!(said(KUBELET_CLIENT_SIGNER, &node(), &client), "taken");
-        assert_eq!(said(KUBELET_CLIENT_SIGNER, &node(), &[ENCIPHERMENT, SIGNATURE, CLIENT]), "taken");
+        assert_eq!(verdict(KUBELET_CLIENT_SIGNER, &node(), &client), "taken");
+        assert_eq!(verdict(KUBELET_CLIENT_SIGNER, &node(), &[ENCIPHERMENT, SIGNATURE, CLIENT]), "taken");
         let why = "usages did not match [client auth digital signature key encipherment]";
-        assert_eq!(said(KUBELET_CLIENT_SIGNER, &node(), &[CLIENT]), why);
+        assert_eq!(verdict(KUBELET_CLIENT_SIGNER, &node(), &[CLIENT]), why);
         let other = CertificateRequest { organizations: vec![NODES.into(), "x".into()], ..node() };
-        assert_eq!(said(KUBELET_CLIENT_SIGNER, &other, &client), "subject organization is not system:nodes");
+        assert_eq!(verdict(KUBELET_CLIENT_SIGNER, &other, &client), "subject organization is not system:nodes");
         let other = CertificateRequest { common_name: "n1".into(), ..node() };
         let why = "subject common name does not begin with system:node:";
-        assert_eq!(said(KUBELET_CLIENT_SIGNER, &other, &client), why);
+        assert_eq!(verdict(KUBELET_CLIENT_SIGNER, &other, &client), why);
         let named = CertificateRequest { dns_names: vec!["n1".into()], ..node() };
-        assert_eq!(said(KUBELET_CLIENT_SIGNER, &named, &client), "DNS subjectAltNames are not allowed");
-        assert_eq!(said(KUBELET_SERVING_SIGNER, &named, &[SIGNATURE, SERVER]), "taken");
+        assert_eq!(verdict(KUBELET_CLIENT_SIGNER, &named, &client), "DNS subjectAltNames are not allowed");
+        assert_eq!(verdict(KUBELET_SERVING_SIGNER, &named, &[SIGNATURE, SERVER]), "taken");
         let why = "DNS or IP subjectAltName is required";
-        assert_eq!(said(KUBELET_SERVING_SIGNER, &node(), &[SIGNATURE, SERVER]), why);
-        assert_eq!(said(CLIENT_SIGNER, &other, &client), "taken");
+        assert_eq!(verdict(KUBELET_SERVING_SIGNER, &node(), &[SIGNATURE, SERVER]), why);
+        assert_eq!(verdict(CLIENT_SIGNER, &other, &client), "taken");
         let why = "invalid usage for client certificate: server auth";
-        assert_eq!(said(CLIENT_SIGNER, &other, &[CLIENT, SERVER]), why);
+        assert_eq!(verdict(CLIENT_SIGNER, &other, &[CLIENT, SERVER]), why);
         let why = "missing required usage for client certificate: client auth";
-        assert_eq!(said(CLIENT_SIGNER, &other, &[SIGNATURE]), why);
-        assert_eq!(said(LEGACY_SIGNER, &other, &["any"]), "taken");
-        assert_eq!(said("example.com/s", &other, &client), "not ours");
+        assert_eq!(verdict(CLIENT_SIGNER, &other, &[SIGNATURE]), why);
+        assert_eq!(verdict(LEGACY_SIGNER, &other, &["any"]), "taken");
+        assert_eq!(verdict("example.com/s", &other, &client), "not ours");
     }
 }

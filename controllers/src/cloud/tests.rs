@@ -189,7 +189,7 @@ struct Silent;
 
 impl Instances for Silent {
     fn instance(&self, _: &str, _: Option<&str>) -> Result<Option<Arc<Instance>>, String> {
-        Err("not asked yet".into())
+        Err("not queried yet".into())
     }
 }
 

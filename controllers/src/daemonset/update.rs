@@ -66,8 +66,11 @@ impl<'a> DaemonSetPass<'a> {
                 Some((None, Some(old))) => candidates.push(old),
             }
         }
-        let room = most.saturating_sub(unavailable);
-        PodChanges { make: Vec::new(), delete: unwell.into_iter().chain(candidates.into_iter().take(room)).collect() }
+        let allowed = most.saturating_sub(unavailable);
+        PodChanges {
+            make: Vec::new(),
+            delete: unwell.into_iter().chain(candidates.into_iter().take(allowed)).collect(),
+        }
     }
 
     /// Creates the new pod first.

@@ -119,13 +119,13 @@ pub(super) fn replicas_of_new(rollout: &Rollout<'_>, present: i32) -> i32 {
         return wanted;
     }
     let most = wanted.saturating_add(max_surge(rollout.deployment));
-    let room = most.saturating_sub(total(rollout.all()));
-    if room <= 0 { present } else { present + room.min(wanted - present) }
+    let spare = most.saturating_sub(total(rollout.all()));
+    if spare <= 0 { present } else { present + spare.min(wanted - present) }
 }
 
 fn named(deployment: &str, hash: &str) -> String {
-    let room = NAME_LENGTH_MAX - 1 - hash.len();
-    let mut end = deployment.len().min(room);
+    let length_max = NAME_LENGTH_MAX - 1 - hash.len();
+    let mut end = deployment.len().min(length_max);
     while !deployment.is_char_boundary(end) {
         end -= 1;
     }

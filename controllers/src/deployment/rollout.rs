@@ -161,9 +161,9 @@ pub(super) fn proportional(rollout: &mut Rollout<'_>) {
     let mut sizes: Vec<i32> = Vec::with_capacity(sets.len());
     for set in &sets {
         let part = part(set, wanted, allowed, known);
-        let room = to_add - added;
-        let part = if to_add > 0 { part.min(room) } else { part.max(room) };
-        let part = if to_add == 0 || room == 0 { 0 } else { part };
+        let left = to_add - added;
+        let part = if to_add > 0 { part.min(left) } else { part.max(left) };
+        let part = if to_add == 0 || left == 0 { 0 } else { part };
         sizes.push(size(set) + part);
         added += part;
     }

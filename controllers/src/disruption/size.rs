@@ -126,7 +126,7 @@ mod tests {
     }
 
     /// Repeats the pass with the answers of a server that has these paths.
-    fn asked(pods: &[Pod], server: &[(&str, Value)]) -> Result<(i32, bool), String> {
+    fn sum_with_responses(pods: &[Pod], server: &[(&str, Value)]) -> Result<(i32, bool), String> {
         let view = crate::simulation(crate::table_tests::start(), Vec::new()).view;
         let mut pass = Pass::default();
         for _ in 0..9 {
@@ -164,7 +164,7 @@ mod tests {
         ];
         let of = |owners: &[Option<(&str, &str)>]| {
             let pods: Vec<Pod> = owners.iter().enumerate().map(|(i, owner)| pod(&format!("p{i}"), *owner)).collect();
-            asked(&pods, &server)
+            sum_with_responses(&pods, &server)
         };
         let (chess, go) = (Some(("Game", "chess")), Some(("Game", "go")));
         assert_eq!(of(&[chess, chess, go]), Ok((7, false)));

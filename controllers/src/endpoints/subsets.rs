@@ -103,12 +103,12 @@ pub(super) fn truncate(subsets: &mut [EndpointSubset], most: usize) -> bool {
         return false;
     }
     let cut_ready = ready > most;
-    let (room, total) = if cut_ready { (most, ready) } else { (most - ready, other) };
-    let mut left = room;
+    let (capacity, total) = if cut_ready { (most, ready) } else { (most - ready, other) };
+    let mut left = capacity;
     for subset in subsets {
         let list = if cut_ready { &mut subset.addresses } else { &mut subset.not_ready_addresses };
         let length = list.as_ref().map_or(0, Vec::len);
-        let part = length.saturating_mul(room).div_ceil(total.max(1)).min(left).min(length);
+        let part = length.saturating_mul(capacity).div_ceil(total.max(1)).min(left).min(length);
         left -= part;
         if let Some(addresses) = list {
             addresses.truncate(part);

@@ -217,16 +217,16 @@ fn unknown_conditions(node: &Node, now: Timestamp) -> Option<Vec<NodeCondition>>
 fn mark_pods(view: &ObjectCache, node: &Node, now: Timestamp) -> Vec<Action> {
     let Some(down) = condition(node, "Ready").filter(|ready| ready.status != "True") else { return Vec::new() };
     let since = down.last_transition_time.as_ref().filter(|_| down.status == "False");
-    let said_since = |pod: &Pod| {
+    let reported_since = |pod: &Pod| {
         let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_deref()).unwrap_or_default();
         let ready = conditions.iter().find(|condition| condition.type_ == "Ready");
         ready
             .and_then(|ready| ready.last_transition_time.as_ref())
             .zip(since)
-            .is_some_and(|(said, since)| said.0 > since.0)
+            .is_some_and(|(reported, since)| reported.0 > since.0)
     };
     let on_node = view.on_node(node.metadata.name.as_deref().unwrap_or_default());
-    let marked = on_node.filter(|pod| pods::is_ready(pod) && !said_since(pod)).map(|pod| {
+    let marked = on_node.filter(|pod| pods::is_ready(pod) && !reported_since(pod)).map(|pod| {
         let mut conditions = pod.conditions();
         for condition in conditions.iter_mut().filter(|condition| condition.type_ == "Ready") {
             condition.status = "False".into();

@@ -163,9 +163,9 @@ fn pods_are_marked_at_the_version_that_was_read() {
     let settings = settings();
     assert!(cluster.apply(reconcile(&cluster.view, &key, &cluster.context(&settings))).is_empty());
     let plan = reconcile(&cluster.view, &key, &cluster.context(&settings));
-    let mut said = running_pod("one");
-    said["status"]["conditions"][0]["message"] = json!("newer");
-    cluster.write(&Kind::of::<Pod>(), said);
+    let mut reported = running_pod("one");
+    reported["status"]["conditions"][0]["message"] = json!("newer");
+    cluster.write(&Kind::of::<Pod>(), reported);
     assert_eq!(cluster.apply(plan), ["pods default/p conflicts"], "the node has spoken meanwhile");
 }
 
@@ -314,9 +314,9 @@ fn a_node_that_returns_unready_stays_lost() {
     let mut cluster = crate::simulation(at(0), of_zone("z", 3));
     pass(&mut cluster, 45, |name| name != "z-00", &settings());
     assert_eq!(state(&cluster, "z-00").1, ["unreachable:NoSchedule", "unreachable:NoExecute"]);
-    let mut said = cluster.view.object(&Kind::of::<Node>(), &ObjectKey::cluster("z-00")).unwrap().to_value();
-    said["status"]["conditions"][0] = json!({"type": "Ready", "status": "False", "lastHeartbeatTime": at(45)});
-    cluster.write(&Kind::of::<Node>(), said);
+    let mut reported = cluster.view.object(&Kind::of::<Node>(), &ObjectKey::cluster("z-00")).unwrap().to_value();
+    reported["status"]["conditions"][0] = json!({"type": "Ready", "status": "False", "lastHeartbeatTime": at(45)});
+    cluster.write(&Kind::of::<Node>(), reported);
     settle(&mut cluster);
     assert_eq!(state(&cluster, "z-00").1, ["not-ready:NoSchedule", "not-ready:NoExecute"]);
 }

@@ -146,7 +146,7 @@ impl MetricInputs<'_> {
         container: Option<&str>,
         target: &MetricTarget,
     ) -> Result<(Proposal, String, MetricValueStatus), Stop> {
-        let asked = |before: &str, source: &Self| {
+        let fetch_usage = |before: &str, source: &Self| {
             let found = metrics::resource(source.pass, source.scope, resource, container);
             found.map_err(|stop| {
                 prefixed(prefixed(stop, &format!("unable to get metrics for resource {resource}")), before)
@@ -155,7 +155,7 @@ impl MetricInputs<'_> {
         let format = if resource == "memory" { Format::BinarySi } else { Format::DecimalSi };
         if let Some(average) = &target.average_value {
             let before = format!("failed to get {resource} usage");
-            let found = asked(&before, self)?;
+            let found = fetch_usage(&before, self)?;
             let proposal = self.calculator.per_pod(found, milli(average), resource);
             let proposal = proposal.map_err(|why| prefixed(why.into(), &before))?;
             let current =
@@ -167,7 +167,7 @@ impl MetricInputs<'_> {
             return Err(why.to_owned().into());
         };
         let before = format!("failed to get {resource} utilization");
-        let found = asked(&before, self)?;
+        let found = fetch_usage(&before, self)?;
         let proposal = self.calculator.utilization(found, percent, resource, container);
         let proposal = proposal.map_err(|why| prefixed(why.into(), &before))?;
         let current = MetricValueStatus {

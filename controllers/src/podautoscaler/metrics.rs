@@ -25,16 +25,16 @@ pub(super) struct MetricScope<'a> {
 }
 
 /// An upstream client's message for a missing API, where the server's answer is only text.
-fn message(failure: &Failure, asked: &str) -> String {
+fn message(failure: &Failure, subject: &str) -> String {
     if failure.code == 404 && failure.message.trim() == "404 page not found" {
-        return format!("the server could not find the requested resource (get {asked})");
+        return format!("the server could not find the requested resource (get {subject})");
     }
     failure.message.clone()
 }
 
-fn items<'a>(answer: Result<&'a Value, &'a Failure>, api: &str, asked: &str) -> Result<&'a [Value], String> {
+fn items<'a>(answer: Result<&'a Value, &'a Failure>, api: &str, subject: &str) -> Result<&'a [Value], String> {
     let list =
-        answer.map_err(|why| format!("unable to fetch metrics from {api} metrics API: {}", message(why, asked)))?;
+        answer.map_err(|why| format!("unable to fetch metrics from {api} metrics API: {}", message(why, subject)))?;
     let items = list["items"].as_array().map(Vec::as_slice).unwrap_or_default();
     if items.is_empty() {
         return Err(format!("no metrics returned from {api} metrics API"));
@@ -120,7 +120,7 @@ pub(super) fn object(
     let failed = |why: String| format!("unable to fetch metrics from custom metrics API: {why}");
     let version = of.api_version.as_deref().unwrap_or_default();
     let is_core = !version.contains('/');
-    let (about, asked) = if is_core && of.kind == "Namespace" {
+    let (about, subject) = if is_core && of.kind == "Namespace" {
         ("metrics".to_owned(), format!("namespaces.custom.metrics.k8s.io {namespace}"))
     } else {
         let mapping = mapping(pass, known, version, &of.kind).map_err(|stop| match stop {
@@ -135,7 +135,7 @@ pub(super) fn object(
         encode(&metric.name),
         encode(&of_metric(metric))
     );
-    let list = fetch(pass, &path)?.map_err(|why| failed(message(why, &asked)))?;
+    let list = fetch(pass, &path)?.map_err(|why| failed(message(why, &subject)))?;
     match list["items"].as_array().map(Vec::as_slice).unwrap_or_default() {
         [one] => Ok(quantity(&one["value"]).map_err(failed)?),
         many => {
@@ -183,7 +183,7 @@ mod tests {
 
     use super::*;
 
-    fn asked<T: std::fmt::Debug>(
+    fn measured<T: std::fmt::Debug>(
         ask: impl Fn(&Pass) -> Result<T, Stop>,
         answer: Result<Value, (u16, &str)>,
     ) -> Result<T, String> {
@@ -219,14 +219,14 @@ mod tests {
             pod("wild", json!([{"name": "a", "usage": {"cpu": "9999999E"}}, {"name": "b", "usage": {"cpu": "9999999E"}}])),
         ]});
         let of = |container: Option<&'static str>| {
-            let found = asked(|pass| resource(pass, SCOPE, "cpu", container), Ok(list.clone())).unwrap();
+            let found = measured(|pass| resource(pass, SCOPE, "cpu", container), Ok(list.clone())).unwrap();
             found.into_iter().map(|(name, metric)| (name, metric.value)).collect::<Vec<_>>()
         };
         let named = |list: &[(&str, i64)]| list.iter().map(|(n, v)| ((*n).to_owned(), *v)).collect::<Vec<_>>();
         assert_eq!(of(None), named(&[("both", 2002), ("wild", i64::MAX)]));
         assert_eq!(of(Some("a")), named(&[("both", 2), ("one", 1), ("wild", i64::MAX)]));
         assert_eq!(of(Some("c")), named(&[]));
-        let whole = asked(|pass| resource(pass, SCOPE, "cpu", None), Ok(list.clone())).unwrap();
+        let whole = measured(|pass| resource(pass, SCOPE, "cpu", None), Ok(list.clone())).unwrap();
         assert_eq!(whole["both"].window, SignedDuration::from_millis(61_500));
     }
 
@@ -236,23 +236,23 @@ mod tests {
         let missing = "the server could not find the requested resource";
         for (ask, wanted) in [
             (
-                asked(|pass| resource(pass, SCOPE, "cpu", None).map(|_| ()), gone.clone()),
+                measured(|pass| resource(pass, SCOPE, "cpu", None).map(|_| ()), gone.clone()),
                 format!("unable to fetch metrics from resource metrics API: {missing} (get pods.metrics.k8s.io)"),
             ),
             (
-                asked(|pass| external(pass, "a", &metric("queue")).map(|_| ()), gone.clone()),
+                measured(|pass| external(pass, "a", &metric("queue")).map(|_| ()), gone.clone()),
                 format!("unable to fetch metrics from external metrics API: {missing} (get queue.external.metrics.k8s.io)"),
             ),
             (
-                asked(|pass| pods(pass, SCOPE, &metric("rps")).map(|_| ()), Err((404, "the server could not find the metric rps for pods"))),
+                measured(|pass| pods(pass, SCOPE, &metric("rps")).map(|_| ()), Err((404, "the server could not find the metric rps for pods"))),
                 "unable to fetch metrics from custom metrics API: the server could not find the metric rps for pods".into(),
             ),
             (
-                asked(|pass| pods(pass, SCOPE, &metric("rps")).map(|_| ()), Ok(json!({"items": []}))),
+                measured(|pass| pods(pass, SCOPE, &metric("rps")).map(|_| ()), Ok(json!({"items": []}))),
                 "no metrics returned from custom metrics API".into(),
             ),
             (
-                asked(|pass| external(pass, "a", &metric("q")).map(|_| ()), Ok(json!({"items": [{"value": "NaN"}]}))),
+                measured(|pass| external(pass, "a", &metric("q")).map(|_| ()), Ok(json!({"items": [{"value": "NaN"}]}))),
                 "unable to fetch metrics from external metrics API: quantities must match the regular expression '^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$'".into(),
             ),
         ] {
@@ -262,22 +262,24 @@ mod tests {
 
     #[test]
     fn names_lead_nowhere_else() {
-        let Err(Stop::Ask(asked)) = pods(&Pass::default(), SCOPE, &metric("../../secrets?x=y#z")) else { panic!() };
+        let Err(Stop::Ask(effects)) = pods(&Pass::default(), SCOPE, &metric("../../secrets?x=y#z")) else { panic!() };
         let path = "/apis/custom.metrics.k8s.io/v1beta2/namespaces/a/pods/%2A/..%2F..%2Fsecrets%3Fx%3Dy%23z?labelSelector=app%3Dweb%2Ctier%20in%20%28x%2Cy%29&metricLabelSelector=";
-        assert_eq!(asked, [Effect::Get(path.into())]);
+        assert_eq!(effects, [Effect::Get(path.into())]);
         let of = CrossVersionObjectReference { api_version: None, kind: "Namespace".into(), name: "other".into() };
-        let Err(Stop::Ask(asked)) = object(&Pass::default(), &mut Vec::new(), "a", &metric("m"), &of) else { panic!() };
+        let Err(Stop::Ask(effects)) = object(&Pass::default(), &mut Vec::new(), "a", &metric("m"), &of) else {
+            panic!()
+        };
         let path = "/apis/custom.metrics.k8s.io/v1beta2/namespaces/a/metrics/m?metricLabelSelector=";
-        assert_eq!(asked, [Effect::Get(path.into())], "its own namespace, whatever it names");
+        assert_eq!(effects, [Effect::Get(path.into())], "its own namespace, whatever it names");
     }
 
     #[test]
     fn sums_of_values_saturate() {
         let list =
             |values: &[&str]| json!({"items": values.iter().map(|value| json!({"value": value})).collect::<Vec<_>>()});
-        let sum = |values: &[&str]| asked(|pass| external(pass, "a", &metric("q")), Ok(list(values))).unwrap();
+        let sum = |values: &[&str]| measured(|pass| external(pass, "a", &metric("q")), Ok(list(values))).unwrap();
         assert_eq!((sum(&["1", "500m"]), sum(&["9E", "9E"]), sum(&["-3", "1"])), (1500, i64::MAX, -2000));
-        let plain = asked(|pass| external(pass, "a", &metric("q")), Ok(json!({"items": [{"value": 3}]}))).unwrap();
+        let plain = measured(|pass| external(pass, "a", &metric("q")), Ok(json!({"items": [{"value": 3}]}))).unwrap();
         assert_eq!(plain, 3000);
     }
 

@@ -124,8 +124,8 @@ fn described(hpa: &HorizontalPodAutoscaler) -> impl Iterator<Item = &str> {
 /// The time and message of the condition by which a data plane reports waiting requests.
 fn waiting_condition(service: &Service) -> Option<(Timestamp, &str)> {
     let mut conditions = service.status.iter().flat_map(|status| status.conditions.iter().flatten());
-    let said = conditions.find(|one| one.type_ == activation::CONDITION && one.status == "True")?;
-    Some((said.last_transition_time.0, &said.message))
+    let waiting = conditions.find(|one| one.type_ == activation::CONDITION && one.status == "True")?;
+    Some((waiting.last_transition_time.0, &waiting.message))
 }
 
 /// The messages of an autoscaler's Services about waiting requests; empty: none wait.
@@ -134,13 +134,13 @@ fn waiting_now(view: &ObjectCache, hpa: &HorizontalPodAutoscaler, now: Timestamp
         return Vec::new();
     }
     let namespace = hpa.metadata.namespace.as_deref().unwrap_or_default();
-    let said = described(hpa).filter_map(|name| {
+    let messages = described(hpa).filter_map(|name| {
         let service = view.get::<Service>(&ObjectKey::new(namespace, name))?;
         let (since, message) = waiting_condition(service)?;
         activation::waiting_requests("True", since, message, now)?;
         Some(format!("{since} {message}"))
     });
-    said.collect()
+    messages.collect()
 }
 
 fn reconcile(view: &ObjectCache, key: &ObjectKey, context: &Context<'_, Settings>) -> Plan {

@@ -256,17 +256,17 @@ impl<'a> ReadPass<'a> {
         let known = &mut self.known.mappings;
         let mut source = MetricInputs { pass: self.context.pass, known, scope, calculator: &calculator };
         let specs: Vec<MetricSpec> = self.spec.metrics.clone().unwrap_or_default();
-        let (mut asked, mut outcomes) = (Vec::new(), Vec::new());
+        let (mut requested, mut outcomes) = (Vec::new(), Vec::new());
         for spec in &specs {
             match source.propose(spec) {
                 Ok(outcome) => outcomes.push(outcome),
-                Err(Stop::Ask(effects)) => asked.extend(effects),
+                Err(Stop::Ask(effects)) => requested.extend(effects),
                 Err(Stop::Failed(_)) => {}
             }
         }
-        if !asked.is_empty() {
+        if !requested.is_empty() {
             let mut once: Vec<Effect> = Vec::new();
-            asked.into_iter().for_each(|effect| {
+            requested.into_iter().for_each(|effect| {
                 if !once.contains(&effect) {
                     once.push(effect);
                 }

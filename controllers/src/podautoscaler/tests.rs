@@ -229,7 +229,7 @@ struct Play<'a> {
     simulation: Simulation,
     settings: Settings,
     answer: &'a Answers<'a>,
-    asked: Vec<String>,
+    requests: Vec<String>,
 }
 
 fn key() -> ObjectKey {
@@ -239,7 +239,7 @@ fn key() -> ObjectKey {
 impl<'a> Play<'a> {
     fn new(objects: Vec<Value>, answer: &'a Answers<'a>) -> Self {
         let (simulation, settings) = (crate::simulation(start(), objects), Settings::default());
-        Self { simulation, settings, answer, asked: Vec::new() }
+        Self { simulation, settings, answer, requests: Vec::new() }
     }
 
     /// One pass; returns its events, as `Reason: message`.
@@ -251,10 +251,10 @@ impl<'a> Play<'a> {
             if plan.effects.is_empty() {
                 break plan;
             }
-            assert!(self.asked.len() < 100, "it asks without end: {:?}", self.asked);
+            assert!(self.requests.len() < 100, "requests without end: {:?}", self.requests);
             self.simulation.pass.scratch = plan.state;
             for effect in plan.effects {
-                self.asked.push(match &effect {
+                self.requests.push(match &effect {
                     Effect::Get(path) => format!("GET {path}"),
                     Effect::Put(path, body) => format!("PUT {path} {}", body["spec"]),
                 });
@@ -363,8 +363,8 @@ fn a_pass_measures_decides_writes_and_records_events() {
         play.pass(),
         ["SuccessfulRescale: New size: 4; reason: cpu resource utilization (percentage of request) above target"]
     );
-    assert_eq!(play.asked.len(), 4, "{:?}", play.asked);
-    assert_eq!(play.asked[3], r#"PUT /apis/apps/v1/namespaces/a/deployments/web/scale {"replicas":4}"#);
+    assert_eq!(play.requests.len(), 4, "{:?}", play.requests);
+    assert_eq!(play.requests[3], r#"PUT /apis/apps/v1/namespaces/a/deployments/web/scale {"replicas":4}"#);
     assert_eq!(
         play.conditions(),
         [
@@ -381,10 +381,10 @@ fn a_pass_measures_decides_writes_and_records_events() {
         json!([{"type": "Resource", "resource": {"name": "cpu", "current": {"averageUtilization": 90, "averageValue": "90m"}}}])
     );
     // Its own status update requeues it at once: nothing is due before the next period.
-    assert_eq!((play.pass(), play.asked.len()), (Vec::<String>::new(), 4));
+    assert_eq!((play.pass(), play.requests.len()), (Vec::<String>::new(), 4));
     play.later(15);
     play.pass();
-    assert_eq!(play.asked.len(), 7, "what kind its target is, it knows: {:?}", play.asked);
+    assert_eq!(play.requests.len(), 7, "the kind of its target is cached: {:?}", play.requests);
 }
 
 #[test]
@@ -404,8 +404,8 @@ fn missing_metrics_have_upstreams_messages() {
             )
         ]
     );
-    let said = format!("the HPA was unable to compute the replica count: {why}");
-    assert_eq!(play.status()["conditions"][1]["message"], said);
+    let message = format!("the HPA was unable to compute the replica count: {why}");
+    assert_eq!(play.status()["conditions"][1]["message"], message);
     assert_eq!(play.status()["currentMetrics"], json!([{"type": ""}]));
     let gone = |_: &Effect| Err((404, r#"deployments.apps "web" not found"#));
     let mut play = Play::new(vec![autoscaler("web", &json!({"metrics": cpu(50)}))], &gone);
@@ -480,12 +480,13 @@ fn a_workload_scales_to_zero_and_back_for_waiting_requests() {
     let mut play = Play::new(vec![autoscaler("web", &spec), pod("p0"), service("False", start())], &answer);
     assert_eq!(play.pass(), ["SuccessfulRescale: New size: 0; reason: All metrics below target"]);
     assert_eq!(size.get(), 0);
-    let puts: Vec<_> = play.asked.iter().filter_map(|asked| asked.strip_prefix("PUT ")?.split(' ').next()).collect();
+    let puts: Vec<_> =
+        play.requests.iter().filter_map(|request| request.strip_prefix("PUT ")?.split(' ').next()).collect();
     let paths = [
         "/apis/autoscaling/v2/namespaces/a/horizontalpodautoscalers/web/status",
         "/apis/apps/v1/namespaces/a/deployments/web/scale",
     ];
-    assert_eq!(puts, paths, "whose doing it is is said before it is done");
+    assert_eq!(puts, paths, "the announcement is written before the scale");
     assert!(play.conditions().contains(&"ScaledToZero=True ScaledToZero".to_owned()), "{:?}", play.conditions());
     play.later(15);
     assert_eq!((play.pass(), size.get()), (Vec::new(), 0), "nobody comes");
@@ -508,7 +509,7 @@ fn a_workload_scales_to_zero_and_back_for_waiting_requests() {
     play.later(15);
     assert_eq!((play.pass(), size.get()), (Vec::new(), 1));
     play.later(60);
-    assert_eq!((play.pass().len(), size.get()), (1, 0), "what was said long ago counts no more");
+    assert_eq!((play.pass().len(), size.get()), (1, 0), "an old announcement no longer counts");
     // A user who sets the size to zero has disabled the autoscaler.
     let by_hand = |effect: &Effect| server(effect, 0, 0);
     let mut play = Play::new(vec![autoscaler("web", &json!({"metrics": cpu(50)}))], &by_hand);

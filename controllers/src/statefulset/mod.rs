@@ -335,10 +335,10 @@ impl<'a> Rollout<'a> {
 
     fn deletion(&self, pod: &Pod) -> Action {
         let (set, name) = (self.set, pod.metadata.name.as_deref().unwrap_or_default());
-        let said = |end: &str| format!("Delete Pod {name} in StatefulSet {} {end}", set_name(set));
+        let message = |end: &str| format!("Delete Pod {name} in StatefulSet {} {end}", set_name(set));
         Action::delete(pod).noted(
-            Some(EventRecord::normal(set, "SuccessfulDelete", said("successful"))),
-            Some(EventRecord::warning(set, "FailedDelete", said("failed error: {error}"))),
+            Some(EventRecord::normal(set, "SuccessfulDelete", message("successful"))),
+            Some(EventRecord::warning(set, "FailedDelete", message("failed error: {error}"))),
         )
     }
 

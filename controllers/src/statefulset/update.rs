@@ -74,9 +74,9 @@ impl Rollout<'_> {
     /// As many as may be unavailable at once.
     fn several_to_update(&self, most: i64) -> Vec<&Pod> {
         let well = self.pods.range(self.ordinals()).filter(|(_, pod)| !self.is_unavailable(pod)).count();
-        let room = most - (wanted(self.set) - i64::try_from(well).unwrap_or(i64::MAX));
-        let room = usize::try_from(room).unwrap_or(0).min(BURST_PODS);
+        let allowed = most - (wanted(self.set) - i64::try_from(well).unwrap_or(i64::MAX));
+        let allowed = usize::try_from(allowed).unwrap_or(0).min(BURST_PODS);
         let candidates = self.pods.range(self.ordinals()).rev().take_while(|(o, _)| **o >= self.first_updated());
-        candidates.map(|(_, pod)| *pod).filter(|pod| self.is_outdated(pod)).take(room).collect()
+        candidates.map(|(_, pod)| *pod).filter(|pod| self.is_outdated(pod)).take(allowed).collect()
     }
 }

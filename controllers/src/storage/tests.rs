@@ -134,8 +134,8 @@ fn unbound_claims_have_a_reason() {
     }
     assert_eq!(reported(&simulation, BINDER, &ObjectKey::new("a", "absent")), []);
     // Under upstream's component, by which users filter.
-    let said = decide(BINDER, &simulation, &ObjectKey::new("a", "small")).actions;
-    let by = said.iter().filter_map(|action| if let Action::Event(event) = action { event.source } else { None });
+    let actions = decide(BINDER, &simulation, &ObjectKey::new("a", "small")).actions;
+    let by = actions.iter().filter_map(|action| if let Action::Event(event) = action { event.source } else { None });
     assert_eq!(by.collect::<Vec<_>>(), ["persistentvolume-controller"]);
     let ebs = simulation.view.get::<PersistentVolumeClaim>(&ObjectKey::new("a", "ebs")).unwrap();
     let annotations = ebs.metadata.annotations.as_ref().unwrap();
