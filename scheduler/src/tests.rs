@@ -228,8 +228,8 @@ fn requests_count_sidecars_init_containers_overhead_and_the_pods_own() {
     for (spec, cpu_milli) in cases {
         assert_eq!(of(spec.clone()).0.cpu_milli, cpu_milli, "{spec}");
     }
-    let (asked, scored) = of(json!({"containers": [{"name": "c"}, container("1")]}));
-    assert_eq!((asked.cpu_milli, asked.memory_bytes), (1000, 0));
+    let (requested, scored) = of(json!({"containers": [{"name": "c"}, container("1")]}));
+    assert_eq!((requested.cpu_milli, requested.memory_bytes), (1000, 0));
     assert_eq!((scored.cpu_milli, scored.memory_bytes), (1100, 400 << 20));
 }
 
@@ -466,15 +466,15 @@ fn post_filters_simulate_victims() {
     let snapshot = cluster(nodes, placed);
     let mut profile = Profile::default().without("DefaultPreemption").unwrap();
     profile.plugins.push((&LETS_GO, 0));
-    let asked = |priority, cpu| match decide(&snapshot, &apart("new", priority, cpu), &profile, 0, 0) {
+    let decision = |priority, cpu| match decide(&snapshot, &apart("new", priority, cpu), &profile, 0, 0) {
         Decision::Unschedulable { message, nomination, .. } => (nomination, message),
         Decision::Node { name, .. } => panic!("goes to {name}"),
     };
     let why =
         "0/3 nodes are available: 1 node(s) had untolerated taint(s), 2 node(s) didn't match pod anti-affinity rules.";
-    assert_eq!(asked(5, "1"), (Nomination::Node("n3".into()), why.into()));
-    assert_eq!(asked(0, "1"), (Nomination::Keep, format!("{why} no new claims to deallocate, nobody helps.")));
+    assert_eq!(decision(5, "1"), (Nomination::Node("n3".into()), why.into()));
+    assert_eq!(decision(0, "1"), (Nomination::Keep, format!("{why} no new claims to deallocate, nobody helps.")));
     // The same preemption frees enough cpu.
-    assert_eq!(asked(5, "2").0, Nomination::Node("n3".into()));
-    assert_eq!(asked(5, "9").0, Nomination::Keep);
+    assert_eq!(decision(5, "2").0, Nomination::Node("n3".into()));
+    assert_eq!(decision(5, "9").0, Nomination::Keep);
 }

@@ -28,8 +28,8 @@ fn three() -> Snapshot {
 }
 
 fn parse_filter_reply(answer: Value, by_name: bool) -> Result<wire::Filtered, String> {
-    let asked = ["a", "b", "c"].map(str::to_owned).into();
-    wire::filtered(answer.to_string().as_bytes(), "http://e", by_name, &asked)
+    let candidates = ["a", "b", "c"].map(str::to_owned).into();
+    wire::filtered(answer.to_string().as_bytes(), "http://e", by_name, &candidates)
 }
 
 #[test]
@@ -111,8 +111,8 @@ where
 {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}/ext/", listener.local_addr().unwrap());
-    let asked = Arc::new(Mutex::new(Vec::new()));
-    let log = asked.clone();
+    let requests = Arc::new(Mutex::new(Vec::new()));
+    let log = requests.clone();
     tokio::spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {
             let (answer, log) = (answer.clone(), log.clone());
@@ -122,7 +122,7 @@ where
             }));
         }
     });
-    (url, asked)
+    (url, requests)
 }
 
 fn started(server: &Server, extenders: Vec<ExtenderConfig>) -> CancellationToken {
@@ -146,7 +146,7 @@ async fn extenders_are_called_in_order_and_bind() {
     let server = Server::new();
     ["n1", "n2", "n3"].into_iter().for_each(|name| server.write("nodes", shell_tests::node(name, "2")));
     let bound = server.clone();
-    let (url, asked) = extender(move |path, body| {
+    let (url, requests) = extender(move |path, body| {
         Some((
             200,
             match path {
@@ -174,13 +174,13 @@ async fn extenders_are_called_in_order_and_bind() {
     pod["spec"]["containers"][0]["env"] = json!([{"name": "WHOLE", "value": "yes"}]);
     server.write("pods", pod);
     server.until(|state| state.pod("p")["spec"]["nodeName"] == "n2").await;
-    let asked = asked.lock().unwrap().clone();
-    let paths: Vec<&str> = asked.iter().map(|(path, _)| path.as_str()).collect();
+    let requests = requests.lock().unwrap().clone();
+    let paths: Vec<&str> = requests.iter().map(|(path, _)| path.as_str()).collect();
     assert_eq!(paths, ["/ext/filter", "/ext/prioritize", "/ext/bind"]);
-    assert_eq!(asked[0].1["NodeNames"], json!(["n1", "n2", "n3"]));
-    assert_eq!(asked[0].1["Pod"]["spec"]["containers"][0]["env"][0]["value"], "yes", "extenders get pods whole");
-    assert_eq!((&asked[1].1["NodeNames"], &asked[1].1["Nodes"]), (&json!(["n1", "n2"]), &Value::Null));
-    assert_eq!(asked[2].1, json!({"PodName": "p", "PodNamespace": "a", "PodUID": "p", "Node": "n2"}));
+    assert_eq!(requests[0].1["NodeNames"], json!(["n1", "n2", "n3"]));
+    assert_eq!(requests[0].1["Pod"]["spec"]["containers"][0]["env"][0]["value"], "yes", "extenders get pods whole");
+    assert_eq!((&requests[1].1["NodeNames"], &requests[1].1["Nodes"]), (&json!(["n1", "n2"]), &Value::Null));
+    assert_eq!(requests[2].1, json!({"PodName": "p", "PodNamespace": "a", "PodUID": "p", "Node": "n2"}));
     stop.cancel();
 }
 
@@ -190,7 +190,7 @@ async fn a_silent_extender_delays_only_its_pods() {
     let mut node = shell_tests::node("n1", "64");
     node["status"]["allocatable"]["a.b/c"] = json!("100");
     server.write("nodes", node);
-    let (url, asked) = extender(|_, _| None).await;
+    let (url, requests) = extender(|_, _| None).await;
     let silent = ExtenderConfig {
         filter_verb: "filter".into(),
         managed_resources: ["a.b/c".to_owned()].into(),
@@ -204,12 +204,12 @@ async fn a_silent_extender_delays_only_its_pods() {
         pod["spec"]["containers"][0]["resources"]["requests"]["a.b/c"] = json!("1");
         server.write("pods", pod);
     }
-    while asked.lock().unwrap().is_empty() {
+    while requests.lock().unwrap().is_empty() {
         tokio::task::yield_now().await;
     }
     server.write("pods", shell_tests::pod("free", "default-scheduler", "1m"));
     server.until(|state| state.pod("free")["spec"]["nodeName"] == "n1").await;
-    assert_eq!(asked.lock().unwrap()[0].1["Nodes"]["items"][0]["metadata"]["name"], "n1", "nodes are given whole");
+    assert_eq!(requests.lock().unwrap()[0].1["Nodes"]["items"][0]["metadata"]["name"], "n1", "nodes are given whole");
     stop.cancel();
 }
 
@@ -248,7 +248,7 @@ async fn preempted(
     answer: Value,
     change: impl Fn(&mut ExtenderConfig),
 ) -> (Result<ByNode, String>, Vec<(String, Value)>, String) {
-    let (url, asked) = extender(move |_, _| Some((200, answer.to_string()))).await;
+    let (url, requests) = extender(move |_, _| Some((200, answer.to_string()))).await;
     let mut config = ExtenderConfig { preempt_verb: "preempt".into(), ..config(&url) };
     change(&mut config);
     let (one, two, other) = (lower("one"), lower("two"), lower("other"));
@@ -258,8 +258,8 @@ async fn preempted(
     let look = |pod: &PodInfo| json!({"metadata": {"name": pod.key.name}});
     let left =
         process_preemption(&asking, (&pod, &whole), victims(&[("a", &[&one]), ("b", &[&two])]), &there, &look).await;
-    let asked = asked.lock().unwrap().clone();
-    (left, asked, url)
+    let requests = requests.lock().unwrap().clone();
+    (left, requests, url)
 }
 
 fn lower(name: &str) -> Arc<PodInfo> {
@@ -274,9 +274,9 @@ async fn an_extender_accepts_some_nodes_for_preemption() {
     };
     // The extender may choose another pod of the node, and its own number of violations.
     let answer = json!({"NodeNameToMetaVictims": {"a": {"Pods": [{"UID": "uid-other"}], "NumPDBViolations": 2}}});
-    let (left, asked, _) = preempted(answer.clone(), |config| config.node_cache_capable = true).await;
+    let (left, requests, _) = preempted(answer.clone(), |config| config.node_cache_capable = true).await;
     assert_eq!(named(&left.unwrap()), [("a".to_owned(), vec!["other".to_owned()], 2)]);
-    let (path, body) = &asked[0];
+    let (path, body) = &requests[0];
     assert_eq!(path, "/ext/preempt");
     let meta = json!({"a": {"Pods": [{"UID": "uid-one"}], "NumPDBViolations": 1}, "b": {"Pods": [{"UID": "uid-two"}], "NumPDBViolations": 1}});
     assert_eq!(
@@ -284,16 +284,20 @@ async fn an_extender_accepts_some_nodes_for_preemption() {
         json!({"Pod": {"metadata": {"name": "p"}}, "NodeNameToVictims": null, "NodeNameToMetaVictims": meta})
     );
     // An extender without a node cache gets whole pods.
-    let (left, asked, _) = preempted(answer, |_| {}).await;
+    let (left, requests, _) = preempted(answer, |_| {}).await;
     assert_eq!(left.unwrap().len(), 1);
     let whole = json!({"Pods": [{"metadata": {"name": "one"}}], "NumPDBViolations": 1});
-    assert_eq!((&asked[0].1["NodeNameToVictims"]["a"], &asked[0].1["NodeNameToMetaVictims"]), (&whole, &Value::Null));
+    assert_eq!(
+        (&requests[0].1["NodeNameToVictims"]["a"], &requests[0].1["NodeNameToMetaVictims"]),
+        (&whole, &Value::Null)
+    );
     let (left, ..) = preempted(json!({"nodeNameToMetaVictims": {"b": {"pods": [{"uid": "uid-two"}]}}}), |_| {}).await;
     assert_eq!(named(&left.unwrap()), [("b".to_owned(), vec!["two".to_owned()], 0)]);
-    let (left, asked, _) = preempted(json!({}), |config| config.managed_resources = ["a.b/c".to_owned()].into()).await;
-    assert_eq!((left.unwrap().len(), asked.len()), (2, 0), "one that isn't interested isn't asked");
-    let (left, asked, _) = preempted(json!({}), |config| config.preempt_verb.clear()).await;
-    assert_eq!((left.unwrap().len(), asked.len()), (2, 0), "nor one that has no say in it");
+    let (left, requests, _) =
+        preempted(json!({}), |config| config.managed_resources = ["a.b/c".to_owned()].into()).await;
+    assert_eq!((left.unwrap().len(), requests.len()), (2, 0), "one that isn't interested isn't asked");
+    let (left, requests, _) = preempted(json!({}), |config| config.preempt_verb.clear()).await;
+    assert_eq!((left.unwrap().len(), requests.len()), (2, 0), "nor one that has no say in it");
 }
 
 #[tokio::test]

@@ -163,7 +163,7 @@ pub struct Filtered {
 ///
 /// # Errors
 /// The extender reports an error, returns a node that was not in the request, or the answer is malformed.
-pub fn filtered(answer: &[u8], url: &str, by_name: bool, asked: &BTreeSet<String>) -> Result<Filtered, String> {
+pub fn filtered(answer: &[u8], url: &str, by_name: bool, candidates: &BTreeSet<String>) -> Result<Filtered, String> {
     let read: FilterResult = first(answer, url)?.unwrap_or_default();
     if let Some(error) = read.error.filter(|error| !error.is_empty()) {
         return Err(error);
@@ -173,7 +173,7 @@ pub fn filtered(answer: &[u8], url: &str, by_name: bool, asked: &BTreeSet<String
         Some(names) => names,
         None => items().into_iter().map(|node| node.metadata.name).collect(),
     };
-    if let Some(other) = left.iter().find(|name| !asked.contains(*name)) {
+    if let Some(other) = left.iter().find(|name| !candidates.contains(*name)) {
         return Err(format!(
             "extender {url:?} claims a filtered node {other:?} which is not found in the input node list"
         ));
@@ -183,7 +183,7 @@ pub fn filtered(answer: &[u8], url: &str, by_name: bool, asked: &BTreeSet<String
             why.truncate(why.floor_char_boundary(REASON_BYTES_MAX));
             (node, why)
         };
-        reasons.unwrap_or_default().into_iter().filter(|(node, _)| asked.contains(node)).map(of).collect()
+        reasons.unwrap_or_default().into_iter().filter(|(node, _)| candidates.contains(node)).map(of).collect()
     };
     Ok(Filtered {
         left: left.into_iter().collect(),

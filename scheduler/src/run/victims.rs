@@ -229,7 +229,7 @@ mod tests {
             (name.to_owned(), refused)
         };
         let answers = Answers {
-            asked: ["a", "equal", "never"].map(str::to_owned).into(),
+            candidates: ["a", "equal", "never"].map(str::to_owned).into(),
             refused: ["a", "equal", "never"].map(refused).into(),
             ..Answers::default()
         };

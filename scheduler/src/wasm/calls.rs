@@ -29,7 +29,7 @@ pub async fn call_plugins(guests: &[Guest], request: &PluginRequest) -> Result<A
         if part.is_empty() {
             break;
         }
-        answers.asked.extend(part.iter().map(|candidate| candidate.name().to_owned()));
+        answers.candidates.extend(part.iter().map(|candidate| candidate.name().to_owned()));
         left.extend(filter(guests, request, part, &mut answers).await?);
     }
     // A single node needs no score.

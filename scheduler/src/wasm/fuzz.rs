@@ -49,7 +49,7 @@ fn responses_of_a_plugin_are_bounded_by_the_request() {
         }
         if let Ok(answers) = serde_json::from_str::<Answers>(&answer) {
             let verdicts = answers.verdicts(&plugins);
-            assert!(verdicts.fitting().iter().all(|name| answers.asked.contains(name)));
+            assert!(verdicts.fitting().iter().all(|name| answers.candidates.contains(name)));
         }
     });
 }

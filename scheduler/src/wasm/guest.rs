@@ -180,12 +180,12 @@ impl Instance {
     async fn send_nodes(
         &mut self,
         module: &dyn PluginModule,
-        asked: &[&Candidate],
+        candidates: &[&Candidate],
         nodes: usize,
     ) -> Result<(), CallError> {
         let version = |candidate: &Candidate| candidate.node.metadata.resource_version.clone().unwrap_or_default();
         let unknown = |candidate: &&&Candidate| self.cached_nodes.get(candidate.name()) != Some(&version(candidate));
-        let news: Vec<&Candidate> = asked.iter().filter(unknown).copied().collect();
+        let news: Vec<&Candidate> = candidates.iter().filter(unknown).copied().collect();
         let mut unsent = &news[..];
         while !unsent.is_empty() {
             let (call, sent) = wire::set_nodes(&self.handle, unsent);
@@ -194,12 +194,13 @@ impl Instance {
         }
         self.cached_nodes.extend(news.iter().map(|candidate| (candidate.name().to_owned(), version(candidate))));
         // The instance has cached more nodes than exist: some are gone.
-        if self.cached_nodes.len() > nodes.max(asked.len()) {
-            let asked: std::collections::HashSet<&str> = asked.iter().map(|candidate| candidate.name()).collect();
+        if self.cached_nodes.len() > nodes.max(candidates.len()) {
+            let candidates: std::collections::HashSet<&str> =
+                candidates.iter().map(|candidate| candidate.name()).collect();
             let gone: Vec<String> =
-                self.cached_nodes.keys().filter(|name| !asked.contains(name.as_str())).cloned().collect();
+                self.cached_nodes.keys().filter(|name| !candidates.contains(name.as_str())).cloned().collect();
             module.call(&self.session, wire::REMOVE_NODES, wire::remove_nodes(&self.handle, &gone)).await?;
-            self.cached_nodes.retain(|name, _| asked.contains(name.as_str()));
+            self.cached_nodes.retain(|name, _| candidates.contains(name.as_str()));
         }
         Ok(())
     }

@@ -161,8 +161,9 @@ impl Candidate {
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase", deny_unknown_fields)]
 pub struct Answers {
-    /// The candidates of the question.
-    pub asked: BTreeSet<String>,
+    /// The nodes that the plugins were called for.
+    #[serde(rename = "asked")]
+    pub candidates: BTreeSet<String>,
     /// The rejected ones.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub refused: BTreeMap<String, NodeRejection>,
@@ -213,7 +214,7 @@ impl Answers {
     /// are ignored.
     #[must_use]
     pub fn verdicts(&self, plugins: &[Arc<WasmPlugin>]) -> Verdicts {
-        let mut verdicts = Verdicts::new(self.asked.iter().cloned());
+        let mut verdicts = Verdicts::new(self.candidates.iter().cloned());
         for (node, refused) in &self.refused {
             let Some(by) = filter_of(plugins, refused) else { continue };
             let NodeRejection { reason, unresolvable, .. } = refused.clone();

@@ -73,10 +73,10 @@ impl PluginModule for Scripted {
         function: &'static str,
         arguments: Vec<u8>,
     ) -> BoxFuture<'a, Result<Vec<u8>, CallError>> {
-        let asked: Value = serde_json::from_slice(&arguments).unwrap();
-        self.0.calls.lock().unwrap().push((session.to_owned(), function, asked.clone()));
+        let request: Value = serde_json::from_slice(&arguments).unwrap();
+        self.0.calls.lock().unwrap().push((session.to_owned(), function, request.clone()));
         let asks = [wire::FILTER, wire::SCORE].contains(&function);
-        let pod = asked["pod"].as_str().unwrap_or_default().to_owned();
+        let pod = request["pod"].as_str().unwrap_or_default().to_owned();
         let by_pod =
             self.0.by_pod.lock().unwrap().iter().find(|(name, _)| pod.contains(name)).map(|(_, result)| result.clone());
         let result =
@@ -84,7 +84,9 @@ impl PluginModule for Scripted {
         let usual = || match function {
             wire::OPEN => json!({"ok": format!("instance-{session}")}),
             wire::FILTER => json!({"ok": []}),
-            wire::SCORE => json!({"ok": asked["candidates"].as_array().unwrap().iter().map(|_| 0).collect::<Vec<_>>()}),
+            wire::SCORE => {
+                json!({"ok": request["candidates"].as_array().unwrap().iter().map(|_| 0).collect::<Vec<_>>()})
+            }
             _ => Value::Null,
         };
         let result = result.unwrap_or_else(|| Ok(usual())).map(|value| value.to_string().into_bytes());
@@ -182,7 +184,7 @@ async fn nodes_are_filtered_until_enough_are_feasible() {
     let names = [("a", "1"), ("b", "1"), ("c", "1"), ("d", "1"), ("e", "1")];
     let answers = call_plugins(&guests, &request(&names, 2, 5)).await.unwrap();
     assert_eq!(functions(&script), ["open", "set-nodes", "filter", "set-nodes", "filter", "score"]);
-    assert_eq!(answers.asked.iter().map(String::as_str).collect::<Vec<_>>(), ["a", "b", "c", "d"]);
+    assert_eq!(answers.candidates.iter().map(String::as_str).collect::<Vec<_>>(), ["a", "b", "c", "d"]);
     let verdicts = answers.verdicts(&[guests[0].plugin.clone()]);
     let refused = |unresolvable| Verdict::Refused { by: "P", why: Some("full".into()), unresolvable };
     assert_eq!((verdicts.of("a"), verdicts.of("b")), (Some(&refused(true)), Some(&refused(false))));
@@ -312,7 +314,7 @@ fn a_decision_uses_the_verdicts_of_plugins() {
     assert_eq!(feasible(&snapshot, &pod, &profile, 0), ["a", "b", "c"]);
     let refused = |reason: &str| NodeRejection { plugin: "P".into(), reason: reason.into(), unresolvable: true };
     let mut answers = Answers {
-        asked: ["a", "b", "c"].map(str::to_owned).into(),
+        candidates: ["a", "b", "c"].map(str::to_owned).into(),
         refused: [("c".to_owned(), refused("too loud"))].into(),
         scores: vec![Scored { plugin: "P".into(), nodes: [("a".to_owned(), 1), ("b".to_owned(), 2)].into() }],
         failed: Vec::new(),
@@ -396,13 +398,13 @@ async fn no_victim_is_deleted_where_a_plugin_rejects_the_pod() {
     let mut pod = shell_tests::pod("high", "plugged", "1");
     pod["spec"]["priority"] = 10.into();
     server.write("pods", pod);
-    let asked = |script: &Script| {
+    let call = |script: &Script| {
         script.calls.lock().unwrap().iter().find(|(_, function, _)| *function == wire::FILTER).cloned()
     };
     server.until(|state| state.status_writes.iter().any(|pod| pod["status"]["nominatedNodeName"].is_string())).await;
-    let (_, _, asked) = asked(&script).unwrap();
-    let (refused, left) = (asked["candidates"][0]["node"].clone(), asked["candidates"][1]["node"].clone());
-    assert_eq!(asked["candidates"][0]["pods"], 0, "as if they were gone");
+    let (_, _, call) = call(&script).unwrap();
+    let (refused, left) = (call["candidates"][0]["node"].clone(), call["candidates"][1]["node"].clone());
+    assert_eq!(call["candidates"][0]["pods"], 0, "as if they were gone");
     let writes = server.status_writes();
     let nominated = writes.iter().find(|pod| pod["status"]["nominatedNodeName"].is_string()).unwrap();
     assert_eq!(nominated["status"]["nominatedNodeName"], left);

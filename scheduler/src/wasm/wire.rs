@@ -167,17 +167,17 @@ pub fn opened(answer: &[u8]) -> Result<String, Failure> {
     read(answer)
 }
 
-/// Parses the rejections of `asked` candidates.
+/// Parses the rejections of `count` candidates.
 ///
 /// # Errors
 /// The plugin reports an error, or the answer is malformed.
-pub fn refusals(answer: &[u8], asked: usize) -> Result<Vec<Refusal>, Failure> {
+pub fn refusals(answer: &[u8], count: usize) -> Result<Vec<Refusal>, Failure> {
     let mut refusals: Vec<Refusal> = read(answer)?;
     let (mut seen, mut reasons) = (BTreeSet::new(), BTreeSet::new());
     for refusal in &mut refusals {
         let at = refusal.candidate;
-        if at >= asked {
-            return Err(malformed(format!("candidate {at} is refused, of {asked}")));
+        if at >= count {
+            return Err(malformed(format!("candidate {at} is refused, of {count}")));
         }
         if !seen.insert(at) {
             return Err(malformed(format!("candidate {at} is refused twice")));
@@ -194,14 +194,14 @@ pub fn refusals(answer: &[u8], asked: usize) -> Result<Vec<Refusal>, Failure> {
     Ok(refusals)
 }
 
-/// Parses the scores of `asked` candidates.
+/// Parses the scores of `count` candidates.
 ///
 /// # Errors
 /// The plugin reports an error, or the answer is malformed.
-pub fn scores(answer: &[u8], asked: usize) -> Result<Vec<i64>, Failure> {
+pub fn scores(answer: &[u8], count: usize) -> Result<Vec<i64>, Failure> {
     let scores: Vec<i64> = read(answer)?;
-    if scores.len() != asked {
-        return Err(malformed(format!("{} scores are given for {asked} candidates", scores.len())));
+    if scores.len() != count {
+        return Err(malformed(format!("{} scores are given for {count} candidates", scores.len())));
     }
     match scores.iter().find(|score| !(0..=SCORE_MAX).contains(*score)) {
         // With upstream's text.

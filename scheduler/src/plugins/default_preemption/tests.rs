@@ -376,12 +376,12 @@ proptest! {
             }
             return Ok(());
         };
-        let room = snapshot.node(&node).unwrap().free().cpu_milli;
+        let free = snapshot.node(&node).unwrap().free().cpu_milli;
         let freed: i64 = victims.iter().map(|pod| pod.requirements.requests.cpu_milli).sum();
-        prop_assert!(room + freed >= i64::from(cpu) * 1000);
+        prop_assert!(free + freed >= i64::from(cpu) * 1000);
         for victim in &victims {
             prop_assert!(victim.priority < rank);
-            prop_assert!(room + freed - victim.requirements.requests.cpu_milli < i64::from(cpu) * 1000);
+            prop_assert!(free + freed - victim.requirements.requests.cpu_milli < i64::from(cpu) * 1000);
         }
     }
 }
