@@ -8,10 +8,10 @@ use apiserver_admission::AdmissionConfiguration;
 use apiserver_storage::options::StoreConfig;
 use images::ImageSettings;
 use ipnet::Ipv4Net;
+use keyvalue::SharedStoreConfig;
 use kubelet::options::KubeletOptions;
 use machinery_api::features::Features;
 use scheduler::configuration::Configuration;
-use wasm_runtime::engine::SharedStoreConfig;
 use wasm_runtime::options::guests::GuestOptions;
 
 use crate::inventory::NodeInventory;

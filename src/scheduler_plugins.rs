@@ -88,8 +88,6 @@ impl Plugins {
             compile_process: Some(CompileProcess::current().context("cannot find this program's file")?),
             compile_bounds: guests.compile(),
             guest_bounds: guests.instance(),
-            keyvalue_dir: folder.path().join("keyvalue"),
-            keyvalue_shared: None,
         };
         let cores = std::thread::available_parallelism().map_or(2, usize::from);
         let threads = GuestThreads::start(cores, env).context("cannot start the plugins' threads")?;

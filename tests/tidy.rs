@@ -218,6 +218,7 @@ fn libraries_stay_in_their_rooms() {
             let home = match name.as_str() {
                 _ if name.starts_with("wasmtime") => "wasm-node/runtime",
                 "sled" | "tonic" => "apiserver/storage",
+                "redb" | "redis" => "wasm-node/keyvalue",
                 "directories" => "tools",
                 // With options of their own (docs/decisions/0136-options.md).
                 "clap" if dependencies(&folder).contains("machinery-options") => continue,

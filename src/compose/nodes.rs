@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use images::{Images, ImagesConfig, RegistryAccess};
+use keyvalue::NodeStores;
 use kubelet::server::ServingTls;
 use machinery_api::names;
 use machinery_client::TlsIdentity;
@@ -56,12 +57,12 @@ pub(super) fn engine(env: &Env, data: &DataDir, nodes: &NodesConfig) -> anyhow::
         compile_process: Some(CompileProcess::current().context("cannot find this program's file")?),
         compile_bounds: nodes.guests.compile(),
         guest_bounds: nodes.guests.instance(),
-        keyvalue_dir: data.path().join("keyvalue"),
-        keyvalue_shared: nodes.keyvalue.clone(),
     };
     let cores = std::thread::available_parallelism().map_or(2, usize::from);
     let threads = GuestThreads::start(cores, env).context("cannot start the guests' threads")?;
     let engine = Engine::new(config, threads, env.clone())?;
+    let (folder, shared) = (data.path().join("keyvalue"), nodes.keyvalue.clone());
+    engine.set_keyvalue(Arc::new(NodeStores::new(folder, shared, engine.ledger(), env, engine.guest_runtime())));
     share_keyvalue_files(&engine);
     Ok(engine)
 }

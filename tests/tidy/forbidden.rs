@@ -109,6 +109,21 @@ const FORBIDDEN: &[(&str, &[&str], &str)] = &[
         "the interface between kubelet and runtime: no Kubernetes client, neither of the two",
     ),
     (
+        "wasm-node/keyvalue",
+        &[
+            "kube",
+            "k8s-openapi",
+            "machinery-client",
+            "machinery-serve",
+            "hyper",
+            "wasmtime",
+            "wasm-runtime",
+            "kubelet",
+            "images",
+        ],
+        "stores of guests' data: no guests, no engine, no cluster",
+    ),
+    (
         "wasm-node/images",
         &["kube", "k8s-openapi", "machinery-client", "machinery-serve", "machinery-streaming", "kubelet", "hyper"],
         "images by name: no Kubernetes objects, no client, no pods",

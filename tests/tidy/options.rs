@@ -81,7 +81,7 @@ fn an_option_of_a_component_stands_in_its_crate() {
         ("MAX_PODS", "wasm-node/kubelet/src/options.rs"),
         ("IMAGE_GC_HIGH_THRESHOLD", "wasm-node/images/src/options.rs"),
         ("GUEST_HANDLES", "wasm-node/runtime/src/options/guests.rs"),
-        ("KEYVALUE", "wasm-node/runtime/src/options/keyvalue.rs"),
+        ("KEYVALUE", "wasm-node/keyvalue/src/options.rs"),
     ] {
         assert_eq!(places.get(name).map(Vec::as_slice), Some([home.to_owned()].as_slice()), "CORACLE_{name}");
     }

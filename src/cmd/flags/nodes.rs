@@ -5,9 +5,9 @@ use std::path::PathBuf;
 
 use clap::Args;
 use images::ImageOptions;
+use keyvalue::options::KeyvalueOptions;
 use kubelet::options::KubeletOptions;
 use wasm_runtime::options::guests::GuestOptions;
-use wasm_runtime::options::keyvalue::KeyvalueOptions;
 
 use crate::config::NodesConfig;
 use tools_command::failure::Failure;

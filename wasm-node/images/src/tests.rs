@@ -63,8 +63,6 @@ impl Bench {
             compile_process: None,
             compile_bounds: CompileBounds::default(),
             guest_bounds: GuestBounds::default(),
-            keyvalue_dir: dir.path().join("keyvalue"),
-            keyvalue_shared: None,
         };
         let engine = engine(config, env.clone());
         let files = dir.path().join("files");
@@ -153,8 +151,6 @@ async fn pushed_images_can_be_pulled() {
         compile_process: None,
         compile_bounds: CompileBounds::default(),
         guest_bounds: GuestBounds::default(),
-        keyvalue_dir: bench.dir.path().join("keyvalue"),
-        keyvalue_shared: None,
     };
     let again =
         Images::open(Arc::new(engine(config, Env::real())), Env::real(), blobs, ImagesConfig::default()).unwrap();

@@ -12,6 +12,7 @@ mod cpu;
 pub mod disk;
 pub mod flights;
 mod grants;
+pub mod keyvalue;
 pub mod ledger;
 mod limits;
 mod memory_files;

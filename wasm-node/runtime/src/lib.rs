@@ -13,7 +13,6 @@ pub(crate) mod bounds;
 pub mod clock_sync;
 pub mod engine;
 pub mod host;
-pub(crate) mod keyvalue;
 pub mod options;
 pub(crate) mod plugin;
 pub mod program;

@@ -1,9 +1,8 @@
 //! Resource bounds and scheduling of guests: memory ([`growth`]), CPU ([`cpu`], [`shares`], [`epoch`], [`priority`]),
-//! instances ([`slots`], [`parked`]), seats ([`fair_queue`]), the disk ([`disk_space`]), fixed [`limits`] and bounds with a flag ([`guest`], [`census`]).
+//! instances ([`slots`], [`parked`]), seats ([`fair_queue`]), fixed [`limits`] and bounds with a flag ([`guest`], [`census`]).
 
 pub(crate) mod census;
 pub(crate) mod cpu;
-pub(crate) mod disk_space;
 pub(crate) mod epoch;
 pub(crate) mod fair_queue;
 pub(crate) mod growth;

@@ -6,6 +6,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use runtime_api::disk::DiskSpace;
 use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
 use wasmtime::Module;
@@ -14,7 +15,6 @@ use wasmtime::component::Component;
 use super::compile::Compiled;
 use super::exchange::CompiledModule;
 use super::load::{Code, CodeKind};
-use crate::bounds::disk_space::DiskSpace;
 use crate::plugin::types::Description;
 
 /// No compilation takes this long: an older scratch file is an orphan.

@@ -79,25 +79,21 @@ impl Runtime for Engine {
     }
 
     fn is_keyvalue_shared(&self) -> bool {
-        self.shared_keyvalue().is_some()
+        self.keyvalue().is_some_and(|stores| stores.is_shared())
     }
 
     async fn keyvalue_owners(&self, cluster: Option<&str>) -> std::io::Result<Vec<KeyvalueOwner>> {
-        if let Some(cluster) = cluster {
-            let Some(shared) = self.shared_keyvalue() else { return Ok(Vec::new()) };
-            return shared.owners(cluster).await.map_err(std::io::Error::other);
+        match self.keyvalue() {
+            Some(stores) => stores.owners(cluster).await,
+            None => Ok(Vec::new()),
         }
-        let stores = self.keyvalue().clone();
-        tokio::task::spawn_blocking(move || stores.owners()).await?
     }
 
     async fn remove_keyvalue(&self, owner: &KeyvalueOwner) -> std::io::Result<()> {
-        if owner.cluster.is_some() {
-            let Some(shared) = self.shared_keyvalue() else { return Ok(()) };
-            return shared.remove(owner).await.map_err(std::io::Error::other);
+        match self.keyvalue() {
+            Some(stores) => stores.remove(owner).await,
+            None => Ok(()),
         }
-        let (stores, owner) = (self.keyvalue().clone(), owner.clone());
-        tokio::task::spawn_blocking(move || stores.remove(&owner)).await?
     }
 }
 

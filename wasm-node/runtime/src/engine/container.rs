@@ -13,9 +13,8 @@ use crate::bounds::limits::OUTGOING_REQUESTS_MAX;
 use crate::bounds::slots::Share;
 use crate::host::disk::Disk;
 use crate::host::guest::Guest;
-use crate::host::keyvalue::LocalBackend;
-use crate::keyvalue::Backend;
 use machinery_api::imports::ImportRules;
+use runtime_api::keyvalue::KeyvalueStore;
 use runtime_api::ledger::{Ledger, Resource};
 use runtime_api::{
     ContainerSpec, CpuQuota, Failures, Grants, KeyvalueOwner, Kind, Limits, LoadError, LogSink, Metering, Preopen,
@@ -163,18 +162,15 @@ impl Engine {
         Arc::new(CpuMeter::new(env, namespace.clone(), limits.cpu_millis, limits.cpu_shares, pod))
     }
 
-    /// The shared store where one is configured, else the one in a file of this node.
     fn open_keyvalue(
         &self,
         owner: Option<&KeyvalueOwner>,
         disk: &Arc<Disk>,
-    ) -> Result<Option<Arc<dyn Backend>>, LoadError> {
+    ) -> Result<Option<Arc<dyn KeyvalueStore>>, LoadError> {
         let Some(owner) = owner else { return Ok(None) };
-        let opened: std::io::Result<Arc<dyn Backend>> = match self.shared_keyvalue() {
-            Some(shared) => shared.of(owner).map(|backend| Arc::new(backend) as _),
-            None => {
-                self.keyvalue().of(owner).map(|namespace| Arc::new(LocalBackend { namespace, disk: disk.clone() }) as _)
-            }
+        let opened = match self.keyvalue() {
+            Some(stores) => stores.open(owner, disk.clone()),
+            None => Err(std::io::Error::other("this engine has none")),
         };
         opened.map(Some).map_err(LoadError::io("looking for the namespace's keyvalue store"))
     }

@@ -61,14 +61,12 @@ pub use crate::bounds::guest::{GuestBounds, HANDLES, STACK_BYTES};
 use crate::bounds::shares::CpuScheduler;
 use crate::bounds::slots::Slots;
 use runtime_api::flights::SingleFlight;
+use runtime_api::keyvalue::KeyvalueStores;
 use runtime_api::ledger::{Ledger, Resource};
 use runtime_api::{Grants, LoadError, Metering};
 
 use crate::host::disk::NodeDisk;
 use crate::host::state::{ComponentState, CoreState};
-use crate::keyvalue::shared::SharedStores;
-pub use crate::keyvalue::shared::{SharedStoreConfig, SharedStoreFiles};
-use crate::keyvalue::{self, Stores};
 
 /// The linked wasmtime version (a test compares it with Cargo.lock).
 pub const WASMTIME_VERSION: &str = "48.0.8";
@@ -87,10 +85,6 @@ pub struct EngineConfig {
     pub compile_bounds: CompileBounds,
     /// Bounds of each instance, whatever its container's limits.
     pub guest_bounds: GuestBounds,
-    /// Folder of `wasi:keyvalue` stores; created with mode 0700 at the first use.
-    pub keyvalue_dir: PathBuf,
-    /// Store of `wasi:keyvalue` that several nodes share, in place of the folder.
-    pub keyvalue_shared: Option<SharedStoreConfig>,
 }
 
 /// Error of creating an engine.
@@ -154,8 +148,7 @@ struct EngineInner {
     growth: Arc<Growth>,
     guest_bounds: GuestBounds,
     disk: Arc<NodeDisk>,
-    keyvalue: Arc<Stores>,
-    shared_keyvalue: Option<Arc<SharedStores>>,
+    keyvalue: OnceLock<Arc<dyn KeyvalueStores>>,
     compiler: compile::Compiler,
     cache: aot::Cache,
     compiled_source: OnceLock<Arc<dyn CompiledSource>>,
@@ -181,11 +174,8 @@ impl Engine {
         let ledger = Ledger::node();
         ledger.set_limit(Resource::Memory, config.memory_max_bytes);
         ledger.set_limit(Resource::Descriptors, Descriptors::process().max(Class::Guests) as u64);
-        let handle = threads.runtime.handle();
-        let shared = config.keyvalue_shared.map(|shared| SharedStores::new(shared, keyvalue::QUOTA, &env, handle));
         let inner = EngineInner {
-            shared_keyvalue: shared,
-            keyvalue: Stores::new(config.keyvalue_dir, keyvalue::QUOTA, &ledger),
+            keyvalue: OnceLock::new(),
             disk: NodeDisk::new(&env, &ledger, Some(threads.ticker.polled())),
             guest_bounds: config.guest_bounds,
             compiler: compile::Compiler::new(config.compile_process, config.compile_bounds, &env),
@@ -270,17 +260,20 @@ impl Engine {
         &self.inner.disk
     }
 
+    /// Sets the stores of `wasi:keyvalue`. The first ones stay; without any, no container with that grant is created.
+    pub fn set_keyvalue(&self, stores: Arc<dyn KeyvalueStores>) {
+        let _ = self.inner.keyvalue.set(stores);
+    }
+
     /// Shares the files of `wasi:keyvalue` with another process, until it is called with `false`. Blocking.
     pub fn share_keyvalue_files(&self, with_another_process: bool) {
-        self.inner.keyvalue.share(with_another_process);
+        if let Some(stores) = self.keyvalue() {
+            stores.share_files(with_another_process);
+        }
     }
 
-    pub(crate) fn keyvalue(&self) -> &Arc<Stores> {
-        &self.inner.keyvalue
-    }
-
-    pub(crate) fn shared_keyvalue(&self) -> Option<&Arc<SharedStores>> {
-        self.inner.shared_keyvalue.as_ref()
+    pub(crate) fn keyvalue(&self) -> Option<&Arc<dyn KeyvalueStores>> {
+        self.inner.keyvalue.get()
     }
 
     pub(crate) fn metered(&self, metering: Metering) -> Result<&Arc<MeteredEngines>, LoadError> {

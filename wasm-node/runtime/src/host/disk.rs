@@ -18,10 +18,11 @@ use tokio::sync::Semaphore;
 use wasmtime_wasi::filesystem::Dir;
 use wasmtime_wasi::{FsPerms, OpenMode};
 
-use super::disk_threads::{ContainerThreads, DiskBusy, DiskThreads, LATE_AFTER};
+use super::disk_threads::{ContainerThreads, DiskThreads, LATE_AFTER};
 use super::flushes::Flushes;
 use super::working_directory;
 use crate::bounds::epoch::PolledCount;
+use runtime_api::disk::DiskBusy;
 use runtime_api::ledger::{Ledger, Level, Resource, ResourceGuard};
 use runtime_api::{FileAccount, MemoryFiles, Preopen, TokenBucket, VolumeQuota};
 

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use machinery_env::Env;
+use runtime_api::disk::DiskBusy;
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::Instant;
 
@@ -24,10 +25,6 @@ const STALLED_AFTER: Duration = Duration::from_secs(1);
 pub(crate) const THREADS_MAX: u32 = 256;
 /// Timeout of the start of an operation.
 pub(crate) const LATE_AFTER: Duration = Duration::from_secs(30);
-
-/// An operation that could not start in time, because others of its container, its namespace or the node didn't end.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct DiskBusy;
 
 /// Thread limits of all guests' file work.
 pub(crate) struct DiskThreads {

@@ -9,8 +9,8 @@ use bytes::Bytes;
 use wasmtime_wasi::p2::{InputStream, OutputStream, Pollable, StreamError, StreamResult};
 
 use super::disk::Disk;
-use super::disk_threads::DiskBusy;
 use super::positioned;
+use runtime_api::disk::DiskBusy;
 use runtime_api::ledger::ResourceGuard;
 
 /// Maximum bytes that one call reads or writes.

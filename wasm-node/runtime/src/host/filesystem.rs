@@ -15,7 +15,6 @@ use wasmtime_wasi::p2::bindings::filesystem::{preopens, types};
 use wasmtime_wasi::p2::{DynInputStream, DynOutputStream, FsError, FsResult, ReaddirIterator};
 
 use super::disk::{Disk, Folders, made_file, removed};
-use super::disk_threads::DiskBusy;
 use super::file_stream::{FileAccess, FileInput, FileOutput};
 use super::first_bytes::FirstBytes;
 use super::guest::Guest;
@@ -24,6 +23,7 @@ use super::null_device;
 use super::state::{ComponentState, InterfaceState};
 use crate::bounds::limits::OPEN_FILES_MAX;
 use runtime_api::FileAccount;
+use runtime_api::disk::DiskBusy;
 use runtime_api::ledger::ResourceGuard;
 
 /// The version that wasmtime's bindings register; the overrides below must use exactly it.

@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use machinery_env::Env;
 use runtime_api::TokenBucket;
+use runtime_api::disk::DiskBusy;
 use tokio::sync::oneshot;
 
-use super::disk_threads::{DiskBusy, LATE_AFTER};
+use super::disk_threads::LATE_AFTER;
 use crate::bounds::fair_queue::FairQueue;
 
 /// Provisional charge of a running flush: its duration on a fast disk.

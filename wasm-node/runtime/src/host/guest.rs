@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use machinery_env::Env;
 use machinery_serve::net::{Caller, Dial};
+use runtime_api::keyvalue::KeyvalueStore;
 use runtime_api::ledger::Ledger;
 use runtime_api::pipe::{PipeReader, PipeWriter};
 use runtime_api::{ConfigValues, LogSink, Preopen};
@@ -12,7 +13,6 @@ use runtime_api::{ConfigValues, LogSink, Preopen};
 use super::disk::Disk;
 use crate::bounds::growth::{Growth, StoreLimiter};
 use crate::bounds::guest::GuestBounds;
-use crate::keyvalue::Backend;
 
 /// Stdout and stderr of a session; `None`: discarded.
 #[derive(Clone)]
@@ -32,7 +32,7 @@ pub(crate) struct Guest {
     /// Values of `wasi:config/store`.
     pub(crate) config: Option<Arc<dyn ConfigValues>>,
     /// Store of `wasi:keyvalue`.
-    pub(crate) keyvalue: Option<Arc<dyn Backend>>,
+    pub(crate) keyvalue: Option<Arc<dyn KeyvalueStore>>,
     /// Its stdin; `None`: an empty input.
     pub(crate) stdin: Option<PipeReader>,
     /// Whether its standard streams report a terminal.

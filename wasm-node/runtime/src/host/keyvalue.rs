@@ -1,22 +1,16 @@
 //! `wasi:keyvalue`, where the pod's annotation grants `keyvalue`: a store shared by a namespace's pods on this node
 //! (`docs/decisions/0057-keyvalue.md`) or on several (`docs/decisions/0114-shared-keyvalue.md`).
 
-#[cfg(test)]
-mod contract;
-mod local;
-
 use std::any::Any;
 use std::sync::Arc;
 
+use runtime_api::keyvalue::{KeyvalueStore, StoreError, VALUE_BYTES_MAX, Value, Write, Written, bucket};
 use runtime_api::ledger::Resource as LedgerResource;
 use wasmtime::StoreContextMut;
 use wasmtime::component::{ComponentType, Lift, Linker, LinkerInstance, Lower, Resource, ResourceType, WasmList};
 
 use super::guest::Guest;
 use super::state::ComponentState;
-use crate::keyvalue::{Backend, StoreError, VALUE_BYTES_MAX, Value, Write, Written, bucket};
-
-pub(crate) use local::LocalBackend;
 
 pub(super) const VERSION: &str = "0.2.0-draft2";
 
@@ -79,7 +73,7 @@ pub(super) fn held_bytes(entry: &(dyn Any + Send)) -> Option<u64> {
 
 /// A guest's namespace.
 struct GuestStore {
-    backend: Arc<dyn Backend>,
+    keyvalue: Arc<dyn KeyvalueStore>,
     guest: Arc<Guest>,
 }
 
@@ -92,15 +86,15 @@ impl GuestStore {
     fn of(store: &mut Guests<'_>) -> Result<Self, Error> {
         store.data_mut().account();
         let guest = store.data().guest.clone();
-        let backend = guest.keyvalue.clone().ok_or(Error::AccessDenied)?;
-        Ok(Self { backend, guest })
+        let keyvalue = guest.keyvalue.clone().ok_or(Error::AccessDenied)?;
+        Ok(Self { keyvalue, guest })
     }
 
     /// The write is the container's memory while it waits.
     async fn write(&self, write: Write) -> Result<Written, Error> {
         let held = self.guest.ledger.hold(LedgerResource::Memory, write.bytes() as u64);
         let _held = held.map_err(|_| StoreError::Memory)?;
-        Ok(self.backend.write(write).await?)
+        Ok(self.keyvalue.write(write).await?)
     }
 }
 
@@ -143,7 +137,7 @@ fn link_store(store: &mut LinkerInstance<'_, ComponentState>) -> wasmtime::Resul
         |mut store: Guests<'_>, (of, key): (Resource<Bucket>, String)| {
             Box::new(async move {
                 let bucket = named(&store, &of)?;
-                let read = async { Ok::<_, Error>(GuestStore::of(&mut store)?.backend.exists(&bucket, &key).await?) };
+                let read = async { Ok::<_, Error>(GuestStore::of(&mut store)?.keyvalue.exists(&bucket, &key).await?) };
                 Ok((read.await,))
             })
         },
@@ -176,7 +170,7 @@ fn link_store(store: &mut LinkerInstance<'_, ComponentState>) -> wasmtime::Resul
             Box::new(async move {
                 let bucket = named(&store, &of)?;
                 let read = async {
-                    Ok::<_, Error>(GuestStore::of(&mut store)?.backend.list(&bucket, cursor.as_deref()).await?)
+                    Ok::<_, Error>(GuestStore::of(&mut store)?.keyvalue.list(&bucket, cursor.as_deref()).await?)
                 };
                 let read = read.await;
                 Ok((read.map(|page| KeyResponse { keys: page.keys, cursor: page.cursor }),))
@@ -187,7 +181,7 @@ fn link_store(store: &mut LinkerInstance<'_, ComponentState>) -> wasmtime::Resul
 
 async fn get(store: &mut Guests<'_>, of: &Resource<Bucket>, key: &str) -> CallResult<Option<Vec<u8>>> {
     let bucket = named(store, of)?;
-    let read = async { Ok::<_, Error>(GuestStore::of(store)?.backend.get(&bucket, key).await?) };
+    let read = async { Ok::<_, Error>(GuestStore::of(store)?.keyvalue.get(&bucket, key).await?) };
     let read = read.await;
     Ok((read.map(|found| found.map(|value| value.bytes)),))
 }
@@ -206,7 +200,7 @@ fn link_atomics(atomics: &mut LinkerInstance<'_, ComponentState>) -> wasmtime::R
     atomics.func_wrap_async("[static]cas.new", |mut store: Guests<'_>, (of, key): (Resource<Bucket>, String)| {
         Box::new(async move {
             let bucket = named(&store, &of)?;
-            let read = async { Ok::<_, Error>(GuestStore::of(&mut store)?.backend.get(&bucket, &key).await?) };
+            let read = async { Ok::<_, Error>(GuestStore::of(&mut store)?.keyvalue.get(&bucket, &key).await?) };
             Ok((match read.await {
                 Ok(seen) => Ok(push_cas(&mut store, Cas { bucket, key, seen })?),
                 Err(error) => Err(error),
@@ -271,7 +265,7 @@ fn link_batch(batch: &mut LinkerInstance<'_, ComponentState>) -> wasmtime::Resul
     batch.func_wrap_async("get-many", |mut store: Guests<'_>, (of, keys): (Resource<Bucket>, Vec<String>)| {
         Box::new(async move {
             let bucket = named(&store, &of)?;
-            let read = async { Ok::<_, Error>(GuestStore::of(&mut store)?.backend.get_many(&bucket, &keys).await?) };
+            let read = async { Ok::<_, Error>(GuestStore::of(&mut store)?.keyvalue.get_many(&bucket, &keys).await?) };
             let found = read.await;
             let pairs = |found: Vec<Option<Vec<u8>>>| {
                 let pairs = keys.into_iter().zip(found);

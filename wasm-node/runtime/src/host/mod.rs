@@ -9,6 +9,7 @@ pub(crate) mod disk_threads;
 pub(crate) mod environment;
 pub(crate) mod exchange;
 pub(crate) mod file_stream;
+mod file_work;
 pub(crate) mod filesystem;
 pub(crate) mod first_bytes;
 pub(crate) mod flushes;

@@ -12,7 +12,6 @@ use wasmtime_wasi::{I32Exit, ResourceTable, WasiView as _};
 use wiggle::{GuestMemory, GuestPtr};
 
 use super::disk::{Disk, Growth, made_file, removed};
-use super::disk_threads::DiskBusy;
 use super::listing::LISTING_BYTES;
 use super::null_device;
 use super::preview1_names::{DOTS, Out, Walk, address, dirent};
@@ -20,6 +19,7 @@ use super::state::CoreState;
 use super::volumes::Anchored;
 use crate::bounds::limits::OPEN_FILES_MAX;
 use runtime_api::FileAccount;
+use runtime_api::disk::DiskBusy;
 use runtime_api::ledger::ResourceGuard;
 
 mod listings;

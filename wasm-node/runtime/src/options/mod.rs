@@ -1,4 +1,3 @@
-//! The options of the runtime: limits of guests and of their compilation, and the store that nodes share.
+//! The options of the runtime: limits of guests and of their compilation.
 
 pub mod guests;
-pub mod keyvalue;

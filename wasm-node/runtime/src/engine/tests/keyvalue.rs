@@ -1,6 +1,6 @@
 //! `wasi:keyvalue` from a guest: the sample `counter`, with and without the grant, alone and concurrently.
 
-use runtime_api::{Grants, KeyvalueOwner};
+use runtime_api::{Grants, KeyvalueOwner, Runtime as _};
 use serde_json::{Value, json};
 
 use super::plugins::call;
@@ -41,7 +41,7 @@ async fn only_pods_of_a_namespace_share_its_data() {
     assert_eq!(ask(&theirs, "names", json!({"bucket": ""})).await, json!({"ok": []}));
     // A removed namespace's data is gone, also for its running pods.
     let owner = KeyvalueOwner { namespace: "a".into(), uid: "1".into(), cluster: None };
-    bench.engine.keyvalue().remove(&owner).unwrap();
+    bench.engine.remove_keyvalue(&owner).await.unwrap();
     let gone = ask(&one, "add", json!({"name": "n", "by": 1})).await;
     assert_eq!(gone, json!({"err": "the namespace was deleted"}));
 }

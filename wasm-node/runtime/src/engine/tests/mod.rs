@@ -24,6 +24,7 @@ use machinery_env::Env;
 use machinery_serve::net::{Body, Caller, Dial};
 
 use super::*;
+use ::keyvalue::NodeStores;
 use oci_registry::blobs::digest;
 use runtime_api::ledger;
 use runtime_api::{
@@ -102,12 +103,13 @@ impl Bench {
             compile_process: None,
             compile_bounds: CompileBounds::default(),
             guest_bounds: GuestBounds::default(),
-            keyvalue_dir: dir.path().join("keyvalue"),
-            keyvalue_shared: None,
         };
         change(&mut config);
         let threads = GuestThreads::start(2, &Env::real()).unwrap();
-        Self { engine: Engine::new(config, threads, Env::real()).unwrap(), dir }
+        let engine = Engine::new(config, threads, Env::real()).unwrap();
+        let (folder, handle) = (dir.path().join("keyvalue"), engine.guest_runtime());
+        engine.set_keyvalue(Arc::new(NodeStores::new(folder, None, engine.ledger(), engine.env(), handle)));
+        Self { engine, dir }
     }
 
     pub(super) async fn load_bytes(&self, bytes: &[u8], metering: Metering) -> Result<Arc<PreparedModule>, LoadError> {

@@ -1,7 +1,9 @@
 //! Stores: content, limits, and state after a crash.
 
-use super::namespace::Page;
+use runtime_api::keyvalue::*;
+
 use super::*;
+use crate::QUOTA;
 
 struct Bench {
     dir: tempfile::TempDir,
@@ -15,8 +17,8 @@ impl Bench {
         Self { dir: tempfile::tempdir().unwrap(), ledger }
     }
 
-    fn stores(&self, quota: Quota) -> Arc<Stores> {
-        Stores::new(self.dir.path().join("keyvalue"), quota, &self.ledger)
+    fn stores(&self, quota: Quota) -> Arc<FileStores> {
+        FileStores::new(self.dir.path().join("keyvalue"), quota, &self.ledger)
     }
 }
 
@@ -265,7 +267,7 @@ fn two_processes_share_the_files_during_a_takeover() {
     const EACH: i64 = 40;
     let bench = Bench::new();
     let (old, new) = (bench.stores(QUOTA), bench.stores(QUOTA));
-    let of = |stores: &Arc<Stores>| stores.of(&owned("a", "1")).unwrap();
+    let of = |stores: &Arc<FileStores>| stores.of(&owned("a", "1")).unwrap();
     increment(&of(&old), "n", 1).unwrap();
     // The old process had the file open, and goes on to use it.
     old.share(true);

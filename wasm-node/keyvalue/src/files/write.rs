@@ -3,60 +3,10 @@
 use std::collections::BTreeMap;
 
 use redb::{ReadableTable as _, Table, WriteTransaction};
+use runtime_api::keyvalue::{StoreError, Value, Write, Written};
 
-use super::namespace::{PAIRS, USAGE, Value, check_batch};
-use super::{KEY_COST_BYTES, Quota, StoreError, VALUE_BYTES_MAX, check_key};
-
-/// A write to one bucket.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Write {
-    Set { bucket: String, pairs: Vec<(String, Vec<u8>)> },
-    Delete { bucket: String, keys: Vec<String> },
-    Increment { bucket: String, key: String, delta: i64 },
-    Swap { bucket: String, key: String, seen: Option<u64>, value: Vec<u8> },
-}
-
-/// Result of a write.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Written {
-    Done,
-    /// An increment's result.
-    Number(i64),
-    /// A compare-and-swap that came too late, with the current value.
-    Stale(Option<Value>),
-}
-
-impl Write {
-    /// Whether sizes are within limits.
-    pub(super) fn check(&self) -> Result<(), StoreError> {
-        let value = |value: &Vec<u8>| match value.len() {
-            length if length > VALUE_BYTES_MAX => Err(StoreError::ValueTooLarge(length)),
-            _ => Ok(()),
-        };
-        match self {
-            Self::Set { pairs, .. } => {
-                check_batch(pairs.len())?;
-                pairs.iter().try_for_each(|(key, bytes)| check_key(key).and_then(|()| value(bytes)))
-            }
-            Self::Delete { keys, .. } => {
-                check_batch(keys.len())?;
-                keys.iter().try_for_each(|key| check_key(key))
-            }
-            Self::Increment { key, .. } => check_key(key),
-            Self::Swap { key, value: bytes, .. } => check_key(key).and_then(|()| value(bytes)),
-        }
-    }
-
-    /// Bytes that it holds while queued.
-    pub(crate) fn bytes(&self) -> usize {
-        match self {
-            Self::Set { pairs, .. } => pairs.iter().map(|(key, value)| key.len() + value.len()).sum(),
-            Self::Delete { keys, .. } => keys.iter().map(String::len).sum(),
-            Self::Increment { key, .. } => key.len(),
-            Self::Swap { key, value, .. } => key.len() + value.len(),
-        }
-    }
-}
+use super::namespace::{PAIRS, USAGE, read_value};
+use crate::{KEY_COST_BYTES, Quota};
 
 /// New values of keys; `None` deletes.
 type Changes<'a> = BTreeMap<&'a str, Option<Vec<u8>>>;
@@ -93,7 +43,7 @@ impl<'t> Tables<'t> {
     }
 
     fn get(&self, bucket: &str, key: &str) -> Result<Option<Value>, redb::Error> {
-        Ok(self.pairs.get((bucket, key))?.and_then(|kept| Value::read(kept.value())))
+        Ok(self.pairs.get((bucket, key))?.and_then(|kept| read_value(kept.value())))
     }
 
     pub(super) fn write(&mut self, write: Write) -> Result<Result<Written, StoreError>, redb::Error> {

@@ -6,16 +6,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
 
 use machinery_env::Env;
-use runtime_api::KeyvalueOwner;
 use tokio::runtime::Handle;
 
-use super::super::Quota;
 use super::{SharedStoreConfig, SharedStoreFiles, SharedStores};
-
-/// A namespace of the tests' cluster.
-pub(crate) fn owned(namespace: &str, uid: &str) -> KeyvalueOwner {
-    KeyvalueOwner { namespace: namespace.into(), uid: uid.into(), cluster: Some("cluster-1".into()) }
-}
+use crate::Quota;
 
 /// Stores at this address.
 pub(crate) fn stores(url: &str, quota: Quota) -> Arc<SharedStores> {

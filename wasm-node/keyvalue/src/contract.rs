@@ -3,54 +3,89 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use machinery_env::{Env, TokioClock};
+use async_trait::async_trait;
+use machinery_env::TokioClock;
 use runtime_api::KeyvalueOwner;
+use runtime_api::disk::{DiskBusy, FileWork};
+use runtime_api::keyvalue::{KEY_BYTES_MAX, KeyvalueStore, Page, StoreError, VALUE_BYTES_MAX, Value, Write, Written};
 use runtime_api::ledger::{Ledger, Resource};
 
-use super::LocalBackend;
-use crate::host::disk::{Disk, NodeDisk};
-use crate::keyvalue::shared::SharedStores;
-use crate::keyvalue::shared::server::{Server, owned, stores};
-use crate::keyvalue::{
-    Backend, KEY_BYTES_MAX, Page, QUOTA, Quota, StoreError, Stores, VALUE_BYTES_MAX, Value, Write, Written,
+use super::files::{FileStore, FileStores};
+#[cfg(feature = "redis")]
+use super::shared::{
+    SharedStores,
+    server::{Server, stores},
 };
+use super::{QUOTA, Quota};
+
+/// A namespace of the tests' cluster.
+pub(crate) fn owned(namespace: &str, uid: &str) -> KeyvalueOwner {
+    KeyvalueOwner { namespace: namespace.into(), uid: uid.into(), cluster: Some("cluster-1".into()) }
+}
+
+/// File work on the thread of the caller, at once.
+struct AtOnce;
+
+#[async_trait]
+impl FileWork for AtOnce {
+    async fn run(&self, work: &mut (dyn FnMut() + Send)) -> Result<(), DiskBusy> {
+        tokio::task::block_in_place(work);
+        Ok(())
+    }
+
+    async fn flush(&self, work: &mut (dyn FnMut() + Send)) -> Result<(), DiskBusy> {
+        self.run(work).await
+    }
+}
 
 /// The rest of an implementation.
 enum Subject {
-    Local { _dir: tempfile::TempDir, stores: Arc<Stores>, disk: Arc<Disk> },
-    Shared { _server: Server, stores: Arc<SharedStores> },
+    Local {
+        _dir: tempfile::TempDir,
+        stores: Arc<FileStores>,
+    },
+    #[cfg(feature = "redis")]
+    Shared {
+        _server: Server,
+        stores: Arc<SharedStores>,
+    },
 }
 
 impl Subject {
     fn local(quota: Quota) -> Self {
         let (dir, ledger) = (tempfile::tempdir().unwrap(), Ledger::node());
         ledger.set_limit(Resource::Descriptors, 1000);
-        let disk = NodeDisk::new(&Env::real(), &ledger, None);
-        let disk = Arc::new(Disk::new(&disk, &ledger, &"a".into(), Vec::new()));
-        Self::Local { stores: Stores::new(dir.path().join("keyvalue"), quota, &ledger), _dir: dir, disk }
+        Self::Local { stores: FileStores::new(dir.path().join("keyvalue"), quota, &ledger), _dir: dir }
     }
 
+    #[cfg(feature = "redis")]
     fn shared(quota: Quota) -> Self {
         let server = Server::start(&[]);
         Self::Shared { stores: stores(&server.url(), quota), _server: server }
     }
 
-    fn both(quota: Quota) -> [Self; 2] {
-        [Self::local(quota), Self::shared(quota)]
+    fn both(quota: Quota) -> Vec<Self> {
+        vec![
+            Self::local(quota),
+            #[cfg(feature = "redis")]
+            Self::shared(quota),
+        ]
     }
 
     fn name(&self) -> &str {
         match self {
             Self::Local { .. } => "local",
+            #[cfg(feature = "redis")]
             Self::Shared { .. } => "shared",
         }
     }
 
-    fn open(&self, owner: &KeyvalueOwner) -> Arc<dyn Backend> {
+    fn open(&self, owner: &KeyvalueOwner) -> Store {
         match self {
-            Self::Local { stores, disk, .. } => {
-                Arc::new(LocalBackend { namespace: stores.of(owner).unwrap(), disk: disk.clone() })
+            Self::Local { stores, .. } => {
+                Arc::new(FileStore { namespace: stores.of(owner).unwrap(), files: Arc::new(AtOnce) })
             }
+            #[cfg(feature = "redis")]
             Self::Shared { stores, .. } => Arc::new(stores.of(owner).unwrap()),
         }
     }
@@ -58,12 +93,13 @@ impl Subject {
     async fn remove(&self, owner: &KeyvalueOwner) {
         match self {
             Self::Local { stores, .. } => stores.remove(owner).unwrap(),
+            #[cfg(feature = "redis")]
             Self::Shared { stores, .. } => stores.remove(owner).await.unwrap(),
         }
     }
 }
 
-type Store = Arc<dyn Backend>;
+type Store = Arc<dyn KeyvalueStore>;
 
 async fn set(store: &Store, bucket: &str, key: &str, value: &[u8]) -> Result<Written, StoreError> {
     store.write(Write::Set { bucket: bucket.into(), pairs: vec![(key.into(), value.into())] }).await
@@ -291,7 +327,7 @@ async fn both_are_the_same_map() {
     for seed in 0..20 {
         let (env, _) = TokioClock::env(seed);
         let owner = owned("a", &seed.to_string());
-        let stores = [both[0].open(&owner), both[1].open(&owner)];
+        let stores: Vec<_> = both.iter().map(|subject| subject.open(&owner)).collect();
         for step in 0..40 {
             let (bucket, key) = (["b", "b0"][env.below(2) as usize], ["", "k", "0k", "kk", "l"][env.below(5) as usize]);
             let (operation, size, delta) = (env.below(7), env.below(200) as usize, env.below(u64::MAX) as i64);
@@ -324,6 +360,7 @@ async fn both_are_the_same_map() {
                 let content = store.get_many(bucket, &names).await;
                 results.push((written, now.map(|value| value.bytes), content, store.list(bucket, None).await));
             }
+            #[cfg(feature = "redis")]
             assert_eq!(results[0], results[1], "seed {seed}, step {step}, operation {operation} of {bucket}/{key}");
         }
     }

@@ -1,30 +1,32 @@
-//! A namespace's store in a file of this node.
+//! A namespace's store in a file of this node, for one container.
 
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use runtime_api::disk::FileWork;
+use runtime_api::keyvalue::{KeyvalueStore, Page, StoreError, Value, Write, Written};
 
-use crate::host::disk::Disk;
-use crate::keyvalue::{Backend, Namespace, Page, StoreError, Value, Write, Written};
+use super::namespace::Namespace;
 
 /// The store in a file: reads and writes are file work within the shares of container and namespace.
-pub(crate) struct LocalBackend {
+pub(crate) struct FileStore {
     pub(crate) namespace: Arc<Namespace>,
-    pub(crate) disk: Arc<Disk>,
+    pub(crate) files: Arc<dyn FileWork>,
 }
 
-impl LocalBackend {
+impl FileStore {
     async fn read<T: Send>(
         &self,
-        read: impl FnOnce(&Arc<Namespace>) -> Result<T, StoreError> + Send,
+        read: impl Fn(&Arc<Namespace>) -> Result<T, StoreError> + Send + Sync,
     ) -> Result<T, StoreError> {
-        let read = self.disk.work(async { read(&self.namespace) }).await;
-        read.unwrap_or(Err(StoreError::DiskBusy))
+        let mut found = Err(StoreError::DiskBusy);
+        self.files.run(&mut || found = read(&self.namespace)).await.map_err(|_| StoreError::DiskBusy)?;
+        found
     }
 }
 
 #[async_trait]
-impl Backend for LocalBackend {
+impl KeyvalueStore for FileStore {
     async fn get(&self, bucket: &str, key: &str) -> Result<Option<Value>, StoreError> {
         self.read(|kept| kept.get(bucket, key)).await
     }
@@ -45,10 +47,11 @@ impl Backend for LocalBackend {
     async fn write(&self, write: Write) -> Result<Written, StoreError> {
         let mut answer = self.namespace.submit(write)?;
         loop {
+            let mut commit = || self.namespace.commit();
             tokio::select! {
                 biased;
                 answer = &mut answer => return answer.unwrap_or(Err(StoreError::Removed)),
-                turn = self.disk.sync(async { self.namespace.commit() }) => turn.map_err(|_| StoreError::DiskBusy)?,
+                turn = self.files.flush(&mut commit) => turn.map_err(|_| StoreError::DiskBusy)?,
             }
         }
     }

@@ -8,10 +8,10 @@ mod config;
 mod connection;
 #[cfg(test)]
 mod fuzz;
-mod namespace;
 mod scripts;
 #[cfg(test)]
 pub(crate) mod server;
+mod store;
 mod stream;
 #[cfg(test)]
 mod tests;
@@ -21,14 +21,16 @@ use std::time::Duration;
 
 use machinery_env::Env;
 use runtime_api::KeyvalueOwner;
+use runtime_api::keyvalue::StoreError;
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 pub use self::config::{SharedStoreConfig, SharedStoreFiles};
 use self::connection::Link;
-pub(crate) use self::namespace::SharedBackend;
 use self::scripts::{Call, OWNERS, REMOVE, ScriptReply};
-use super::{Quota, StoreError, file_name, owner};
+pub(crate) use self::store::SharedStore;
+use super::Quota;
+use super::names::{file_name, owner};
 
 /// The longest wait of a call for its turn. The answer has a timeout of its own (`connection.rs`), so a call ends within 13 s.
 const TURN_TIMEOUT: Duration = Duration::from_secs(5);
@@ -70,9 +72,9 @@ impl SharedStores {
     ///
     /// # Errors
     /// The owner has no cluster or no valid names.
-    pub(crate) fn of(self: &Arc<Self>, owner: &KeyvalueOwner) -> std::io::Result<SharedBackend> {
+    pub(crate) fn of(self: &Arc<Self>, owner: &KeyvalueOwner) -> std::io::Result<SharedStore> {
         let keys = Keys::of(owner).ok_or_else(|| std::io::Error::other(format!("{owner:?} names no namespace")))?;
-        Ok(SharedBackend::new(self.clone(), keys, Arc::new(Semaphore::new(CONTAINER_CALLS_MAX))))
+        Ok(SharedStore::new(self.clone(), keys, Arc::new(Semaphore::new(CONTAINER_CALLS_MAX))))
     }
 
     /// A page of the namespaces of a cluster that have data, each page the next one; empty while it is another node's

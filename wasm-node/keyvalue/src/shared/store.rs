@@ -4,16 +4,15 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use runtime_api::keyvalue::{
+    BATCH_BYTES_MAX, BUCKET_BYTES_MAX, KEY_BYTES_MAX, KeyvalueStore, Page, StoreError, VALUE_BYTES_MAX, Value, Write,
+    Written, check_batch, check_key,
+};
 use tokio::sync::Semaphore;
 
-use super::super::backend::Backend;
-use super::super::namespace::{Page, check_batch};
-use super::super::{
-    BATCH_BYTES_MAX, BUCKET_BYTES_MAX, KEY_BYTES_MAX, KEY_COST_BYTES, PAGE_KEYS_MAX, StoreError, VALUE_BYTES_MAX,
-    Value, Write, Written, check_key,
-};
 use super::scripts::{self, Call, READ, REVISION_BYTES, ScriptReply, WRITE};
 use super::{Keys, SharedStores};
+use crate::{KEY_COST_BYTES, PAGE_KEYS_MAX};
 
 /// Maximum bytes of a stored value.
 const STORED_BYTES_MAX: usize = VALUE_BYTES_MAX + REVISION_BYTES;
@@ -21,7 +20,7 @@ const STORED_BYTES_MAX: usize = VALUE_BYTES_MAX + REVISION_BYTES;
 const FIELD_BYTES_MAX: usize = BUCKET_BYTES_MAX + 1 + KEY_BYTES_MAX;
 
 /// A namespace's shared store for one container.
-pub(crate) struct SharedBackend {
+pub(crate) struct SharedStore {
     stores: Arc<SharedStores>,
     keys: Keys,
     calls: Arc<Semaphore>,
@@ -32,7 +31,7 @@ fn field(bucket: &str, key: &str) -> Vec<u8> {
     [bucket.as_bytes(), b"\0", key.as_bytes()].concat()
 }
 
-impl SharedBackend {
+impl SharedStore {
     pub(super) fn new(stores: Arc<SharedStores>, keys: Keys, calls: Arc<Semaphore>) -> Self {
         Self { stores, keys, calls }
     }
@@ -115,7 +114,7 @@ fn content(answer: ScriptReply, kind: &str) -> Result<redis::Value, StoreError> 
 }
 
 #[async_trait]
-impl Backend for SharedBackend {
+impl KeyvalueStore for SharedStore {
     async fn get(&self, bucket: &str, key: &str) -> Result<Option<Value>, StoreError> {
         check_key(key)?;
         let mut call = self.read("get", STORED_BYTES_MAX, STORED_BYTES_MAX);

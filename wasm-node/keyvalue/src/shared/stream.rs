@@ -96,7 +96,7 @@ pub(super) async fn open(
     let stream = BoundedStream { io, received: received.clone() };
     let mut info =
         RedisConnectionInfo::default().set_db(config.database).set_lib_name("coracle", env!("CARGO_PKG_VERSION"));
-    super::super::lock(used).clone_from(&password);
+    crate::lock(used).clone_from(&password);
     if let Some(password) = &password {
         info = info.set_password(password);
     }

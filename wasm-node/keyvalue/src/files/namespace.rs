@@ -5,14 +5,13 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, Weak};
 
 use redb::{Database, DatabaseError, ReadTransaction, ReadableDatabase as _, TableDefinition, TableError};
+use runtime_api::keyvalue::{BATCH_BYTES_MAX, Page, StoreError, Value, Write, Written, check_batch, check_key};
 use runtime_api::ledger::{Resource, ResourceGuard};
 use tokio::sync::oneshot;
 
-use super::write::{Tables, Write, Written};
-use super::{
-    BATCH_BYTES_MAX, BATCH_KEYS_MAX, CACHE_BYTES, IN_USE_ATTEMPTS_MAX, IN_USE_PAUSE, PAGE_KEYS_MAX, StoreError, Stores,
-    check_key, lock, make_dir,
-};
+use super::write::Tables;
+use super::{CACHE_BYTES, FileStores, IN_USE_ATTEMPTS_MAX, IN_USE_PAUSE, make_dir};
+use crate::{PAGE_KEYS_MAX, lock};
 
 /// By bucket and key: 8 bytes of revision, then the value.
 pub(super) const PAIRS: TableDefinition<'static, (&str, &str), &[u8]> = TableDefinition::new("pairs");
@@ -24,26 +23,10 @@ const COMMIT_WRITES_MAX: usize = 256;
 /// Maximum bytes per commit: keeps flushes short, as the next namespace waits for this one.
 const COMMIT_BYTES_MAX: usize = 1 << 20;
 
-/// A stored value.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Value {
-    /// Revision of its last write, unique within the namespace.
-    pub(crate) revision: u64,
-    pub(crate) bytes: Vec<u8>,
-}
-
-impl Value {
-    pub(super) fn read(kept: &[u8]) -> Option<Self> {
-        let (revision, bytes) = kept.split_first_chunk()?;
-        Some(Self { revision: u64::from_le_bytes(*revision), bytes: bytes.to_vec() })
-    }
-}
-
-/// A page of keys, and the cursor of the next page, if any.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Page {
-    pub(crate) keys: Vec<String>,
-    pub(crate) cursor: Option<String>,
+/// The value in a table.
+pub(super) fn read_value(kept: &[u8]) -> Option<Value> {
+    let (revision, bytes) = kept.split_first_chunk()?;
+    Some(Value { revision: u64::from_le_bytes(*revision), bytes: bytes.to_vec() })
 }
 
 type WriteResult = Result<Written, StoreError>;
@@ -62,14 +45,14 @@ enum StoreFile {
 
 /// One namespace's store.
 pub(crate) struct Namespace {
-    stores: Weak<Stores>,
+    stores: Weak<FileStores>,
     path: PathBuf,
     file: Mutex<StoreFile>,
     queue: Mutex<VecDeque<QueuedWrite>>,
 }
 
 impl Namespace {
-    pub(super) fn new(stores: &Arc<Stores>, path: PathBuf) -> Arc<Self> {
+    pub(super) fn new(stores: &Arc<FileStores>, path: PathBuf) -> Arc<Self> {
         Arc::new(Self {
             stores: Arc::downgrade(stores),
             path,
@@ -174,7 +157,7 @@ impl Namespace {
 
     pub(crate) fn get(self: &Arc<Self>, bucket: &str, key: &str) -> Result<Option<Value>, StoreError> {
         check_key(key)?;
-        self.read(|pairs| Ok(pairs.get((bucket, key))?.and_then(|kept| Value::read(kept.value()))))
+        self.read(|pairs| Ok(pairs.get((bucket, key))?.and_then(|kept| read_value(kept.value()))))
     }
 
     pub(crate) fn exists(self: &Arc<Self>, bucket: &str, key: &str) -> Result<bool, StoreError> {
@@ -199,7 +182,7 @@ impl Namespace {
                 if bytes > BATCH_BYTES_MAX {
                     return Ok(None);
                 }
-                found.push(kept.and_then(|kept| Value::read(kept.value())).map(|value| value.bytes));
+                found.push(kept.and_then(|kept| read_value(kept.value())).map(|value| value.bytes));
             }
             Ok(Some(found))
         });
@@ -295,7 +278,3 @@ impl Namespace {
 }
 
 type Pairs = redb::ReadOnlyTable<(&'static str, &'static str), &'static [u8]>;
-
-pub(super) fn check_batch(keys: usize) -> Result<(), StoreError> {
-    if keys > BATCH_KEYS_MAX { Err(StoreError::BatchTooLong(keys)) } else { Ok(()) }
-}

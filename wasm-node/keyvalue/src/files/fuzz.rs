@@ -5,9 +5,10 @@ use std::sync::Arc;
 
 use bolero::{TypeGenerator, check};
 use runtime_api::KeyvalueOwner;
+use runtime_api::keyvalue::{StoreError, Write, Written};
 use runtime_api::ledger::{Ledger, Resource};
 
-use super::{Namespace, Quota, StoreError, Stores, Write, Written};
+use super::{FileStores, Namespace, Quota};
 
 #[derive(Debug, Clone, TypeGenerator)]
 enum StoreOperation {
@@ -80,7 +81,7 @@ fn a_store_is_a_map_under_any_operations() {
     let dir = tempfile::tempdir().unwrap();
     let ledger = Ledger::node();
     ledger.set_limit(Resource::Descriptors, 10);
-    let stores = Stores::new(dir.path().join("keyvalue"), Quota { bytes: 1 << 20, keys: 100 }, &ledger);
+    let stores = FileStores::new(dir.path().join("keyvalue"), Quota { bytes: 1 << 20, keys: 100 }, &ledger);
     let owner = KeyvalueOwner { namespace: "a".into(), uid: "1".into(), cluster: None };
     check!().with_type::<Vec<StoreOperation>>().for_each(|steps| {
         stores.remove(&owner).unwrap();

@@ -3,8 +3,7 @@
 use std::sync::LazyLock;
 
 use redis::{Cmd, ErrorKind, RedisError, Script, ServerErrorKind};
-
-use super::super::{StoreError, Value};
+use runtime_api::keyvalue::{StoreError, Value};
 
 /// Digits of the revision in front of a stored value.
 pub(super) const REVISION_BYTES: usize = 16;

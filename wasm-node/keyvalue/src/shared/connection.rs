@@ -9,14 +9,15 @@ use std::time::Duration;
 use machinery_env::Env;
 use redis::aio::MultiplexedConnection;
 use redis::{RedisError, RedisResult};
+use runtime_api::keyvalue::StoreError;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::super::{StoreError, lock};
 use super::config::SharedStoreConfig;
 use super::scripts::{self, Call, ScriptReply};
 use super::stream;
+use crate::lock;
 
 /// Timeout of a connect: name, TCP, TLS and authentication. Also the longest wait of a call for a connection.
 pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);

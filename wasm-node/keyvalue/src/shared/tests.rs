@@ -4,23 +4,24 @@ use std::time::Duration;
 
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair};
 use redis::Commands as _;
+use runtime_api::keyvalue::{KeyvalueStore as _, VALUE_BYTES_MAX, Write, Written};
 use rustix::process::Signal;
 
-use super::super::backend::Backend as _;
-use super::super::{QUOTA, VALUE_BYTES_MAX, Write, Written};
-use super::server::{Server, owned, port, stores};
+use super::server::{Server, port, stores};
 use super::*;
+use crate::QUOTA;
+use crate::contract::owned;
 
-async fn set(store: &SharedBackend, key: &str, value: &[u8]) -> Result<Written, StoreError> {
+async fn set(store: &SharedStore, key: &str, value: &[u8]) -> Result<Written, StoreError> {
     store.write(Write::Set { bucket: "default".into(), pairs: vec![(key.into(), value.into())] }).await
 }
 
-async fn add(store: &SharedBackend) -> Result<Written, StoreError> {
+async fn add(store: &SharedStore) -> Result<Written, StoreError> {
     store.write(Write::Increment { bucket: "default".into(), key: "n".into(), delta: 1 }).await
 }
 
 /// Repeats a call until it succeeds, within 20 s.
-async fn eventually(store: &SharedBackend) -> Written {
+async fn eventually(store: &SharedStore) -> Written {
     let env = Env::real();
     let tries = async {
         loop {

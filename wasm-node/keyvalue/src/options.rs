@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use machinery_options::{OptionError, read_bytes};
 
-use crate::engine::{SharedStoreConfig, SharedStoreFiles};
+use crate::{SharedStoreConfig, SharedStoreFiles};
 
 /// Options of the shared key-value store.
 #[derive(Debug, Clone, Default, Args)]
@@ -85,6 +85,7 @@ mod tests {
         parsed.flags.config().map_err(|failure| format!("{failure:?}"))
     }
 
+    #[cfg(feature = "redis")]
     #[test]
     fn a_store_has_an_address_and_a_password() {
         assert!(config(&[]).unwrap().is_none());
