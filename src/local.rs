@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use anyhow::{Context as _, anyhow};
 use images::RegistryAccess;
 use oci_registry::Credentials;
+use oci_registry::endpoint::{USER, serves_tls};
 
-use crate::compose;
 use tools_command::data_dir::DataDir;
 use tools_command::packaged;
 
@@ -21,9 +21,9 @@ pub(crate) fn registry(data: &DataDir) -> anyhow::Result<RegistryAccess> {
         read => read.with_context(|| format!("cannot read {}", path.display())),
     };
     let (address, password) = (read(data.registry_address())?, read(data.registry_password())?);
-    let credentials = Credentials { user: compose::REGISTRY_USER.to_owned(), password: password.trim().to_owned() };
+    let credentials = Credentials { user: USER.to_owned(), password: password.trim().to_owned() };
     let address = address.trim().to_owned();
-    let ca_pem = compose::serves_tls(&address).then(|| std::fs::read(data.authority())).transpose();
+    let ca_pem = serves_tls(&address).then(|| std::fs::read(data.authority())).transpose();
     let ca_pem = ca_pem.with_context(|| format!("cannot read {}", data.authority().display()))?;
     Ok(RegistryAccess::with_account(address, credentials, ca_pem))
 }

@@ -20,6 +20,7 @@ use tools_command::data_dir::DataDir;
 use tools_command::failure::Failure;
 use tools_command::flags::Common;
 use tools_command::output::{print_stderr, print_stdout};
+use tools_command::runtime;
 
 /// Maximum size of a response: a plugin's largest result, and more.
 const ANSWER_BYTES_MAX: usize = 32 << 20;
@@ -82,7 +83,7 @@ pub(super) fn parse_target(text: &str) -> Result<Target, String> {
 /// If there is no such resource or function, an argument has the wrong type, or the call failed.
 pub(crate) fn run(flags: &Call, common: &Common) -> Result<(), Failure> {
     let source = KubeconfigSource::choose(flags.kubeconfig.as_deref(), &DataDir::of(common)?)?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start")?;
+    let runtime = runtime::single_threaded()?;
     runtime.block_on(call(flags, source))?;
     Ok(())
 }
@@ -94,7 +95,7 @@ pub(crate) fn run(flags: &Call, common: &Common) -> Result<(), Failure> {
 pub(super) fn wit(resource: Target, namespace: &str, source: KubeconfigSource) -> anyhow::Result<String> {
     let (kubeconfig, session, function, arguments) = (None, None, String::new(), Vec::new());
     let flags = Call { namespace: namespace.to_owned(), kubeconfig, session, resource, function, arguments };
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start")?;
+    let runtime = runtime::single_threaded()?;
     runtime.block_on(async {
         let client = client(source).await?;
         let path = format!("{}wit", base(&client, &flags).await?);

@@ -16,6 +16,7 @@ use tools_command::data_dir::DataDir;
 use tools_command::failure::Failure;
 use tools_command::flags::Common;
 use tools_command::output::{print_stderr, print_stdout};
+use tools_command::signals::stop_signal;
 
 /// Flags of `coracle dashboard`.
 #[derive(Debug, Clone, Args)]
@@ -41,7 +42,7 @@ pub(crate) fn run(flags: &Dashboard, common: &Common) -> Result<(), Failure> {
     let runtime = compose::runtime()?;
     let done = runtime.block_on(async {
         // Installed before the start, so that a signal during it is not lost.
-        let signal = compose::stop_signal();
+        let signal = stop_signal();
         tokio::pin!(signal);
         tokio::select! {
             done = serve(flags, &env, source) => done,

@@ -16,6 +16,7 @@ use tools_command::flags::Common;
 use tools_command::format::Format;
 use tools_command::output::{columns, print_stdout, result};
 use tools_command::progress::Progress;
+use tools_command::runtime;
 
 /// Displayed digits of a digest.
 const DIGEST_CHARS: usize = 12;
@@ -85,7 +86,7 @@ pub(crate) enum Verb {
 pub(crate) fn run(flags: &Images, common: &Common) -> Result<(), Failure> {
     let env = Env::real();
     let images = ImageClient::new(&env, local::registry(&DataDir::of(common)?)?);
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start")?;
+    let runtime = runtime::single_threaded()?;
     let progress = Progress::stderr();
     match &flags.verb {
         Verb::Ls { format } => {

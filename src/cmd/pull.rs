@@ -15,6 +15,7 @@ use tools_command::failure::Failure;
 use tools_command::flags::Common;
 use tools_command::output::print_stdout;
 use tools_command::progress::Progress;
+use tools_command::runtime;
 
 /// Prefix of images in the registry of the cluster in `--data-dir`.
 const BUILT_IN: &str = "registry.local/";
@@ -69,7 +70,7 @@ pub(super) fn fetch(reference: &str, access: &Access, common: &Common) -> anyhow
         false => None,
     };
     let keyring = keyring(access.docker_config.clone())?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start")?;
+    let runtime = runtime::single_threaded()?;
     let folder = tempfile::tempdir().context("cannot make a folder for what is pulled")?;
     let progress = Progress::stderr();
     progress.doing(&format!("pulling {reference}"));

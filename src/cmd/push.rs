@@ -6,8 +6,8 @@ use anyhow::Context as _;
 use clap::Args;
 use images::push;
 use machinery_env::Env;
+use wasm_runtime::engine::MODULE_INSPECTOR;
 
-use crate::compose::image_metadata::MODULE_INSPECTOR;
 use crate::local;
 use crate::module_file;
 use tools_command::data_dir::DataDir;
@@ -15,6 +15,7 @@ use tools_command::failure::Failure;
 use tools_command::flags::Common;
 use tools_command::output::print_stdout;
 use tools_command::progress::Progress;
+use tools_command::runtime;
 
 /// Arguments of `coracle push`.
 #[derive(Debug, Clone, Args)]
@@ -36,7 +37,7 @@ pub(crate) fn run(flags: &Push, common: &Common) -> Result<(), Failure> {
     let module = module_file::read(&flags.file)
         .with_context(|| format!("cannot read {}; give the path of a .wasm file", flags.file.display()))?;
     let access = local::registry(&data)?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start")?;
+    let runtime = runtime::single_threaded()?;
     let progress = Progress::stderr();
     progress.doing(&format!("pushing {} ({} bytes)", flags.file.display(), module.len()));
     let pushed = runtime.block_on(push(&Env::real(), module, MODULE_INSPECTOR, &flags.reference, &access));

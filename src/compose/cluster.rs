@@ -8,7 +8,7 @@ use machinery_env::Env;
 use machinery_roles::StartCondition;
 use tools_command::data_dir::DataDir;
 use tools_command::progress::Progress;
-use wasm_runtime::engine::Engine;
+use wasm_runtime::engine::{Engine, MODULE_INSPECTOR};
 
 use super::apiserver::ApiServerParts;
 use super::controllers::ControllersParts;
@@ -20,7 +20,7 @@ use super::process::{DRAIN, Lifecycle, PodLayer, Process, ServerEnd};
 use super::proxy::DataPlaneParts;
 use super::registry::RegistryParts;
 use super::scheduler::SchedulerParts;
-use super::{Part, ProcessRoles, image_metadata, ready};
+use super::{Part, ProcessRoles, ready};
 use crate::config::ClusterConfig;
 
 /// A cluster that is ready.
@@ -68,8 +68,7 @@ impl Cluster {
     /// # Errors
     /// On errors of the registry.
     pub(crate) async fn push(&self, module: &[u8], reference: &str) -> anyhow::Result<()> {
-        let inspector = image_metadata::MODULE_INSPECTOR;
-        images::push(&self.env, module.to_vec(), inspector, reference, &self.registry).await?;
+        images::push(&self.env, module.to_vec(), MODULE_INSPECTOR, reference, &self.registry).await?;
         Ok(())
     }
 }

@@ -11,6 +11,7 @@ use tools_command::failure::Failure;
 use tools_command::notify;
 use tools_command::output::print_stderr;
 use tools_command::progress::Progress;
+use tools_command::signals::stop_signal;
 
 use super::memory;
 use super::metrics::MetricsEndpoint;
@@ -100,45 +101,4 @@ pub(crate) fn runtime() -> anyhow::Result<Runtime> {
         .enable_all()
         .build()
         .context("cannot start threads")
-}
-
-/// Waits for SIGINT or SIGTERM, and notifies the supervisor of the stop. The call itself installs the handlers.
-pub(crate) fn stop_signal() -> impl Future<Output = ()> {
-    let mut signals = StopSignals::new();
-    async move { signals.next().await }
-}
-
-/// SIGINT and SIGTERM, one after the other.
-pub(crate) struct StopSignals {
-    #[cfg(unix)]
-    handlers: Option<[tokio::signal::unix::Signal; 2]>,
-}
-
-impl StopSignals {
-    /// Installs the handlers; needs the runtime.
-    pub(crate) fn new() -> Self {
-        #[cfg(unix)]
-        {
-            use tokio::signal::unix::{SignalKind, signal};
-            let handlers = signal(SignalKind::terminate()).ok().zip(signal(SignalKind::interrupt()).ok());
-            Self { handlers: handlers.map(|(terminate, interrupt)| [terminate, interrupt]) }
-        }
-        #[cfg(not(unix))]
-        Self {}
-    }
-
-    /// Waits for the next one.
-    pub(crate) async fn next(&mut self) {
-        #[cfg(unix)]
-        if let Some([terminate, interrupt]) = &mut self.handlers {
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
-            }
-            notify::stopping();
-            return;
-        }
-        let _ = tokio::signal::ctrl_c().await;
-        notify::stopping();
-    }
 }

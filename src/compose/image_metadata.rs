@@ -7,7 +7,7 @@ use std::sync::Arc;
 use apiserver::server::ChainExtensions;
 use apiserver_admission::{ImageImports, ImageMetadata};
 use dashboard_server::access::DashboardReaders;
-use images::{Images, ImportInspector, ModuleInspector, RegistryAccess};
+use images::{Images, ImportInspector, RegistryAccess};
 use machinery_env::Env;
 use oci_registry::BlobStore;
 use serde_json::Value;
@@ -15,10 +15,6 @@ use wasm_runtime::engine;
 
 use crate::config::{ApiServerConfig, NodesConfig};
 use tools_command::environment::proxies;
-
-/// Functions that inspect modules.
-pub(crate) const MODULE_INSPECTOR: ModuleInspector =
-    ModuleInspector { inspect: engine::inspect, imports: engine::imports };
 
 struct RegistryImageMetadata(ImportInspector);
 

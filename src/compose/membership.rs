@@ -9,10 +9,10 @@ use kube::Client;
 use machinery_client::TlsIdentity;
 use machinery_env::Env;
 use machinery_roles::Component;
+use oci_registry::endpoint::serves_tls;
 use tokio_util::sync::CancellationToken;
 
 use super::node_configuration::{self, NodeConfiguration};
-use super::registry::serves_tls;
 use tools_joining::node::JoinedNode;
 
 /// Interval of reading the cluster's registries: an API server that was added is pulled from after it.

@@ -13,7 +13,7 @@ mod dns;
 mod foreground;
 mod ground;
 mod identities;
-pub(crate) mod image_metadata;
+mod image_metadata;
 #[cfg(test)]
 mod joining_tests;
 pub(crate) mod kubeconfig_process;
@@ -38,12 +38,11 @@ use machinery_roles::{Component, Failure, Role, Stage};
 
 pub(crate) use cluster::{Cluster, start};
 pub(crate) use controllers::{ControllersParts, warning};
-pub(crate) use foreground::{ReadyProcess, StopSignals, runtime, stop_signal, until_stopped};
+pub(crate) use foreground::{ReadyProcess, runtime, until_stopped};
 pub(crate) use metrics::{Metrics, MetricsEndpoint, MetricsFlags};
 pub(crate) use node_configuration::GivenAddresses;
 pub(crate) use nodes::prepare_engine;
 pub(crate) use proxy::{DataPlaneParts, lone_plane};
-pub(crate) use registry::{USER as REGISTRY_USER, serves_tls};
 pub(crate) use scheduler::SchedulerParts;
 
 /// The roles of all verbs, in the order in which they start.

@@ -18,6 +18,7 @@ use machinery_env::Env;
 use machinery_roles::Component;
 use machinery_serve::accept::Listener;
 use machinery_serve::connection::RequestBody;
+use oci_registry::endpoint::{USER, serves_tls};
 use oci_registry::{Credentials, distribution as registry};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
@@ -26,9 +27,6 @@ use tower::ServiceExt as _;
 use super::ground::Ground;
 use super::ground::addresses::reachable;
 use tools_command::data_dir::{DataDir, write_atomically};
-
-/// The registry's only user (docs/contract.md §4).
-pub(crate) const USER: &str = "coracle";
 
 /// The namespace of what every part of a cluster may know.
 pub(super) const PUBLIC: &str = "kube-public";
@@ -50,12 +48,6 @@ pub(super) fn bind(data: &DataDir, server: IpAddr) -> anyhow::Result<(Listener, 
     let address = SocketAddr::new(reachable(bind), listener.local_addr()?.port());
     write_atomically(&data.registry_address(), format!("{address}\n").as_bytes())?;
     Ok((listener, address))
-}
-
-/// Whether the registry at an address speaks TLS, which needs no configuration of the client where it doesn't
-/// (docs/contract.md §4).
-pub(crate) fn serves_tls(address: &str) -> bool {
-    address.parse::<SocketAddr>().is_ok_and(|address| !address.ip().is_loopback())
 }
 
 /// The password; generated at the first start.

@@ -159,7 +159,6 @@ const FORBIDDEN: &[(&str, &[&str], &str)] = &[
     (
         "tools/command",
         &[
-            "tokio",
             "kube",
             "hyper",
             "machinery-api",

@@ -26,6 +26,7 @@ use tools_command::failure::Failure;
 use tools_command::output::print_stdout;
 use tools_command::panics;
 use tools_command::progress::Progress;
+use tools_command::signals::stop_signal;
 
 /// Connections of the measured load: enough to keep two cores busy, few enough for meaningful latencies.
 const CONNECTIONS: usize = 16;
@@ -64,7 +65,7 @@ pub(crate) fn run(flags: &Demo) -> Result<(), Failure> {
                 "\nThe cluster keeps running until you press Ctrl-C. Go on with:\n  export KUBECONFIG={}\n  kubectl -n shop get pods -o wide",
                 data.kubeconfig().display()
             );
-            compose::stop_signal().await;
+            stop_signal().await;
         }
         cluster.process.stop().await;
         outcome.map(|()| flags.keep)

@@ -14,9 +14,9 @@ use machinery_client::{Api, Kind, ListOptions, ReadWire as _};
 use machinery_env::Env;
 use serde_json::Value;
 use tokio::sync::watch;
+use wasm_runtime::engine::MODULE_INSPECTOR;
 
 use super::readiness::{Workload, newest_message};
-use crate::compose::image_metadata::MODULE_INSPECTOR;
 use crate::local;
 use tools_command::data_dir::DataDir;
 use tools_command::output::print_stdout;

@@ -16,7 +16,6 @@ mod watch;
 
 use std::path::{Path, PathBuf};
 
-use anyhow::Context as _;
 use clap::Args;
 
 use self::build::Build;
@@ -27,11 +26,12 @@ use self::objects::AppFlags;
 use self::settings::PodFlags;
 use self::stack::Stack;
 use self::tree::SourceTree;
-use crate::compose;
 use crate::project::Project;
 use tools_command::data_dir::DataDir;
 use tools_command::failure::Failure;
 use tools_command::flags::Common;
+use tools_command::runtime;
+use tools_command::signals::StopSignals;
 
 /// Arguments of `coracle run`.
 #[derive(Debug, Clone, Args)]
@@ -129,9 +129,9 @@ impl Run {
 pub(crate) fn run(flags: &Run, common: &Common) -> Result<(), Failure> {
     let data = DataDir::of(common)?;
     let (mut target, builder) = flags.target()?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start")?;
+    let runtime = runtime::single_threaded()?;
     let done: anyhow::Result<()> = runtime.block_on(async {
-        let mut stops = compose::StopSignals::new();
+        let mut stops = StopSignals::install();
         let cluster = Cluster::connect(&data, &flags.namespace).await?;
         let session = async {
             if !flags.dev {

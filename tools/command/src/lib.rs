@@ -13,3 +13,5 @@ pub mod output;
 pub mod packaged;
 pub mod panics;
 pub mod progress;
+pub mod runtime;
+pub mod signals;

@@ -66,7 +66,7 @@ pub use manifest::{Compression, Refusal};
 pub use options::{ImageOptions, ImageOptionsError, ImageSettings, read_registries, read_signature_policy};
 pub use providers::{CredentialProviders, CredentialProvidersError, ProviderMetrics};
 pub use pull::{Images, ImagesConfig, PullPolicy, Pulled, RegistryAccess};
-pub use push::{Blob, ModuleInspector, PushClient, PushError, Pushed, delete_pushed, push};
+pub use push::{Blob, PushClient, PushError, Pushed, delete_pushed, push};
 pub use registries::Registries;
 pub use signatures::SignaturePolicy;
 pub use source::{Downloaded, download};

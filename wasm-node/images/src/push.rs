@@ -20,7 +20,7 @@ pub(super) use blob::{Part, Progress};
 pub use client::PushClient;
 use oci_registry::blobs::digest;
 use oci_registry::reference::{BUILT_IN_REGISTRY, Reference, ReferenceError};
-use runtime_api::{Inspection, LoadError, MODULE_BYTES_MAX};
+use runtime_api::{Inspection, LoadError, MODULE_BYTES_MAX, ModuleInspector};
 
 /// The layout requires a date. The current time would change the digest with each push of the same bytes, and make
 /// pinning useless.
@@ -51,15 +51,6 @@ pub enum PushError {
         /// The cause.
         why: String,
     },
-}
-
-/// The runtime's functions that inspect a module.
-#[derive(Debug, Clone, Copy)]
-pub struct ModuleInspector {
-    /// Returns the module's kind, imports and exports.
-    pub inspect: fn(&[u8]) -> Result<Inspection, LoadError>,
-    /// Returns its imports under the names that policies use.
-    pub imports: fn(&[u8]) -> Result<Vec<String>, LoadError>,
 }
 
 /// The result of a push.

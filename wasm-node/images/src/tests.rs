@@ -16,9 +16,7 @@ mod volumes;
 use oci_registry::Credentials;
 use oci_registry::blobs::{BlobStore, digest};
 use runtime_api::{Kind, Metering};
-use wasm_runtime::engine::{CompileBounds, Engine, EngineConfig, GuestBounds, GuestThreads, imports, inspect};
-
-const MODULE_INSPECTOR: ModuleInspector = ModuleInspector { inspect, imports };
+use wasm_runtime::engine::{CompileBounds, Engine, EngineConfig, GuestBounds, GuestThreads, MODULE_INSPECTOR};
 
 fn engine(config: EngineConfig, env: Env) -> Engine {
     Engine::new(config, GuestThreads::start(2, &env).unwrap(), env).unwrap()

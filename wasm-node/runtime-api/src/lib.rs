@@ -43,7 +43,7 @@ pub use limits::{
     Reuse, cpu_shares,
 };
 pub use memory_files::MemoryFiles;
-pub use module::{Inspection, Kind, LoadError, MODULE_BYTES_MAX, Metering};
+pub use module::{Inspection, Kind, LoadError, MODULE_BYTES_MAX, Metering, ModuleInspector};
 pub use outcome::{Outcome, OutcomeReason, StopSignal};
 pub use preopen::Preopen;
 pub use server::{NodeCall, TrialOutcome};

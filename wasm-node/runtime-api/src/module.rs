@@ -1,4 +1,4 @@
-//! A module's kind by its exports, the result of its inspection, and load errors.
+//! A module's kind by its exports, its inspection, and load errors.
 
 /// Maximum bytes of a module: a Python or JavaScript runtime as a component has 10 to 40 MB.
 pub const MODULE_BYTES_MAX: u64 = 128 << 20;
@@ -147,4 +147,13 @@ pub struct Inspection {
     pub imports: Vec<String>,
     /// Names of exports.
     pub exports: Vec<String>,
+}
+
+/// The runtime's functions that inspect a module.
+#[derive(Debug, Clone, Copy)]
+pub struct ModuleInspector {
+    /// Returns the module's kind, imports and exports.
+    pub inspect: fn(&[u8]) -> Result<Inspection, LoadError>,
+    /// Returns its imports under the names that policies use.
+    pub imports: fn(&[u8]) -> Result<Vec<String>, LoadError>,
 }

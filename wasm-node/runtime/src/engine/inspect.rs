@@ -4,7 +4,10 @@
 use wasmparser::{Encoding, Parser, Payload, Validator, WasmFeatures};
 
 use super::load::{CodeKind, component_kind};
-use runtime_api::{Inspection, Kind, LoadError};
+use runtime_api::{Inspection, Kind, LoadError, ModuleInspector};
+
+/// This runtime's inspection of modules.
+pub const MODULE_INSPECTOR: ModuleInspector = ModuleInspector { inspect, imports };
 
 /// Reads a module's imports and exports for `coracle push`. Linear in the module's size.
 ///

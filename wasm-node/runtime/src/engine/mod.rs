@@ -47,7 +47,7 @@ pub use describe::{Description, describe};
 pub use exchange::{
     COMPILED_BYTES_MAX, CompiledModule, CompiledName, CompiledSource, DESCRIPTION_BYTES_MAX, FetchedModule,
 };
-pub use inspect::{imports, inspect};
+pub use inspect::{MODULE_INSPECTOR, imports, inspect};
 pub use load::PreparedModule;
 pub use plugin::PluginServer;
 pub use runtime::GuestThreads;
