@@ -222,8 +222,8 @@ fn libraries_stay_in_their_rooms() {
                 "directories" => "tools",
                 // With options of their own (docs/decisions/0136-options.md).
                 "clap" if dependencies(&folder).contains("machinery-options") => continue,
-                "clap" if folder == "machinery/options" => continue,
-                "clap" => "src and those with options of their own",
+                "clap" if folder == "machinery/options" || room(&folder) == "tools" => continue,
+                "clap" => "src, tools and those with options of their own",
                 "kube" | "machinery-client" if room(&folder) == "apiserver" => "those who are the API server's clients",
                 _ => continue,
             };

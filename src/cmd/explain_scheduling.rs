@@ -16,13 +16,13 @@ use scheduler::wasm::{self, Answers, Guest, WasmPlugin};
 use serde_json::Value;
 use wasm_runtime::options::guests::GuestOptions;
 
-use super::pull::write_file;
 use crate::scheduler_plugins::Plugins;
 use tools_command::data_dir::DataDir;
 use tools_command::failure::Failure;
 use tools_command::flags::Common;
 use tools_command::format::Format;
 use tools_command::output::{columns, plain, print_stdout, result};
+use tools_command::output_file;
 
 /// Page size of lists.
 const PAGE: usize = 500;
@@ -85,7 +85,7 @@ pub(crate) fn run(flags: &ExplainScheduling, common: &Common) -> Result<(), Fail
     let explained = recording.explain();
     if let Some(file) = &flags.record {
         let text = serde_json::to_vec(&recording).context("cannot write the recording")?;
-        write_file(file, |mut beside| Ok(beside.write_all(&text)?))?;
+        output_file::write(file, |mut beside| Ok(beside.write_all(&text)?))?;
     }
     let explained = explained.map_err(anyhow::Error::new)?;
     match flags.format {

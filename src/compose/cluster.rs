@@ -2,13 +2,12 @@
 
 use std::time::Duration;
 
-use images::RegistryAccess;
 use kube::Client;
 use machinery_env::Env;
 use machinery_roles::StartCondition;
 use tools_command::data_dir::DataDir;
 use tools_command::progress::Progress;
-use wasm_runtime::engine::{Engine, MODULE_INSPECTOR};
+use wasm_runtime::engine::Engine;
 
 use super::apiserver::ApiServerParts;
 use super::controllers::ControllersParts;
@@ -32,8 +31,6 @@ pub(crate) struct Cluster {
     pub(crate) admin: Client,
     /// Time from the start to the first response of the API.
     pub(crate) api_ready_after: Duration,
-    env: Env,
-    registry: RegistryAccess,
 }
 
 /// Starts a cluster, or parts of one, and waits until it is ready. `prepared` is its engine, if it was made before.
@@ -55,22 +52,11 @@ pub(crate) async fn start(
     progress.doing("opening the store");
     let (ground, listeners) = Ground::prepare(env, (config, prepared), up_to, data).await?;
     let roles = roles(&ground, listeners, up_to)?;
-    let (server, registry) = (ground.addresses.server_url(), ground.modules.registry.clone());
+    let server = ground.addresses.server_url();
     let admin = ground.client(ComponentIdentity::Admin);
     let process = Process::start(lifecycle(ground, up_to)?, roles, progress).await?;
     let api_ready_after = process.started_at.saturating_sub(began);
-    Ok(Cluster { process, server, admin, api_ready_after, env: env.clone(), registry })
-}
-
-impl Cluster {
-    /// Pushes a module into the built-in registry.
-    ///
-    /// # Errors
-    /// On errors of the registry.
-    pub(crate) async fn push(&self, module: &[u8], reference: &str) -> anyhow::Result<()> {
-        images::push(&self.env, module.to_vec(), MODULE_INSPECTOR, reference, &self.registry).await?;
-        Ok(())
-    }
+    Ok(Cluster { process, server, admin, api_ready_after })
 }
 
 /// The roles up to a part.

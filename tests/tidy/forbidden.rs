@@ -176,6 +176,23 @@ const FORBIDDEN: &[(&str, &[&str], &str)] = &[
         "what all verbs share: a terminal, a folder and flags, and nothing of a cluster",
     ),
     (
+        "tools/development",
+        &[
+            "axum",
+            "machinery-serve",
+            "apiserver",
+            "apiserver-admission",
+            "apiserver-auth",
+            "apiserver-resources",
+            "apiserver-storage",
+            "scheduler",
+            "controllers",
+            "kubelet",
+            "proxy",
+        ],
+        "verbs of a developer: clients of the API server and of registries, with a runtime to read modules",
+    ),
+    (
         "tools/joining",
         &["axum", "apiserver", "scheduler", "controllers", "runtime-api", "wasm-runtime", "images", "kubelet", "proxy"],
         "how a machine gets its credentials, and not what it does with them: no server, no node",

@@ -158,7 +158,7 @@ fn named_pages(text: &str) -> impl Iterator<Item = &str> {
 /// A reason that stands in a page outside of the repository is none for its reader. Literals may name files of a template.
 #[test]
 fn code_names_pages_that_exist() {
-    let templates = ["src/templates", "docs"];
+    let templates = ["tools/development/templates", "docs"];
     let exists = |page: &str| root().join(page.trim_start_matches(['/', '.'])).is_file();
     let mut problems = Vec::new();
     for (path, text) in all_rust_files().iter().filter(|(path, _)| path != "tests/tidy/pages.rs") {

@@ -13,7 +13,7 @@ const LONG_FUNCTIONS: &[(&str, &str, &str)] = &[
     ("machinery/client/src/executor.rs", "single", "one arm an action"),
     ("scheduler/src/shell_tests.rs", "answer", "a test's API server: one arm a request"),
     ("scheduler/src/tests.rs", "the_messages_are_upstreams", "a table of cases"),
-    ("src/cmd/demo/mod.rs", "run_story", "a story, in its order"),
+    ("tools/development/src/demo/mod.rs", "run_story", "a story, in its order"),
     ("tests/sim/src/network.rs", "send", "the faults of one request, in the order in which they can happen"),
 ];
 

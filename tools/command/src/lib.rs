@@ -10,6 +10,7 @@ pub mod format;
 pub mod host;
 pub mod notify;
 pub mod output;
+pub mod output_file;
 pub mod packaged;
 pub mod panics;
 pub mod progress;

@@ -1,6 +1,6 @@
 //! The name of a project, and the names made of it for each language. Pure.
 
-use crate::cmd::rust_keywords::RUST_KEYWORDS;
+use crate::rust_keywords::RUST_KEYWORDS;
 
 /// Maximum length of a DNS label (RFC 1123).
 const LABEL_CHARS_MAX: usize = 63;

@@ -10,17 +10,20 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::Args;
+use futures::future::LocalBoxFuture;
 use http_body_util::{BodyExt as _, Full};
 use hyper::Request;
 use hyper_util::rt::TokioIo;
+use images::push;
 use kube::Client;
 use machinery_env::Env;
 use serde_json::json;
+use tokio::runtime::Runtime;
+use wasm_runtime::engine::MODULE_INSPECTOR;
 
 use self::load::Load;
 use self::usage::Usage;
-use crate::compose::{self, Cluster, Part};
-use crate::config::ClusterConfig;
+use crate::registry;
 use tools_command::data_dir::DataDir;
 use tools_command::failure::Failure;
 use tools_command::output::print_stdout;
@@ -36,18 +39,34 @@ const LOAD: Duration = Duration::from_secs(3);
 
 /// Flags of `coracle demo`.
 #[derive(Debug, Clone, Args)]
-pub(crate) struct Demo {
+pub struct Demo {
     /// Leaves the cluster running and prints how to go on
     #[arg(long, env = "CORACLE_KEEP")]
     pub(crate) keep: bool,
 }
 
-/// Runs the demo in a temporary folder.
+/// A cluster of 2 nodes that was started for the demo.
+pub struct DemoCluster {
+    /// `https://ADDR:PORT`
+    pub server: String,
+    /// A client of `system:masters`.
+    pub admin: Client,
+    /// Time from the start to the first response of the API.
+    pub api_ready_after: Duration,
+    /// Drains and stops it.
+    pub stop: LocalBoxFuture<'static, ()>,
+}
+
+/// Runs the demo in a temporary folder, on a cluster that `start` starts in that folder.
 ///
 /// # Errors
 /// If a step fails, with the expected result.
-pub(crate) fn run(flags: &Demo) -> Result<(), Failure> {
-    let env = Env::real();
+pub fn run(
+    flags: &Demo,
+    env: &Env,
+    runtime: Runtime,
+    start: impl AsyncFnOnce(&DataDir, Progress) -> anyhow::Result<DemoCluster>,
+) -> Result<(), Failure> {
     let mut folder = tempfile::Builder::new();
     folder.prefix("coracle-demo-");
     // The folder holds keys.
@@ -55,11 +74,10 @@ pub(crate) fn run(flags: &Demo) -> Result<(), Failure> {
     folder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o700));
     let temporary = folder.tempdir().context("cannot make a temporary folder")?;
     let data = DataDir::at(temporary.path().to_path_buf());
-    let runtime = compose::runtime()?;
     let kept = runtime.block_on(async {
         let mut story = Story::new(env.clone());
-        let cluster = compose::start(&env, ClusterConfig::for_demo(), None, Part::Nodes, &data, story.progress).await?;
-        let outcome = run_story(&mut story, &env, &cluster, &data).await;
+        let cluster = start(&data, story.progress).await?;
+        let outcome = run_story(&mut story, env, &cluster, &data).await;
         if outcome.is_ok() && flags.keep {
             let _ = print_stdout!(
                 "\nThe cluster keeps running until you press Ctrl-C. Go on with:\n  export KUBECONFIG={}\n  kubectl -n shop get pods -o wide",
@@ -67,7 +85,7 @@ pub(crate) fn run(flags: &Demo) -> Result<(), Failure> {
             );
             stop_signal().await;
         }
-        cluster.process.stop().await;
+        cluster.stop.await;
         outcome.map(|()| flags.keep)
     })?;
     runtime.shutdown_timeout(Duration::from_secs(1));
@@ -78,7 +96,7 @@ pub(crate) fn run(flags: &Demo) -> Result<(), Failure> {
     Ok(())
 }
 
-async fn run_story(story: &mut Story, env: &Env, cluster: &Cluster, data: &DataDir) -> anyhow::Result<()> {
+async fn run_story(story: &mut Story, env: &Env, cluster: &DemoCluster, data: &DataDir) -> anyhow::Result<()> {
     story.report(&format!(
         "A cluster with 2 nodes is up at {}; its API was ready after {}.",
         cluster.server,
@@ -88,9 +106,11 @@ async fn run_story(story: &mut Story, env: &Env, cluster: &Cluster, data: &DataD
 
     let before = env.elapsed();
     story.doing("pushing and compiling nine modules");
+    let registry = registry::access(data)?;
     for (name, module) in samples::MODULES {
         for tag in ["v1", "v2"] {
-            cluster.push(module, &format!("registry.local/{name}:{tag}")).await?;
+            let reference = format!("registry.local/{name}:{tag}");
+            push(env, module.to_vec(), MODULE_INSPECTOR, &reference, &registry).await?;
         }
     }
     story.report(&format!("Nine Wasm modules were pushed into its registry in {}.", ms(env.elapsed() - before)));
@@ -174,7 +194,6 @@ async fn run_story(story: &mut Story, env: &Env, cluster: &Cluster, data: &DataD
 
     let memory = Usage::read().memory_bytes / (1024 * 1024);
     story.report(&format!("This whole cluster, control plane, nodes, pods and all, holds {memory} MiB of memory."));
-    let _ = data;
     Ok(())
 }
 

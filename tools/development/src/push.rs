@@ -8,8 +8,8 @@ use images::push;
 use machinery_env::Env;
 use wasm_runtime::engine::MODULE_INSPECTOR;
 
-use crate::local;
 use crate::module_file;
+use crate::registry;
 use tools_command::data_dir::DataDir;
 use tools_command::failure::Failure;
 use tools_command::flags::Common;
@@ -19,7 +19,7 @@ use tools_command::runtime;
 
 /// Arguments of `coracle push`.
 #[derive(Debug, Clone, Args)]
-pub(crate) struct Push {
+pub struct Push {
     /// The module or component
     #[arg(value_name = "FILE.wasm")]
     pub(crate) file: PathBuf,
@@ -32,11 +32,11 @@ pub(crate) struct Push {
 ///
 /// # Errors
 /// If the file can't be read or is no module, or there is no running cluster.
-pub(crate) fn run(flags: &Push, common: &Common) -> Result<(), Failure> {
+pub fn run(flags: &Push, common: &Common) -> Result<(), Failure> {
     let data = DataDir::of(common)?;
     let module = module_file::read(&flags.file)
         .with_context(|| format!("cannot read {}; give the path of a .wasm file", flags.file.display()))?;
-    let access = local::registry(&data)?;
+    let access = registry::access(&data)?;
     let runtime = runtime::single_threaded()?;
     let progress = Progress::stderr();
     progress.doing(&format!("pushing {} ({} bytes)", flags.file.display(), module.len()));

@@ -1,4 +1,4 @@
-//! Address and credentials of the registry of the cluster in `--data-dir`. Fails if no cluster has run there.
+//! Address and credentials of the registry of the cluster in `--data-dir`.
 
 use std::io::ErrorKind;
 use std::path::PathBuf;
@@ -15,7 +15,7 @@ use tools_command::packaged;
 ///
 /// # Errors
 /// If no cluster has run there.
-pub(crate) fn registry(data: &DataDir) -> anyhow::Result<RegistryAccess> {
+pub(crate) fn access(data: &DataDir) -> anyhow::Result<RegistryAccess> {
     let read = |path: PathBuf| match std::fs::read_to_string(&path) {
         Err(error) if error.kind() == ErrorKind::NotFound => Err(anyhow!(no_cluster(data))),
         read => read.with_context(|| format!("cannot read {}", path.display())),

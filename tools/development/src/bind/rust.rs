@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use super::idents::{Scope, pascal, snake};
 use super::model::{Definition, Function, Interface, Item, Model, NamedType, Owner, Ty};
-use crate::cmd::rust_keywords::RUST_KEYWORDS;
+use crate::rust_keywords::RUST_KEYWORDS;
 
 const RUNTIME: &str = include_str!("runtime/client_rs.txt");
 /// The longest tuple of the runtime.

@@ -8,13 +8,13 @@ use images::{ImageClient, ImageKind, ListedImage};
 use jiff::Timestamp;
 use machinery_env::Env;
 
-use super::pull::write_file;
-use crate::local;
+use crate::registry;
 use tools_command::data_dir::DataDir;
 use tools_command::failure::Failure;
 use tools_command::flags::Common;
 use tools_command::format::Format;
 use tools_command::output::{columns, print_stdout, result};
+use tools_command::output_file;
 use tools_command::progress::Progress;
 use tools_command::runtime;
 
@@ -24,7 +24,7 @@ const DIGEST_CHARS: usize = 12;
 /// Arguments of `coracle image`. (A missing verb is reported in one line, as all wrong usage.)
 #[derive(Debug, Clone, Args)]
 #[command(arg_required_else_help = false)]
-pub(crate) struct Images {
+pub struct Images {
     #[command(subcommand)]
     pub(crate) verb: Verb,
 }
@@ -83,9 +83,9 @@ pub(crate) enum Verb {
 ///
 /// # Errors
 /// If no cluster runs, or the node rejects the request.
-pub(crate) fn run(flags: &Images, common: &Common) -> Result<(), Failure> {
+pub fn run(flags: &Images, common: &Common) -> Result<(), Failure> {
     let env = Env::real();
-    let images = ImageClient::new(&env, local::registry(&DataDir::of(common)?)?);
+    let images = ImageClient::new(&env, registry::access(&DataDir::of(common)?)?);
     let runtime = runtime::single_threaded()?;
     let progress = Progress::stderr();
     match &flags.verb {
@@ -120,7 +120,7 @@ pub(crate) fn run(flags: &Images, common: &Common) -> Result<(), Failure> {
         }
         Verb::Export { reference, output } => {
             progress.doing(&format!("exporting {reference}"));
-            let bytes = write_file(output, |beside| Ok(runtime.block_on(images.export(reference, beside))?));
+            let bytes = output_file::write(output, |beside| Ok(runtime.block_on(images.export(reference, beside))?));
             progress.done();
             print_stdout!("{} ({})", output.display(), size(bytes?))?;
         }

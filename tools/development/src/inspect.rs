@@ -16,7 +16,7 @@ use tools_command::output::result;
 
 /// Arguments of `coracle inspect`.
 #[derive(Debug, Clone, Args)]
-pub(crate) struct Inspect {
+pub struct Inspect {
     /// A .wasm file, or an image as for `coracle pull`
     #[arg(value_name = "FILE|REF")]
     pub(crate) what: String,
@@ -28,7 +28,7 @@ pub(crate) struct Inspect {
 ///
 /// # Errors
 /// If it can't be read or pulled, or is no module.
-pub(crate) fn run(flags: &Inspect, common: &Common) -> Result<(), Failure> {
+pub fn run(flags: &Inspect, common: &Common) -> Result<(), Failure> {
     let file = Path::new(&flags.what);
     // An existing file wins: no registry's name ends in its own path.
     let is_path = file.is_absolute() || flags.what.starts_with('.') || flags.what.ends_with(".wasm");
@@ -101,13 +101,13 @@ mod tests {
 
     #[test]
     fn a_sample_is_described() {
-        let module = std::fs::read("sample-workloads/bin/hello.wasm").unwrap();
+        let module = std::fs::read("../../sample-workloads/bin/hello.wasm").unwrap();
         let text = report(None, module.len(), &describe(&module).unwrap());
         let wanted = ["HTTP server", "component (WASI 0.2)", "  wasi:http/types@", "processed-by wit-component", "KiB"];
         for wanted in wanted.into_iter().chain(["world      wasi:http/proxy@0.2."]) {
             assert!(text.contains(wanted), "{text}");
         }
-        let module = std::fs::read("sample-workloads/bin/crash.wasm").unwrap();
+        let module = std::fs::read("../../sample-workloads/bin/crash.wasm").unwrap();
         assert!(report(None, 1, &describe(&module).unwrap()).contains("command (exports _start)"));
     }
 

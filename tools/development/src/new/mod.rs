@@ -17,7 +17,7 @@ use tools_command::output::{columns, print_stdout, result};
 
 /// Arguments of `coracle new`.
 #[derive(Debug, Clone, Args)]
-pub(crate) struct New {
+pub struct New {
     /// The template; --list prints them
     #[arg(value_name = "TEMPLATE", required_unless_present = "list")]
     pub(crate) template: Option<String>,
@@ -36,7 +36,7 @@ pub(crate) struct New {
 ///
 /// # Errors
 /// If there is no such template, the name is no DNS label, or the folder has files or can't be written.
-pub(crate) fn run(flags: &New) -> Result<(), Failure> {
+pub fn run(flags: &New) -> Result<(), Failure> {
     let (Some(template), Some(name)) = (&flags.template, &flags.name) else {
         return Ok(result(format_args!("{}", list()))?);
     };

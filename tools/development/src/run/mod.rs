@@ -35,7 +35,7 @@ use tools_command::signals::StopSignals;
 
 /// Arguments of `coracle run`.
 #[derive(Debug, Clone, Args)]
-pub(crate) struct Run {
+pub struct Run {
     /// The module or component [default: that of ./coracle.yaml, after its build]
     #[arg(value_name = "FILE.wasm")]
     pub(crate) file: Option<PathBuf>,
@@ -126,7 +126,7 @@ impl Run {
 ///
 /// # Errors
 /// If a file can't be read or is no module, there is no running cluster, or the pods don't become ready.
-pub(crate) fn run(flags: &Run, common: &Common) -> Result<(), Failure> {
+pub fn run(flags: &Run, common: &Common) -> Result<(), Failure> {
     let data = DataDir::of(common)?;
     let (mut target, builder) = flags.target()?;
     let runtime = runtime::single_threaded()?;

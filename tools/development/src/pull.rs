@@ -1,19 +1,21 @@
 //! `coracle pull`: writes an image's module to a file.
 
-use std::path::{Path, PathBuf};
+use std::io::Write as _;
+use std::path::PathBuf;
 
 use anyhow::Context as _;
 use clap::Args;
 use images::{ConfigForm, Image, Keyring, SecretIdentity, download, read_registries, read_signature_policy};
 use machinery_env::Env;
 
-use crate::local;
+use crate::registry;
 use tools_command::data_dir::DataDir;
 use tools_command::environment::docker_config;
 use tools_command::environment::proxies;
 use tools_command::failure::Failure;
 use tools_command::flags::Common;
 use tools_command::output::print_stdout;
+use tools_command::output_file;
 use tools_command::progress::Progress;
 use tools_command::runtime;
 
@@ -36,7 +38,7 @@ pub(crate) struct Access {
 
 /// Arguments of `coracle pull`.
 #[derive(Debug, Clone, Args)]
-pub(crate) struct Pull {
+pub struct Pull {
     /// The image: registry.local/NAME:TAG of the cluster in --data-dir, or one of any registry
     #[arg(value_name = "REF")]
     pub(crate) reference: String,
@@ -51,9 +53,9 @@ pub(crate) struct Pull {
 ///
 /// # Errors
 /// If the image can't be pulled, or the file can't be written.
-pub(crate) fn run(flags: &Pull, common: &Common) -> Result<(), Failure> {
+pub fn run(flags: &Pull, common: &Common) -> Result<(), Failure> {
     let (image, module) = fetch(&flags.reference, &flags.access, common)?;
-    write(&flags.file, &module)?;
+    output_file::write(&flags.file, |mut file| Ok(file.write_all(&module)?))?;
     print_stdout!("{} ({} bytes)", image.image_id, module.len())?;
     Ok(())
 }
@@ -66,7 +68,7 @@ pub(super) fn fetch(reference: &str, access: &Access, common: &Common) -> anyhow
     let registries = read_registries(access.registries.as_deref())?.with_proxies(proxies());
     let policy = read_signature_policy(access.signature_policy.as_deref())?;
     let built_in = match reference.starts_with(BUILT_IN) {
-        true => Some(local::registry(&DataDir::of(common)?)?),
+        true => Some(registry::access(&DataDir::of(common)?)?),
         false => None,
     };
     let keyring = keyring(access.docker_config.clone())?;
@@ -92,54 +94,4 @@ fn keyring(folder: Option<PathBuf>) -> anyhow::Result<Keyring> {
         keyring.add(&own, ConfigForm::Json, &bytes).with_context(|| path.display().to_string())?;
     }
     Ok(keyring)
-}
-
-/// Writes a file atomically.
-fn write(file: &Path, bytes: &[u8]) -> anyhow::Result<()> {
-    write_file(file, |mut beside| Ok(std::io::Write::write_all(&mut beside, bytes)?))
-}
-
-/// Writes a file atomically through `fill`. Pipes and devices are written in place: a replacement would remove them for
-/// all.
-///
-/// # Errors
-/// On I/O errors, or if `fill` fails.
-pub(super) fn write_file<T>(file: &Path, fill: impl FnOnce(std::fs::File) -> anyhow::Result<T>) -> anyhow::Result<T> {
-    let cannot = || format!("cannot write {}", file.display());
-    if std::fs::metadata(file).is_ok_and(|there| !there.is_file() && !there.is_dir()) {
-        let there = std::fs::OpenOptions::new().write(true).open(file).with_context(cannot)?;
-        return fill(there).with_context(cannot);
-    }
-    // A link's target is replaced, not the link.
-    let file = &std::fs::canonicalize(file).unwrap_or_else(|_| file.to_owned());
-    let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let beside = tempfile::Builder::new().prefix(".coracle-").tempfile_in(folder).with_context(cannot)?;
-    let filled = fill(beside.as_file().try_clone().with_context(cannot)?).with_context(cannot)?;
-    #[cfg(unix)]
-    {
-        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o644);
-        beside.as_file().set_permissions(mode).with_context(cannot)?;
-    }
-    beside.persist(file).map_err(|left| left.error).with_context(cannot)?;
-    Ok(filled)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[cfg(unix)]
-    #[test]
-    fn a_file_is_written_whole_and_through_its_link() {
-        let dir = tempfile::tempdir().unwrap();
-        let (file, link) = (dir.path().join("file"), dir.path().join("link"));
-        write(&file, b"one").unwrap();
-        std::os::unix::fs::symlink(&file, &link).unwrap();
-        write(&link, b"two").unwrap();
-        assert!(link.is_symlink());
-        assert_eq!(std::fs::read(&file).unwrap(), b"two");
-        let failed = write_file(&file, |_| Err::<(), _>(anyhow::anyhow!("half")));
-        assert!(failed.is_err() && std::fs::read(&file).unwrap() == b"two", "whole or not at all");
-        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 2, "nothing is left beside it");
-    }
 }

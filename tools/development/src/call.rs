@@ -32,7 +32,7 @@ const REASON_HEADER: &str = "coracle-reason";
 
 /// Arguments of `coracle call`.
 #[derive(Debug, Clone, Args)]
-pub(crate) struct Call {
+pub struct Call {
     /// The namespace
     #[arg(short, long, env = "CORACLE_NAMESPACE", default_value = "default", value_name = "NS")]
     pub(crate) namespace: String,
@@ -81,7 +81,7 @@ pub(super) fn parse_target(text: &str) -> Result<Target, String> {
 ///
 /// # Errors
 /// If there is no such resource or function, an argument has the wrong type, or the call failed.
-pub(crate) fn run(flags: &Call, common: &Common) -> Result<(), Failure> {
+pub fn run(flags: &Call, common: &Common) -> Result<(), Failure> {
     let source = KubeconfigSource::choose(flags.kubeconfig.as_deref(), &DataDir::of(common)?)?;
     let runtime = runtime::single_threaded()?;
     runtime.block_on(call(flags, source))?;

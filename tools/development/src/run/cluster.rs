@@ -17,7 +17,8 @@ use tokio::sync::watch;
 use wasm_runtime::engine::MODULE_INSPECTOR;
 
 use super::readiness::{Workload, newest_message};
-use crate::local;
+use crate::registry;
+use tools_cluster::local;
 use tools_command::data_dir::DataDir;
 use tools_command::output::print_stdout;
 use tools_command::progress::Spinner;
@@ -52,8 +53,8 @@ impl Cluster {
     /// # Errors
     /// There is no such cluster, or no such namespace in it.
     pub(super) async fn connect(data: &DataDir, namespace: &str) -> anyhow::Result<Self> {
-        let registry = local::registry(data)?;
-        let (client, host) = tools_cluster::local::client(data).await?;
+        let registry = registry::access(data)?;
+        let (client, host) = local::client(data).await?;
         let env = Env::real();
         if let Err(error) = Api::<Namespace>::all(client.clone()).get(namespace).await {
             let is_missing = status_code(&error) == 404;

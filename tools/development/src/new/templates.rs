@@ -55,7 +55,7 @@ macro_rules! wit {
     ($package:literal) => {
         File(
             concat!("wit/deps/", $package, "/", $package, ".wit"),
-            include_str!(concat!("../../../sample-workloads/visits/wit/deps/", $package, "/", $package, ".wit")),
+            include_str!(concat!("../../../../sample-workloads/visits/wit/deps/", $package, "/", $package, ".wit")),
         )
     };
 }
@@ -101,7 +101,7 @@ impl Kind {
             Self::Service | Self::Command => &[],
             Self::Plugin => &[file!("wit/plugin.wit", "common/plugin.wit"), KEYVALUE, CONFIG],
             Self::Scheduler => &[
-                File("wit/plugin.wit", include_str!("../../../scheduler/wit/plugin.wit")),
+                File("wit/plugin.wit", include_str!("../../../../scheduler/wit/plugin.wit")),
                 file!("scheduler.yaml", "common/scheduler.yaml"),
             ],
         }
@@ -462,7 +462,7 @@ mod tests {
         let all = TEMPLATES.iter().flat_map(Template::all_files).map(|File(_, text)| *text);
         let all: BTreeSet<&str> = all.collect();
         let mut there = Vec::new();
-        files_below(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src/templates"), &mut there);
+        files_below(&Path::new(env!("CARGO_MANIFEST_DIR")).join("templates"), &mut there);
         assert!(there.len() > 30);
         for text in &there {
             assert!(all.contains(text.as_str()), "a file of no template: {text}");

@@ -17,19 +17,20 @@ use anyhow::{Context as _, anyhow};
 use clap::{Args, ValueEnum};
 
 use self::sources::Sources;
-use super::call;
+use crate::call;
 use tools_cluster::kubeconfig::KubeconfigSource;
 use tools_command::data_dir::DataDir;
 use tools_command::failure::Failure;
 use tools_command::flags::Common;
 use tools_command::output::{plain, print_stdout};
+use tools_command::output_file;
 
 /// Stack of the parser, whose recursion follows the text (at most [`sources::WIT_BYTES_MAX`]).
 const PARSER_STACK_BYTES: usize = 256 << 20;
 
 /// Arguments of `coracle bind`.
 #[derive(Debug, Clone, Args)]
-pub(crate) struct Bind {
+pub struct Bind {
     /// A WIT file or a folder of one package, with its dependencies in the folder deps beside it; or a plugin that runs: pod/NAME,
     /// deployment/NAME or service/NAME
     #[arg(value_name = "FILE.wit")]
@@ -76,7 +77,7 @@ impl Lang {
 ///
 /// # Errors
 /// If the WIT can't be read or has no exported functions, or the file can't be written.
-pub(crate) fn run(flags: &Bind, common: &Common) -> Result<(), Failure> {
+pub fn run(flags: &Bind, common: &Common) -> Result<(), Failure> {
     let path = Path::new(&flags.source);
     let kubeconfig = || KubeconfigSource::choose(flags.kubeconfig.as_deref(), &DataDir::of(common)?);
     let is_file = flags.source.ends_with(".wit") || path.is_dir();
@@ -102,22 +103,8 @@ pub(crate) fn run(flags: &Bind, common: &Common) -> Result<(), Failure> {
         _ => "plugin".to_owned(),
     };
     let file = flags.out.join(format!("{stem}_client.{}", flags.lang.extension()));
-    write(&file, &client).with_context(|| format!("cannot write {}", file.display()))?;
+    fs::create_dir_all(&flags.out).with_context(|| format!("cannot write {}", file.display()))?;
+    output_file::write(&file, |mut file| Ok(file.write_all(client.as_bytes())?))?;
     print_stdout!("{}", file.display())?;
-    Ok(())
-}
-
-/// Replaces a file at once.
-fn write(file: &Path, text: &str) -> anyhow::Result<()> {
-    let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    fs::create_dir_all(folder)?;
-    let mut new = tempfile::Builder::new().prefix(".coracle-bind-").tempfile_in(folder)?;
-    new.write_all(text.as_bytes())?;
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt as _;
-        new.as_file().set_permissions(fs::Permissions::from_mode(0o644))?;
-    }
-    new.persist(file)?;
     Ok(())
 }
