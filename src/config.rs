@@ -1,20 +1,26 @@
-//! Configuration of a cluster by component, as types, and the flags of every verb. clap alone reads flags and
-//! environment variables: each flag can be set by `CORACLE_<FLAG>` too.
+//! Configuration of a cluster: the options of its components, and what they and their files say. No option has its default
+//! here.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 
+use apiserver::options::ApiServerOptions;
 use apiserver_admission::AdmissionConfiguration;
 use apiserver_storage::options::StoreConfig;
-use images::ImageSettings;
-use ipnet::Ipv4Net;
+use clap::Args;
+use images::{ImageOptions, ImageSettings};
 use keyvalue::SharedStoreConfig;
+use keyvalue::options::KeyvalueOptions;
 use kubelet::options::KubeletOptions;
 use machinery_api::features::Features;
 use scheduler::configuration::Configuration;
 use wasm_runtime::options::guests::GuestOptions;
 
 use crate::inventory::NodeInventory;
+use crate::network::{NetworkConfig, machine_address};
+use tools_command::failure::Failure;
+use tools_command::output::print_stderr;
 use tools_joining::accept::JoinConfig;
 
 /// Maximum node agents of one process: a /15 of pod addresses holds that many /20 (docs/contract.md §3).
@@ -33,32 +39,43 @@ pub(crate) struct ClusterConfig {
     pub(crate) nodes: NodesConfig,
 }
 
-/// The API server and its store.
+/// The API server: its options, and what they and their files say.
 #[derive(Debug, Clone)]
 pub(crate) struct ApiServerConfig {
-    /// The listen address.
-    pub(crate) bind: IpAddr,
-    /// The listen port; 0 for a free one.
-    pub(crate) port: u16,
-    /// Further names and addresses in the serving certificate.
-    pub(crate) tls_sans: Vec<String>,
+    pub(crate) options: ApiServerOptions,
     pub(crate) store: StoreConfig,
     /// Where to get the cluster's keys, if the data folder has none.
     pub(crate) join: Option<JoinConfig>,
     /// Default toleration of not-ready and unreachable nodes, in seconds.
-    pub(crate) default_toleration_seconds: u32,
+    pub(crate) toleration_seconds: u32,
     /// Configuration of admission plugins.
     pub(crate) admission: Arc<AdmissionConfiguration>,
     /// Serves the dashboard.
     pub(crate) dashboard: bool,
 }
 
-/// The cluster's addresses; missing ones are chosen at the start.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct NetworkConfig {
-    pub(crate) service_cidr: Option<Ipv4Net>,
-    pub(crate) cluster_cidr: Option<Ipv4Net>,
-    pub(crate) node_cidr_mask_size: Option<u8>,
+impl ApiServerConfig {
+    /// The configuration of a process in which the dashboard is served or not without its flag.
+    ///
+    /// # Errors
+    /// If an option of the store or of admission is invalid, or no machine reaches the address.
+    pub(crate) fn of(options: &ApiServerOptions, fast_failover: bool, dashboard: bool) -> Result<Self, Failure> {
+        if machine_address(options.bind).is_none() {
+            return Err(Failure::Usage(format!(
+                "--bind {}: this machine has no address that others reach; give the address to announce, such as --bind \
+                 127.0.0.1",
+                options.bind
+            )));
+        }
+        Ok(Self {
+            store: options.store.config()?,
+            join: None,
+            toleration_seconds: options.toleration_seconds(fast_failover),
+            admission: options.admission()?,
+            dashboard: options.dashboard.unwrap_or(dashboard),
+            options: options.clone(),
+        })
+    }
 }
 
 /// The node agents and the data plane.
@@ -79,22 +96,69 @@ pub(crate) struct NodesConfig {
     pub(crate) keyvalue: Option<SharedStoreConfig>,
 }
 
+/// Flags of a node's pods, images and limits.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct NodeFlags {
+    #[command(flatten)]
+    kubelet: KubeletOptions,
+    #[command(flatten)]
+    images: ImageOptions,
+    #[command(flatten)]
+    guests: GuestOptions,
+    /// Exchanges compiled modules with other nodes of the same version and CPU features that have this flag, instead of
+    /// compiling each module once per node. Compiled code is trusted: each of these nodes can run code of its own on all
+    /// of them
+    #[arg(long, env = "CORACLE_SHARE_COMPILED_MODULES")]
+    share_compiled_modules: bool,
+    #[command(flatten)]
+    keyvalue: KeyvalueOptions,
+}
+
+impl NodeFlags {
+    /// The configuration of `count` agents that listen on `bind`.
+    ///
+    /// # Errors
+    /// On contradicting flags, and on files that can't be read.
+    pub(crate) fn config(&self, count: u32, bind: IpAddr, short_leases: bool) -> Result<NodesConfig, Failure> {
+        self.kubelet.check()?;
+        report_missing("--allow-file-images", &self.images.allow_file_images);
+        report_missing("--allow-host-path", &self.kubelet.allow_host_path);
+        Ok(NodesConfig {
+            count,
+            short_leases,
+            bind,
+            kubelet: self.kubelet.clone(),
+            images: self.images.settings()?,
+            guests: self.guests.clone(),
+            share_compiled: self.share_compiled_modules,
+            keyvalue: self.keyvalue.config()?,
+        })
+    }
+}
+
+/// Reports folders that don't exist.
+fn report_missing(flag: &str, folders: &[PathBuf]) {
+    for folder in folders.iter().filter(|folder| !folder.is_dir()) {
+        print_stderr!("coracle: {flag} {}: there is no such folder, so it allows nothing", folder.display());
+    }
+}
+
 impl ClusterConfig {
     /// Two nodes on free ports; everything else as `coracle up` without flags. The environment is ignored: the demo
     /// leaves nothing behind and touches no other cluster's folder.
     pub(crate) fn for_demo() -> Self {
-        let localhost = IpAddr::V4(Ipv4Addr::LOCALHOST);
+        let mut options = ApiServerOptions::default();
+        options.port = 0;
+        let bind = options.bind;
         Self {
             features: Features::default(),
             api: ApiServerConfig {
-                bind: localhost,
-                port: 0,
-                tls_sans: Vec::new(),
                 store: StoreConfig::DataFolder,
                 join: None,
-                default_toleration_seconds: 300,
+                toleration_seconds: options.toleration_seconds(false),
                 admission: Arc::default(),
                 dashboard: true,
+                options,
             },
             network: NetworkConfig::default(),
             controllers: controllers::ControllerOptions::default(),
@@ -103,7 +167,7 @@ impl ClusterConfig {
             nodes: NodesConfig {
                 count: 2,
                 short_leases: false,
-                bind: localhost,
+                bind,
                 kubelet: KubeletOptions::default(),
                 images: ImageSettings::default(),
                 guests: GuestOptions::default(),

@@ -13,7 +13,6 @@ use machinery_rules::address_pool::AddressPool;
 use machinery_serve::net::Protocol;
 use machinery_serve::sockets::{SocketKey, SocketTable};
 
-use crate::config::NetworkConfig;
 use tools_command::data_dir::write_atomically;
 
 /// Blocks lie at 127.64.0.0, 127.68.0.0, … 127.248.0.0; the last /14 of 127.0.0.0/8 ends in the broadcast address.
@@ -30,6 +29,14 @@ pub(crate) const CLAIM_PORT: u16 = 6442;
 const DNS_HOST: usize = 10;
 /// Upstream's range of NodePorts.
 const NODE_PORTS: std::ops::RangeInclusive<u16> = 30_000..=32_767;
+
+/// The cluster's addresses; missing ones are chosen at the start.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct NetworkConfig {
+    pub(crate) service_cidr: Option<Ipv4Net>,
+    pub(crate) cluster_cidr: Option<Ipv4Net>,
+    pub(crate) node_cidr_mask_size: Option<u8>,
+}
 
 /// The ranges of Services and pods.
 #[derive(Debug)]

@@ -72,7 +72,7 @@ use machinery_api::features::Features;
 use machinery_client::Controller;
 pub use machinery_client::driver::Clients;
 pub use node_lifecycle::NodeLifecycle;
-pub use options::ControllerOptions;
+pub use options::{ControllerOptions, ProcessOptions, UnsupportedFlags};
 pub use run::{Config, Error, run};
 
 /// All controllers, by upstream's names, in no order.
@@ -156,7 +156,7 @@ impl Default for Settings {
             root_ca_pem: String::new(),
             cluster_cidrs: Vec::new(),
             authority: Arc::new(NoAuthority),
-            certificate_life: Duration::from_hours(365 * 24),
+            certificate_life: certificates::signing::LIFE_MAX,
             instances: None,
             features: Features::default(),
         }

@@ -7,12 +7,14 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use clap::Args;
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1::Node;
 use machinery_api::ObjectKey;
 use machinery_client::{
     Action, BackOff, Change, Context, Controller, EventRecord, Input, ObjectCache, Plan, Pod, ReconcilerState,
 };
+use machinery_options::OptionError;
 use serde_json::json;
 
 use crate::Settings;
@@ -22,6 +24,36 @@ use crate::pods::is_terminal;
 const RETRY: Duration = Duration::from_secs(60);
 /// The minimum interval of passes when the networks are exhausted: each visits all nodes.
 const EXHAUSTED_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Options of the nodes' networks.
+#[derive(Debug, Clone, Args)]
+pub struct NetworkOptions {
+    /// Allocates a block of the pods' addresses to each node
+    #[arg(long, env = "CORACLE_ALLOCATE_NODE_CIDRS", requires = "cluster_cidr", num_args = 0..=1, require_equals = true, default_value_t = false, default_missing_value = "true", action = clap::ArgAction::Set, value_name = "BOOL")]
+    allocate_node_cidrs: bool,
+    /// Addresses of pods
+    #[arg(long, env = "CORACLE_CLUSTER_CIDR", value_name = "CIDR")]
+    cluster_cidr: Option<IpNet>,
+    /// Prefix length of each node's share of the pod addresses [default: 24 of IPv4, 64 of IPv6]
+    #[arg(long, env = "CORACLE_NODE_CIDR_MASK_SIZE", value_name = "BITS", value_parser = clap::value_parser!(u8).range(8..=126))]
+    node_cidr_mask_size: Option<u8>,
+}
+
+impl NetworkOptions {
+    /// The networks of the nodes' pods, with the prefix length of a node's. None: nodes get none.
+    ///
+    /// # Errors
+    /// If a node's share is no part of the network.
+    pub fn cluster_cidrs(&self) -> Result<Vec<(IpNet, u8)>, OptionError> {
+        let Some(cidr) = self.cluster_cidr.filter(|_| self.allocate_node_cidrs) else { return Ok(Vec::new()) };
+        let usual = if cidr.addr().is_ipv4() { 24 } else { 64 };
+        let mask = self.node_cidr_mask_size.unwrap_or(usual);
+        if mask < cidr.prefix_len() || mask > cidr.max_prefix_len() {
+            return Err(OptionError::new(format!("--node-cidr-mask-size {mask}: no part of --cluster-cidr {cidr}")));
+        }
+        Ok(vec![(cidr, mask)])
+    }
+}
 
 /// What a pass knows of the earlier ones.
 #[derive(Debug, Clone, Default)]

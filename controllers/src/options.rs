@@ -1,12 +1,15 @@
-//! The options of the controllers: those of each controller, declared in its own file, which ones run, and with how many
-//! workers.
+//! The options of the controllers: those of each controller, declared in its own file, which ones run, with how many
+//! workers, and those of a process of their own.
 
 use std::collections::BTreeMap;
 
 use clap::{Arg, ArgMatches, Args, Command, FromArgMatches};
 use machinery_options::OptionError;
+use machinery_options::rejected::{SERVING, Table};
 
-use crate::{CONTROLLERS, cloud, names, node_lifecycle, pod_garbage_collector, podautoscaler, service_lb};
+use crate::certificates::signing;
+use crate::{CONTROLLERS, cloud, names, node_ipam, node_lifecycle, pod_garbage_collector, podautoscaler};
+use crate::{root_ca, service_lb, serviceaccount_token};
 
 /// Upstream's flags for the number of workers of a controller, with their variables.
 const SYNCS: &[(&str, &str, &str)] = &[
@@ -146,6 +149,63 @@ impl ControllerOptions {
     pub fn workers(&self) -> &BTreeMap<&'static str, usize> {
         &self.syncs.0
     }
+}
+
+/// Options of controllers in a process of their own, which has not the keys and addresses of an API server.
+#[derive(Debug, Clone, Args)]
+pub struct ProcessOptions {
+    /// Of the nodes' networks.
+    #[command(flatten)]
+    pub networks: node_ipam::NetworkOptions,
+    /// Of the publisher of the certificate authority.
+    #[command(flatten)]
+    pub root_ca: root_ca::RootCaOptions,
+    /// Of tokens in Secrets.
+    #[command(flatten)]
+    pub tokens: serviceaccount_token::TokenOptions,
+    /// Each controller acts as its own service account in kube-system, with tokens that the kubeconfig's user requests;
+    /// otherwise all act as that user
+    #[arg(long, env = "CORACLE_USE_SERVICE_ACCOUNT_CREDENTIALS", num_args = 0..=1, require_equals = true, default_value_t = false, default_missing_value = "true", action = clap::ArgAction::Set, value_name = "BOOL")]
+    pub use_service_account_credentials: bool,
+    /// Of the signer of certificates.
+    #[command(flatten)]
+    pub signing: signing::SigningOptions,
+}
+
+/// Upstream's flags that are rejected here.
+#[derive(Debug, Clone)]
+pub struct UnsupportedFlags;
+
+const CLOUD: &str = "there is no cloud provider beside --node-inventory and --load-balancer-pool; leave it out";
+const CLOCK: &str = "nothing is done by the clock alone: what changes is acted on when it does; leave it out";
+const ATTACH: &str = "nothing is attached to nodes, and no volume is recycled or probed for; leave it out";
+
+impl Table for UnsupportedFlags {
+    const OWN: &'static [(&'static str, &'static str)] = &[
+        ("allow-metric-labels", SERVING),
+        ("attach-detach-reconcile-sync-period", ATTACH),
+        ("cloud-config", CLOUD),
+        ("cloud-provider", CLOUD),
+        ("cluster-name", CLOUD),
+        ("configure-cloud-routes", CLOUD),
+        ("controller-start-interval", "controllers start at once; leave it out"),
+        ("disable-attach-detach-reconcile-sync", ATTACH),
+        ("enable-dynamic-provisioning", "switch the controller off by --controllers"),
+        ("enable-garbage-collector", "switch it off by --controllers=*,-garbage-collector-controller"),
+        ("enable-hostpath-provisioner", ATTACH),
+        ("endpoint-updates-batch-period", CLOCK),
+        ("endpointslice-updates-batch-period", CLOCK),
+        ("external-cloud-volume-plugin", CLOUD),
+        ("flex-volume-plugin-dir", ATTACH),
+        ("min-resync-period", CLOCK),
+        ("mirroring-endpointslice-updates-batch-period", CLOCK),
+        ("namespace-sync-period", CLOCK),
+        ("node-sync-period", CLOUD),
+        ("pvclaimbinder-sync-period", CLOCK),
+        ("resource-quota-sync-period", CLOCK),
+        ("route-reconciliation-period", CLOUD),
+        ("service-cluster-ip-range", "Services' addresses are the API server's to give; leave it out"),
+    ];
 }
 
 #[cfg(test)]

@@ -2,7 +2,9 @@
 //! namespace.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
+use clap::Args;
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use machinery_api::ObjectKey;
@@ -21,6 +23,14 @@ const DESCRIPTION: (&str, &str) = (
      internal service IP or kubernetes.default.svc. No other usage is guaranteed across distributions of Kubernetes \
      clusters.",
 );
+
+/// Options of the publisher of the certificate authority.
+#[derive(Debug, Clone, Args)]
+pub struct RootCaOptions {
+    /// Certificate authority published to every namespace, as PEM [default: none]
+    #[arg(long, env = "CORACLE_ROOT_CA_FILE", value_name = "FILE")]
+    pub root_ca_file: Option<PathBuf>,
+}
 
 /// The key is a namespace's.
 pub(crate) const CONTROLLER: Controller<Settings> = Controller {

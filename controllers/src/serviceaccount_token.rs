@@ -1,6 +1,9 @@
 //! `serviceaccount-token-controller`: fills Secrets with permanent ServiceAccount tokens, and deletes them with the
 //! ServiceAccount.
 
+use std::path::PathBuf;
+
+use clap::Args;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::{Secret, ServiceAccount};
 use machinery_api::ObjectKey;
@@ -14,6 +17,14 @@ const TYPE: &str = "kubernetes.io/service-account-token";
 const ACCOUNT_NAME: &str = "kubernetes.io/service-account.name";
 const ACCOUNT_UID: &str = "kubernetes.io/service-account.uid";
 const ISSUER: &str = "kubernetes/serviceaccount";
+
+/// Options of tokens in Secrets.
+#[derive(Debug, Clone, Args)]
+pub struct TokenOptions {
+    /// Key that signs tokens in Secrets: the API server's, ECDSA P-256 in PKCS #8 [default: Secrets get no tokens]
+    #[arg(long, env = "CORACLE_SERVICE_ACCOUNT_PRIVATE_KEY_FILE", value_name = "FILE")]
+    pub service_account_private_key_file: Option<PathBuf>,
+}
 
 /// The key is a Secret's. As upstream, it acts as the controller manager.
 pub(crate) const CONTROLLER: Controller<Settings> = Controller {

@@ -16,6 +16,7 @@ pub mod egress;
 pub mod http;
 mod listen;
 pub mod names;
+pub mod options;
 pub mod plane;
 pub mod routing;
 pub mod state;

@@ -38,5 +38,5 @@ mod shell_tests;
 mod tests;
 
 pub use metrics::Metrics;
-pub use options::SchedulerOptions;
+pub use options::{SchedulerOptions, UnsupportedFlags};
 pub use run::{Config, RunError, run, run_on};

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
+use machinery_options::rejected::Table;
 use machinery_options::{OptionError, read_text};
 
 use crate::configuration::Configuration;
@@ -67,4 +68,15 @@ impl SchedulerOptions {
         }
         Ok(configuration)
     }
+}
+
+/// Upstream's flags that are rejected here.
+#[derive(Debug, Clone)]
+pub struct UnsupportedFlags;
+
+impl Table for UnsupportedFlags {
+    const OWN: &'static [(&'static str, &'static str)] = &[(
+        "pod-max-in-unschedulable-pods-duration",
+        "a pod waits until something changes that may help it; leave it out",
+    )];
 }

@@ -10,7 +10,6 @@ mod demo;
 mod doctor;
 mod explain_reconcile;
 mod explain_scheduling;
-mod flags;
 mod generate;
 mod node;
 mod proxy;

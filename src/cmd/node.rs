@@ -6,17 +6,16 @@ use std::path::PathBuf;
 use anyhow::Context as _;
 use clap::Args;
 use http::Uri;
+use kubelet::options::{LeaseOptions, NodeOptions};
 use machinery_client::read_kubeconfig;
 use machinery_env::Env;
 use machinery_options::feature_gates::FeatureFlags;
+use proxy::options::{AddressOptions, TunnelOptions};
 
-use super::flags::nodes::NodeFlags;
-use super::flags::takeover::TakeoverFlags;
-use super::proxy::NetworkFlags;
 use crate::compose::node::{NodeProcess, NodeProcessConfig};
 use crate::compose::{self, Metrics, MetricsFlags, ReadyProcess};
-use crate::config::NodesConfig;
-use crate::takeover::ListenAddress;
+use crate::config::{NodeFlags, NodesConfig};
+use crate::takeover::{ListenAddress, TakeoverFlags};
 use tools_command::data_dir::DataDir;
 use tools_command::environment::host_name;
 use tools_command::failure::Failure;
@@ -24,11 +23,6 @@ use tools_command::flags::Common;
 use tools_joining::authority;
 use tools_joining::node::{NodeSource, TokenSource, check_name};
 use tools_joining::token::{self, BootstrapToken};
-
-/// The port of the kubelet API (upstream's).
-const KUBELET_PORT: u16 = 10_250;
-/// The port of the tunnel between nodes.
-const TUNNEL_PORT: u16 = 10_265;
 
 /// Flags of `coracle node`.
 #[derive(Debug, Clone, Args)]
@@ -54,26 +48,16 @@ pub(crate) struct Node {
     /// Hash of the cluster's authority: sha256:…
     #[arg(long, env = "CORACLE_CA_HASH", value_name = "HASH", requires = "server")]
     ca_hash: Option<String>,
-    /// Name of the node [default: this machine's name]
-    #[arg(long, env = "CORACLE_NODE_NAME", value_name = "NAME")]
-    node_name: Option<String>,
-    /// Address of this machine for the others, on which kubelet, tunnel and NodePorts listen [default: the one that
-    /// reaches the API server]
-    #[arg(long, env = "CORACLE_NODE_IP", value_name = "ADDR")]
-    node_ip: Option<IpAddr>,
-    /// Port of the kubelet API; 0 picks a free one
-    #[arg(long, env = "CORACLE_KUBELET_PORT", default_value_t = KUBELET_PORT, value_name = "PORT")]
-    kubelet_port: u16,
-    /// Port of the tunnel between nodes; 0 picks a free one
-    #[arg(long, env = "CORACLE_TUNNEL_PORT", default_value_t = TUNNEL_PORT, value_name = "PORT")]
-    tunnel_port: u16,
-    /// Renews a short Lease, so that a control plane with --fast-failover detects a dead node early
-    #[arg(long, env = "CORACLE_FAST_FAILOVER")]
-    fast_failover: bool,
+    #[command(flatten)]
+    node: NodeOptions,
+    #[command(flatten)]
+    tunnel: TunnelOptions,
+    #[command(flatten)]
+    lease: LeaseOptions,
     #[command(flatten)]
     takeover: TakeoverFlags,
     #[command(flatten)]
-    network: NetworkFlags,
+    addresses: AddressOptions,
     #[command(flatten)]
     agent: NodeFlags,
     #[command(flatten)]
@@ -102,13 +86,13 @@ impl Node {
     }
 
     fn name(&self) -> Result<String, Failure> {
-        let name = self.node_name.clone().unwrap_or_else(|| host_name().to_lowercase());
+        let name = self.node.node_name.clone().unwrap_or_else(|| host_name().to_lowercase());
         check_name(&name).map_err(|why| Failure::Usage(format!("--node-name: {why}")))?;
         Ok(name)
     }
 
     async fn config(&self, source: &NodeSource, agent: NodesConfig, name: String) -> anyhow::Result<NodeProcessConfig> {
-        let address = match self.node_ip {
+        let address = match self.node.node_ip {
             Some(address) => address,
             None => address_towards(&server(source).await?)?,
         };
@@ -116,9 +100,9 @@ impl Node {
         Ok(NodeProcessConfig {
             name,
             address,
-            kubelet_port: self.kubelet_port,
-            tunnel_port: self.tunnel_port,
-            given: self.network.given(),
+            kubelet_port: self.node.kubelet_port,
+            tunnel_port: self.tunnel.tunnel_port,
+            given: self.addresses.clone(),
             nodes: NodesConfig { bind: address, ..agent },
         })
     }
@@ -165,7 +149,7 @@ fn address_towards(server: &Uri) -> anyhow::Result<IpAddr> {
 /// If the flags contradict each other, or the node can't join or start.
 pub(crate) fn run(flags: &Node, common: &Common) -> Result<(), Failure> {
     let (source, name) = (flags.source()?, flags.name()?);
-    let agent = flags.agent.config(1, IpAddr::from([0, 0, 0, 0]), flags.fast_failover)?;
+    let agent = flags.agent.config(1, IpAddr::from([0, 0, 0, 0]), flags.lease.fast_failover)?;
     let env = Env::real();
     let data = DataDir::of(common)?;
     compose::until_stopped(&env, Some(&data), async |progress| {

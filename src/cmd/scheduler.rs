@@ -5,7 +5,7 @@ use machinery_client::Informer;
 use machinery_env::Env;
 use machinery_options::election::ElectionFlags;
 use machinery_options::feature_gates::FeatureFlags;
-use machinery_options::rejected::{RejectedFlags, Table};
+use machinery_options::rejected::RejectedFlags;
 use wasm_runtime::options::guests::GuestOptions;
 
 use crate::compose::SchedulerParts;
@@ -31,18 +31,7 @@ pub(crate) struct Scheduler {
     #[command(flatten)]
     features: FeatureFlags,
     #[command(flatten)]
-    rejected: RejectedFlags<UnsupportedUpstreamFlags>,
-}
-
-/// Upstream's flags that are rejected here.
-#[derive(Debug, Clone)]
-struct UnsupportedUpstreamFlags;
-
-impl Table for UnsupportedUpstreamFlags {
-    const OWN: &'static [(&'static str, &'static str)] = &[(
-        "pod-max-in-unschedulable-pods-duration",
-        "a pod waits until something changes that may help it; leave it out",
-    )];
+    rejected: RejectedFlags<::scheduler::UnsupportedFlags>,
 }
 
 /// Runs until SIGINT or SIGTERM.

@@ -8,9 +8,9 @@ use clap::Args;
 use http::Uri;
 use wasm_runtime::options::guests::GuestOptions;
 
-use super::apiserver::{FAST_TOLERATION, ServerFlags, USUAL_TOLERATION, until_stopped};
+use super::apiserver::{ServerFlags, until_stopped};
 use crate::compose::Part;
-use crate::config::{ApiServerConfig, ClusterConfig, NetworkConfig, NodesConfig};
+use crate::config::{ApiServerConfig, ClusterConfig, NodesConfig};
 use crate::inventory::NodeInventory;
 use crate::scheduler_plugins;
 use tools_command::failure::Failure;
@@ -79,16 +79,15 @@ impl JoinFlags {
 
 impl Server {
     fn config(&self) -> Result<ClusterConfig, Failure> {
-        let toleration = if self.controllers.node_lifecycle.fast_failover { FAST_TOLERATION } else { USUAL_TOLERATION };
-        let network = NetworkConfig { node_cidr_mask_size: self.node_cidr_mask_size, ..self.server.network() };
-        let api = self.server.config(toleration)?;
+        let api = ApiServerConfig::of(&self.server.api, self.controllers.node_lifecycle.fast_failover, false)?;
         let api = ApiServerConfig { join: self.join.config(&api.store)?, ..api };
+        let network = self.server.network(self.node_cidr_mask_size);
         let servers = ClusterConfig::for_servers(api, network, self.server.features());
         Ok(ClusterConfig {
             controllers: self.controllers.clone(),
             inventory: NodeInventory::of(&self.controllers)?,
             scheduler: scheduler_plugins::configuration(&self.scheduler)?,
-            nodes: NodesConfig { guests: self.plugins.clone(), bind: self.server.bind, ..servers.nodes },
+            nodes: NodesConfig { guests: self.plugins.clone(), bind: self.server.api.bind, ..servers.nodes },
             ..servers
         })
     }

@@ -2,10 +2,9 @@
 
 use clap::Args;
 
-use super::apiserver::{FAST_TOLERATION, ServerFlags, USUAL_TOLERATION, until_stopped};
-use super::flags::nodes::NodeFlags;
+use super::apiserver::{ServerFlags, until_stopped};
 use crate::compose::Part;
-use crate::config::{ApiServerConfig, ClusterConfig, NODES_MAX, NetworkConfig};
+use crate::config::{ApiServerConfig, ClusterConfig, NODES_MAX, NodeFlags};
 use crate::inventory::NodeInventory;
 use crate::scheduler_plugins;
 use tools_command::failure::Failure;
@@ -36,19 +35,18 @@ impl Up {
     /// # Errors
     /// On errors that clap can't detect: contradicting flags, and values that aren't built yet.
     fn config(&self) -> Result<ClusterConfig, Failure> {
-        let nodes = self.agents.config(self.nodes, self.server.bind, self.controllers.node_lifecycle.fast_failover)?;
+        let fast_failover = self.controllers.node_lifecycle.fast_failover;
+        let nodes = self.agents.config(self.nodes, self.server.api.bind, fast_failover)?;
         if nodes.share_compiled && (nodes.count != 1 || nodes.bind.is_loopback()) {
             return Err(Failure::Usage(
                 "--share-compiled-modules needs other machines: --nodes 1, and --bind with an address that they reach"
                     .into(),
             ));
         }
-        let toleration = if self.controllers.node_lifecycle.fast_failover { FAST_TOLERATION } else { USUAL_TOLERATION };
-        let api = self.server.config(toleration)?;
         Ok(ClusterConfig {
             features: self.server.features(),
-            api: ApiServerConfig { dashboard: self.server.dashboard.unwrap_or(true), ..api },
-            network: NetworkConfig { node_cidr_mask_size: self.node_cidr_mask_size, ..self.server.network() },
+            api: ApiServerConfig::of(&self.server.api, fast_failover, true)?,
+            network: self.server.network(self.node_cidr_mask_size),
             controllers: self.controllers.clone(),
             inventory: NodeInventory::of(&self.controllers)?,
             scheduler: scheduler_plugins::configuration(&self.scheduler)?,

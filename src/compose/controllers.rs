@@ -2,56 +2,20 @@
 
 use std::sync::Arc;
 
-use apiserver::server::Apiserver;
-use apiserver_auth::pki::Pki;
-use apiserver_auth::signing;
-use apiserver_resources::checking::Warning;
-use controllers::{Authority, CertificateTemplate, ExpressionWarning};
+use controllers::{ControllerOptions, ProcessOptions};
 use kube::Client;
+use kube::config::AuthInfo;
+use machinery_api::ObjectKey;
+use machinery_api::features::Features;
 use machinery_env::Env;
 use machinery_roles::Component;
-use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
+use super::authorities::{ClusterAuthority, FileAuthority, read};
 use super::ground::Ground;
 use super::identities::ComponentIdentity;
+use super::kubeconfig_process::KubeconfigParts;
 use crate::inventory::NodeInventory;
-
-/// The keys of this control plane, and the types that its API server serves.
-struct ClusterAuthority {
-    pki: Arc<Pki>,
-    apiserver: Apiserver,
-}
-
-impl Authority for ClusterAuthority {
-    fn signs_tokens(&self) -> bool {
-        true
-    }
-
-    fn sign_token(&self, claims: &Value) -> Option<String> {
-        self.pki.service_account().sign(claims).ok()
-    }
-
-    fn signs_certificates(&self) -> bool {
-        true
-    }
-
-    fn sign_certificate(&self, template: &CertificateTemplate<'_>) -> Option<Result<String, String>> {
-        let &CertificateTemplate { request, usages, not_before, not_after } = template;
-        let template = signing::CertificateTemplate { request, usages, not_before, not_after };
-        Some(self.pki.sign(&template).map_err(|error| error.to_string()))
-    }
-
-    fn check_policy(&self, policy: &Value) -> Option<Vec<ExpressionWarning>> {
-        Some(self.apiserver.check_policy(policy).into_iter().map(warning).collect())
-    }
-}
-
-/// A finding of the type check, as the controllers write it.
-pub(crate) fn warning(found: Warning) -> ExpressionWarning {
-    let Warning { field_ref, warning } = found;
-    ExpressionWarning { field_ref, warning }
-}
 
 /// The controllers, which aren't started.
 pub(crate) struct ControllersParts {
@@ -105,6 +69,22 @@ impl ControllersParts {
         })
     }
 
+    /// Those of a process of their own, which act by the API server of a kubeconfig. With `by_account` each acts as its service
+    /// account, else all act as the kubeconfig's user.
+    ///
+    /// # Errors
+    /// If no client can be made.
+    pub(crate) fn of_kubeconfig(
+        parts: KubeconfigParts,
+        (config, inventory): (controllers::Config, Option<NodeInventory>),
+        by_account: bool,
+    ) -> anyhow::Result<Self> {
+        parts.metrics.add(|registry| config.metrics.register(registry));
+        let clients = if by_account { clients_by_account(&parts)? } else { same_client(&parts) };
+        let KubeconfigParts { env, client, stops, .. } = parts;
+        Ok(Self { env, config, client, clients, inventory, is_reelected: false, stop: stops.components })
+    }
+
     /// All controllers, and the reader of the inventory.
     pub(super) fn build(self) -> Vec<Component> {
         let Self { env, config, client, clients, inventory, is_reelected, stop } = self;
@@ -124,4 +104,46 @@ impl ControllersParts {
         };
         [Component::new("controllers", run)].into_iter().chain(inventory).collect()
     }
+}
+
+/// The configuration of controllers in a process of their own, before an election.
+///
+/// # Errors
+/// If the options contradict each other, or a file can't be used.
+pub(crate) fn process_config(
+    (options, process): (&ControllerOptions, &ProcessOptions),
+    program: &str,
+    env: &Env,
+    features: Features,
+) -> anyhow::Result<(controllers::Config, Option<NodeInventory>)> {
+    let root_ca_pem = process.root_ca.root_ca_file.as_ref().map(|file| read(file, "root-ca-file")).transpose()?;
+    let inventory = NodeInventory::of(options)?;
+    let settings = controllers::Settings {
+        options: options.clone(),
+        root_ca_pem: root_ca_pem.unwrap_or_default(),
+        cluster_cidrs: process.networks.cluster_cidrs()?,
+        authority: Arc::new(FileAuthority::of(process, env, features)?),
+        certificate_life: process.signing.life_max(),
+        instances: inventory.as_ref().map(|inventory| inventory.now.clone() as _),
+        features,
+    };
+    Ok((controllers::Config::new(settings, program)?, inventory))
+}
+
+/// All controllers act as the kubeconfig's user.
+fn same_client(parts: &KubeconfigParts) -> controllers::Clients {
+    let client = parts.client.clone();
+    Arc::new(move |_| client.clone())
+}
+
+/// Each controller acts as its service account.
+fn clients_by_account(parts: &KubeconfigParts) -> anyhow::Result<controllers::Clients> {
+    let mut anonymous = parts.config.clone();
+    anonymous.auth_info = AuthInfo::default();
+    let plain = machinery_client::from_config(&parts.env, anonymous)?;
+    let (env, issuer) = (parts.env.clone(), parts.client.clone());
+    Ok(Arc::new(move |account| {
+        let account = ObjectKey::new("kube-system", account);
+        machinery_client::as_service_account(&env, issuer.clone(), plain.clone(), account)
+    }))
 }

@@ -18,7 +18,8 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 
 use super::{Cluster, Part, start};
-use crate::config::{ClusterConfig, NetworkConfig};
+use crate::config::ClusterConfig;
+use crate::network::NetworkConfig;
 use tools_command::data_dir::DataDir;
 use tools_command::progress::Progress;
 use tools_joining::bootstrap::{self, TokenRequest};

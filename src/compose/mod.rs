@@ -7,6 +7,7 @@
 
 mod address_change;
 mod apiserver;
+mod authorities;
 mod cluster;
 mod controllers;
 mod dns;
@@ -37,10 +38,9 @@ mod tunnel;
 use machinery_roles::{Component, Failure, Role, Stage};
 
 pub(crate) use cluster::{Cluster, start};
-pub(crate) use controllers::{ControllersParts, warning};
+pub(crate) use controllers::{ControllersParts, process_config};
 pub(crate) use foreground::{ReadyProcess, runtime, until_stopped};
 pub(crate) use metrics::{Metrics, MetricsEndpoint, MetricsFlags};
-pub(crate) use node_configuration::GivenAddresses;
 pub(crate) use nodes::prepare_engine;
 pub(crate) use proxy::{DataPlaneParts, lone_plane};
 pub(crate) use scheduler::SchedulerParts;

@@ -15,6 +15,7 @@ use machinery_env::Env;
 use machinery_roles::Stops;
 use machinery_serve::net::PodNetwork;
 use proxy::DataPlane;
+use proxy::options::AddressOptions;
 use tokio_util::sync::CancellationToken;
 use tools_command::data_dir::DataDir;
 use tools_command::progress::Progress;
@@ -24,7 +25,7 @@ use super::ProcessRoles;
 use super::dns::DnsParts;
 use super::membership::{MembershipParts, access};
 use super::metrics::Metrics;
-use super::node_configuration::{self, GivenAddresses, NodeConfiguration};
+use super::node_configuration::{self, NodeConfiguration};
 use super::node_host::{Agent, NodeHost};
 use super::nodes::{self, NodesParts};
 use super::process::{DRAIN, Lifecycle, PodLayer, Process};
@@ -45,7 +46,7 @@ pub(crate) struct NodeProcessConfig {
     pub(crate) kubelet_port: u16,
     pub(crate) tunnel_port: u16,
     /// Used instead of the cluster's own.
-    pub(crate) given: GivenAddresses,
+    pub(crate) given: AddressOptions,
 }
 
 /// The taint of a node in a cluster that isn't Coracle's.

@@ -13,11 +13,11 @@ use machinery_client::Api;
 use machinery_client::request::status_code;
 use machinery_env::Env;
 use machinery_rules::address_pool::AddressPool;
+use proxy::options::AddressOptions;
 use serde_json::{Map, Value, json};
 
 use super::registry::{PUBLIC, put_public};
-use crate::config::NetworkConfig;
-use crate::network::Network;
+use crate::network::{Network, NetworkConfig};
 use tools_command::data_dir::write_atomically;
 use tools_joining::node::JoinedNode;
 
@@ -46,13 +46,6 @@ pub(super) struct NodeConfiguration {
     pub(super) registries: Vec<String>,
     /// Whether the cluster is Coracle's.
     pub(super) is_coracle: bool,
-}
-
-/// What the flags of a node say instead.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct GivenAddresses {
-    pub(crate) network: NetworkConfig,
-    pub(crate) balancer_pool: Option<AddressPool>,
 }
 
 /// Publishes this API server's part; `instance` is its name among those of the cluster.
@@ -99,23 +92,24 @@ pub(super) async fn read(client: &Client) -> anyhow::Result<Option<NodeConfigura
 ///
 /// # Errors
 /// As [`read`], or if the flags contradict each other.
-pub(super) async fn resolve(client: &Client, given: &GivenAddresses) -> anyhow::Result<NodeConfiguration> {
-    let GivenAddresses { network, balancer_pool } = given;
-    let usual = Network::usual(network).check_blocks()?;
+pub(super) async fn resolve(client: &Client, given: &AddressOptions) -> anyhow::Result<NodeConfiguration> {
+    let AddressOptions { service_cidr, cluster_cidr, load_balancer_pool } = given.clone();
+    let usual = Network::usual(&NetworkConfig { service_cidr, cluster_cidr, node_cidr_mask_size: None });
+    let usual = usual.check_blocks()?;
     let Some(published) = read(client).await? else {
         return Ok(NodeConfiguration {
             services: usual.services,
             pods: usual.pods,
             dns: usual.dns(),
-            balancer_pool: balancer_pool.clone().unwrap_or_default(),
+            balancer_pool: load_balancer_pool.unwrap_or_default(),
             registries: Vec::new(),
             is_coracle: false,
         });
     };
     Ok(NodeConfiguration {
-        services: network.service_cidr.unwrap_or(published.services),
-        pods: network.cluster_cidr.unwrap_or(published.pods),
-        balancer_pool: balancer_pool.clone().unwrap_or(published.balancer_pool),
+        services: service_cidr.unwrap_or(published.services),
+        pods: cluster_cidr.unwrap_or(published.pods),
+        balancer_pool: load_balancer_pool.unwrap_or(published.balancer_pool),
         ..published
     })
 }
@@ -127,7 +121,7 @@ pub(super) async fn resolve(client: &Client, given: &GivenAddresses) -> anyhow::
 pub(super) async fn known(
     env: &Env,
     node: &JoinedNode,
-    given: &GivenAddresses,
+    given: &AddressOptions,
     file: &Path,
 ) -> anyhow::Result<NodeConfiguration> {
     let asked = async {

@@ -3,6 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use ::proxy::DataPlane;
+use ::proxy::options::AddressOptions;
 use anyhow::Context as _;
 use apiserver_auth::pki::Pki;
 use kube::Client;
@@ -14,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::ground::Ground;
 use super::identities::ComponentIdentity;
-use super::node_configuration::{self, GivenAddresses, NodeConfiguration};
+use super::node_configuration::{self, NodeConfiguration};
 use super::nodes::node_names;
 use crate::config::ClusterConfig;
 use crate::network::Network;
@@ -67,7 +68,7 @@ pub(super) fn config_of(cluster: &NodeConfiguration, node: String, bind: IpAddr)
 pub(crate) async fn lone_plane(
     env: &Env,
     client: &Client,
-    given: &GivenAddresses,
+    given: &AddressOptions,
     (node, bind): (String, IpAddr),
 ) -> anyhow::Result<DataPlane> {
     let cluster = node_configuration::resolve(client, given).await?;

@@ -7,8 +7,7 @@ use apiserver_auth::shared_keys::SharedKeys;
 use apiserver_storage::store::Store;
 
 use super::Part;
-use crate::config::NetworkConfig;
-use crate::network::Network;
+use crate::network::{Network, NetworkConfig};
 use tools_command::data_dir::DataDir;
 
 /// The cluster's addresses. Rejects a data folder without the keys of the cluster before new ones are made.

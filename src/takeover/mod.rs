@@ -3,12 +3,14 @@
 //!
 //! - [`control`]: the socket of a running process, at which the next one asks for its sockets.
 //! - [`addresses`]: the addresses that a process is about to listen on.
+//! - [`options`]: the flag.
 //! - [`taking`]: the start of a process with `--takeover`.
 //! - [`resumption`]: the pods that have to run again before their listeners accept.
 
 mod addresses;
 #[cfg(unix)]
 mod control;
+mod options;
 pub(crate) mod resumption;
 mod taking;
 
@@ -16,7 +18,8 @@ use std::time::Duration;
 
 pub(crate) use addresses::ListenAddress;
 use machinery_serve::accept::FIRST_REQUEST_MAX;
-pub(crate) use taking::{TakenOver, take};
+pub(crate) use options::TakeoverFlags;
+pub(crate) use taking::TakenOver;
 
 /// Time of requests and streams of pods at the process that gives its sockets away, when the next one serves. Those that
 /// last longer are cut.

@@ -69,7 +69,8 @@ fn an_option_is_declared_in_one_place() {
     check(&problems);
 }
 
-/// Drill: a flag of a controller, of a node and of the scheduler is written where it is used, and nowhere in `src/`.
+/// Drill: a flag of a controller, of the API server, of a node, of the data plane and of the scheduler is written where it is
+/// used, and nowhere in `src/`.
 #[test]
 fn an_option_of_a_component_stands_in_its_crate() {
     let places = places();
@@ -77,7 +78,14 @@ fn an_option_of_a_component_stands_in_its_crate() {
         ("TERMINATED_POD_GC_THRESHOLD", "controllers/src/pod_garbage_collector.rs"),
         ("NODE_MONITOR_PERIOD", "controllers/src/node_lifecycle/mod.rs"),
         ("HORIZONTAL_POD_AUTOSCALER_TOLERANCE", "controllers/src/podautoscaler/mod.rs"),
+        ("ALLOCATE_NODE_CIDRS", "controllers/src/node_ipam.rs"),
+        ("CLUSTER_SIGNING_DURATION", "controllers/src/certificates/signing.rs"),
         ("SCORING_STRATEGY", "scheduler/src/options.rs"),
+        ("TLS_SAN", "apiserver/server/src/options.rs"),
+        ("DEFAULT_TOLERATION_SECONDS", "apiserver/server/src/options.rs"),
+        ("STORE", "apiserver/storage/src/options.rs"),
+        ("TUNNEL_PORT", "proxy/src/options.rs"),
+        ("KUBELET_PORT", "wasm-node/kubelet/src/options.rs"),
         ("MAX_PODS", "wasm-node/kubelet/src/options.rs"),
         ("IMAGE_GC_HIGH_THRESHOLD", "wasm-node/images/src/options.rs"),
         ("GUEST_HANDLES", "wasm-node/runtime/src/options/guests.rs"),

@@ -17,6 +17,7 @@ mod fair_queue;
 pub mod http;
 mod live_servers;
 pub mod node_metrics;
+pub mod options;
 pub mod registry;
 mod revocations;
 pub mod server;

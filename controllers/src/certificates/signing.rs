@@ -1,8 +1,10 @@
 //! `certificatesigningrequest-signing-controller`: issues certificates for approved requests of Kubernetes' own
 //! signers.
 
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use clap::Args;
 use jiff::Timestamp;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::certificates::v1::{CertificateSigningRequest, CertificateSigningRequestCondition};
@@ -10,6 +12,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use machinery_api::ObjectKey;
 use machinery_client::driver::own_key;
 use machinery_client::{Action, Context, Controller, Input, ObjectCache, Plan};
+use machinery_options::duration::some_time;
 
 use super::{ACCOUNT, APPROVED, BACK_OFF, DENIED, FAILED, conditions, has, issued, requested, usages, wanted_usages};
 use crate::Settings;
@@ -20,6 +23,36 @@ const BACKDATE: Duration = Duration::from_mins(5);
 /// Below this lifetime the end counts from now; above it, from `notBefore`.
 const SHORT: Duration = Duration::from_hours(8);
 const LIFE_MIN: Duration = Duration::from_mins(10);
+/// The longest lifetime, unless an option says otherwise (upstream's).
+pub(crate) const LIFE_MAX: Duration = Duration::from_hours(365 * 24);
+
+/// The authority for approved requests.
+#[derive(Debug, Clone, Args)]
+pub struct SigningOptions {
+    /// Certificate of the authority that signs approved certificates, as PEM [default: none is signed]
+    #[arg(long, env = "CORACLE_CLUSTER_SIGNING_CERT_FILE", value_name = "FILE", requires = "cluster_signing_key_file")]
+    cluster_signing_cert_file: Option<PathBuf>,
+    /// Key of that authority, as PEM: PKCS #8, or RSA in PKCS #1
+    #[arg(long, env = "CORACLE_CLUSTER_SIGNING_KEY_FILE", value_name = "FILE", requires = "cluster_signing_cert_file")]
+    cluster_signing_key_file: Option<PathBuf>,
+    /// Maximum life of signed certificates; a request may ask for less [default: 8760h]
+    #[arg(long, env = "CORACLE_CLUSTER_SIGNING_DURATION", value_name = "DURATION", value_parser = some_time)]
+    cluster_signing_duration: Option<Duration>,
+}
+
+impl SigningOptions {
+    /// The files of the authority's certificate and key, if it is given.
+    #[must_use]
+    pub fn files(&self) -> Option<(&Path, &Path)> {
+        Some((self.cluster_signing_cert_file.as_deref()?, self.cluster_signing_key_file.as_deref()?))
+    }
+
+    /// The maximum lifetime of a certificate.
+    #[must_use]
+    pub fn life_max(&self) -> Duration {
+        self.cluster_signing_duration.unwrap_or(LIFE_MAX)
+    }
+}
 
 /// The key is a request's.
 pub(crate) const CONTROLLER: Controller<Settings> = Controller {

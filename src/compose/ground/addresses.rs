@@ -36,8 +36,8 @@ impl Addresses {
             _ => shared_store::network(&*store.store, &config.network, data, up_to).await?,
         };
         let network = network.check(config.controllers.balancers.pool())?;
-        let listener = listen(config.api.bind, config.api.port)?;
-        let api = SocketAddr::new(reachable(config.api.bind), listener.local_addr()?.port());
+        let listener = listen(config.api.options.bind, config.api.options.port)?;
+        let api = SocketAddr::new(reachable(config.api.options.bind), listener.local_addr()?.port());
         let service_ip = network.services.hosts().next().context("--service-cidr has no address")?;
         Ok((Self { network, api, service_ip }, listener))
     }

@@ -52,7 +52,7 @@ impl Api {
                 address: addresses.api.to_string(),
                 signing_key: keys.pki.service_account().clone(),
                 services: addresses.network.of_services(),
-                toleration_seconds: config.api.default_toleration_seconds.into(),
+                toleration_seconds: config.api.toleration_seconds.into(),
                 features: config.features,
                 kubelets: role::kubelets(env, &keys.pki)?,
                 registry: metrics.registry(),
@@ -73,7 +73,7 @@ impl Api {
             services: addresses.network.services,
             address: addresses.api,
             ca_pem: keys.pki.ca_pem().to_owned(),
-            alternative_names: config.api.tls_sans.clone(),
+            alternative_names: config.api.options.tls_san.clone(),
         };
         Ok(Self { apiserver, service, bootstrap, informer: Informer::new(manager, env.clone(), &stops.components) })
     }

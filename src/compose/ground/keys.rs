@@ -3,13 +3,13 @@
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
+use apiserver::options::ApiServerOptions;
 use apiserver_auth::certificates::Certificates;
 use apiserver_auth::pki::Pki;
 use machinery_env::Env;
 use tools_command::data_dir::DataDir;
 
 use super::addresses::{Addresses, reachable};
-use crate::config::ApiServerConfig;
 
 /// The keys of a cluster.
 pub(in crate::compose) struct Keys {
@@ -25,11 +25,11 @@ impl Keys {
     /// If they can't be read or written.
     pub(super) fn open(
         env: &Env,
-        config: &ApiServerConfig,
+        options: &ApiServerOptions,
         addresses: &Addresses,
         data: &DataDir,
     ) -> anyhow::Result<Self> {
-        let names = names(reachable(config.bind), addresses.service_ip, &config.tls_sans);
+        let names = names(reachable(options.bind), addresses.service_ip, &options.tls_san);
         let pki = Arc::new(Pki::open_or_create(&data.pki(), env, &names)?);
         let certificates = Arc::new(Certificates::new(&pki.with_authority(pki.serving()))?);
         Ok(Self { pki, certificates })

@@ -65,7 +65,7 @@ impl Ground {
         let lock = data.lock()?;
         let mut store = ClusterStore::open(env, &config.api, data).await?;
         let (addresses, api_listener) = Addresses::claim(&config, &store, up_to, data).await?;
-        let keys = Keys::open(env, &config.api, &addresses, data)?;
+        let keys = Keys::open(env, &config.api.options, &addresses, data)?;
         store.elect(env, &keys.pki, data).await?;
         let (metrics, stops) = (Metrics::new(&config.features), Stops::default());
         let (modules, registry_listener) = Modules::open(env, (&config, prepared), data, &keys.pki)?;

@@ -35,7 +35,7 @@ impl Modules {
         data: &DataDir,
         pki: &Pki,
     ) -> anyhow::Result<(Self, Listener)> {
-        let (listener, address) = registry::bind(data, config.api.bind)?;
+        let (listener, address) = registry::bind(data, config.api.options.bind)?;
         let registry_password = registry::password(data, env)?;
         let engine = prepared.map_or_else(|| nodes::prepare_engine(env, config, data), |engine| Ok(Some(engine)))?;
         if let Some(engine) = &engine {

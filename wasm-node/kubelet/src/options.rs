@@ -1,5 +1,6 @@
 //! The options of a node agent.
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -8,6 +9,9 @@ use machinery_options::OptionError;
 
 use crate::node::{EvictionThresholds, MAX_PODS_DEFAULT, ShutdownGrace};
 use crate::server::STREAMING_IDLE_DEFAULT;
+
+/// The port of the kubelet API (upstream's).
+const KUBELET_PORT: u16 = 10_250;
 
 /// Options of a node agent.
 #[derive(Debug, Clone, Args)]
@@ -82,4 +86,27 @@ impl KubeletOptions {
             critical: seconds(self.shutdown_grace_period_critical_pods),
         }
     }
+}
+
+/// Options of a node in a process of its own.
+#[derive(Debug, Clone, Args)]
+pub struct NodeOptions {
+    /// Name of the node [default: this machine's name]
+    #[arg(long, env = "CORACLE_NODE_NAME", value_name = "NAME")]
+    pub node_name: Option<String>,
+    /// Address of this machine for the others, on which kubelet, tunnel and NodePorts listen [default: the one that
+    /// reaches the API server]
+    #[arg(long, env = "CORACLE_NODE_IP", value_name = "ADDR")]
+    pub node_ip: Option<IpAddr>,
+    /// Port of the kubelet API; 0 picks a free one
+    #[arg(long, env = "CORACLE_KUBELET_PORT", default_value_t = KUBELET_PORT, value_name = "PORT")]
+    pub kubelet_port: u16,
+}
+
+/// Options of a node's Lease, where no control plane of its process says them.
+#[derive(Debug, Clone, Args)]
+pub struct LeaseOptions {
+    /// Renews a short Lease, so that a control plane with --fast-failover detects a dead node early
+    #[arg(long, env = "CORACLE_FAST_FAILOVER")]
+    pub fast_failover: bool,
 }

@@ -3,7 +3,7 @@
 use clap::Args;
 use machinery_env::Env;
 
-use crate::takeover::{self, ListenAddress, TakenOver};
+use super::{ListenAddress, TakenOver, taking};
 use tools_command::data_dir::DataDir;
 use tools_command::output::print_stderr;
 use tools_command::progress::Progress;
@@ -34,7 +34,7 @@ impl TakeoverFlags {
             return Ok(None);
         }
         progress.doing("taking over from the running process");
-        let taken = takeover::take(env, data, wanted, check).await?;
+        let taken = taking::take(env, data, wanted, check).await?;
         if taken.is_none() {
             progress.done();
             print_stderr!("coracle: no process runs with {}: this is a normal start", data.path().display());
