@@ -73,7 +73,7 @@ fn start_telemetry(cli: &cmd::Cli) -> anyhow::Result<Telemetry> {
         Some(component) => Telemetry::start(component)?,
         None => Telemetry::default(),
     };
-    logging::start(&cli.common, telemetry.logs.as_ref())?;
+    logging::start(&cli.common, &telemetry)?;
     Ok(telemetry)
 }
 

@@ -8,9 +8,10 @@ use std::time::Duration;
 
 use machinery_env::Env;
 use opentelemetry::{KeyValue, global};
+use opentelemetry_appender_tracing::layer::OpenTelemetryTracingBridge;
 use opentelemetry_otlp::{LogExporter, SpanExporter, WithHttpConfig as _};
 use opentelemetry_sdk::Resource;
-use opentelemetry_sdk::logs::{LogExporter as _, SdkLoggerProvider};
+use opentelemetry_sdk::logs::{LogExporter as _, SdkLogger, SdkLoggerProvider};
 use opentelemetry_sdk::trace::{SdkTracerProvider, SpanExporter as _};
 use tools_command::environment;
 
@@ -28,7 +29,7 @@ const FLUSH_MAX: Duration = Duration::from_millis(500);
 pub struct Telemetry {
     threads: Vec<BatchThread>,
     /// Takes the events of log lines.
-    pub logs: Option<SdkLoggerProvider>,
+    logs: Option<SdkLoggerProvider>,
 }
 
 impl Telemetry {
@@ -80,6 +81,11 @@ impl Telemetry {
             .build();
         self.logs = Some(provider);
         Ok(())
+    }
+
+    /// The layer of log events that are exported.
+    pub(crate) fn layer(&self) -> Option<OpenTelemetryTracingBridge<SdkLoggerProvider, SdkLogger>> {
+        self.logs.as_ref().map(OpenTelemetryTracingBridge::new)
     }
 
     /// Sends what is queued, within [`FLUSH_MAX`].

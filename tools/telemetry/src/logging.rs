@@ -4,8 +4,6 @@ use std::fmt;
 
 use anyhow::Context as _;
 use machinery_serve::trace;
-use opentelemetry_appender_tracing::layer::OpenTelemetryTracingBridge;
-use opentelemetry_sdk::logs::SdkLoggerProvider;
 use tools_command::flags::{Common, LogFormat};
 use tracing::{Event, Subscriber};
 use tracing_subscriber::filter::LevelFilter;
@@ -16,15 +14,17 @@ use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, Layer as _};
 
+use crate::export::Telemetry;
+
 /// Filters of targets that warn of each act of a guest, a registry or a name server: none must be able to flood the node's
 /// log. The last one logs each error response without its origin; the caller logs the error with it.
 const OTHERS: &str = "wasmtime_wasi=error,wasmtime_wasi_http=error,hickory_net=error,rustls_platform_verifier=off,kube_client::client::builder=off";
 
-/// Starts logging for the process, and the export of its events to `exported`.
+/// Starts logging for the process, and the export of its events.
 ///
 /// # Errors
 /// If the level is no valid filter (`info`, or `warn,kubelet=debug`).
-pub fn start(common: &Common, exported: Option<&SdkLoggerProvider>) -> anyhow::Result<()> {
+pub fn start(common: &Common, telemetry: &Telemetry) -> anyhow::Result<()> {
     let directives = format!("{OTHERS},{}", common.log_level);
     let unknown =
         || format!("--log-level {:?} is neither a level nor a filter such as warn,proxy=debug", common.log_level);
@@ -38,8 +38,7 @@ pub fn start(common: &Common, exported: Option<&SdkLoggerProvider>) -> anyhow::R
             lines.fmt_fields(JsonFields::new()).event_format(WithTraceIds(Format::default().json())).boxed()
         }
     };
-    let exported = exported.map(OpenTelemetryTracingBridge::new);
-    tracing_subscriber::registry().with(filter).with(lines).with(exported).init();
+    tracing_subscriber::registry().with(filter).with(lines).with(telemetry.layer()).init();
     Ok(())
 }
 
