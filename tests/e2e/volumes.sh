@@ -18,7 +18,7 @@ pod() {
   image: "registry.local/wordcount:v1", args: [$4], volumeMounts: [$3], env: [${5:-}]}]}}
 YAML
 }
-ended() { kubectl wait --for=jsonpath='{.status.phase}'=Succeeded "pod/$1" --timeout=30s >/dev/null || fail "pod $1: $(kubectl describe pod "$1" | tail -n 12)"; }
+ended() { kubectl wait --for=jsonpath='{.status.phase}'=Succeeded "pod/$1" --timeout=120s >/dev/null || fail "pod $1: $(kubectl describe pod "$1" | tail -n 12)"; }
 counted() { ended "$1"; kubectl logs "$1" | python3 -c 'import json,sys; d=json.loads(sys.stdin.read()); print(d["files"], d["words"])'; }
 map='{name: texts, configMap: {name: texts}}'
 
@@ -101,7 +101,7 @@ cat <<'YAML' | kubectl apply -f - >/dev/null
 {apiVersion: v1, kind: Pod, metadata: {name: memory}, spec: {volumes: [{name: m, emptyDir: {medium: Memory, sizeLimit: 32Mi}}],
   containers: [{name: hello, image: "registry.local/hello:v1", resources: {limits: {memory: 128Mi}}, volumeMounts: [{name: m, mountPath: /m}]}]}}
 YAML
-kubectl wait --for=condition=Ready pod/memory --timeout=30s >/dev/null
+kubectl wait --for=condition=Ready pod/memory --timeout=120s >/dev/null
 head -c 4194304 /dev/zero > "$WORK/four"
 write() { kubectl exec -i memory -- sh -c "cat > /m/$1" < "$WORK/four" 2>&1; }
 write 1 || fail "4 MiB do not fit into 32"
@@ -119,7 +119,7 @@ cat <<'YAML' | kubectl apply -f - >/dev/null
 {apiVersion: v1, kind: Pod, metadata: {name: over}, spec: {volumes: [{name: m, emptyDir: {medium: Memory, sizeLimit: 1Mi}}, {name: more, emptyDir: {medium: Memory}}],
   containers: [{name: hello, image: "registry.local/hello:v1", volumeMounts: [{name: m, mountPath: /m}]}]}}
 YAML
-kubectl wait --for=condition=Ready pod/over --timeout=30s >/dev/null
+kubectl wait --for=condition=Ready pod/over --timeout=120s >/dev/null
 kubectl exec -i over -- sh -c "cat > /m/f" < "$WORK/four"
 eventually 20 has 'Evicted Usage of EmptyDir volume "m" exceeds the limit "1Mi"' kubectl get pod over -o jsonpath='{.status.reason} {.status.message}'
 echo "· volumes in memory"
