@@ -84,6 +84,7 @@ const TOP: &[&str] = &[
 /// Modules that decide: no client, no tokio, no clock, so that they are tested without a cluster.
 const PURE: &[&str] = &[
     "machinery/api/src",
+    "apiserver/schema/src",
     "scheduler/src/cycle",
     "machinery/rules/src",
     "scheduler/src/decide.rs",
@@ -364,8 +365,8 @@ const GENERIC: &[&str] = &[
     "apiserver/storage/src/cache/",
     "apiserver/catalog/src/",
     "apiserver/server/src/http/",
-    "machinery/api/src/patch/",
-    "machinery/api/src/schema/",
+    "apiserver/schema/src/patch/",
+    "apiserver/schema/src/",
     "apiserver/server/src/server.rs",
     "apiserver/storage/src/store/",
     "apiserver/server/src/registry/",

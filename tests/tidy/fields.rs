@@ -1,5 +1,5 @@
 //! Fields of objects are read and written by name in `apiserver/resources`. Each quoted name is a field of a Kubernetes
-//! type (`machinery/api/src/schema/types.txt`), so that a misspelt one fails here and isn't read as an absent field.
+//! type (`apiserver/schema/src/types.txt`), so that a misspelt one fails here and isn't read as an absent field.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,7 +8,7 @@ use super::shipped::shipped_files;
 use super::{check, read};
 
 const FOLDER: &str = "apiserver/resources/src/";
-const TYPES: &str = "machinery/api/src/schema/types.txt";
+const TYPES: &str = "apiserver/schema/src/types.txt";
 
 /// Functions of `apiserver/resources/src/read.rs` whose second argument names a field.
 const FUNCTIONS: &[&str] = &[

@@ -46,6 +46,19 @@ const FORBIDDEN: &[(&str, &[&str], &str)] = &[
         "protocols of an upgraded connection, however it was upgraded",
     ),
     (
+        "apiserver/schema",
+        &[
+            "tokio",
+            "hyper",
+            "machinery-env",
+            "machinery-client",
+            "machinery-serve",
+            "apiserver-resources",
+            "apiserver-storage",
+        ],
+        "bodies, patches and apply: values and types in, values out",
+    ),
+    (
         "apiserver/resources",
         &["tokio", "hyper", "machinery-env", "machinery-client", "machinery-serve", "apiserver-storage", "apiserver"],
         "what kinds mean: no tokio, no clock, no HTTP, no store",

@@ -7,7 +7,7 @@ use super::{all_rust_files, check, code};
 const TESTED: &[(&str, &str, &str)] = &[
     ("apiserver/cel/src/library/lists.rs", "compare_keys", "keys_of_a_sort_have_a_total_order"),
     ("apiserver/cel/src/value/collect.rs", "Ord for Key<'_>", "keys_of_maps_have_a_total_order"),
-    ("machinery/api/src/apply/path.rs", "Ord for PathElement", "path_elements_have_a_total_order"),
+    ("apiserver/schema/src/apply/path.rs", "Ord for PathElement", "path_elements_have_a_total_order"),
     ("machinery/api/src/quantity.rs", "Ord for Quantity", "quantities_have_a_total_order"),
     ("wasm-node/runtime/src/plugin/maps.rs", "compare", "keys_of_one_type_have_a_total_order"),
 ];

@@ -39,8 +39,8 @@ mod webhooks;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use apiserver_schema::apply::Managers;
 use machinery_api::GroupVersionKind;
-use machinery_api::apply::Managers;
 use machinery_api::error::{ApiError, ApiResult, GroupResource};
 use machinery_env::Env;
 use serde_json::Value;

@@ -3,9 +3,9 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
+use apiserver_schema::{SharedType, built_in, default, normalise};
 use machinery_api::GroupVersionKind;
 use machinery_api::error::{ApiError, ApiResult, GroupResource};
-use machinery_api::schema::{SharedType, built_in, default, normalise};
 use machinery_api::selector::{LabelSelector, SelectorError};
 use serde_json::Value;
 

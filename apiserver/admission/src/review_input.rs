@@ -1,6 +1,6 @@
 //! The request as webhooks and policies receive it: the options of its verb, and objects with their managed fields. Pure.
 
-use machinery_api::apply::Managers;
+use apiserver_schema::apply::Managers;
 use serde_json::{Map, Value, json};
 
 use super::{Operation, Options, Request};

@@ -8,7 +8,7 @@ use futures::FutureExt as _;
 use super::*;
 use apiserver_auth::NODES;
 use apiserver_resources::objects::memory::MemoryObjects;
-use machinery_api::schema::FieldValidation;
+use apiserver_schema::FieldValidation;
 
 struct World {
     map: MemoryObjects,

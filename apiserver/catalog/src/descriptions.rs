@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::sync::LazyLock;
 
-use machinery_api::schema::{Field, Type};
+use apiserver_schema::{Field, Type};
 
 /// The text of the file.
 pub(super) const SOURCE: &str = include_str!("descriptions.txt");
@@ -81,7 +81,7 @@ mod tests {
     use std::collections::HashSet;
 
     use super::*;
-    use machinery_api::schema::built_in;
+    use apiserver_schema::built_in;
 
     #[test]
     fn every_type_and_field_is_described() {

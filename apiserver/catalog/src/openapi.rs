@@ -15,7 +15,7 @@ use super::openapi_v2::Encoding;
 use super::schemas::{DocumentScope, schemas};
 use super::{Catalog, custom, descriptions, gnostic_v3, operations, roots};
 use apiserver_resources::ResourceInfo;
-use machinery_api::schema::{Types, built_in};
+use apiserver_schema::{Types, built_in};
 
 /// The approximate size of a document in bytes, which takes milliseconds to build.
 pub const DOCUMENT_BYTES: usize = 512 * 1024;
@@ -94,7 +94,7 @@ static SOURCES: LazyLock<Sha512> = LazyLock::new(|| {
     for text in code {
         digest.update(text);
     }
-    digest.update(machinery_api::schema::table::SOURCE);
+    digest.update(apiserver_schema::table::SOURCE);
     digest
 });
 

@@ -13,7 +13,7 @@ use serde_json::{Map, Value, json};
 use super::openapi::{self, REFERENCE, VERSION};
 use super::schemas::{DocumentScope, schemas};
 use super::{Catalog, gnostic, roots};
-use machinery_api::schema::Types;
+use apiserver_schema::Types;
 
 /// The media type of the protobuf form in responses.
 pub const PROTOBUF: &str = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";

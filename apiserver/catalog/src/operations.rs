@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use machinery_api::schema::built_in;
+use apiserver_schema::built_in;
 use serde_json::{Map, Value, json};
 
 use super::openapi::{list_of, reference};

@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 
 use super::openapi::reference;
 use super::{declared, descriptions};
-use machinery_api::schema::{Field, Kind, ListType, Type, TypeRef, Types};
+use apiserver_schema::{Field, Kind, ListType, Type, TypeRef, Types};
 
 pub(super) const META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.";
 
@@ -239,7 +239,7 @@ fn property(types: &Types, field: &Field, about: &str) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use machinery_api::schema::built_in;
+    use apiserver_schema::built_in;
 
     #[test]
     fn declared_fields_are_there() {

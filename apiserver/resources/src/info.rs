@@ -15,7 +15,7 @@ use crate::apiextensions::custom::PublishedSchema;
 use crate::objects::ObjectSource;
 use crate::resource_type::ResourceType;
 use crate::{Deletion, Review, Row, Storage, Strategy, Subresource, SubresourceKind, Verb};
-use machinery_api::schema::{SharedType, Target, built_in};
+use apiserver_schema::{SharedType, Target, built_in};
 
 /// One resource of the API in one version.
 #[derive(Debug, Clone)]

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::field::{go_json, quoted};
 use super::query::Query;
-use machinery_api::schema::FieldValidation;
+use apiserver_schema::FieldValidation;
 use machinery_api::selector::{FieldSelector, LabelSelector};
 
 /// The maximum length of `fieldManager` (upstream's).

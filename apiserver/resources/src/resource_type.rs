@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 
-use machinery_api::schema::SharedType;
+use apiserver_schema::SharedType;
 
 /// Compiles a type on demand.
 pub trait TypeSource: Send + Sync + fmt::Debug {

@@ -4,9 +4,9 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
+use apiserver_schema::types::Text;
 use jiff::Timestamp;
 use machinery_api::features::Features;
-use machinery_api::schema::types::Text;
 use machinery_api::{ApiError, StorageKey};
 use serde_json::Value;
 

@@ -9,8 +9,8 @@ use serde_json::{Value, json};
 use crate::field::{ErrorList, FieldError};
 use crate::metadata::KindTraits;
 use crate::{Context, RESOURCES, Row, Storage, metadata};
-use machinery_api::schema::types::Text;
-use machinery_api::schema::{self, FieldValidation, Media, Target, TypeRef, decode};
+use apiserver_schema::types::Text;
+use apiserver_schema::{self as schema, FieldValidation, Media, Target, TypeRef, decode};
 
 /// `discovery.json` and `columns.json` of upstream v1.36, restricted to this table.
 static FACTS: &str = include_str!("testdata/facts.jsonl");

@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
+use apiserver_schema::apply::Managers;
 use apiserver_storage::cache::{Resource, Selectors, WatchCache};
 use apiserver_storage::store::embedded::{EmbeddedStore, Options};
 use apiserver_storage::store::{Op, Record, Revision, Store, Txn, prefix_end};
-use machinery_api::apply::Managers;
 use machinery_api::selector::{FieldSelector, LabelSelector};
 use machinery_env::Env;
 

@@ -1,7 +1,6 @@
 //! Pure vocabulary of the Kubernetes API for all components. Invariant: no tokio, no client, no clock.
 #![warn(missing_docs)]
 
-pub mod apply;
 pub mod duration;
 pub mod error;
 pub mod features;
@@ -11,9 +10,7 @@ pub mod key;
 pub mod names;
 pub mod order;
 pub mod packed;
-pub mod patch;
 pub mod quantity;
-pub mod schema;
 pub mod selector;
 pub mod time;
 pub mod yaml;

@@ -13,8 +13,8 @@ use super::*;
 use apiserver_auth::UserInfo;
 use apiserver_resources::objects::memory::MemoryObjects;
 use apiserver_resources::options::WriteOptions;
+use apiserver_schema::FieldValidation;
 use jiff::Timestamp;
-use machinery_api::schema::FieldValidation;
 
 /// Returns the configured imports of an image, and records the requests.
 #[derive(Default)]

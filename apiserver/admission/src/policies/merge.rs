@@ -1,8 +1,8 @@
 //! Merges an apply configuration into an object, by the list and map types of its schema. Atomic fields are rejected:
 //! setting a part of one would remove the rest.
 
-use machinery_api::apply;
-use machinery_api::schema::{Field, Kind, ListType, Type, TypeRef, Types};
+use apiserver_schema::apply;
+use apiserver_schema::{Field, Kind, ListType, Type, TypeRef, Types};
 use serde_json::{Map, Value};
 
 /// Merges a configuration into an object.
@@ -123,7 +123,7 @@ impl<'t> Merger<'t> {
 
 #[cfg(test)]
 mod tests {
-    use machinery_api::schema::{SharedType, built_in};
+    use apiserver_schema::{SharedType, built_in};
     use serde_json::json;
 
     use super::*;

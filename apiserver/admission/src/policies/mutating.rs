@@ -4,9 +4,9 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use apiserver_cel::{Budget, limits, to_json};
+use apiserver_schema::patch::{self, JsonPatchRefusal, PatchKind};
+use apiserver_schema::{self as schema, FieldValidation, Target};
 use machinery_api::error::{ApiError, ApiResult, Cause};
-use machinery_api::patch::{self, JsonPatchRefusal, PatchKind};
-use machinery_api::schema::{self, FieldValidation, Target};
 use serde_json::{Value, json};
 
 use super::compile::{Binding, Mutation, Policy, Programs};

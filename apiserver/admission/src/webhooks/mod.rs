@@ -10,15 +10,15 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use apiserver_schema::apply::Managers;
+use apiserver_schema::patch::{self, JsonPatchRefusal, PatchKind};
+use apiserver_schema::{self as schema, FieldValidation, Target};
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
 use machinery_api::GroupVersionKind;
-use machinery_api::apply::Managers;
 use machinery_api::error::{ApiError, ApiResult};
-use machinery_api::patch::{self, JsonPatchRefusal, PatchKind};
-use machinery_api::schema::{self, FieldValidation, Target};
 use machinery_api::selector::go_quoted;
 use serde_json::Value;
 

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use apiserver_cel::types::{DeclType, Shape, Type as CelType, escape, from_schema_at};
-use machinery_api::schema::{Field, Kind, Type, TypeRef, Types, built_in};
+use apiserver_schema::{Field, Kind, Type, TypeRef, Types, built_in};
 use serde_json::Value;
 
 use super::expressions::Compiler;

@@ -5,9 +5,9 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
+use apiserver_schema::{Nulls, SharedType, Unstructured, built_in, custom};
 use machinery_api::GroupVersionKind;
 use machinery_api::packed::Packed;
-use machinery_api::schema::{Nulls, SharedType, Unstructured, built_in, custom};
 use serde_json::{Value, json};
 
 use super::schema::{Schema, compile, drop_nulls, embedded, fill, prune, weight};

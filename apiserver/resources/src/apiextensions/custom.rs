@@ -3,7 +3,7 @@
 use std::cmp::Reverse;
 use std::sync::Arc;
 
-use machinery_api::schema::custom_name;
+use apiserver_schema::custom_name;
 use machinery_api::{GroupVersionKind, ObjectName, StorageKey, StoragePrefix};
 use serde_json::{Value, json};
 

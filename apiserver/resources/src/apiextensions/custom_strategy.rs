@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
+use apiserver_schema::types::Text;
 use jiff::Timestamp;
-use machinery_api::schema::types::Text;
 use serde_json::{Value, json};
 
 use super::compiled::SchemaSource;

@@ -1,7 +1,7 @@
 //! Conversion of HorizontalPodAutoscalers between `autoscaling/v1` and `v2`. Fields that v1 lacks are kept in
 //! annotations with upstream's names and formats, so that no version loses data.
 
-use machinery_api::schema;
+use apiserver_schema as schema;
 use serde_json::{Map, Value, json};
 
 use crate::field::{go_struct, quoted};

@@ -1,10 +1,10 @@
 //! CertificateSigningRequests: the server records the requester; afterwards only approval and status can change.
 
 use crate::ResetFields;
+use apiserver_schema::types::Text;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use jiff::Timestamp;
-use machinery_api::schema::types::Text;
 use serde_json::{Value, json};
 
 use super::validate::{self, UpdateEndpoint};

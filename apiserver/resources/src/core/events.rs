@@ -3,8 +3,8 @@
 use std::borrow::Cow;
 use std::time::Duration;
 
+use apiserver_schema::types::Text;
 use jiff::Timestamp;
-use machinery_api::schema::types::Text;
 use serde_json::{Map, Value, json};
 
 use crate::cells::{WIDE_NAME, column, name, since, wide};

@@ -1,8 +1,8 @@
 //! Namespaces: `spec.finalizers` blocks a deletion until the namespace controller has emptied the namespace. Only the
 //! subresource `finalize` writes it. The phase follows from the deletion timestamp.
 
+use apiserver_schema::types::Text;
 use jiff::Timestamp;
-use machinery_api::schema::types::Text;
 use serde_json::{Value, json};
 
 use crate::cells::{AGE, NAME, age, column, name};

@@ -3,8 +3,8 @@
 
 use std::collections::BTreeSet;
 
+use apiserver_schema::types::Text;
 use jiff::Timestamp;
-use machinery_api::schema::types::Text;
 use serde_json::{Value, json};
 
 use crate::cells::{AGE, NAME, age, column, name, wide};

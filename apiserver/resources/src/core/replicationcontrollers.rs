@@ -1,7 +1,7 @@
 //! ReplicationControllers: the predecessor of ReplicaSets. The selector is a map; a deletion orphans pods by default.
 
+use apiserver_schema::types::Text;
 use jiff::Timestamp;
-use machinery_api::schema::types::Text;
 use serde_json::{Value, json};
 
 use crate::cells::labels;

@@ -1,9 +1,9 @@
 //! Secrets: `stringData` is merged into `data` and never stored; each `type` requires its own keys and is immutable.
 
+use apiserver_schema::{self as schema, types::Text};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use jiff::Timestamp;
-use machinery_api::schema::{self, types::Text};
 use serde_json::{Value, json};
 
 use crate::cells::{AGE, NAME, age, column, name};

@@ -1,7 +1,7 @@
 //! ResourceSlices: devices that a driver offers, on one node or on several.
 
+use apiserver_schema::types::Text;
 use jiff::Timestamp;
-use machinery_api::schema::types::Text;
 use serde_json::{Value, json};
 
 use super::{bounded, devices, label, pool_name, unique};

@@ -4,6 +4,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use apiserver_schema::apply::Managers;
 use axum::body::Body;
 use bytes::Bytes;
 use http::header::CONTENT_TYPE;
@@ -11,7 +12,6 @@ use http::{HeaderMap, Response};
 use http_body::Body as _;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use machinery_api::ApiError;
-use machinery_api::apply::Managers;
 use serde_json::Value;
 
 use super::handle::{RequestContext, RequestHandler};

@@ -3,7 +3,7 @@
 use machinery_api::ApiError;
 
 use apiserver_resources::query::Query;
-use machinery_api::schema;
+use apiserver_schema as schema;
 
 /// The media types of resources, in the order of upstream's messages.
 const RESOURCE_TYPES: &[&str] = &[

@@ -10,9 +10,9 @@ use super::negotiate::Transform;
 use super::respond::value_of;
 use crate::registry::ResponseObject;
 use apiserver_resources::ResourceInfo;
+use apiserver_schema::TypeRef;
+use apiserver_schema::encode;
 use apiserver_storage::cache::Cached;
-use machinery_api::schema::TypeRef;
-use machinery_api::schema::encode;
 
 /// Encodes a document by its kind and apiVersion; negotiation guarantees that it has a message type.
 pub(super) fn document(value: &Value) -> Bytes {

@@ -24,8 +24,8 @@ use crate::registry::{List, ResponseObject, VerbResult, fields, object};
 use apiserver_resources::cells::NAME_AND_AGE;
 use apiserver_resources::query::Query;
 use apiserver_resources::{ResourceInfo, SubresourceKind, Verb};
+use apiserver_schema::internal_group;
 use apiserver_storage::cache::{Cached, write_record};
-use machinery_api::schema::internal_group;
 
 /// The minimum size of a compressed response (upstream's limit).
 const GZIP_BYTES_MIN: usize = 128 * 1024;

@@ -21,8 +21,8 @@ use super::table::{Tables, write_partial};
 use crate::registry::versions::CustomVersions;
 use crate::registry::{WatchStart, fields};
 use apiserver_resources::ResourceInfo;
+use apiserver_schema as schema;
 use apiserver_storage::cache::{Cached, EventType, Media, Shape, VersionError, WatchEncoding, WatchEvent};
-use machinery_api::schema;
 
 /// The size of one chunk of the stream; bounds what a slow client holds besides its ring.
 const CHUNK_BYTES: usize = 64 * 1024;

@@ -6,10 +6,10 @@ use apiserver_resources::cells::{NAME, name};
 use apiserver_resources::field::ErrorList;
 use apiserver_resources::objects::ObjectSource;
 use apiserver_resources::{Column, Context, Deletion, ResourceInfo, SharedStrategy, Strategy, Verb};
+use apiserver_schema as schema;
+use apiserver_schema::types::Text;
 use jiff::Timestamp;
 use machinery_api::quantity::Quantity;
-use machinery_api::schema;
-use machinery_api::schema::types::Text;
 use machinery_api::{GroupVersion, GroupVersionKind};
 use serde_json::{Value, json};
 

@@ -10,8 +10,8 @@ use serde_json::{Map, Value};
 use super::PatchType;
 use apiserver_catalog::Catalog;
 use apiserver_resources::ResourceInfo;
-use machinery_api::patch;
-use machinery_api::schema::{self, Decoded, FieldValidation, Media, Target, decode};
+use apiserver_schema::patch;
+use apiserver_schema::{self as schema, Decoded, FieldValidation, Media, Target, decode};
 
 /// A request's body.
 #[derive(Debug, Clone, Copy)]

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use machinery_api::apply::Managers;
+use apiserver_schema::apply::Managers;
 use machinery_api::{ApiError, StorageKey};
 use serde_json::Value;
 use tokio::sync::OwnedMutexGuard;

@@ -10,7 +10,7 @@ use super::body::{self, Body};
 use crate::test_catalog::built_in;
 use apiserver_resources::field::{ERRORS_MAX, ErrorList};
 use apiserver_resources::{Context, RESOURCES, ResourceInfo, metadata};
-use machinery_api::schema::{FieldValidation, Kind, Media, TypeRef, Types};
+use apiserver_schema::{FieldValidation, Kind, Media, TypeRef, Types};
 
 /// The result of a body: status and message, and the number of warnings.
 #[derive(Debug)]

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeSet;
 
+use apiserver_schema::apply::Managers;
 use jiff::{SignedDuration, Timestamp};
-use machinery_api::apply::Managers;
 use machinery_api::error::{Details, GroupResource, Status};
 use machinery_api::{ApiError, Uid};
 use serde_json::{Value, json};

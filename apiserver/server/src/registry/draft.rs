@@ -5,8 +5,8 @@
 
 use std::sync::Arc;
 
+use apiserver_schema::apply::Managers;
 use machinery_api::ApiError;
-use machinery_api::apply::Managers;
 use serde_json::Value;
 
 use super::change::{Existing, ObjectChange};

@@ -1,11 +1,13 @@
-//! Field management (`managedFields`) of every write: connects [`machinery_api::apply`], which decides, to rows,
+//! Field management (`managedFields`) of every write: connects [`apiserver_schema::apply`], which decides, to rows,
 //! versions and subresources. Managers are kept next to an object's value, never in it.
 
 use std::borrow::Cow;
 use std::sync::{Arc, OnceLock};
 
-use machinery_api::apply::{self, Entry, Form, Identity, Ignored, Managers, PathElement, Set, Versions, Writer, body};
-use machinery_api::schema::{FieldValidation, SharedType, Target, TypeRef, built_in, normalise};
+use apiserver_schema::apply::{
+    self, Entry, Form, Identity, Ignored, Managers, PathElement, Set, Versions, Writer, body,
+};
+use apiserver_schema::{FieldValidation, SharedType, Target, TypeRef, built_in, normalise};
 use machinery_api::{ApiError, GroupVersion, GroupVersionKind};
 use serde_json::{Value, json};
 

@@ -5,7 +5,7 @@ use serde_json::Value;
 
 use super::change::ObjectChange;
 use apiserver_resources::{ResourceInfo, Subresource, SubresourceKind};
-use machinery_api::schema::{Kind, TypeRef};
+use apiserver_schema::{Kind, TypeRef};
 use machinery_rules::unsupported;
 
 /// The warnings about a new object, or about one whose change goes beyond metadata and status.

@@ -12,7 +12,7 @@ use crate::bootstrap::Write;
 use apiserver_admission::Options;
 use apiserver_auth::{MASTERS, UserInfo};
 use apiserver_resources::options::WriteOptions;
-use machinery_api::schema;
+use apiserver_schema as schema;
 
 /// The maximum number of concurrent writes, so that they share the store's syncs.
 const AT_ONCE: usize = 64;

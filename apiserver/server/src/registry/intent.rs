@@ -3,8 +3,8 @@
 //! [`Registry::draft`] builds the draft for admission (the object, or the Scale or Binding of a subresource);
 //! [`Registry::resolve`] builds the change from it. Both are synchronous: each decides from one state.
 
+use apiserver_schema::apply::Managers;
 use machinery_api::ApiError;
-use machinery_api::apply::Managers;
 use serde_json::Value;
 
 use super::change::{Existing, ObjectChange};
@@ -14,7 +14,7 @@ use super::{PatchType, Registry, RequestScope, binding, body, check_uid, create,
 use apiserver_admission::Options;
 use apiserver_resources::SubresourceKind;
 use apiserver_resources::options::DeleteOptions;
-use machinery_api::schema::FieldValidation;
+use apiserver_schema::FieldValidation;
 
 /// The object of a request body. It is decoded once, and again for an optimistic retry, which is rare, instead of being
 /// copied for every request.

@@ -37,9 +37,9 @@ mod tests;
 
 use std::sync::Arc;
 
+use apiserver_schema::apply::Managers;
 use jiff::Timestamp;
 use machinery_api::ApiError;
-use machinery_api::apply::Managers;
 use machinery_api::error::{GroupResource, Status};
 use machinery_api::{GroupVersionKind, ObjectName, StorageKey, StorageScope};
 use machinery_env::Env;
@@ -57,9 +57,9 @@ use apiserver_storage::cache::{Cached, Lookup, WatchCache};
 use apiserver_storage::store::record::{Facts, fingerprint};
 use apiserver_storage::store::{Record, Revision, StoreError};
 
+pub use apiserver_schema::patch::PatchKind as PatchType;
 pub use conversions::ObjectConversions;
 pub use intent::RequestObject;
-pub use machinery_api::patch::PatchKind as PatchType;
 pub use read::{List, WatchStart};
 
 /// The maximum number of attempts of a write (optimistic retry, as upstream's `GuaranteedUpdate`); each conflict means

@@ -1,7 +1,7 @@
 //! The outcome of an attempt to write: a response, or the reason for another attempt.
 
+use apiserver_schema::apply::Managers;
 use apiserver_storage::store::{Entry, Record, Revision};
-use machinery_api::apply::Managers;
 use serde_json::Value;
 
 use super::change::{Existing, ObjectChange};

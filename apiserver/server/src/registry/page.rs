@@ -1,10 +1,11 @@
 //! Continue tokens: the end of a page and the revision of its list, in upstream's format (k8s.io/apiserver
 //! `storage/continue.go`).
 
+use apiserver_schema as schema;
 use base64::Engine;
 use base64::alphabet::URL_SAFE;
 use base64::engine::general_purpose::{GeneralPurpose, NO_PAD, URL_SAFE_NO_PAD};
-use machinery_api::{ApiError, schema};
+use machinery_api::ApiError;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 

@@ -11,7 +11,7 @@ use super::{PatchType, Registry, RequestObject, RequestScope, ResponseObject, Ve
 use apiserver_resources::field::{ErrorList, Path};
 use apiserver_resources::options::WriteOptions;
 use apiserver_resources::{ResourceInfo, metadata};
-use machinery_api::schema::FieldValidation;
+use apiserver_schema::FieldValidation;
 
 /// The group, version and kind of a Scale.
 pub const KIND: (&str, &str, &str) = ("autoscaling", "v1", "Scale");

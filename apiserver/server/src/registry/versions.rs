@@ -8,10 +8,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use apiserver_resources::ResourceInfo;
 use apiserver_resources::apiextensions::custom::CustomResource;
+use apiserver_schema::apply::Managers;
 use apiserver_storage::cache::Cached;
 use apiserver_storage::store::Record;
 use machinery_api::ApiError;
-use machinery_api::apply::Managers;
 use serde_json::Value;
 
 use super::conversions::ObjectConversions;

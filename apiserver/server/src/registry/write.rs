@@ -12,8 +12,8 @@
 
 use std::ops::ControlFlow::{self, Break, Continue};
 
+use apiserver_schema::apply::Managers;
 use machinery_api::ApiError;
-use machinery_api::apply::Managers;
 use machinery_serve::trace::Span;
 use serde_json::Value;
 

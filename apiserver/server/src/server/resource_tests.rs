@@ -3,11 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use apiserver_schema::{self as schema, types::Text};
 use axum::body::{Body, BodyDataStream};
 use futures::StreamExt as _;
 use http::Request;
 use http_body_util::BodyExt as _;
-use machinery_api::schema::{self, types::Text};
 use machinery_api::{GroupVersionKind, StoragePrefix};
 use machinery_env::Env;
 use serde_json::{Value, json};

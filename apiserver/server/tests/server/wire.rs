@@ -1,10 +1,10 @@
 //! Responses in protobuf: equal to those in JSON, for clients that accept nothing else.
 
+use apiserver_schema::encode;
 use axum::body::Body;
 use futures::StreamExt as _;
 use http::Request;
 use http_body_util::BodyExt;
-use machinery_api::schema::encode;
 use serde_json::{Value, json};
 
 use super::{Server, admin, server};

@@ -6,8 +6,8 @@ use std::io::Write as _;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use apiserver_resources::ResourceInfo;
+use apiserver_schema::apply::Managers;
 use bytes::Bytes;
-use machinery_api::apply::Managers;
 use machinery_api::{ObjectName, StorageKey, StoragePrefix};
 use serde_json::Value;
 

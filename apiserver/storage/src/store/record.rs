@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use std::ops::Deref;
 use std::sync::{Arc, PoisonError, RwLock};
 
-use machinery_api::apply::Managers;
+use apiserver_schema::apply::Managers;
 use machinery_api::packed::{Packed, Packer};
 use serde::Deserialize;
 use serde::de::IgnoredAny;

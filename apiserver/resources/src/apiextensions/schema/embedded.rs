@@ -1,7 +1,7 @@
 //! Embedded resources: their kind, version and metadata are validated as those of any object.
 
+use apiserver_schema::metadata_in_place;
 use machinery_api::GroupVersion;
-use machinery_api::schema::metadata_in_place;
 use serde_json::{Map, Value};
 
 use super::compile::Schema;

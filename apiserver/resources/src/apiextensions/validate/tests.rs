@@ -5,8 +5,8 @@
 use std::fmt::Write as _;
 use std::io::Read as _;
 
+use apiserver_schema::Media;
 use flate2::read::GzDecoder;
-use machinery_api::schema::Media;
 use serde_json::Value;
 
 use crate::apiextensions::definitions::ROW;

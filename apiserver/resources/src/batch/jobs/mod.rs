@@ -3,8 +3,8 @@
 
 use std::borrow::Cow;
 
+use apiserver_schema::types::Text;
 use jiff::Timestamp;
-use machinery_api::schema::types::Text;
 use serde_json::{Value, json};
 
 use crate::cells::{AGE, NAME, age, column, containers_and_images, human_duration, name, selector, wide};

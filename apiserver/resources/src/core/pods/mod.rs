@@ -3,8 +3,8 @@
 use crate::ResetFields;
 use std::collections::{BTreeMap, VecDeque};
 
+use apiserver_schema::types::Text;
 use jiff::Timestamp;
-use machinery_api::schema::types::Text;
 use serde_json::{Value, json};
 
 use crate::field::{ErrorList, Path};

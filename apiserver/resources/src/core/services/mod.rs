@@ -2,9 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use apiserver_schema::types::Text;
 use jiff::Timestamp;
 use machinery_api::ApiError;
-use machinery_api::schema::types::Text;
 use serde_json::{Value, json};
 
 use crate::cells::{AGE, NAME, age, column, labels, name, wide};

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use machinery_api::schema::{FieldValidation, Media};
+use apiserver_schema::{FieldValidation, Media};
 use machinery_env::Env;
 use serde_json::json;
 
