@@ -18,9 +18,11 @@ use scheduler::configuration::Configuration;
 use wasm_runtime::options::guests::GuestOptions;
 
 use crate::inventory::NodeInventory;
-use crate::network::{NetworkConfig, machine_address};
+use crate::network::NetworkConfig;
 use tools_command::failure::Failure;
+use tools_command::machine_address::machine_address;
 use tools_command::output::print_stderr;
+use tools_compiled_modules::ExchangeOptions;
 use tools_joining::accept::JoinConfig;
 
 /// Maximum node agents of one process: a /15 of pod addresses holds that many /20 (docs/contract.md §3).
@@ -105,11 +107,8 @@ pub(crate) struct NodeFlags {
     images: ImageOptions,
     #[command(flatten)]
     guests: GuestOptions,
-    /// Exchanges compiled modules with other nodes of the same version and CPU features that have this flag, instead of
-    /// compiling each module once per node. Compiled code is trusted: each of these nodes can run code of its own on all
-    /// of them
-    #[arg(long, env = "CORACLE_SHARE_COMPILED_MODULES")]
-    share_compiled_modules: bool,
+    #[command(flatten)]
+    exchange: ExchangeOptions,
     #[command(flatten)]
     keyvalue: KeyvalueOptions,
 }
@@ -130,7 +129,7 @@ impl NodeFlags {
             kubelet: self.kubelet.clone(),
             images: self.images.settings()?,
             guests: self.guests.clone(),
-            share_compiled: self.share_compiled_modules,
+            share_compiled: self.exchange.share_compiled_modules,
             keyvalue: self.keyvalue.config()?,
         })
     }
@@ -171,7 +170,7 @@ impl ClusterConfig {
                 kubelet: KubeletOptions::default(),
                 images: ImageSettings::default(),
                 guests: GuestOptions::default(),
-                share_compiled: false,
+                share_compiled: ExchangeOptions::default().share_compiled_modules,
                 keyvalue: None,
             },
         }

@@ -1,16 +1,13 @@
 //! The command-line program: parse, start logging, dispatch. Exit codes: 0 success, 1 failure, 2 wrong usage.
 
 mod cmd;
-mod compiled;
 mod compose;
 mod config;
 mod doctor;
 mod inspection;
 mod inventory;
 mod network;
-mod scheduler_plugins;
 mod status;
-mod takeover;
 
 use std::process::ExitCode;
 

@@ -11,13 +11,13 @@ use machinery_env::Env;
 use machinery_options::feature_gates::FeatureFlags;
 
 use crate::compose::preflight::check_cluster;
-use crate::compose::{self, Cluster, MetricsEndpoint, Part, ReadyProcess, prepare_engine};
+use crate::compose::{self, Cluster, MetricsEndpoint, PROGRAM, Part, ReadyProcess, prepare_engine};
 use crate::config::{ApiServerConfig, ClusterConfig};
 use crate::network::NetworkConfig;
-use crate::takeover::{ListenAddress, TakeoverFlags};
 use tools_command::data_dir::DataDir;
 use tools_command::failure::Failure;
 use tools_command::flags::Common;
+use tools_takeover::{ListenAddress, TakeoverFlags};
 
 /// Flags of a process with an API server.
 #[derive(Debug, Clone, Args)]
@@ -83,7 +83,7 @@ pub(super) fn until_stopped(
             Ok(())
         };
         let wanted = [ListenAddress { flag: "--port", address }];
-        let taken = takeover.take(&env, &data, progress, &wanted, check).await?;
+        let taken = takeover.take(&env, &data, progress, (&wanted, PROGRAM), check).await?;
         let Cluster { process, server, .. } = compose::start(&env, config, engine, up_to, &data, progress).await?;
         let report = format!("server={server} kubeconfig={}{also}", data.kubeconfig().display());
         Ok(ReadyProcess { process, taken, metrics: MetricsEndpoint::default(), report })

@@ -16,13 +16,13 @@ use scheduler::wasm::{self, Answers, Guest, WasmPlugin};
 use serde_json::Value;
 use wasm_runtime::options::guests::GuestOptions;
 
-use crate::scheduler_plugins::Plugins;
 use tools_command::data_dir::DataDir;
 use tools_command::failure::Failure;
 use tools_command::flags::Common;
 use tools_command::format::Format;
 use tools_command::output::{columns, plain, print_stdout, result};
 use tools_command::output_file;
+use tools_scheduler_plugins::Plugins;
 
 /// Page size of lists.
 const PAGE: usize = 500;

@@ -1,6 +1,6 @@
 //! `coracle node`: a node as a process of its own, with kubelet, runtime and data plane.
 
-use std::net::{IpAddr, SocketAddr, ToSocketAddrs as _, UdpSocket};
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use anyhow::Context as _;
@@ -13,16 +13,17 @@ use machinery_options::feature_gates::FeatureFlags;
 use proxy::options::{AddressOptions, TunnelOptions};
 
 use crate::compose::node::{NodeProcess, NodeProcessConfig};
-use crate::compose::{self, Metrics, MetricsFlags, ReadyProcess};
+use crate::compose::{self, Metrics, MetricsFlags, PROGRAM, ReadyProcess};
 use crate::config::{NodeFlags, NodesConfig};
-use crate::takeover::{ListenAddress, TakeoverFlags};
 use tools_command::data_dir::DataDir;
 use tools_command::environment::host_name;
 use tools_command::failure::Failure;
 use tools_command::flags::Common;
+use tools_command::machine_address::address_towards;
 use tools_joining::authority;
 use tools_joining::node::{NodeSource, TokenSource, check_name};
 use tools_joining::token::{self, BootstrapToken};
+use tools_takeover::{ListenAddress, TakeoverFlags};
 
 /// Flags of `coracle node`.
 #[derive(Debug, Clone, Args)]
@@ -94,7 +95,7 @@ impl Node {
     async fn config(&self, source: &NodeSource, agent: NodesConfig, name: String) -> anyhow::Result<NodeProcessConfig> {
         let address = match self.node.node_ip {
             Some(address) => address,
-            None => address_towards(&server(source).await?)?,
+            None => address_towards(&server(source).await?).context("give this machine's address with --node-ip")?,
         };
         check_verifiable(&name, address)?;
         Ok(NodeProcessConfig {
@@ -129,20 +130,6 @@ async fn server(source: &NodeSource) -> anyhow::Result<Uri> {
     }
 }
 
-/// The address of this machine from which the system would connect to a server. Connecting a UDP socket sends nothing.
-fn address_towards(server: &Uri) -> anyhow::Result<IpAddr> {
-    const HINT: &str = "give this machine's address with --node-ip";
-    let host = tools_command::host::of_url(server);
-    let mut found = (host, server.port_u16().unwrap_or(443)).to_socket_addrs().context(HINT)?;
-    let server = found.next().context(HINT)?;
-    let any: SocketAddr = if server.is_ipv4() { ([0, 0, 0, 0], 0).into() } else { ([0; 8], 0).into() };
-    let own = UdpSocket::bind(any).and_then(|socket| {
-        socket.connect(server)?;
-        socket.local_addr()
-    });
-    Ok(own.context(HINT)?.ip())
-}
-
 /// Runs until SIGINT or SIGTERM.
 ///
 /// # Errors
@@ -158,7 +145,7 @@ pub(crate) fn run(flags: &Node, common: &Common) -> Result<(), Failure> {
         let of = |flag, port| ListenAddress { flag, address: SocketAddr::new(config.address, port) };
         let mut wanted = vec![of("--kubelet-port", config.kubelet_port), of("--tunnel-port", config.tunnel_port)];
         wanted.extend(flags.metrics.bind().map(|address| ListenAddress { flag: "--metrics-bind", address }));
-        let taken = flags.takeover.take(&env, &data, progress, &wanted, async { Ok(()) }).await?;
+        let taken = flags.takeover.take(&env, &data, progress, (&wanted, PROGRAM), async { Ok(()) }).await?;
         let NodeProcess { process, server } =
             NodeProcess::start(&env, &config, source, &data, &metrics, progress).await?;
         let report = format!("node={} server={server} address={}", config.name, config.address);

@@ -10,9 +10,9 @@ use wasm_runtime::options::guests::GuestOptions;
 
 use crate::compose::SchedulerParts;
 use crate::compose::kubeconfig_process::{self, KubeconfigFlags, KubeconfigParts, election};
-use crate::scheduler_plugins::{self, Plugins};
 use tools_command::environment::host_name;
 use tools_command::failure::Failure;
+use tools_scheduler_plugins::{self as scheduler_plugins, Plugins};
 
 /// Upstream's name of this program.
 const UPSTREAM: &str = "kube-scheduler";

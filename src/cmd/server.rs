@@ -12,12 +12,12 @@ use super::apiserver::{ServerFlags, until_stopped};
 use crate::compose::Part;
 use crate::config::{ApiServerConfig, ClusterConfig, NodesConfig};
 use crate::inventory::NodeInventory;
-use crate::scheduler_plugins;
 use tools_command::failure::Failure;
 use tools_command::flags::Common;
 use tools_joining::accept::JoinConfig;
 use tools_joining::authority;
 use tools_joining::token::{self, ControlPlaneToken};
+use tools_scheduler_plugins as scheduler_plugins;
 
 /// Flags of `coracle server`.
 #[derive(Debug, Clone, Args)]

@@ -6,9 +6,9 @@ use super::apiserver::{ServerFlags, until_stopped};
 use crate::compose::Part;
 use crate::config::{ApiServerConfig, ClusterConfig, NODES_MAX, NodeFlags};
 use crate::inventory::NodeInventory;
-use crate::scheduler_plugins;
 use tools_command::failure::Failure;
 use tools_command::flags::Common;
+use tools_scheduler_plugins as scheduler_plugins;
 
 /// Flags of `coracle up`.
 #[derive(Debug, Clone, Args)]

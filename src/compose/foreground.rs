@@ -16,7 +16,10 @@ use tools_command::signals::stop_signal;
 use super::memory;
 use super::metrics::MetricsEndpoint;
 use super::process::Process;
-use crate::takeover::{self, HandedOver, HandoverRequests, TakenOver};
+use tools_takeover::{self as takeover, HandedOver, HandoverRequests, TakenOver};
+
+/// Version and commit of this program, for the process that it takes over from.
+pub(crate) const PROGRAM: &str = concat!(env!("CARGO_PKG_VERSION"), " (", env!("CORACLE_COMMIT"), ")");
 
 /// Threads of the control plane: it mostly waits, and two cores are the smallest supported machine.
 const CONTROL_PLANE_THREADS: usize = 2;
@@ -52,12 +55,19 @@ pub(crate) fn until_stopped(
             () = &mut stop => return Ok(()),
         };
         let ReadyProcess { process, taken, metrics, report } = started;
-        let mut handovers = data.map(|data| takeover::listen(env, data));
+        let mut handovers = data.map(|data| takeover::listen(env, data, PROGRAM));
         let metrics_stop = CancellationToken::new();
         let metrics = metrics.serve(env, &metrics_stop)?;
         progress.done();
         if let Some(taken) = taken {
-            print_stderr!("coracle: {}", taken.complete(env, process.engine()).await);
+            let engine = process.engine();
+            let ended = move || {
+                // The process before served pods of this folder until now.
+                if let Some(engine) = engine {
+                    engine.share_keyvalue_files(false);
+                }
+            };
+            print_stderr!("coracle: {}", taken.complete(env, ended).await);
         }
         notify::ready(format_args!("ready {report}{metrics}"))?;
         memory::release_after_start(env);

@@ -30,6 +30,7 @@ mod process;
 mod proxy;
 mod ready;
 mod registry;
+mod resumption;
 mod scheduler;
 mod shared_store;
 mod storage;
@@ -39,7 +40,7 @@ use machinery_roles::{Component, Failure, Role, Stage};
 
 pub(crate) use cluster::{Cluster, start};
 pub(crate) use controllers::{ControllersParts, process_config};
-pub(crate) use foreground::{ReadyProcess, runtime, until_stopped};
+pub(crate) use foreground::{PROGRAM, ReadyProcess, runtime, until_stopped};
 pub(crate) use metrics::{Metrics, MetricsEndpoint, MetricsFlags};
 pub(crate) use nodes::prepare_engine;
 pub(crate) use proxy::{DataPlaneParts, lone_plane};

@@ -23,10 +23,10 @@ use super::identities::ComponentIdentity;
 use super::metrics::Metrics;
 use super::node_host::{Agent, NodeHost};
 use super::tunnel::{self, TunnelParts};
-use crate::compiled;
 use crate::config::{ClusterConfig, NodesConfig};
 use tools_command::data_dir::DataDir;
 use tools_command::output::print_stderr;
+use tools_compiled_modules as compiled;
 
 /// Share of the machine's memory in percent for all guests; the rest is the control plane's and the system's.
 const GUEST_MEMORY_PERCENT: u64 = 75;

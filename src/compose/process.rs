@@ -18,9 +18,9 @@ use tokio_util::sync::CancellationToken;
 use tools_command::progress::Progress;
 use wasm_runtime::engine::Engine;
 
+use super::resumption::{self, Resumption};
 use super::{ProcessRoles, ROLES};
-use crate::takeover::resumption::{self, Resumption};
-use crate::takeover::{CONTROL_REQUESTS_MAX, CUT_MAX, HandedOver, NEXT_READY_MAX, REQUESTS_MAX};
+use tools_takeover::{CONTROL_REQUESTS_MAX, CUT_MAX, HandedOver, NEXT_READY_MAX, REQUESTS_MAX};
 
 /// Drain timeout of components (docs/contract.md §2: a stop takes 5 s at most, the store's last write included).
 pub(super) const DRAIN: Duration = Duration::from_millis(2500);

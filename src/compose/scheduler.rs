@@ -12,7 +12,7 @@ use tools_command::environment::host_name;
 
 use super::ground::Ground;
 use super::identities::ComponentIdentity;
-use crate::scheduler_plugins::Plugins;
+use tools_scheduler_plugins::Plugins;
 
 /// The scheduler, which isn't started.
 pub(crate) struct SchedulerParts {

@@ -206,9 +206,34 @@ const FORBIDDEN: &[(&str, &[&str], &str)] = &[
         "verbs of a developer: clients of the API server and of registries, with a runtime to read modules",
     ),
     (
+        "tools/compiled-modules",
+        &["kube", "k8s-openapi", "machinery-client", "apiserver", "scheduler", "controllers", "kubelet", "images"],
+        "engine and tunnel alone: no Kubernetes object, no client",
+    ),
+    (
         "tools/joining",
         &["axum", "apiserver", "scheduler", "controllers", "runtime-api", "wasm-runtime", "images", "kubelet", "proxy"],
         "how a machine gets its credentials, and not what it does with them: no server, no node",
+    ),
+    (
+        "tools/scheduler-plugins",
+        &["kube", "k8s-openapi", "machinery-client", "apiserver", "controllers", "kubelet", "images", "proxy"],
+        "scheduler and engine alone: no client of its own, no pods",
+    ),
+    (
+        "tools/takeover",
+        &[
+            "kube",
+            "machinery-client",
+            "apiserver",
+            "scheduler",
+            "controllers",
+            "kubelet",
+            "images",
+            "wasm-runtime",
+            "proxy",
+        ],
+        "how sockets pass from one process to the next: no component",
     ),
     (
         "tools/telemetry",

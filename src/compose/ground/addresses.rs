@@ -9,7 +9,8 @@ use tools_command::data_dir::DataDir;
 use super::store::ClusterStore;
 use crate::compose::{Part, shared_store};
 use crate::config::ClusterConfig;
-use crate::network::{Network, machine_address};
+use crate::network::Network;
+use tools_command::machine_address::machine_address;
 
 /// The claimed addresses.
 pub(in crate::compose) struct Addresses {

@@ -8,6 +8,7 @@ pub mod failure;
 pub mod flags;
 pub mod format;
 pub mod host;
+pub mod machine_address;
 pub mod notify;
 pub mod output;
 pub mod output_file;

@@ -40,13 +40,13 @@ type Boxed<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 ///
 /// # Errors
 /// If the file can't be read or is invalid, or a plugin's module is.
-pub(crate) fn configuration(options: &scheduler::SchedulerOptions) -> Result<Configuration, OptionError> {
+pub fn configuration(options: &scheduler::SchedulerOptions) -> Result<Configuration, OptionError> {
     options.configuration(|profile| profile.wasm.iter().try_for_each(|plugin| check(plugin)))
 }
 
 /// The plugin host of a scheduler.
 #[derive(Debug)]
-pub(crate) struct Plugins {
+pub struct Plugins {
     engine: Engine,
     env: Env,
     /// Folder of compiled modules, if there is no node to keep them.
@@ -55,7 +55,7 @@ pub(crate) struct Plugins {
 
 impl Plugins {
     /// Plugins on the engine of this process.
-    pub(crate) fn on(engine: Engine, env: &Env) -> Arc<dyn PluginHost> {
+    pub fn on(engine: Engine, env: &Env) -> Arc<dyn PluginHost> {
         Arc::new(Self { engine, env: env.clone(), _folder: None })
     }
 
@@ -63,11 +63,7 @@ impl Plugins {
     ///
     /// # Errors
     /// As [`alone`](Self::alone).
-    pub(crate) fn of(
-        profiles: &[Profile],
-        guests: &GuestOptions,
-        env: &Env,
-    ) -> anyhow::Result<Option<Arc<dyn PluginHost>>> {
+    pub fn of(profiles: &[Profile], guests: &GuestOptions, env: &Env) -> anyhow::Result<Option<Arc<dyn PluginHost>>> {
         let plugins: Vec<_> = profiles.iter().flat_map(|profile| profile.wasm.clone()).collect();
         if plugins.is_empty() { Ok(None) } else { Self::alone(&plugins, guests, env).map(Some) }
     }
@@ -76,11 +72,7 @@ impl Plugins {
     ///
     /// # Errors
     /// If no threads or no folder can be created.
-    pub(crate) fn alone(
-        plugins: &[Arc<WasmPlugin>],
-        guests: &GuestOptions,
-        env: &Env,
-    ) -> anyhow::Result<Arc<dyn PluginHost>> {
+    pub fn alone(plugins: &[Arc<WasmPlugin>], guests: &GuestOptions, env: &Env) -> anyhow::Result<Arc<dyn PluginHost>> {
         let folder = tempfile::tempdir().context("cannot make a folder for compiled plugins")?;
         let config = EngineConfig {
             cache_dir: folder.path().join("compiled"),
@@ -161,7 +153,7 @@ impl PluginHost for Plugins {
 ///
 /// # Errors
 /// If the file is missing or no plugin.
-pub(crate) fn check(plugin: &WasmPlugin) -> Result<(), String> {
+pub fn check(plugin: &WasmPlugin) -> Result<(), String> {
     read(&plugin.module).map(|_| ()).map_err(|why| format!("plugin {:?}: {why}", plugin.name))
 }
 

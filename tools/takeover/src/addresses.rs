@@ -11,9 +11,11 @@ use machinery_serve::sockets::SocketKey;
 
 /// An address that a flag of the new process names.
 #[derive(Debug, Clone)]
-pub(crate) struct ListenAddress {
-    pub(crate) flag: &'static str,
-    pub(crate) address: SocketAddr,
+pub struct ListenAddress {
+    /// The flag, as `--port`.
+    pub flag: &'static str,
+    /// What it names.
+    pub address: SocketAddr,
 }
 
 /// Rejects addresses that are neither those of the running process nor free.
@@ -21,7 +23,7 @@ pub(crate) struct ListenAddress {
 /// # Errors
 /// If this process couldn't listen on one of them.
 #[cfg(unix)]
-pub(super) fn check_addresses(inherited: &[SocketKey], wanted: &[ListenAddress]) -> anyhow::Result<()> {
+pub(crate) fn check_addresses(inherited: &[SocketKey], wanted: &[ListenAddress]) -> anyhow::Result<()> {
     for ListenAddress { flag, address } in wanted.iter().filter(|wanted| wanted.address.port() != 0) {
         if inherited.iter().any(|key| key.protocol == Protocol::Tcp && key.address == *address) {
             continue;

@@ -12,13 +12,13 @@ struct ResultLabel {
 
 /// Counters of this node's exchange.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct ExchangeMetrics {
+pub struct ExchangeMetrics {
     results: Family<ResultLabel, Counter>,
 }
 
 impl ExchangeMetrics {
     /// Registers the metrics.
-    pub(crate) fn register(&self, registry: &mut Registry) {
+    pub fn register(&self, registry: &mut Registry) {
         registry.register(
             "coracle_compiled_modules",
             "Compiled modules by result: fetched from another node, sent to one, missing at all queried nodes, rejected",
@@ -26,7 +26,7 @@ impl ExchangeMetrics {
         );
     }
 
-    pub(super) fn count(&self, result: &'static str) {
+    pub(crate) fn count(&self, result: &'static str) {
         self.results.get_or_create(&ResultLabel { result }).inc();
     }
 }

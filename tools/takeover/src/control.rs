@@ -22,15 +22,14 @@ const PATH_BYTES_MAX: usize = 100;
 /// Connections at once. Each ends in time; further ones wait.
 const CONNECTIONS_MAX: usize = 4;
 
-/// This process, for the other one.
-pub(super) fn introduction() -> Introduction {
-    let program = format!("{} ({})", env!("CARGO_PKG_VERSION"), env!("CORACLE_COMMIT"));
-    Introduction { pid: std::process::id(), program }
+/// This process, for the other one: its version and commit are `program`.
+pub(crate) fn introduction(program: &str) -> Introduction {
+    Introduction { pid: std::process::id(), program: program.to_owned() }
 }
 
 /// A path of the control socket that the system takes, also where the data folder's own is too long.
-pub(super) struct ControlPath {
-    pub(super) path: PathBuf,
+pub(crate) struct ControlPath {
+    pub(crate) path: PathBuf,
     /// Keeps the path valid.
     _folder: Option<File>,
 }
@@ -38,7 +37,7 @@ pub(super) struct ControlPath {
 impl ControlPath {
     /// # Errors
     /// If the folder can't be opened.
-    pub(super) fn of(data: &DataDir) -> io::Result<Self> {
+    pub(crate) fn of(data: &DataDir) -> io::Result<Self> {
         let path = data.control();
         if path.as_os_str().len() <= PATH_BYTES_MAX {
             return Ok(Self { path, _folder: None });
@@ -64,14 +63,14 @@ impl ControlPath {
 
 /// The takeovers that other processes request.
 #[derive(Debug)]
-pub(crate) struct HandoverRequests {
+pub struct HandoverRequests {
     committed: mpsc::Receiver<HandedOver>,
     serving: Option<AbortHandle>,
 }
 
 impl HandoverRequests {
     /// Waits for a process that has the sockets of this one. From then on this process only ends.
-    pub(crate) async fn committed(&mut self) -> HandedOver {
+    pub async fn committed(&mut self) -> HandedOver {
         match self.committed.recv().await {
             Some(given) => given,
             None => std::future::pending().await,
@@ -87,14 +86,15 @@ impl Drop for HandoverRequests {
     }
 }
 
-/// Listens at the control socket of a locked data folder. Without one the process serves all the same.
-pub(crate) fn listen(env: &Env, data: &DataDir) -> HandoverRequests {
+/// Listens at the control socket of a locked data folder. Without one the process serves all the same. `program` is this one's
+/// version and commit.
+pub fn listen(env: &Env, data: &DataDir, program: &'static str) -> HandoverRequests {
     let (sender, committed) = mpsc::channel(1);
     let bound =
         bind(data).with_context(|| format!("no process can take over from this one: {}", data.control().display()));
     let serving = match bound {
         Ok(listener) => {
-            let server = Arc::new(Server { env: env.clone(), committed: sender, offers: Semaphore::new(1) });
+            let server = Arc::new(Server { env: env.clone(), program, committed: sender, offers: Semaphore::new(1) });
             Some(tokio::spawn(serve(server, listener)).abort_handle())
         }
         Err(error) => {
@@ -119,6 +119,7 @@ fn bind(data: &DataDir) -> io::Result<UnixListener> {
 
 struct Server {
     env: Env,
+    program: &'static str,
     committed: mpsc::Sender<HandedOver>,
     /// Held by the one that is offered the sockets, for ever once it has committed.
     offers: Semaphore,
@@ -171,7 +172,7 @@ impl Server {
             return Err(HandoverError::Refused(why));
         };
         tracing::info!(pid = to.pid, program = to.program, "a process asks for the listening sockets");
-        let given = handover::give(&self.env, stream, SocketTable::process(), introduction(), to).await?;
+        let given = handover::give(&self.env, stream, SocketTable::process(), introduction(self.program), to).await?;
         offer.forget();
         // The receiver lives as long as this task.
         let _ = self.committed.send(given).await;
@@ -193,10 +194,12 @@ mod tests {
 
     use super::*;
 
+    const PROGRAM: &str = "1.0.0 (test)";
+
     async fn asks(data: &DataDir) -> Result<handover::Offer, HandoverError> {
         let stream = UnixStream::connect(&ControlPath::of(data).unwrap().path).await.unwrap();
         handover::check_user(&stream).unwrap();
-        take(&Env::real(), stream, introduction()).await
+        take(&Env::real(), stream, introduction(PROGRAM)).await
     }
 
     #[tokio::test]
@@ -206,10 +209,10 @@ mod tests {
         let folder = temp.path().join("a".repeat(120));
         std::fs::create_dir(&folder).unwrap();
         let data = DataDir::at(folder);
-        let mut requests = listen(&Env::real(), &data);
+        let mut requests = listen(&Env::real(), &data, PROGRAM);
         assert_eq!(std::fs::metadata(data.control()).unwrap().permissions().mode() & 0o777, 0o600);
         let first = asks(&data).await.unwrap();
-        assert_eq!(first.from, introduction());
+        assert_eq!(first.from, introduction(PROGRAM));
         let second = asks(&data).await.unwrap_err().to_string();
         assert!(second.contains("another process takes over from process"), "{second}");
         drop(first);
@@ -219,7 +222,7 @@ mod tests {
             third = asks(&data).await;
         }
         let (_taken, _sockets) = third.unwrap().commit(&Env::real()).await.unwrap();
-        assert_eq!(requests.committed().await.to, introduction());
+        assert_eq!(requests.committed().await.to, introduction(PROGRAM));
         assert!(asks(&data).await.is_err(), "for ever");
     }
 

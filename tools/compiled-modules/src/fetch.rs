@@ -14,8 +14,8 @@ use oci_registry::blobs;
 use tokio::io::AsyncWriteExt as _;
 use wasm_runtime::engine::{COMPILED_BYTES_MAX, CompiledName, CompiledSource, FetchedModule};
 
-use super::Exchange;
-use super::message::{Offer, path, signed_bytes};
+use crate::Exchange;
+use crate::message::{Offer, path, signed_bytes};
 
 /// Maximum nodes that are queried for one module.
 const ASKED_MAX: usize = 16;

@@ -4,11 +4,10 @@ use std::time::Duration;
 
 use machinery_env::Env;
 use machinery_serve::sockets::SocketTable;
-use wasm_runtime::engine::Engine;
 
-use super::addresses::ListenAddress;
+use crate::addresses::ListenAddress;
 #[cfg(unix)]
-use super::addresses::check_addresses;
+use crate::addresses::check_addresses;
 use tools_command::data_dir::DataDir;
 
 /// The context of a mistake that is found before the commit.
@@ -17,7 +16,7 @@ const REFUSED: &str = "--takeover: the running process goes on, as this one coul
 
 /// What a process has taken over.
 #[derive(Debug)]
-pub(crate) struct TakenOver {
+pub struct TakenOver {
     pid: u32,
     sockets: usize,
     /// When the other process began to leave connections to this one, on the scale of [`Env::elapsed`].
@@ -27,9 +26,9 @@ pub(crate) struct TakenOver {
 }
 
 impl TakenOver {
-    /// Ends the service of the other process, as this one serves. Returns a line for people, with the time in which neither
-    /// accepted requests to the API.
-    pub(crate) async fn complete(self, env: &Env, engine: Option<Engine>) -> String {
+    /// Ends the service of the other process, as this one serves, and calls `ended` when it has ended. Returns a line for people,
+    /// with the time in which neither accepted requests to the API.
+    pub async fn complete(self, env: &Env, ended: impl FnOnce() + Send + 'static) -> String {
         let Self { pid, sockets, since, .. } = self;
         #[cfg(unix)]
         {
@@ -37,13 +36,11 @@ impl TakenOver {
             peer.serving(env).await;
             tokio::spawn(async move {
                 peer.ended().await;
-                if let Some(engine) = engine {
-                    engine.share_keyvalue_files(false);
-                }
+                ended();
             });
         }
         #[cfg(not(unix))]
-        let _ = (env, engine);
+        let _ = (env, ended);
         let controls_since = SocketTable::process().controls_since().unwrap_or(since);
         let gap = controls_since.saturating_sub(since).as_millis();
         format!("took over {sockets} sockets from process {pid}; {gap} ms without answers")
@@ -54,7 +51,7 @@ impl TakenOver {
 pub(crate) async fn take(
     _: &Env,
     _: &DataDir,
-    _: &[ListenAddress],
+    (_, _): (&[ListenAddress], &str),
     _: impl Future<Output = anyhow::Result<()>>,
 ) -> anyhow::Result<Option<TakenOver>> {
     anyhow::bail!(
@@ -63,7 +60,8 @@ pub(crate) async fn take(
 }
 
 /// Takes over the sockets of the process that uses the data folder, and waits until it has released the folder. `None` if
-/// there is none. `check` finds mistakes that would fail this process's start; it listens on `wanted`.
+/// there is none. `check` finds mistakes that would fail this process's start, whose version and commit are `program`; it listens on
+/// `wanted`.
 ///
 /// # Errors
 /// If `check` fails, or the process refuses or doesn't answer in time; it goes on then. If it doesn't release the folder
@@ -72,13 +70,13 @@ pub(crate) async fn take(
 pub(crate) async fn take(
     env: &Env,
     data: &DataDir,
-    wanted: &[ListenAddress],
+    (wanted, program): (&[ListenAddress], &str),
     check: impl Future<Output = anyhow::Result<()>>,
 ) -> anyhow::Result<Option<TakenOver>> {
     use anyhow::Context as _;
     use machinery_serve::handover;
 
-    use super::control::introduction;
+    use crate::control::introduction;
 
     let folder = data.path().display();
     if connect(data).await?.is_none() {
@@ -88,7 +86,8 @@ pub(crate) async fn take(
     // process may have ended meanwhile.
     check.await.context(REFUSED)?;
     let Some(stream) = connect(data).await? else { return Ok(None) };
-    let offer = handover::take(env, stream, introduction()).await.with_context(|| format!("--takeover: {folder}"))?;
+    let offer =
+        handover::take(env, stream, introduction(program)).await.with_context(|| format!("--takeover: {folder}"))?;
     let (pid, sockets) = (offer.from.pid, offer.sockets.len());
     tracing::info!(pid, program = offer.from.program, sockets, "the running process offers its sockets");
     let keys: Vec<_> = offer.sockets.iter().map(|socket| socket.key.clone()).collect();
@@ -96,7 +95,7 @@ pub(crate) async fn take(
     let since = env.elapsed();
     let (peer, inherited) = offer.commit(env).await.with_context(|| format!("--takeover: {folder}"))?;
     SocketTable::process().inherit(inherited);
-    peer.released(env, super::RELEASE_MAX).await.with_context(|| format!("--takeover: process {pid}, {folder}"))?;
+    peer.released(env, crate::RELEASE_MAX).await.with_context(|| format!("--takeover: process {pid}, {folder}"))?;
     wait_for_lock(env, data).await?;
     Ok(Some(TakenOver { pid, sockets, since, peer }))
 }
@@ -110,7 +109,7 @@ async fn connect(data: &DataDir) -> anyhow::Result<Option<tokio::net::UnixStream
     use machinery_serve::handover;
     use tokio::net::UnixStream;
 
-    use super::control::ControlPath;
+    use crate::control::ControlPath;
 
     let path = ControlPath::of(data);
     let connected = match &path {
@@ -155,13 +154,15 @@ async fn wait_for_lock(env: &Env, data: &DataDir) -> anyhow::Result<()> {
 mod tests {
     use super::*;
 
+    const PROGRAM: &str = "1.0.0 (test)";
+
     #[tokio::test]
     async fn without_a_running_process_it_is_a_normal_start() {
         let temp = tempfile::tempdir().unwrap();
         let data = DataDir::at(temp.path().join("data"));
-        assert!(take(&Env::real(), &data, &[], async { Ok(()) }).await.unwrap().is_none());
+        assert!(take(&Env::real(), &data, (&[], PROGRAM), async { Ok(()) }).await.unwrap().is_none());
         let _held = data.lock().unwrap();
-        let refused = format!("{:#}", take(&Env::real(), &data, &[], async { Ok(()) }).await.unwrap_err());
+        let refused = format!("{:#}", take(&Env::real(), &data, (&[], PROGRAM), async { Ok(()) }).await.unwrap_err());
         assert!(refused.contains("gives no sockets away") && refused.contains("in use by another"), "{refused}");
     }
 
@@ -170,7 +171,7 @@ mod tests {
         let temp = tempfile::tempdir().unwrap();
         let data = DataDir::at(temp.path().to_owned());
         let env = Env::real();
-        let _running = crate::takeover::control::listen(&env, &data);
+        let _running = crate::control::listen(&env, &data, PROGRAM);
         // The exchange gets as far as the check of addresses, which ends it.
         let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let wanted = [ListenAddress { flag: "--port", address: taken.local_addr().unwrap() }];
@@ -178,7 +179,7 @@ mod tests {
             env.sleep(Duration::from_secs(60)).await;
             Ok(())
         };
-        let refused = format!("{:#}", take(&env, &data, &wanted, slow).await.unwrap_err());
+        let refused = format!("{:#}", take(&env, &data, (&wanted, PROGRAM), slow).await.unwrap_err());
         assert!(refused.contains("--port: cannot listen on"), "{refused}");
     }
 }

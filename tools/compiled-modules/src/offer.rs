@@ -15,8 +15,8 @@ use tokio::io::AsyncReadExt as _;
 use tokio::sync::OwnedSemaphorePermit;
 use wasm_runtime::engine::CompiledModule;
 
-use super::Exchange;
-use super::message::{Offer, named, signed_bytes};
+use crate::Exchange;
+use crate::message::{Offer, named, signed_bytes};
 
 /// Time for sending a module: its reader has the same for receiving it.
 const SEND_MAX: Duration = Duration::from_secs(30);

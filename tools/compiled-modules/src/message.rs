@@ -14,18 +14,18 @@ const DESCRIPTION_BYTES: HeaderName = HeaderName::from_static("coracle-compiled-
 const SUM_DIGITS: usize = 64;
 
 /// The target of the request for a module.
-pub(super) fn path(name: &CompiledName) -> String {
+pub(crate) fn path(name: &CompiledName) -> String {
     format!("{PATH}{}/{}", name.digest(), name.fingerprint())
 }
 
 /// The module that a target names.
-pub(super) fn named(path: &str) -> Option<CompiledName> {
+pub(crate) fn named(path: &str) -> Option<CompiledName> {
     let (digest, fingerprint) = path.strip_prefix(PATH)?.split_once('/')?;
     CompiledName::new(digest, fingerprint)
 }
 
 /// The signed bytes: everything that decides what runs.
-pub(super) fn signed_bytes(key: &str, name: &CompiledName, sum: &str, description: Option<&[u8]>) -> Vec<u8> {
+pub(crate) fn signed_bytes(key: &str, name: &CompiledName, sum: &str, description: Option<&[u8]>) -> Vec<u8> {
     let description = description.map_or_else(|| "none".to_owned(), blobs::digest);
     let (digest, fingerprint) = (name.digest(), name.fingerprint());
     format!("coracle compiled module\n{key}\n{digest}\n{fingerprint}\n{sum}\n{description}\n").into_bytes()
@@ -33,17 +33,17 @@ pub(super) fn signed_bytes(key: &str, name: &CompiledName, sum: &str, descriptio
 
 /// The head of an answer. Its body is the description, then the artifact.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Offer {
+pub(crate) struct Offer {
     /// The artifact's SHA-256 in hexadecimal digits.
-    pub(super) sum: String,
-    pub(super) signature: NodeSignature,
+    pub(crate) sum: String,
+    pub(crate) signature: NodeSignature,
     /// Length of the description; `None` without one.
-    pub(super) description_bytes: Option<usize>,
+    pub(crate) description_bytes: Option<usize>,
 }
 
 impl Offer {
     /// The header fields; `None` if the sum is no header value.
-    pub(super) fn headers(&self) -> Option<HeaderMap> {
+    pub(crate) fn headers(&self) -> Option<HeaderMap> {
         let mut headers = HeaderMap::new();
         headers.insert(SUM, HeaderValue::from_str(&self.sum).ok()?);
         headers.insert(SIGNATURE, HeaderValue::from_str(&self.signature.to_text()).ok()?);
@@ -54,7 +54,7 @@ impl Offer {
     }
 
     /// Reads the header fields; `None` if one is missing, malformed or too large.
-    pub(super) fn read(headers: &HeaderMap) -> Option<Self> {
+    pub(crate) fn read(headers: &HeaderMap) -> Option<Self> {
         let text = |name: &HeaderName| headers.get(name)?.to_str().ok();
         let sum =
             text(&SUM).filter(|sum| sum.len() == SUM_DIGITS && sum.bytes().all(|byte| byte.is_ascii_hexdigit()))?;

@@ -5,73 +5,71 @@
 //! - [`addresses`]: the addresses that a process is about to listen on.
 //! - [`options`]: the flag.
 //! - [`taking`]: the start of a process with `--takeover`.
-//! - [`resumption`]: the pods that have to run again before their listeners accept.
 
 mod addresses;
 #[cfg(unix)]
 mod control;
 mod options;
-pub(crate) mod resumption;
 mod taking;
 
 use std::time::Duration;
 
-pub(crate) use addresses::ListenAddress;
+pub use addresses::ListenAddress;
 use machinery_serve::accept::FIRST_REQUEST_MAX;
-pub(crate) use options::TakeoverFlags;
-pub(crate) use taking::TakenOver;
+pub use options::TakeoverFlags;
+pub use taking::TakenOver;
 
 /// Time of requests and streams of pods at the process that gives its sockets away, when the next one serves. Those that
 /// last longer are cut.
-pub(crate) const REQUESTS_MAX: Duration = Duration::from_secs(10);
+pub const REQUESTS_MAX: Duration = Duration::from_secs(10);
 /// Time of requests to the API server, the registry and the node agents, and to programs of pods, at the process that gives
 /// its sockets away: new requests to them wait for it.
-pub(crate) const CONTROL_REQUESTS_MAX: Duration = Duration::from_millis(500);
+pub const CONTROL_REQUESTS_MAX: Duration = Duration::from_millis(500);
 // A connection without a whole request ends by itself, before it is cut.
 const _: () = assert!(FIRST_REQUEST_MAX.as_millis() < CONTROL_REQUESTS_MAX.as_millis());
 /// After it, time in which the responses that have been computed are sent, and tasks end.
-pub(crate) const CUT_MAX: Duration = Duration::from_millis(150);
+pub const CUT_MAX: Duration = Duration::from_millis(150);
 /// Time in which the next process becomes ready. The one that gives its sockets away serves its pods' clients until then.
-pub(crate) const NEXT_READY_MAX: Duration = Duration::from_secs(90);
+pub const NEXT_READY_MAX: Duration = Duration::from_secs(90);
 /// Time within which the process that gives its sockets away releases its data folder: its requests, its components' and its
 /// store's stop (5 s, docs/contract.md §2), and a margin for a large store.
 #[cfg(unix)]
 const RELEASE_MAX: Duration = Duration::from_secs(30);
 
 #[cfg(unix)]
-pub(crate) use control::{HandoverRequests, listen};
+pub use control::{HandoverRequests, listen};
 #[cfg(unix)]
-pub(crate) use machinery_serve::handover::HandedOver;
+pub use machinery_serve::handover::HandedOver;
 
 /// Systems without Unix sockets hand nothing over.
 #[cfg(not(unix))]
 #[derive(Debug)]
-pub(crate) struct HandoverRequests;
+pub struct HandoverRequests;
 
 #[cfg(not(unix))]
 impl HandoverRequests {
-    pub(crate) async fn committed(&mut self) -> HandedOver {
+    pub async fn committed(&mut self) -> HandedOver {
         std::future::pending().await
     }
 }
 
 /// Never happens.
 #[cfg(not(unix))]
-pub(crate) enum HandedOver {}
+pub enum HandedOver {}
 
 #[cfg(not(unix))]
 impl HandedOver {
-    pub(crate) async fn released(&self, _: &machinery_env::Env) {
+    pub async fn released(&self, _: &machinery_env::Env) {
         match *self {}
     }
 
-    pub(crate) async fn taken(&self, _: &machinery_env::Env, _: Duration) -> bool {
+    pub async fn taken(&self, _: &machinery_env::Env, _: Duration) -> bool {
         match *self {}
     }
 }
 
 /// No control socket.
 #[cfg(not(unix))]
-pub(crate) fn listen(_: &machinery_env::Env, _: &tools_command::data_dir::DataDir) -> HandoverRequests {
+pub fn listen(_: &machinery_env::Env, _: &tools_command::data_dir::DataDir, _: &'static str) -> HandoverRequests {
     HandoverRequests
 }
