@@ -97,6 +97,26 @@ for _ in $(seq 50); do kubectl logs "$pod" --tail=1 >/dev/null; kubectl get --ra
 made=$(to_kubelet | comm -13 "$WORK/before" - | wc -l)
 [ "$made" -le 8 ] || fail "$made connections for a hundred questions"
 echo "· connections to nodes are kept"
+
+# A page in an administrator's browser, which adds the certificate, opens no terminal at the kubelet. The API server judges the pages itself.
+of_user() { kubectl config view --raw -o jsonpath="{.users[0].user.$1}" | base64 -d; }
+of_user client-certificate-data > "$WORK/user.crt"; of_user client-key-data > "$WORK/user.key"
+code() { curl -sk --http1.1 --max-time 3 -o "$WORK/answer" -w '%{http_code}' "$@" || true; }
+kubelet=https://$(kubectl get node "$node" -o jsonpath='{.status.addresses[?(@.type=="InternalIP")].address}'):$port
+container=$(kubectl get pod "$pod" -o jsonpath='{.spec.containers[0].name}')
+shell() {
+  code --cert "$WORK/user.crt" --key "$WORK/user.key" -H 'Connection: Upgrade' -H 'Upgrade: websocket' -H 'Sec-WebSocket-Version: 13' \
+    -H 'Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==' -H 'Sec-WebSocket-Protocol: v4.channel.k8s.io' "$kubelet/exec/default/$pod/$container?command=true&output=1" "$@"
+}
+expect 101 "$(shell)" "a program's session at the kubelet"
+for page in 'Origin: https://evil.example' 'Origin: null' 'Sec-Fetch-Site: cross-site'; do
+  expect "403 a page of another site" "$(shell -H "$page") $(cut -c1-22 "$WORK/answer")" "$page"
+done
+kubectl create clusterrolebinding viewer-of-nodes --clusterrole=cluster-admin --serviceaccount=default:viewer >/dev/null
+server=$(kubectl config view --raw -o jsonpath='{.clusters[0].cluster.server}')
+token=$(kubectl create token viewer)
+expect "200 ok" "$(code -H "Authorization: Bearer $token" -H 'Origin: https://console.example' -H 'Sec-Fetch-Site: cross-site' "$server/api/v1/nodes/$node/proxy/healthz") $(cat "$WORK/answer")" "a page with a token"
+echo "· pages of other sites"
 down
 
 # An idle session ends; one with occasional data continues.
