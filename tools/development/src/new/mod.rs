@@ -1,17 +1,17 @@
 //! `coracle new`: writes a project from a template into a folder that doesn't exist or is empty.
 
+mod catalog;
 mod names;
 mod render;
-mod templates;
 mod write;
 
 use std::path::PathBuf;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, anyhow};
 use clap::Args;
 
+use self::catalog::{Template, templates};
 use self::names::ProjectName;
-use self::templates::{TEMPLATES, Template};
 use tools_command::failure::Failure;
 use tools_command::output::{columns, print_stdout, result};
 
@@ -37,10 +37,11 @@ pub struct New {
 /// # Errors
 /// If there is no such template, the name is no DNS label, or the folder has files or can't be written.
 pub fn run(flags: &New) -> Result<(), Failure> {
+    let all = templates().map_err(|why| anyhow!("a template of this program is wrong: {why}"))?;
     let (Some(template), Some(name)) = (&flags.template, &flags.name) else {
-        return Ok(result(format_args!("{}", list()))?);
+        return Ok(result(format_args!("{}", list(&all)))?);
     };
-    let template = find(template).map_err(Failure::Usage)?;
+    let template = find(&all, template).map_err(Failure::Usage)?;
     let name = ProjectName::parse(name).map_err(Failure::Usage)?;
     let folder = flags.dir.clone().unwrap_or_else(|| PathBuf::from(name.as_str()));
     let files = render::render(template, &name);
@@ -52,16 +53,16 @@ pub fn run(flags: &New) -> Result<(), Failure> {
 }
 
 /// The template of this name.
-fn find(name: &str) -> Result<&'static Template, String> {
-    TEMPLATES.iter().find(|template| template.name == name).ok_or_else(|| {
-        let names: Vec<&str> = TEMPLATES.iter().map(|template| template.name).collect();
+fn find<'a>(all: &'a [Template], name: &str) -> Result<&'a Template, String> {
+    all.iter().find(|template| template.name == name).ok_or_else(|| {
+        let names: Vec<&str> = all.iter().map(|template| template.name.as_str()).collect();
         format!("there is no template {name:?}; there are {}", names.join(", "))
     })
 }
 
 /// A line for each template.
-fn list() -> String {
-    let rows = TEMPLATES.iter().map(|template| vec![template.name.to_owned(), template.about.to_owned()]);
+fn list(all: &[Template]) -> String {
+    let rows = all.iter().map(|template| vec![template.name.clone(), template.project.about.clone()]);
     columns(&rows.collect::<Vec<_>>())
 }
 
@@ -74,8 +75,8 @@ fn steps(template: &Template, name: &ProjectName, folder: &str) -> [String; 3] {
     };
     [
         format!("cd {quoted}"),
-        render::text(template.test, template, name),
-        render::text(template.kind.start(), template, name),
+        render::text(&template.project.test, template, name),
+        render::text(&template.kind.start, template, name),
     ]
 }
 
@@ -85,16 +86,18 @@ mod tests {
 
     #[test]
     fn unknown_templates_are_rejected_with_the_known_ones() {
-        assert_eq!(find("http-rust").unwrap().name, "http-rust");
-        let why = find("http-cobol").unwrap_err();
+        let all = templates().unwrap();
+        assert_eq!(find(&all, "http-rust").unwrap().name, "http-rust");
+        let why = find(&all, "http-cobol").unwrap_err();
         assert!(why.starts_with("there is no template \"http-cobol\"; there are http-rust, "), "{why}");
-        assert_eq!(list().lines().count(), TEMPLATES.len());
+        assert_eq!(list(&all).lines().count(), all.len());
     }
 
     #[test]
     fn next_steps_are_commands() {
         let name = ProjectName::parse("my-app").unwrap();
-        let steps = steps(find("plugin-rust").unwrap(), &name, "it's here");
+        let all = templates().unwrap();
+        let steps = steps(find(&all, "plugin-rust").unwrap(), &name, "it's here");
         assert_eq!(steps, [r"cd 'it'\''s here'", "cargo test", "coracle run --dev"]);
     }
 }

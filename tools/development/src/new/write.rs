@@ -25,7 +25,7 @@ pub(super) fn write(folder: &Path, files: &[ProjectFile]) -> anyhow::Result<()> 
     let beside = tempfile::Builder::new().prefix(".coracle-new-").tempdir_in(&parent)?;
     let project = beside.path().join("project");
     for file in files {
-        let path = project.join(file.path);
+        let path = project.join(&file.path);
         fs::create_dir_all(path.parent().unwrap_or(&project))?;
         fs::write(&path, &file.content).with_context(|| format!("cannot write {}", file.path))?;
     }
@@ -50,7 +50,7 @@ mod tests {
     use super::*;
 
     fn files() -> Vec<ProjectFile> {
-        ["a", "b/c"].map(|path| ProjectFile { path, content: format!("{path}\n") }).into()
+        ["a", "b/c"].map(|path| ProjectFile { path: path.to_owned(), content: format!("{path}\n") }).into()
     }
 
     #[test]
@@ -75,7 +75,7 @@ mod tests {
     fn a_failure_leaves_nothing_behind() {
         let work = tempfile::tempdir().unwrap();
         let mut files = files();
-        files.push(ProjectFile { path: "a/below-a-file", content: String::new() });
+        files.push(ProjectFile { path: "a/below-a-file".to_owned(), content: String::new() });
         assert!(write(&work.path().join("project"), &files).is_err());
         assert_eq!(fs::read_dir(work.path()).unwrap().count(), 0);
     }

@@ -7,7 +7,7 @@ mod dev;
 mod logs;
 mod manifests;
 mod module;
-mod objects;
+pub(crate) mod objects;
 mod readiness;
 mod settings;
 mod stack;

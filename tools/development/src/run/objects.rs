@@ -170,7 +170,7 @@ pub(super) fn is_label(name: &str) -> bool {
 }
 
 /// The default name for a file.
-pub(super) fn name_of(file: &Path) -> Option<String> {
+pub(crate) fn name_of(file: &Path) -> Option<String> {
     let stem = file.file_stem()?.to_str()?.to_lowercase();
     let plain: String = stem.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
     let name: String =
