@@ -3,11 +3,8 @@
 mod cmd;
 mod compose;
 mod config;
-mod doctor;
-mod inspection;
 mod inventory;
 mod network;
-mod status;
 
 use std::process::ExitCode;
 

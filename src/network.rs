@@ -23,7 +23,7 @@ const BLOCK_PREFIX: u8 = 14;
 
 /// The port of the claiming socket at a block's last address: any fixed port works, as long as all clusters use the
 /// same.
-pub(crate) const CLAIM_PORT: u16 = 6442;
+const CLAIM_PORT: u16 = 6442;
 
 /// Index of cluster DNS in the Services' range.
 const DNS_HOST: usize = 10;
@@ -190,10 +190,14 @@ fn read_block(remembered: &Path) -> Option<Ipv4Net> {
     std::fs::read_to_string(remembered).ok().and_then(|text| text.trim().parse().ok())
 }
 
-/// The address of each block's claim.
-#[cfg(target_os = "linux")]
-pub(crate) fn claim_addresses() -> impl Iterator<Item = Ipv4Addr> {
-    (0..BLOCKS).map(|k| block(k).broadcast())
+/// The claiming socket of each block.
+pub(crate) fn block_claims() -> Vec<SocketAddrV4> {
+    (0..BLOCKS).map(|k| claim_of(block(k))).collect()
+}
+
+/// The socket that claims a block.
+fn claim_of(block: Ipv4Net) -> SocketAddrV4 {
+    SocketAddrV4::new(block.broadcast(), CLAIM_PORT)
 }
 
 /// The first address of block `k`.
@@ -225,8 +229,7 @@ fn claim_block(before: Option<Ipv4Net>) -> anyhow::Result<(Ipv4Net, Arc<TcpListe
         .filter(|candidate| Some(*candidate) == before)
         .chain((0..BLOCKS).map(block))
         .find_map(|candidate| {
-            let last = SocketAddrV4::new(candidate.broadcast(), CLAIM_PORT);
-            claim_address(last.into()).ok().map(|claim| (candidate, claim))
+            claim_address(claim_of(candidate).into()).ok().map(|claim| (candidate, claim))
         })
         .context("all 47 blocks 127.(64+4k).0.0/14 are in use by other clusters: stop one, or give --service-cidr and --cluster-cidr")
 }

@@ -16,12 +16,12 @@ use machinery_env::Env;
 use serde_json::Value;
 
 use super::explain_scheduling::{RECORDING_BYTES_MAX, api_message, of_file, text_of};
-use super::pull::write_file;
 use tools_command::data_dir::DataDir;
 use tools_command::failure::Failure;
 use tools_command::flags::Common;
 use tools_command::format::Format;
 use tools_command::output::{plain, print_stdout, result};
+use tools_command::output_file;
 
 /// Objects in a page of a list.
 const PAGE: usize = 500;
@@ -79,7 +79,7 @@ pub(crate) fn run(flags: &ExplainReconcile, common: &Common) -> Result<(), Failu
     };
     if let Some(file) = &flags.record {
         let text = serde_json::to_vec(&recording).context("cannot write the recording")?;
-        write_file(file, |mut beside| Ok(beside.write_all(&text)?))?;
+        output_file::write(file, |mut beside| Ok(beside.write_all(&text)?))?;
     }
     let explained: Explanation = recording.explain().map_err(anyhow::Error::new)?;
     match flags.format {

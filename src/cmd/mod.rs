@@ -7,7 +7,6 @@ mod config_schema;
 mod controller_manager;
 mod dashboard;
 mod demo;
-mod doctor;
 mod explain_reconcile;
 mod explain_scheduling;
 mod generate;
@@ -15,7 +14,6 @@ mod node;
 mod proxy;
 mod scheduler;
 mod server;
-mod status;
 mod up;
 mod version;
 
@@ -28,7 +26,6 @@ use backup::Backup;
 use config_schema::ConfigSchema;
 use controller_manager::ControllerManager;
 use dashboard::Dashboard;
-use doctor::Doctor;
 use explain_reconcile::ExplainReconcile;
 use explain_scheduling::ExplainScheduling;
 use generate::{Completion, Man};
@@ -36,7 +33,6 @@ use node::Node;
 use proxy::Proxy;
 use scheduler::Scheduler;
 use server::Server;
-use status::Status;
 use tools_command::failure::Failure;
 use tools_command::flags::Common;
 use tools_development::bind::{self, Bind};
@@ -48,6 +44,8 @@ use tools_development::new::{self, New};
 use tools_development::pull::{self, Pull};
 use tools_development::push::{self, Push};
 use tools_development::run::{self, Run};
+use tools_diagnosis::doctor::verb::{self as doctor, Doctor};
+use tools_diagnosis::status::verb::{self as status, Status};
 use tools_joining::verb::{self as token, Token};
 use up::Up;
 
@@ -250,8 +248,8 @@ pub(crate) fn run(cli: Cli) -> Result<(), Failure> {
         Verb::Backup(flags) => backup::save(&flags, &cli.common),
         Verb::Restore(flags) => backup::load(&flags, &cli.common),
         Verb::Token(flags) => token::run(&flags, &cli.common),
-        Verb::Status(flags) => status::run(&flags, &cli.common),
-        Verb::Doctor(flags) => doctor::run(&flags, &cli.common),
+        Verb::Status(flags) => status::run(&flags, &cli.common, &version::program()),
+        Verb::Doctor(flags) => doctor::run(&flags, &cli.common, &version::program()),
         Verb::Dashboard(flags) => dashboard::run(&flags, &cli.common),
         Verb::Completion(flags) => generate::completion(&flags),
         Verb::Man(flags) => generate::man(&flags),

@@ -211,6 +211,11 @@ const FORBIDDEN: &[(&str, &[&str], &str)] = &[
         "engine and tunnel alone: no Kubernetes object, no client",
     ),
     (
+        "tools/diagnosis",
+        &["axum", "apiserver", "apiserver-storage", "apiserver-admission", "images", "oci-registry", "proxy"],
+        "it reads a cluster and a machine and changes neither: no store, no server, no data plane",
+    ),
+    (
         "tools/joining",
         &["axum", "apiserver", "scheduler", "controllers", "runtime-api", "wasm-runtime", "images", "kubelet", "proxy"],
         "how a machine gets its credentials, and not what it does with them: no server, no node",

@@ -11,7 +11,8 @@ const OTHERS: u32 = 0o077;
 const LITTLE: u64 = 2;
 
 pub(super) fn disk(facts: &Facts) -> CheckResult {
-    let (Some(disk), Some(threshold)) = (facts.folder.disk, facts.folder.eviction_bytes) else {
+    let with_threshold = facts.folder.disk.and_then(|disk| Some((disk, disk.eviction_bytes?)));
+    let Some((disk, threshold)) = with_threshold else {
         return CheckResult::not_applicable("the free space of the data folder's disk is unknown");
     };
     let (free, path) = (disk.free_bytes, facts.folder.path.display());

@@ -4,10 +4,10 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use jiff::Timestamp;
-use kubelet::node::FileSystem;
 use wasm_runtime::engine::PoolCapacity;
 
 use crate::inspection::certificates::CertificateEnd;
+use crate::inspection::disk::DiskSpace;
 
 /// All facts.
 #[derive(Debug, Clone)]
@@ -70,9 +70,7 @@ pub(crate) struct ClockFacts {
 pub(crate) struct FolderFacts {
     pub(crate) path: PathBuf,
     /// The disk of the folder, or of the place where it would be made.
-    pub(crate) disk: Option<FileSystem>,
-    /// The free bytes below which nodes evict pods.
-    pub(crate) eviction_bytes: Option<u64>,
+    pub(crate) disk: Option<DiskSpace>,
     /// Files and folders that must be private, with their mode bits. `None` where files have no such bits.
     pub(crate) modes: Option<Vec<FileMode>>,
     /// Why the folder can't be read.

@@ -19,3 +19,4 @@ pub(crate) mod report;
 #[cfg(test)]
 mod tests;
 mod tools;
+pub mod verb;

@@ -5,18 +5,19 @@ use std::path::PathBuf;
 use anyhow::{Context as _, anyhow};
 use clap::Args;
 use machinery_env::Env;
-
-use crate::status::gather::{self, Source};
-use crate::status::text;
 use tools_command::data_dir::DataDir;
 use tools_command::failure::Failure;
 use tools_command::flags::Common;
 use tools_command::format::{Format, OutputFlags};
 use tools_command::output::{print_stdout, result};
 
+use super::gather::{self, Source};
+use super::text;
+use crate::program::Program;
+
 /// Flags of `coracle status`.
 #[derive(Debug, Clone, Args)]
-pub(crate) struct Status {
+pub struct Status {
     /// Kubeconfig of the cluster [default: the one of --data-dir]
     #[arg(long, env = "CORACLE_KUBECONFIG", value_name = "FILE")]
     kubeconfig: Option<PathBuf>,
@@ -28,7 +29,7 @@ pub(crate) struct Status {
 ///
 /// # Errors
 /// If something isn't healthy, or stdout can't be written.
-pub(crate) fn run(flags: &Status, common: &Common) -> Result<(), Failure> {
+pub fn run(flags: &Status, common: &Common, program: &Program) -> Result<(), Failure> {
     let env = Env::real();
     let source = match &flags.kubeconfig {
         Some(file) => Source::Kubeconfig(file.clone()),
@@ -36,7 +37,7 @@ pub(crate) fn run(flags: &Status, common: &Common) -> Result<(), Failure> {
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
     let runtime = runtime.context("cannot start threads")?;
-    let report = runtime.block_on(gather::read(&env, &source));
+    let report = runtime.block_on(gather::read(&env, &source, program));
     // A program for credentials that doesn't end isn't waited for.
     runtime.shutdown_background();
     match flags.output.format {

@@ -1,19 +1,19 @@
 //! Parsers of Linux' tables of sockets. Pure.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddrV4};
 
 /// The state of a listening socket (`TCP_LISTEN`, include/net/tcp_states.h).
 const LISTENING: &str = "0A";
 
-/// The addresses with a listener on `port` in `/proc/net/tcp` (proc_pid_net(5)): numbers in hexadecimal, addresses in the
-/// byte order of the machine.
-pub(super) fn listeners(table: &str, port: u16) -> Vec<Ipv4Addr> {
+/// The sockets of listeners in `/proc/net/tcp` (proc_pid_net(5)): numbers in hexadecimal, addresses in the byte order of the
+/// machine.
+pub(super) fn listeners(table: &str) -> Vec<SocketAddrV4> {
     let listener = |line: &str| {
         let mut fields = line.split_whitespace();
-        let (address, found) = fields.nth(1)?.split_once(':')?;
+        let (address, port) = fields.nth(1)?.split_once(':')?;
         let state = fields.nth(1)?;
-        let (address, found) = (u32::from_str_radix(address, 16).ok()?, u16::from_str_radix(found, 16).ok()?);
-        (state == LISTENING && found == port).then(|| Ipv4Addr::from(address.to_ne_bytes()))
+        let (address, port) = (u32::from_str_radix(address, 16).ok()?, u16::from_str_radix(port, 16).ok()?);
+        (state == LISTENING).then(|| SocketAddrV4::new(Ipv4Addr::from(address.to_ne_bytes()), port))
     };
     table.lines().skip(1).filter_map(listener).collect()
 }
@@ -23,7 +23,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn listeners_of_a_port_are_found() {
+    fn listeners_are_found() {
         let address = |octets: [u8; 4]| format!("{:08X}", u32::from_ne_bytes(octets));
         let line = |octets, port: u16, state: &str| {
             format!(
@@ -37,15 +37,19 @@ mod tests {
             line([127, 71, 255, 255], 6442, "01"),
             line([127, 75, 255, 255], 80, "0A"),
         );
-        assert_eq!(listeners(&table, 6442), [Ipv4Addr::new(127, 67, 255, 255)]);
-        assert_eq!(listeners("", 6442), Vec::<Ipv4Addr>::new());
+        let socket = |address, port| SocketAddrV4::new(Ipv4Addr::from(address), port);
+        assert_eq!(listeners(&table), [socket([127, 67, 255, 255], 6442), socket([127, 75, 255, 255], 80)]);
+        assert_eq!(listeners(""), []);
     }
 
     #[cfg(target_os = "linux")]
     #[test]
     fn a_listener_of_this_process_is_found() {
         let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let std::net::SocketAddr::V4(address) = socket.local_addr().unwrap() else {
+            unreachable!("it is bound by IPv4")
+        };
         let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
-        assert_eq!(listeners(&table, socket.local_addr().unwrap().port()), [Ipv4Addr::LOCALHOST]);
+        assert!(listeners(&table).contains(&address), "{address}: {table}");
     }
 }

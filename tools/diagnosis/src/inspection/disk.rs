@@ -12,6 +12,24 @@ use tools_command::data_dir::DataDir;
 /// Maximum number of visited files: a second of a fast disk. More are left out, and the result says so.
 const ENTRIES_MAX: usize = 500_000;
 
+/// The space of a file system.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct DiskSpace {
+    /// The bytes that this user may still write.
+    pub(crate) free_bytes: u64,
+    pub(crate) total_bytes: u64,
+    /// The free bytes below which nodes evict pods, by default.
+    pub(crate) eviction_bytes: Option<u64>,
+}
+
+impl DiskSpace {
+    /// The file system of an existing folder; `None` if the system doesn't report it.
+    pub(crate) fn of(folder: &Path) -> Option<Self> {
+        let FileSystem { free_bytes, total_bytes } = FileSystem::of(folder)?;
+        Some(Self { free_bytes, total_bytes, eviction_bytes: EvictionThresholds::default().disk_bytes(total_bytes) })
+    }
+}
+
 /// A data folder's use of its disk.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -70,14 +88,14 @@ impl DiskUse {
             return None;
         }
         let (parts, truncated) = walk(data.path(), ENTRIES_MAX);
-        let system = FileSystem::of(data.path());
+        let space = DiskSpace::of(data.path());
         Some(Self {
             folder: data.path().to_owned(),
             parts,
             truncated,
-            free_bytes: system.map(|system| system.free_bytes),
-            total_bytes: system.map(|system| system.total_bytes),
-            eviction_bytes: system.and_then(|system| EvictionThresholds::default().disk_bytes(system.total_bytes)),
+            free_bytes: space.map(|space| space.free_bytes),
+            total_bytes: space.map(|space| space.total_bytes),
+            eviction_bytes: space.and_then(|space| space.eviction_bytes),
         })
     }
 

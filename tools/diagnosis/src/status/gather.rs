@@ -25,6 +25,7 @@ use super::workloads;
 use crate::inspection::certificates;
 use crate::inspection::disk::DiskUse;
 use crate::inspection::lock::{ProcessFacts, holder};
+use crate::program::Program;
 use tools_cluster::kubeconfig::KubeconfigSource;
 use tools_cluster::probe::{ApiProbe, ProbeError, ProbeResponse};
 use tools_command::data_dir::DataDir;
@@ -73,7 +74,7 @@ struct FolderFacts {
 }
 
 /// Reads everything.
-pub(crate) async fn read(env: &Env, source: &Source) -> StatusReport {
+pub(crate) async fn read(env: &Env, source: &Source, program: &Program) -> StatusReport {
     let folder = source.folder().cloned();
     let now = env.now();
     let folder = tokio::task::spawn_blocking(move || folder.map(|data| read_folder(&data, now)));
@@ -94,7 +95,7 @@ pub(crate) async fn read(env: &Env, source: &Source) -> StatusReport {
         problems: Vec::new(),
         program: ProgramVersions {
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            commit: env!("CORACLE_COMMIT").to_owned(),
+            commit: program.commit.to_owned(),
             kubernetes: KUBERNETES.to_owned(),
         },
         control_plane,

@@ -1,6 +1,6 @@
 //! Reads the facts of this machine. Probes of ports bind them for a moment, and listen on none.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
@@ -9,7 +9,6 @@ use anyhow::Context as _;
 use http::header::DATE;
 use jiff::Timestamp;
 use jiff::fmt::rfc2822;
-use kubelet::node::{EvictionThresholds, FileSystem};
 use machinery_env::Env;
 use machinery_env::child_process::cluster_variables;
 use machinery_serve::descriptors::Descriptors;
@@ -20,7 +19,9 @@ use wasm_runtime::engine::{GuestBounds, PoolCapacity};
 
 use super::facts::{ClockFacts, Facts, FileMode, FolderFacts, Kubectl, MachineFacts, PortState, ToolFacts};
 use crate::inspection::certificates;
+use crate::inspection::disk::DiskSpace;
 use crate::inspection::lock::holder;
+use crate::program::Program;
 use tools_cluster::kubeconfig::KubeconfigSource;
 use tools_cluster::probe::ApiProbe;
 use tools_command::data_dir::DataDir;
@@ -40,19 +41,19 @@ const FILES_MAX: usize = 64;
 ///
 /// # Errors
 /// If the system refuses a thread.
-pub(crate) async fn read(env: &Env, data: &DataDir, address: SocketAddr) -> anyhow::Result<Facts> {
+pub(crate) async fn read(env: &Env, data: &DataDir, address: SocketAddr, program: &Program) -> anyhow::Result<Facts> {
     let server_time = server_time(env, data);
     let kubectl = kubectl_version(env);
     let (server_time, kubectl) = tokio::join!(server_time, kubectl);
-    let (now, folder) = (env.now(), data.clone());
+    let (now, folder, claims) = (env.now(), data.clone(), program.block_claims.clone());
     let answers = server_time.is_some();
-    let local = tokio::task::spawn_blocking(move || (machine(address), folder_facts(&folder, now, answers)));
+    let local = tokio::task::spawn_blocking(move || (machine(address, &claims), folder_facts(&folder, now, answers)));
     let (machine, folder) = local.await.context("this machine can't be examined")?;
     let authority = folder.certificates.iter().find(|one| one.file == "pki/ca.crt");
     Ok(Facts {
         clock: ClockFacts {
             now,
-            built_at: env!("CORACLE_COMMIT_SECONDS").parse().ok().and_then(|at| Timestamp::from_second(at).ok()),
+            built_at: program.committed_at,
             server_time,
             authority_since: authority.map(|authority| authority.not_before),
             synchronized: clock_sync::is_synchronized(),
@@ -78,7 +79,7 @@ async fn server_time(env: &Env, data: &DataDir) -> Option<Timestamp> {
     Some(rfc2822::parse(date).ok()?.timestamp())
 }
 
-fn machine(address: SocketAddr) -> MachineFacts {
+fn machine(address: SocketAddr, block_claims: &[SocketAddrV4]) -> MachineFacts {
     let (memory_bytes, memory_limit_bytes) = memory();
     MachineFacts {
         descriptor_shortage: Descriptors::process().shortage(),
@@ -90,7 +91,7 @@ fn machine(address: SocketAddr) -> MachineFacts {
         overcommit: proc_number("/proc/sys/vm/overcommit_memory"),
         memory_bytes,
         memory_limit_bytes,
-        free_blocks: free_blocks(),
+        free_blocks: free_blocks(block_claims),
     }
 }
 
@@ -122,14 +123,14 @@ fn memory() -> (Option<u64>, Option<u64>) {
 
 /// The number of blocks without a claim. Binding the claims' sockets would take a block from a cluster that starts.
 #[cfg(target_os = "linux")]
-fn free_blocks() -> Option<usize> {
+fn free_blocks(claims: &[SocketAddrV4]) -> Option<usize> {
     let table = std::fs::read_to_string("/proc/net/tcp").ok()?;
-    let claimed = super::proc_files::listeners(&table, crate::network::CLAIM_PORT);
-    Some(crate::network::claim_addresses().filter(|address| !claimed.contains(address)).count())
+    let claimed = super::proc_files::listeners(&table);
+    Some(claims.iter().filter(|claim| !claimed.contains(claim)).count())
 }
 
 #[cfg(not(target_os = "linux"))]
-fn free_blocks() -> Option<usize> {
+fn free_blocks(_: &[SocketAddrV4]) -> Option<usize> {
     None
 }
 
@@ -140,13 +141,11 @@ fn folder_facts(data: &DataDir, now: Timestamp, answers: bool) -> FolderFacts {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => Some(error.to_string()),
         _ => None,
     };
-    let disk = existing(path).and_then(FileSystem::of);
     let process = holder(&data.lock_file());
     let is_running = answers || process.is_some();
     FolderFacts {
         path: path.to_owned(),
-        disk,
-        eviction_bytes: disk.and_then(|disk| EvictionThresholds::default().disk_bytes(disk.total_bytes)),
+        disk: existing(path).and_then(DiskSpace::of),
         modes: modes(data),
         error,
         certificates: certificates::of_folder(data, now),
@@ -229,7 +228,8 @@ mod tests {
     async fn a_folder_that_does_not_exist_has_a_disk() {
         let temp = tempfile::tempdir().unwrap();
         let data = DataDir::at(temp.path().join("a/b"));
-        let facts = read(&Env::real(), &data, SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();
+        let program = Program { commit: "unknown", committed_at: None, block_claims: Vec::new() };
+        let facts = read(&Env::real(), &data, SocketAddr::from(([127, 0, 0, 1], 0)), &program).await.unwrap();
         assert!(facts.folder.disk.is_some() && facts.folder.error.is_none() && !facts.folder.is_running);
         assert_eq!(facts.folder.modes.as_deref().unwrap_or_default(), []);
         assert!(!data.path().exists(), "nothing is left behind");

@@ -15,4 +15,5 @@ pub(crate) mod report;
 #[cfg(test)]
 mod tests;
 pub(crate) mod text;
+pub mod verb;
 mod workloads;

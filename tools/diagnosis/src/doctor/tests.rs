@@ -2,13 +2,13 @@
 
 use std::path::PathBuf;
 
-use kubelet::node::FileSystem;
 use wasm_runtime::engine::PoolCapacity;
 
 use super::checks::{CHECKS, CheckResult, Level};
 use super::facts::{ClockFacts, Facts, FileMode, FolderFacts, Kubectl, MachineFacts, PortState, ToolFacts};
 use super::report::DoctorReport;
 use crate::inspection::certificates::CertificateEnd;
+use crate::inspection::disk::DiskSpace;
 
 /// A machine on which all is well.
 fn well() -> Facts {
@@ -42,8 +42,7 @@ fn well() -> Facts {
         },
         folder: FolderFacts {
             path: PathBuf::from("/d"),
-            disk: Some(FileSystem { total_bytes: 100 << 30, free_bytes: 50 << 30 }),
-            eviction_bytes: Some(1 << 30),
+            disk: Some(DiskSpace { total_bytes: 100 << 30, free_bytes: 50 << 30, eviction_bytes: Some(1 << 30) }),
             modes: Some(vec![FileMode { path: PathBuf::from("/d"), mode: 0o700, is_folder: true }]),
             error: None,
             certificates: vec![certificate(300)],
@@ -107,7 +106,7 @@ fn nothing_is_found_where_all_is_well() {
 fn names_are_unique_and_documented() {
     let names: std::collections::BTreeSet<&str> = CHECKS.iter().map(|check| check.name).collect();
     assert_eq!(names.len(), CHECKS.len());
-    let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/operations.md")).unwrap();
+    let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/operations.md")).unwrap();
     for name in names {
         assert!(page.contains(&format!("| `{name}` |")), "docs/operations.md lists the check {name}");
     }

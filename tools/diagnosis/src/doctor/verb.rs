@@ -5,18 +5,19 @@ use std::net::{IpAddr, SocketAddr};
 use anyhow::{Context as _, anyhow};
 use clap::Args;
 use machinery_env::Env;
-
-use crate::doctor::gather;
-use crate::doctor::report::DoctorReport;
 use tools_command::data_dir::DataDir;
 use tools_command::failure::Failure;
 use tools_command::flags::Common;
 use tools_command::format::{Format, OutputFlags};
 use tools_command::output::{print_stdout, result};
 
+use super::gather;
+use super::report::DoctorReport;
+use crate::program::Program;
+
 /// Flags of `coracle doctor`.
 #[derive(Debug, Clone, Args)]
-pub(crate) struct Doctor {
+pub struct Doctor {
     /// Address on which the API server will listen, as of `coracle up`
     #[arg(long, env = "CORACLE_BIND", default_value = "127.0.0.1", value_name = "ADDR")]
     bind: IpAddr,
@@ -31,12 +32,12 @@ pub(crate) struct Doctor {
 ///
 /// # Errors
 /// If a check finds an error, or stdout can't be written.
-pub(crate) fn run(flags: &Doctor, common: &Common) -> Result<(), Failure> {
+pub fn run(flags: &Doctor, common: &Common, program: &Program) -> Result<(), Failure> {
     let env = Env::real();
     let data = DataDir::of(common)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
     let runtime = runtime.context("cannot start threads")?;
-    let facts = runtime.block_on(gather::read(&env, &data, SocketAddr::new(flags.bind, flags.port)))?;
+    let facts = runtime.block_on(gather::read(&env, &data, SocketAddr::new(flags.bind, flags.port), program))?;
     runtime.shutdown_background();
     let report = DoctorReport::of(&facts);
     match flags.output.format {
