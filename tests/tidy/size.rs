@@ -4,6 +4,8 @@ use super::{all_rust_files, check};
 
 const FILE_LINES_MAX: usize = 600;
 const FUNCTION_LINES_MAX: usize = 70;
+/// Lines of `src/`, the composition of the program.
+const PROGRAM_LINES_MAX: usize = 7_000;
 
 /// Functions that are longer, and why splitting them would hide what they say.
 const LONG_FUNCTIONS: &[(&str, &str, &str)] = &[
@@ -75,6 +77,21 @@ fn files_have_one_subject_and_functions_fit_a_screen() {
         problems.push(format!("{exception} is an exception that is no longer needed"));
     }
     check(&problems);
+}
+
+#[test]
+fn the_program_stays_small() {
+    let files = all_rust_files();
+    let own = files.iter().filter(|(path, _)| path.starts_with("src/"));
+    let lines: usize = own.map(|(_, text)| text.lines().count()).sum();
+    check(&if lines > PROGRAM_LINES_MAX {
+        vec![format!(
+            "src/ has {lines} lines, at most {PROGRAM_LINES_MAX}: it composes what crates do. Which component or tool does the \
+             new code belong to?"
+        )]
+    } else {
+        Vec::new()
+    });
 }
 
 #[test]
