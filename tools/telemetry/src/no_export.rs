@@ -6,9 +6,9 @@ use tracing_subscriber::layer::Identity;
 
 use crate::settings::Settings;
 
-/// No export.
+/// No export. Like that of other builds it is made by a function.
 #[derive(Default)]
-pub struct Telemetry;
+pub struct Telemetry(());
 
 impl Telemetry {
     /// Starts nothing.
@@ -22,7 +22,7 @@ impl Telemetry {
             "OTEL_EXPORTER_OTLP_ENDPOINT or a signal's own endpoint is set, but this build exports nothing: build with \
              --features telemetry, or unset it"
         );
-        Ok(Self)
+        Ok(Self(()))
     }
 
     /// The layer of log events that are exported: none.
