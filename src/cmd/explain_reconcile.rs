@@ -1,7 +1,6 @@
 //! `coracle explain-reconcile`: prints what an object's controllers would do now, and does nothing. It runs the
 //! controllers' own decisions on the user's view of the cluster or on a recording.
 
-use std::io::Write as _;
 use std::path::PathBuf;
 
 use anyhow::{Context as _, anyhow};
@@ -15,13 +14,13 @@ use machinery_client::{Kind, request::query_string};
 use machinery_env::Env;
 use serde_json::Value;
 
-use super::explain_scheduling::{RECORDING_BYTES_MAX, api_message, of_file, text_of};
-use tools_command::data_dir::DataDir;
+use super::explain_scheduling::{RECORDING_BYTES_MAX, client_of, of_file, text_of, write_recording};
+use tools_cluster::api_error::api_message;
 use tools_command::failure::Failure;
 use tools_command::flags::Common;
 use tools_command::format::Format;
 use tools_command::output::{plain, print_stdout, result};
-use tools_command::output_file;
+use tools_command::runtime;
 
 /// Objects in a page of a list.
 const PAGE: usize = 500;
@@ -72,14 +71,10 @@ struct Subject {
 pub(crate) fn run(flags: &ExplainReconcile, common: &Common) -> Result<(), Failure> {
     let recording = match &flags.subject.replay {
         Some(file) => Recording::parse(&text_of(file, RECORDING_BYTES_MAX)?).map_err(|why| of_file(file, why))?,
-        None => {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start")?;
-            runtime.block_on(record_cluster(flags, common))?
-        }
+        None => runtime::single_threaded()?.block_on(record_cluster(flags, common))?,
     };
     if let Some(file) = &flags.record {
-        let text = serde_json::to_vec(&recording).context("cannot write the recording")?;
-        output_file::write(file, |mut beside| Ok(beside.write_all(&text)?))?;
+        write_recording(file, &recording)?;
     }
     let explained: Explanation = recording.explain().map_err(anyhow::Error::new)?;
     match flags.format {
@@ -92,12 +87,8 @@ pub(crate) fn run(flags: &ExplainReconcile, common: &Common) -> Result<(), Failu
 
 /// The object and all that its controllers read, as far as the user may.
 async fn record_cluster(flags: &ExplainReconcile, common: &Common) -> anyhow::Result<Recording> {
-    let data = DataDir::of(common)?;
-    let kubeconfig = flags.kubeconfig.clone().unwrap_or_else(|| data.kubeconfig());
     let env = Env::real();
-    let client = machinery_client::from_kubeconfig(&env, &kubeconfig).await.with_context(|| {
-        format!("{}: name a kubeconfig with --kubeconfig, or a cluster's folder with --data-dir", kubeconfig.display())
-    })?;
+    let client = client_of(&env, flags.kubeconfig.as_deref(), common).await?;
     let (kind, name) = split(flags.subject.object.as_deref().unwrap_or_default())?;
     let kind = resolve(&client, kind).await?;
     let namespace = if kind.namespaced { flags.namespace.as_str() } else { "" };

@@ -13,15 +13,18 @@ use machinery_env::Env;
 use scheduler::Metrics;
 use scheduler::explain::{Explanation, NodeExplanation, Recording};
 use scheduler::wasm::{self, Answers, Guest, WasmPlugin};
+use serde::Serialize;
 use serde_json::Value;
 use wasm_runtime::options::guests::GuestOptions;
 
+use tools_cluster::api_error::api_message;
 use tools_command::data_dir::DataDir;
 use tools_command::failure::Failure;
 use tools_command::flags::Common;
 use tools_command::format::Format;
 use tools_command::output::{columns, plain, print_stdout, result};
 use tools_command::output_file;
+use tools_command::runtime;
 use tools_scheduler_plugins::Plugins;
 
 /// Page size of lists.
@@ -77,15 +80,11 @@ struct Subject {
 pub(crate) fn run(flags: &ExplainScheduling, common: &Common) -> Result<(), Failure> {
     let recording = match &flags.subject.replay {
         Some(file) => Recording::parse(&text_of(file, RECORDING_BYTES_MAX)?).map_err(|why| of_file(file, why))?,
-        None => {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start")?;
-            runtime.block_on(record_cluster(flags, common))?
-        }
+        None => runtime::single_threaded()?.block_on(record_cluster(flags, common))?,
     };
     let explained = recording.explain();
     if let Some(file) = &flags.record {
-        let text = serde_json::to_vec(&recording).context("cannot write the recording")?;
-        output_file::write(file, |mut beside| Ok(beside.write_all(&text)?))?;
+        write_recording(file, &recording)?;
     }
     let explained = explained.map_err(anyhow::Error::new)?;
     match flags.format {
@@ -110,17 +109,29 @@ pub(super) fn text_of(file: &Path, bytes_max: u64) -> anyhow::Result<String> {
     Ok(text)
 }
 
+/// Writes a recording of either verb.
+pub(super) fn write_recording(file: &Path, recording: &impl Serialize) -> anyhow::Result<()> {
+    let text = serde_json::to_vec(recording).context("cannot write the recording")?;
+    output_file::write(file, |mut beside| Ok(beside.write_all(&text)?))
+}
+
+/// A client of the kubeconfig, by default that of `--data-dir`.
+pub(super) async fn client_of(env: &Env, kubeconfig: Option<&Path>, common: &Common) -> anyhow::Result<Client> {
+    let data = DataDir::of(common)?;
+    let kubeconfig = kubeconfig.map_or_else(|| data.kubeconfig(), Path::to_owned);
+    let client = machinery_client::from_kubeconfig(env, &kubeconfig).await;
+    client.with_context(|| {
+        format!("{}: name a kubeconfig with --kubeconfig, or a cluster's folder with --data-dir", kubeconfig.display())
+    })
+}
+
 fn yaml_of(file: &Path) -> anyhow::Result<Value> {
     machinery_api::yaml::read(&text_of(file, FILE_BYTES_MAX)?).map_err(|why| of_file(file, why))
 }
 
 /// The pod and the cluster, as far as the user may read them.
 async fn record_cluster(flags: &ExplainScheduling, common: &Common) -> anyhow::Result<Recording> {
-    let data = DataDir::of(common)?;
-    let kubeconfig = flags.kubeconfig.clone().unwrap_or_else(|| data.kubeconfig());
-    let client = machinery_client::from_kubeconfig(&Env::real(), &kubeconfig).await.with_context(|| {
-        format!("{}: name a kubeconfig with --kubeconfig, or a cluster's folder with --data-dir", kubeconfig.display())
-    })?;
+    let client = client_of(&Env::real(), flags.kubeconfig.as_deref(), common).await?;
     let configuration = flags.scheduler_config.as_deref().map(yaml_of).transpose()?;
     let whole = subject(flags, &client).await?;
     let pod: Pod = machinery_client::read(whole.clone()).context("cannot read the pod")?;
@@ -193,13 +204,6 @@ async fn all<K: Typed>(client: &Client) -> anyhow::Result<Vec<K>> {
             return Ok(objects);
         }
         options.continue_token = page.continue_token;
-    }
-}
-
-pub(super) fn api_message(error: kube::Error) -> anyhow::Error {
-    match error {
-        kube::Error::Api(status) => anyhow!("{}", status.message),
-        other => anyhow::Error::new(other),
     }
 }
 

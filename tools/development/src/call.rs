@@ -14,6 +14,7 @@ use kube::client::Body;
 use machinery_client::{Api, ListOptions};
 use machinery_env::Env;
 
+use tools_cluster::api_error::api_message;
 use tools_cluster::kubeconfig::KubeconfigSource;
 use tools_cluster::probe::ApiProbe;
 use tools_command::data_dir::DataDir;
@@ -211,13 +212,6 @@ fn choose<'a>(names: &[&'a str], wanted: &str) -> anyhow::Result<&'a str> {
 /// A function's name without the brackets of a resource's.
 fn bare(name: &str) -> &str {
     name.strip_prefix('[').and_then(|rest| rest.split_once(']')).map_or(name, |(_, name)| name)
-}
-
-fn api_message(error: kube::Error) -> anyhow::Error {
-    match error {
-        kube::Error::Api(status) => anyhow!("{}", status.message),
-        other => anyhow::Error::new(other),
-    }
 }
 
 /// The whole response, if it is a success.

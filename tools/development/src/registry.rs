@@ -17,7 +17,7 @@ use tools_command::packaged;
 /// If no cluster has run there.
 pub(crate) fn access(data: &DataDir) -> anyhow::Result<RegistryAccess> {
     let read = |path: PathBuf| match std::fs::read_to_string(&path) {
-        Err(error) if error.kind() == ErrorKind::NotFound => Err(anyhow!(no_cluster(data))),
+        Err(error) if error.kind() == ErrorKind::NotFound => Err(anyhow!(packaged::no_cluster(data.path()))),
         read => read.with_context(|| format!("cannot read {}", path.display())),
     };
     let (address, password) = (read(data.registry_address())?, read(data.registry_password())?);
@@ -26,8 +26,4 @@ pub(crate) fn access(data: &DataDir) -> anyhow::Result<RegistryAccess> {
     let ca_pem = serves_tls(&address).then(|| std::fs::read(data.authority())).transpose();
     let ca_pem = ca_pem.with_context(|| format!("cannot read {}", data.authority().display()))?;
     Ok(RegistryAccess::with_account(address, credentials, ca_pem))
-}
-
-fn no_cluster(data: &DataDir) -> String {
-    packaged::no_cluster(data.path())
 }

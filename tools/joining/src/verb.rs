@@ -18,6 +18,7 @@ use tools_command::failure::Failure;
 use tools_command::flags::Common;
 use tools_command::host::{is_loopback, of_url};
 use tools_command::output::{columns, print_stderr, print_stdout, result};
+use tools_command::runtime;
 
 /// The time in which a node's token can be used, as kubeadm's.
 const TTL_DEFAULT: Duration = Duration::from_hours(24);
@@ -118,7 +119,7 @@ impl Access {
 /// If the kubeconfig or the keys are missing, or the API server can't be reached or refuses.
 pub fn run(flags: &Token, common: &Common) -> Result<(), Failure> {
     let data = DataDir::of(common)?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start")?;
+    let runtime = runtime::single_threaded()?;
     Ok(runtime.block_on(async {
         let env = Env::real();
         match &flags.verb {

@@ -18,6 +18,7 @@ use wasm_runtime::engine::MODULE_INSPECTOR;
 
 use super::readiness::{Workload, newest_message};
 use crate::registry;
+use tools_cluster::api_error::api_message;
 use tools_cluster::local;
 use tools_command::data_dir::DataDir;
 use tools_command::output::print_stdout;
@@ -187,12 +188,4 @@ async fn accepts_connections(env: &Env, address: (&str, u16)) {
         }
     };
     let _ = env.timeout(ADDRESS_TIME_MAX, connects).await;
-}
-
-/// The server's own message of an error.
-pub(super) fn api_message(error: kube::Error) -> anyhow::Error {
-    match error {
-        kube::Error::Api(status) => anyhow!("{}", status.message),
-        other => anyhow::Error::new(other),
-    }
 }

@@ -12,11 +12,12 @@ use machinery_client::request::status_code;
 use serde_json::{Value, json};
 
 use super::Deployed;
-use super::cluster::{Cluster, api_message};
+use super::cluster::Cluster;
 use super::manifests::{Manifests, path_of};
 use super::module::read;
 use super::objects::MANAGER;
 use super::readiness::Workload;
+use tools_cluster::api_error::api_message;
 
 /// Maximum size of a manifest file: all its objects are in memory.
 const MANIFEST_BYTES_MAX: u64 = 4 << 20;
