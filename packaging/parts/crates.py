@@ -74,11 +74,13 @@ def linked(folder, target, roots):
     return found
 
 
-def embedded(root):
-    """The names of the modules of sample-workloads/bin that Rust code includes."""
+def embedded(crates):
+    """The names of the modules of sample-workloads/bin that these crates include, as far as their sources are in this repository."""
     names = set()
-    for folder in ("src", "apiserver", "controllers", "machinery", "proxy", "scheduler", "wasm-node"):
-        for path in glob.glob(os.path.join(glob.escape(os.path.join(root, folder)), "**", "*.rs"), recursive=True):
+    for crate in crates:
+        if crate.checksum:
+            continue
+        for path in glob.glob(os.path.join(glob.escape(crate.folder), "src", "**", "*.rs"), recursive=True):
             with open(path, encoding="utf-8") as file:
                 names.update(EMBEDDED.findall(file.read()))
     return sorted(names)
@@ -86,7 +88,8 @@ def embedded(root):
 
 def of_program(root, target):
     """The crates of the program, and those of the modules in it with the modules' names."""
-    names = embedded(root)
+    crates = linked(root, target, ["coracle"])
+    names = embedded(crates.values())
     if not names:
         raise SystemExit("packaging/build: no embedded module is found in the sources: mend EMBEDDED in packaging/parts/crates.py")
-    return linked(root, target, ["coracle"]), linked(os.path.join(root, "sample-workloads"), WASM_TARGET, names), names
+    return crates, linked(os.path.join(root, "sample-workloads"), WASM_TARGET, names), names
