@@ -37,8 +37,8 @@ impl Resource {
             Self::Descriptors => ("file descriptors", "descriptors"),
             Self::BlockingThreads => ("threads for file operations", "threads"),
             Self::Connections => ("connections", "connections"),
-            Self::LogBytes => ("room for logs", "bytes"),
-            Self::DiskBytes => ("room on the disk", "bytes"),
+            Self::LogBytes => ("log space", "bytes"),
+            Self::DiskBytes => ("disk space", "bytes"),
         }
     }
 }

@@ -118,7 +118,7 @@ mod tests {
 
     use super::*;
 
-    fn has_room(files: &MemoryFiles, bytes: u64) -> bool {
+    fn can_write(files: &MemoryFiles, bytes: u64) -> bool {
         files.reserve(bytes).inspect(|kept| files.wrote(*kept, 0)).is_some()
     }
 
@@ -131,17 +131,17 @@ mod tests {
         let measure = Box::new(move || Some(measured.load(Ordering::Relaxed)));
         let files = MemoryFiles::new(7, 10 * PAGE_BYTES, pod.clone(), measure);
         assert!(files.is_on(7) && !files.is_on(8));
-        assert!(has_room(&files, 10 * PAGE_BYTES) && !has_room(&files, 10 * PAGE_BYTES + 1));
+        assert!(can_write(&files, 10 * PAGE_BYTES) && !can_write(&files, 10 * PAGE_BYTES + 1));
         assert_eq!(node.used(Resource::Memory), 0);
         files.wrote(0, 10 * PAGE_BYTES);
         there.store(10 * PAGE_BYTES, Ordering::Relaxed);
         assert_eq!(node.used(Resource::Memory), 10 * PAGE_BYTES);
-        assert!(!has_room(&files, 1));
+        assert!(!can_write(&files, 1));
         there.store(PAGE_BYTES, Ordering::Relaxed);
-        assert!(has_room(&files, 1), "what was removed makes room");
+        assert!(can_write(&files, 1), "what was removed makes room");
         assert_eq!((files.used(), node.used(Resource::Memory)), (PAGE_BYTES, PAGE_BYTES));
         pod.set_limit(Resource::Memory, PAGE_BYTES);
-        assert!(!has_room(&files, 1), "the pod has no memory left");
+        assert!(!can_write(&files, 1), "the pod has no memory left");
         drop(files);
         assert_eq!(node.used(Resource::Memory), 0);
     }

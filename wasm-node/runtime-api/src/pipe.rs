@@ -98,7 +98,7 @@ impl PipeWriter {
     ///
     /// # Errors
     /// All read ends are closed.
-    pub fn has_room(&self) -> Result<bool, PipeError> {
+    pub fn has_capacity(&self) -> Result<bool, PipeError> {
         let state = self.0.0.lock();
         if state.no_reader { Err(PipeError::Closed) } else { Ok(state.bytes < PIPE_BYTES_MAX) }
     }
@@ -217,7 +217,7 @@ mod tests {
     async fn a_full_pipe_holds_its_writer_back_until_it_is_read() {
         let (writer, reader) = pipe();
         writer.send(vec![1; PIPE_BYTES_MAX].into()).await.unwrap();
-        assert_eq!(writer.has_room(), Ok(false));
+        assert_eq!(writer.has_capacity(), Ok(false));
         let waiting = tokio::spawn(async move { writer.send("x".into()).await });
         assert!(machinery_env::Env::real().timeout(Duration::from_millis(20), reader.readable()).await.is_ok());
         assert!(!waiting.is_finished());
@@ -246,6 +246,6 @@ mod tests {
         drop(reader);
         assert_eq!(waiting.await.unwrap(), Err(PipeError::Closed));
         writer.closed().await;
-        assert_eq!((writer.has_room(), writer.write("y".into())), (Err(PipeError::Closed), Err(PipeError::Closed)));
+        assert_eq!((writer.has_capacity(), writer.write("y".into())), (Err(PipeError::Closed), Err(PipeError::Closed)));
     }
 }

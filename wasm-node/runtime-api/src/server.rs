@@ -29,5 +29,5 @@ pub enum TrialOutcome {
     /// No instance can be created, with the reason.
     Broken(String),
     /// No memory or slot beside the live instances: no statement about the module.
-    NoRoom,
+    NoCapacity,
 }

@@ -3,7 +3,7 @@
 //!
 //! A script is a line of words. `command exit=3 after=250` ends with code 3 after 250 ms; without `after=` it runs until it is
 //! stopped. `server status=204 takes=10` responds to each request with 204 after 10 ms, and so does `plugin`. `compiles=N` is
-//! the compile time in ms; `broken` and `no-room` are the result of a trial instance; `memory=N` is the reported memory.
+//! the compile time in ms; `broken` and `no-capacity` are the result of a trial instance; `memory=N` is the reported memory.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -73,7 +73,7 @@ impl Script {
                 Some(("memory", bytes)) => script.memory_bytes = bytes.parse().map_err(|_| bad())?,
                 Some(("says", text)) => script.says = Some(text.to_owned()),
                 None if word == "broken" => script.trial = TrialOutcome::Broken("the script says so".into()),
-                None if word == "no-room" => script.trial = TrialOutcome::NoRoom,
+                None if word == "no-capacity" => script.trial = TrialOutcome::NoCapacity,
                 _ => return Err(bad()),
             }
         }
@@ -278,7 +278,7 @@ impl Container for SimulatedContainer {
     fn broken(&self) -> Option<String> {
         match &self.0.script.trial {
             TrialOutcome::Broken(why) => Some(why.clone()),
-            TrialOutcome::Sound | TrialOutcome::NoRoom => None,
+            TrialOutcome::Sound | TrialOutcome::NoCapacity => None,
         }
     }
 

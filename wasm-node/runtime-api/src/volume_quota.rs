@@ -259,8 +259,8 @@ impl FileAccount {
             // Its files are counted by the measurement.
             Self::Memory(_) => true,
             Self::Volume(quota) => {
-                let room = || quota.reserve(1).inspect(|kept| quota.settle(*kept, 0)).is_some();
-                quota.takes_file() && (!takes_block || room())
+                let has_free_block = || quota.reserve(1).inspect(|kept| quota.settle(*kept, 0)).is_some();
+                quota.takes_file() && (!takes_block || has_free_block())
             }
         }
     }

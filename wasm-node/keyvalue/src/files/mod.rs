@@ -138,7 +138,7 @@ impl FileStores {
     }
 
     /// Whether the disk has room for a store to grow.
-    fn has_room(&self) -> bool {
+    fn has_disk_space(&self) -> bool {
         DiskSpace::of(&self.dir).is_none_or(|disk| disk.free >= free_bytes_min(disk.all))
     }
 }

@@ -256,7 +256,7 @@ impl Namespace {
     fn write(self: &Arc<Self>, writes: Vec<Write>) -> Result<Vec<WriteResult>, StoreError> {
         let Some(database) = self.database(true)? else { return Err(StoreError::Removed) };
         let stores = self.stores.upgrade().ok_or(StoreError::Removed)?;
-        let may_grow = stores.has_room();
+        let may_grow = stores.has_disk_space();
         let writing = || {
             let mut transaction = database.begin_write()?;
             // Guests choose the content: a commit's validity must not depend on checksums that they could target, and

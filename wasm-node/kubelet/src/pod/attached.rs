@@ -25,7 +25,7 @@ impl Watcher {
             StdStream::Stderr => &self.stderr,
         };
         let Some(to) = to else { return true };
-        match to.has_room() {
+        match to.has_capacity() {
             Err(_) => return false,
             Ok(false) => {
                 self.missed_bytes += bytes.len() as u64;
@@ -65,7 +65,7 @@ impl Attached {
         self.with(|watchers| {
             let watchers = watchers.as_mut()?;
             watchers.retain(|watcher| {
-                let reads = |to: &Option<PipeWriter>| to.as_ref().is_none_or(|to| to.has_room().is_ok());
+                let reads = |to: &Option<PipeWriter>| to.as_ref().is_none_or(|to| to.has_capacity().is_ok());
                 reads(&watcher.stdout) && reads(&watcher.stderr)
             });
             if watchers.len() >= WATCHERS_MAX {

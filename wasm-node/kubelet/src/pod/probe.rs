@@ -45,7 +45,7 @@ pub(crate) async fn run(
         let result = match handlers.probe(&spec.check, spec.timeout).await {
             ProbeOutcome::Result(result) => result,
             // As upstream if a probe can't run: it counts as neither success nor failure.
-            ProbeOutcome::NoRoom => {
+            ProbeOutcome::NoCapacity => {
                 tracing::debug!(container, ?kind, "a probe found no memory beside the live instances");
                 continue;
             }

@@ -86,7 +86,7 @@ impl ServerHandle {
                     TrialOutcome::Sound => None,
                     TrialOutcome::Broken(why) => Some(why),
                     // The trial has waited as long as a request may. The result is unknown, so nothing is reported.
-                    TrialOutcome::NoRoom => continue,
+                    TrialOutcome::NoCapacity => continue,
                 };
                 let again = broken.is_some();
                 let (index, attempt) = handle.of;

@@ -150,9 +150,9 @@ mod tests {
                 for whole in [within(&module, &section), within(&module, &[]), module] {
                     let Ok(found) = describe(&whole) else { continue };
                     let lines = found.producers.iter().flat_map(|(field, values)| values.iter().chain([field]));
-                    let said: Vec<String> = lines.cloned().chain([found.world.to_string()]).collect();
-                    assert!(said.len() <= 2 * PRODUCERS_MAX + 1);
-                    assert!(said.iter().all(|text| !text.contains(char::is_control)), "{said:?}");
+                    let texts: Vec<String> = lines.cloned().chain([found.world.to_string()]).collect();
+                    assert!(texts.len() <= 2 * PRODUCERS_MAX + 1);
+                    assert!(texts.iter().all(|text| !text.contains(char::is_control)), "{texts:?}");
                 }
             }
         });

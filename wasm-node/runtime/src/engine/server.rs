@@ -63,7 +63,7 @@ impl Container {
         match AbortOnDrop(self.shared.engine.guest_runtime().spawn(bounded)).await {
             Ok(Ok(Ok(()))) => TrialOutcome::Sound,
             Ok(Ok(Err(error))) => TrialOutcome::Broken(error),
-            Ok(Err(_)) if call.waits() => TrialOutcome::NoRoom,
+            Ok(Err(_)) if call.waits() => TrialOutcome::NoCapacity,
             Ok(Err(_)) => TrialOutcome::Broken("the module does not start within its timeout".into()),
             Err(error) => TrialOutcome::Broken(error.to_string()),
         }

@@ -184,8 +184,8 @@ mod tests {
             (of("component-type:greeter"), of("component-type:"), of("producers")),
             ("greeter".into(), String::new(), String::new())
         );
-        let said = reported(false, &[], &["_start"], "component-type:\u{1b}[2Jgreeter");
-        assert_eq!(said, "[2Jgreeter, which it is to be made a component for");
+        let description = reported(false, &[], &["_start"], "component-type:\u{1b}[2Jgreeter");
+        assert_eq!(description, "[2Jgreeter, which it is to be made a component for");
     }
 
     #[test]
@@ -193,7 +193,7 @@ mod tests {
         let exports: Vec<String> = (0..1000).map(|n| format!("a:p{n}{}/i", "x".repeat(1000))).collect();
         let exports: Vec<&str> = exports.iter().map(String::as_str).collect();
         assert!(reported(true, &[], &exports, "").len() <= NAMES_MAX * (NAME_CHARS_MAX + 2) + 100);
-        let said = reported(true, &exports, &["wasi:cli/run@0.2.0"], "");
-        assert!(said.len() <= NAMES_MAX * (NAME_CHARS_MAX + 2) + 100, "{}", said.len());
+        let description = reported(true, &exports, &["wasi:cli/run@0.2.0"], "");
+        assert!(description.len() <= NAMES_MAX * (NAME_CHARS_MAX + 2) + 100, "{}", description.len());
     }
 }

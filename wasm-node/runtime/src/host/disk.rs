@@ -262,7 +262,7 @@ impl Disk {
         let account = self.claim_of(folder);
         match account.as_ref().is_none_or(|account| account.takes_file(takes_block)) {
             true => Ok(account),
-            false => Err(no_room()),
+            false => Err(storage_full()),
         }
     }
 
@@ -392,7 +392,7 @@ impl Growth {
         extent: Extent,
         (bytes, at): (usize, Option<u64>),
     ) -> io::Result<Self> {
-        let reserved = account.reserve(extent.grows_by(bytes as u64, at)).ok_or_else(no_room)?;
+        let reserved = account.reserve(extent.grows_by(bytes as u64, at)).ok_or_else(storage_full)?;
         Ok(Self { account, file: file.clone(), before: extent.taken, reserved })
     }
 
@@ -490,7 +490,7 @@ fn device(_: &Path) -> Option<u64> {
 }
 
 /// The system's error for a full disk.
-pub(crate) fn no_room() -> io::Error {
+pub(crate) fn storage_full() -> io::Error {
     io::ErrorKind::StorageFull.into()
 }
 

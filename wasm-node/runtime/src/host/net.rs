@@ -195,10 +195,10 @@ type Streams = (Resource<DynInputStream>, Resource<DynOutputStream>);
 /// search path and without hosts files.
 fn by(dial: &dyn Dial, mut caller: Caller, server: Option<IpAddr>) -> Caller {
     let Some(server) = server else { return caller };
-    let asked_first = dial.name_server(&caller);
+    let first_server = dial.name_server(&caller);
     let names = Arc::make_mut(&mut caller.names);
     names.dns_only = true;
-    if asked_first != Some(server) {
+    if first_server != Some(server) {
         if names.policy == NamePolicy::Cluster {
             let path = [format!("{}.svc.{CLUSTER_DOMAIN}", caller.namespace), format!("svc.{CLUSTER_DOMAIN}")];
             names.searches.splice(0..0, path.into_iter().chain([CLUSTER_DOMAIN.to_owned()]));
@@ -343,13 +343,13 @@ mod tests {
         let (mut reads, mut writes) = (ReadStream(reads, held.clone()), WriteStream(Some((writes, held)), Env::real()));
         writes.write_all(b"ask").await.unwrap();
         drop(writes);
-        let mut asked = String::new();
-        far.read_to_string(&mut asked).await.unwrap();
+        let mut request = String::new();
+        far.read_to_string(&mut request).await.unwrap();
         far.write_all(b"answer").await.unwrap();
         drop(far);
         let mut answer = String::new();
         reads.read_to_string(&mut answer).await.unwrap();
-        assert_eq!((asked.as_str(), answer.as_str()), ("ask", "answer"));
+        assert_eq!((request.as_str(), answer.as_str()), ("ask", "answer"));
         drop(reads);
         while node.used(ledger::Resource::Connections) > 0 {
             tokio::task::yield_now().await;

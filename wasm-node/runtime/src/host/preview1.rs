@@ -542,19 +542,19 @@ impl WasiSnapshotPreview1 for Preview1 {
         };
         let disk = self.disk(fd);
         let mut walk = self.walk(number, &dir, cookie)?;
-        let mut out = Out { buf, room: buf_len, filled: 0 };
+        let mut out = Out { buf, free: buf_len, filled: 0 };
         for (at, name) in (0..).zip(DOTS).skip(usize::try_from(cookie).unwrap_or(usize::MAX)) {
             let mut bytes = Vec::new();
             dirent(&mut bytes, at, self.inode(&dir, None).await?, types::Filetype::Directory, name);
             out.put(memory, &bytes)?;
         }
         let mut ended = false;
-        while out.room > 0 && !ended {
+        while out.free > 0 && !ended {
             if walk.next < cookie {
                 // Not the position where the last call ended.
                 ended = on(disk.clone(), async { walk.skip(cookie) }).await?;
             } else {
-                let page = on(disk.clone(), self.page(&dir, &mut walk, out.room as usize)).await?;
+                let page = on(disk.clone(), self.page(&dir, &mut walk, out.free as usize)).await?;
                 out.put(memory, &page.0)?;
                 ended = page.1;
             }

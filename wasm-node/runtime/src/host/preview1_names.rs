@@ -40,16 +40,16 @@ impl Walk {
 /// The guest's buffer for names.
 pub(super) struct Out {
     pub(super) buf: GuestPtr<u8>,
-    pub(super) room: u32,
+    pub(super) free: u32,
     pub(super) filled: u32,
 }
 
 impl Out {
     pub(super) fn put(&mut self, memory: &mut GuestMemory<'_>, bytes: &[u8]) -> Result<()> {
-        let length = self.room.min(u32::try_from(bytes.len()).unwrap_or(u32::MAX));
+        let length = self.free.min(u32::try_from(bytes.len()).unwrap_or(u32::MAX));
         memory.copy_from_slice(&bytes[..length as usize], self.buf.add(self.filled)?.as_array(length))?;
         self.filled += length;
-        self.room -= length;
+        self.free -= length;
         Ok(())
     }
 }

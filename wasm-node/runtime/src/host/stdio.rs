@@ -173,8 +173,8 @@ impl OutputStream for Output {
     fn check_write(&mut self) -> StreamResult<usize> {
         match &self.to {
             OutputTarget::Pipe(pipe) => {
-                let has_room = pipe.has_room().map_err(|_| StreamError::Closed)?;
-                Ok(if has_room { WRITE_BYTES_MAX } else { 0 })
+                let has_capacity = pipe.has_capacity().map_err(|_| StreamError::Closed)?;
+                Ok(if has_capacity { WRITE_BYTES_MAX } else { 0 })
             }
             OutputTarget::Log(..) | OutputTarget::Nowhere => Ok(WRITE_BYTES_MAX),
         }

@@ -45,7 +45,7 @@ pub(super) enum ExecFailure {
     #[error("failed to exec in container: {}", .0.trim_end())]
     NotFound(String),
     #[error("failed to exec in container: no memory or no place was free beside what runs")]
-    NoRoom,
+    NoCapacity,
     #[error("failed to exec in container: {0}")]
     Load(#[from] LoadError),
 }
@@ -90,7 +90,7 @@ impl HandlerRunner {
             None => Ok(exit.await),
             Some(timeout) => match self.env.timeout(timeout, exit).await {
                 Ok(ended) => Ok(ended),
-                Err(_) if call.waits() => Err(ExecFailure::NoRoom),
+                Err(_) if call.waits() => Err(ExecFailure::NoCapacity),
                 Err(_) => Err(ExecFailure::TimedOut),
             },
         }
@@ -121,7 +121,7 @@ impl HandlerRunner {
             node_call: Some(call.clone()),
         };
         let session = sandbox.container.exec(&module, spec).map_err(|error| match error {
-            ExecError::Busy => ExecFailure::NoRoom,
+            ExecError::Busy => ExecFailure::NoCapacity,
             ExecError::Load(error) => ExecFailure::Load(error),
         })?;
         let gone = sandbox.gone.clone();

@@ -229,7 +229,7 @@ impl HandlerRunner {
                 ProbeOutcome::failed(format!("service unhealthy (responded with {name:?})"))
             }
             Ok(Err(ended)) => ProbeOutcome::failed(ended.words(timeout)),
-            Err(_) if call.waits() => ProbeOutcome::NoRoom,
+            Err(_) if call.waits() => ProbeOutcome::NoCapacity,
             Err(_) => ProbeOutcome::failed(timed_out(timeout)),
         }
     }

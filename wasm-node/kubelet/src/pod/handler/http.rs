@@ -106,7 +106,7 @@ impl HandlerRunner {
                 ProbeOutcome::failed(format!("HTTP probe failed with statuscode: {status}"))
             }
             Ok(Err(error)) => ProbeOutcome::failed(error),
-            Err(_) if own.waits() => ProbeOutcome::NoRoom,
+            Err(_) if own.waits() => ProbeOutcome::NoCapacity,
             Err(_) => ProbeOutcome::failed(format!(
                 "Get {url:?}: context deadline exceeded (Client.Timeout exceeded while awaiting headers)"
             )),

@@ -30,7 +30,7 @@ pub(crate) enum ProbeOutcome {
     /// The probe has a result.
     Result(ProbeResult),
     /// No instance could be created beside the live ones. The guest was not called, so the result is unknown.
-    NoRoom,
+    NoCapacity,
 }
 
 impl ProbeOutcome {

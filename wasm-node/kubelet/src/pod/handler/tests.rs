@@ -110,7 +110,7 @@ fn said(outcome: ProbeOutcome) -> String {
         ProbeOutcome::Result(ProbeResult::Warned(what)) => format!("warned: {what}"),
         ProbeOutcome::Result(ProbeResult::Failed(why)) => format!("failed: {why}"),
         ProbeOutcome::Result(ProbeResult::Errored(why)) => format!("errored: {why}"),
-        ProbeOutcome::NoRoom => "no room".into(),
+        ProbeOutcome::NoCapacity => "no room".into(),
     }
 }
 

@@ -329,10 +329,10 @@ mod tests {
 
     #[test]
     fn a_used_up_slice_is_detected_in_any_output() {
-        let asked = |output: &'static [u8]| slice_used_up(Some(output)).now_or_never().is_some();
-        assert!(asked(b"\nrunning 1 test\n\x05more"));
-        assert!(!asked(b"\nrunning 1 test\n"));
-        assert!(!asked(&[b'x'; ERROR_BYTES_MAX as usize + 1]));
+        let is_used_up = |output: &'static [u8]| slice_used_up(Some(output)).now_or_never().is_some();
+        assert!(is_used_up(b"\nrunning 1 test\n\x05more"));
+        assert!(!is_used_up(b"\nrunning 1 test\n"));
+        assert!(!is_used_up(&[b'x'; ERROR_BYTES_MAX as usize + 1]));
     }
 
     #[cfg(unix)]

@@ -116,8 +116,9 @@ async fn a_server_at_its_handle_limit_names_the_flag() {
         let (container, log) = bench.container(loaded, |_| {});
         let response = container.serve().unwrap().http(get("/")).await;
         assert_eq!(reason(&response), answered, "{}", log.text());
-        let said = log.text().lines().find_map(|line| line.strip_prefix(HANDLES).map(ToOwned::to_owned));
-        let kind = said.map(|said| said.rsplit_once(" of its 1024 handles are of the kind ").unwrap().1.to_owned());
+        let message = log.text().lines().find_map(|line| line.strip_prefix(HANDLES).map(ToOwned::to_owned));
+        let kind =
+            message.map(|message| message.rsplit_once(" of its 1024 handles are of the kind ").unwrap().1.to_owned());
         assert_eq!(kind.as_deref(), (answered.0 == 502).then_some("wasi:http/types.fields"), "{}", log.text());
     }
     // A guest out of memory gets no further handle either; the error names its memory.

@@ -16,13 +16,13 @@ const COMMAND: &str = r#"(module (func (export "_start")))"#;
 struct Other {
     engine: Engine,
     change: fn(Vec<u8>) -> Vec<u8>,
-    asked: AtomicUsize,
+    requests: AtomicUsize,
 }
 
 #[async_trait]
 impl CompiledSource for Other {
     async fn fetch(&self, name: &CompiledName, into: &Path) -> Option<FetchedModule> {
-        self.asked.fetch_add(1, Ordering::Relaxed);
+        self.requests.fetch_add(1, Ordering::Relaxed);
         let CompiledModule { mut file, bytes, sum, description } = self.engine.compiled_module(name).unwrap()?;
         let mut artifact = Vec::new();
         std::io::Read::read_to_end(&mut file, &mut artifact).unwrap();
@@ -33,12 +33,12 @@ impl CompiledSource for Other {
 }
 
 /// An engine without a working compiler that asks `other`.
-fn asking(other: &Bench, change: fn(Vec<u8>) -> Vec<u8>) -> (Bench, Arc<Other>) {
+fn fetching(other: &Bench, change: fn(Vec<u8>) -> Vec<u8>) -> (Bench, Arc<Other>) {
     let dir = tempfile::tempdir().unwrap();
     let cache_dir = dir.path().join("compiled");
     let compiler = CompileProcess { program: dir.path().join("none"), arguments: Vec::new() };
     let bench = Bench::with(dir, cache_dir, Some(compiler), CompileBounds::default());
-    let source = Arc::new(Other { engine: other.engine.clone(), change, asked: AtomicUsize::new(0) });
+    let source = Arc::new(Other { engine: other.engine.clone(), change, requests: AtomicUsize::new(0) });
     bench.engine.set_compiled_source(source.clone());
     (bench, source)
 }
@@ -48,13 +48,13 @@ async fn a_module_that_another_node_has_compiled_is_not_compiled_again() {
     let other = Bench::with_own_cache();
     let bytes = wat::parse_str(COMMAND).unwrap();
     other.load_bytes(&bytes, Metering::Epochs).await.unwrap();
-    let (bench, source) = asking(&other, |artifact| artifact);
+    let (bench, source) = fetching(&other, |artifact| artifact);
     let (first, second) =
         tokio::join!(bench.load_bytes(&bytes, Metering::Epochs), bench.load_bytes(&bytes, Metering::Epochs));
     for loaded in [first, second] {
         loaded.unwrap();
     }
-    assert_eq!(source.asked.load(Ordering::Relaxed), 1, "a second caller waits for the first one's result");
+    assert_eq!(source.requests.load(Ordering::Relaxed), 1, "a second caller waits for the first one's result");
     // Code with fuel is another artifact, which the other node doesn't have.
     assert!(bench.load_bytes(&bytes, Metering::Fuel).await.unwrap_err().to_string().contains("starting the compiler"));
 }
@@ -77,10 +77,10 @@ async fn a_changed_module_is_compiled_again() {
             artifact
         },
     ] {
-        let (bench, source) = asking(&other, change);
+        let (bench, source) = fetching(&other, change);
         let error = bench.load_bytes(&bytes, Metering::Epochs).await.unwrap_err().to_string();
         assert!(error.contains("starting the compiler"), "{error}");
-        assert_eq!(source.asked.load(Ordering::Relaxed), 1);
+        assert_eq!(source.requests.load(Ordering::Relaxed), 1);
         let files = std::fs::read_dir(bench.dir.path().join("compiled")).unwrap().count();
         assert_eq!(files, 0, "nothing is left of it");
     }

@@ -116,7 +116,7 @@ async fn a_flood_waits_for_its_reader_and_ends_with_its_session() {
         container.exec(flood.clone(), spec(Stdio { stdout: Some(stdout.clone()), ..Stdio::default() })).unwrap();
     let (stop, stopped) = tokio::sync::oneshot::channel();
     let run = tokio::spawn(session.run(async move { stopped.await.unwrap() }));
-    while stdout.has_room().unwrap() {
+    while stdout.has_capacity().unwrap() {
         Env::real().sleep(Duration::from_millis(1)).await;
     }
     // A full pipe: its guest blocks without using CPU.

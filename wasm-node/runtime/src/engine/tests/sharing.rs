@@ -66,7 +66,7 @@ async fn requests_that_do_not_fit_beside_the_live_ones_wait() {
         let (request, call) = probe("/");
         assert!(Env::real().timeout(short / 2, hello.http(request)).await.is_err());
         assert!(call.waits(), "the probe was never asked of the guest");
-        assert_eq!(hello.container().try_instantiate().await, TrialOutcome::NoRoom);
+        assert_eq!(hello.container().try_instantiate().await, TrialOutcome::NoCapacity);
         assert_eq!(hello.container().broken(), None);
     };
     tokio::select! {

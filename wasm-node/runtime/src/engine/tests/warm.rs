@@ -61,10 +61,10 @@ async fn an_instance_answers_as_many_requests_as_it_may() {
     let echo = warm(&bench, "hello", 1000, FOR_EVER, |_| {}).await;
     for round in 0..20 {
         let all = (0..8).map(|n| {
-            let (echo, said) = (echo.clone(), format!("{round}-{n}").repeat(n * 1000 + 1));
+            let (echo, body) = (echo.clone(), format!("{round}-{n}").repeat(n * 1000 + 1));
             async move {
-                let heard = text(echo.http(post("/echo", said.clone())).await).await.unwrap();
-                assert!(heard == said, "{} bytes came back of {}", heard.len(), said.len());
+                let echoed = text(echo.http(post("/echo", body.clone())).await).await.unwrap();
+                assert!(echoed == body, "{} bytes came back of {}", echoed.len(), body.len());
             }
         });
         futures::future::join_all(all).await;

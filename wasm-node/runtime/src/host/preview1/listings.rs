@@ -51,9 +51,9 @@ impl Preview1 {
         Ok(hash.map_err(types::Error::from)?.lower)
     }
 
-    /// Encodes names from `walk`'s position on, up to a page and to `room`. The second value: whether the folder has
+    /// Encodes names from `walk`'s position on, up to a page and to `free`. The second value: whether the folder has
     /// ended.
-    pub(super) async fn page(&mut self, dir: &Dir, walk: &mut Walk, room: usize) -> Result<(Vec<u8>, bool)> {
+    pub(super) async fn page(&mut self, dir: &Dir, walk: &mut Walk, free: usize) -> Result<(Vec<u8>, bool)> {
         walk.listing.read_more().map_err(errno)?;
         let mut bytes = Vec::new();
         loop {
@@ -68,14 +68,14 @@ impl Preview1 {
                 Err(error) if matches!(error.downcast_ref(), Some(types::Errno::Noent)) => {}
                 Err(error) => return Err(error),
             }
-            if bytes.len() > room {
+            if bytes.len() > free {
                 // The guest detects the truncation and reads it again.
                 walk.listing.put_back(entry);
-                bytes.truncate(room);
+                bytes.truncate(free);
                 return Ok((bytes, false));
             }
             walk.next += 1;
-            if bytes.len() == room {
+            if bytes.len() == free {
                 return Ok((bytes, false));
             }
         }
