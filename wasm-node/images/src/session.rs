@@ -451,15 +451,15 @@ mod tests {
 
     #[test]
     fn a_push_requests_its_own_scope_and_that_of_the_registry() {
-        let pull = |asked| scopes(AccessScope::Pull, "app", asked);
-        let push = |asked| scopes(AccessScope::Push, "app", asked);
+        let pull = |scope| scopes(AccessScope::Pull, "app", scope);
+        let push = |scope| scopes(AccessScope::Push, "app", scope);
         assert_eq!(pull(None), ["repository:app:pull"]);
         assert_eq!(pull(Some("any thing")), ["any thing"]);
-        for asked in [None, Some("repository:app:pull"), Some("repository:app:push,pull repository:app:pull,push")] {
-            assert_eq!(push(asked), ["repository:app:pull,push"], "{asked:?}");
+        for scope in [None, Some("repository:app:pull"), Some("repository:app:push,pull repository:app:pull,push")] {
+            assert_eq!(push(scope), ["repository:app:pull,push"], "{scope:?}");
         }
-        let asked = "repository:other:pull repository:app:delete";
-        assert_eq!(push(Some(asked)), ["repository:app:pull,push", "repository:other:pull", "repository:app:delete"]);
+        let scope = "repository:other:pull repository:app:delete";
+        assert_eq!(push(Some(scope)), ["repository:app:pull,push", "repository:other:pull", "repository:app:delete"]);
     }
 
     #[test]

@@ -100,11 +100,11 @@ pub(crate) fn component(bytes: &[u8], layers: &[Descriptor]) -> Result<Component
         let count = application.components.len();
         return Err(Refusal::Spin(format!("it has {count} components, and a container is one: push each of its own")));
     };
-    let asks = [
+    let unsupported = [
         (!component.config.is_empty(), "variables (give the container env instead)"),
         (!component.dependencies.is_empty(), "dependencies (compose the component before pushing it)"),
     ];
-    if let Some((_, what)) = asks.iter().find(|(asked, _)| *asked) {
+    if let Some((_, what)) = unsupported.iter().find(|(is_used, _)| *is_used) {
         return Err(Refusal::Spin(format!("its component {:?} wants {what}", short(&component.id))));
     }
     let digest = component.source.digest.as_deref().unwrap_or_default();

@@ -107,7 +107,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn messages_come_in_order_and_wait_for_room() {
+    async fn messages_come_in_order_and_wait_for_capacity() {
         let (sender, mut receiver) = mailbox(2);
         sender.send(1).await.unwrap();
         assert!(sender.try_send(2));

@@ -65,9 +65,9 @@ async fn a_provider_is_called_once_while_its_response_is_valid() {
     assert!(first[0].iter().all(|tracked| tracked.secret.is_none()), "they are the node's");
     assert_eq!(names(&providers.credentials("a.io/y", "n", None).await), ["u"]);
     assert!(providers.credentials("b.io/x", "n", None).await.is_empty());
-    let asked = lines(dir.path());
-    assert_eq!(asked.len(), 1, "one call for all: {asked:?}");
-    let request: serde_json::Value = serde_json::from_str(&asked[0]).unwrap();
+    let requests = lines(dir.path());
+    assert_eq!(requests.len(), 1, "one call for all: {requests:?}");
+    let request: serde_json::Value = serde_json::from_str(&requests[0]).unwrap();
     assert_eq!((&request["kind"], &request["image"]), (&"CredentialProviderRequest".into(), &"a.io/x".into()));
 }
 
@@ -192,7 +192,7 @@ async fn credentials_of_a_service_account_are_for_that_account() {
         let providers = with_tokens(dir.path(), &[ANSWER], "1h", BOUNDS, &attributes(cache_type, true, &["a.io/role"]));
         assert!(providers.uses_service_account("a.io/x") && !providers.uses_service_account("b.io/x"));
         let role = [("a.io/role", "r"), ("a.io/other", "hidden-annotation")];
-        let asked = async |pod: &FixedAccount| {
+        let counts = async |pod: &FixedAccount| {
             let before = lines(dir.path()).len();
             let found = providers.credentials("a.io/x", &pod.account.identity.namespace, Some(pod)).await;
             let own = Some(pod.account.identity.clone());
@@ -200,9 +200,9 @@ async fn credentials_of_a_service_account_are_for_that_account() {
             (found.len(), lines(dir.path()).len() - before)
         };
         let first = played("n", "1", "token-one", &role);
-        assert_eq!(asked(&first).await, (2, 1));
-        assert_eq!(asked(&first).await, (2, 0), "it holds");
-        assert_eq!(asked(&played("n", "1", "token-two", &role)).await, (2, for_another_token), "{cache_type}");
+        assert_eq!(counts(&first).await, (2, 1));
+        assert_eq!(counts(&first).await, (2, 0), "it holds");
+        assert_eq!(counts(&played("n", "1", "token-two", &role)).await, (2, for_another_token), "{cache_type}");
         let more = [role[0], ("a.io/more", "m")];
         for other in [
             played("n", "2", "token-one", &role),
@@ -210,14 +210,14 @@ async fn credentials_of_a_service_account_are_for_that_account() {
             played("n", "1", "token-one", &[("a.io/role", "another")]),
             played("n", "1", "token-one", &more),
         ] {
-            assert_eq!(asked(&other).await, (2, 1), "{:?}", other.account);
+            assert_eq!(counts(&other).await, (2, 1), "{:?}", other.account);
         }
         let request: serde_json::Value = serde_json::from_str(lines(dir.path()).last().unwrap()).unwrap();
         assert_eq!(request["serviceAccountToken"], "token-one");
         assert_eq!(request["serviceAccountAnnotations"], serde_json::json!({"a.io/role": "r", "a.io/more": "m"}));
         // Pods that didn't opt in, have no ServiceAccount, or an unavailable one.
-        assert_eq!(asked(&played("n", "1", "token-one", &[])).await, (0, 0));
-        assert_eq!(asked(&played("n", "1", "", &role)).await, (0, 0));
+        assert_eq!(counts(&played("n", "1", "token-one", &[])).await, (0, 0));
+        assert_eq!(counts(&played("n", "1", "", &role)).await, (0, 0));
         assert!(providers.credentials("a.io/x", "n", None).await.is_empty());
         assert!(
             !format!("{:?}", providers.all[0].calls.lock().unwrap().keys()).contains("token-"),

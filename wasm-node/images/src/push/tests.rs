@@ -160,10 +160,10 @@ async fn a_token_is_for_pushes_and_renewed_in_the_middle() {
     client.push_blob(&large(), None).await.unwrap();
     client.push_manifest("v1", OCI_MANIFEST, manifest_of(&large())).await.unwrap();
     assert!(fake.has(LARGE) && fake.manifests.lock().unwrap().contains_key("v1"));
-    let asked = realm.requests(None);
-    assert!(asked.len() >= 3, "{asked:?}");
+    let requests = realm.requests(None);
+    assert!(requests.len() >= 3, "{requests:?}");
     let query = "service=s+v&scope=repository%3Aapp%3Apull%2Cpush&scope=repository%3Aother%3Apull";
-    assert!(asked.iter().all(|asked| *asked == format!("GET /token?{query}")), "{asked:?}");
+    assert!(requests.iter().all(|request| *request == format!("GET /token?{query}")), "{requests:?}");
     // Chunks rejected for an expired token were sent again; no accepted chunk was sent twice.
     let chunks = fake.headers(&Method::PATCH, "content-range");
     let mut different = chunks.clone();

@@ -87,8 +87,8 @@ impl SimulatedRegistry {
         match self.behaviour {
             Behaviour::Basic | Behaviour::Echo if who != Some(BASIC) => return challenge("Basic realm=\"here\""),
             Behaviour::Echo => {
-                let said = json!({"errors": [{"code": "DENIED", "message": format!("{who:?} {PASSWORD}")}]});
-                return answer(403, said.to_string());
+                let errors = json!({"errors": [{"code": "DENIED", "message": format!("{who:?} {PASSWORD}")}]});
+                return answer(403, errors.to_string());
             }
             Behaviour::Token | Behaviour::EndlessToken if path.starts_with("/token") => {
                 return match (self.behaviour, who) {
@@ -313,9 +313,9 @@ async fn registries_are_used_as_in_the_current_file() {
     assert_eq!(bench.images.registries(), file(&old.address));
     bench.pull("registry.test/app:v1").await.unwrap();
     bench.images.configure(file(&new.address));
-    let asked = old.seen.lock().unwrap().len();
+    let requests = old.seen.lock().unwrap().len();
     bench.pull("registry.test/app:v1").await.unwrap();
-    assert!(old.seen.lock().unwrap().len() == asked && !new.seen.lock().unwrap().is_empty());
+    assert!(old.seen.lock().unwrap().len() == requests && !new.seen.lock().unwrap().is_empty());
     // An earlier client, which may call an address that is no longer named, isn't used either.
     bench.images.configure(Registries::default());
     let error = bench.pull(&format!("{}/app:v1", new.address)).await.unwrap_err();

@@ -256,7 +256,7 @@ fn a_damaged_file_is_an_error_and_stays_as_it_is() {
 }
 
 #[test]
-fn a_store_leaves_room_above_the_threshold_of_eviction() {
+fn a_store_leaves_disk_space_above_the_threshold_of_eviction() {
     const GIB: u64 = 1 << 30;
     assert_eq!(super::free_bytes_min(250 * GIB), GIB / 5 * 6, "1.2 GiB of a large disk");
     assert_eq!(super::free_bytes_min(5 * GIB), GIB / 10 * 6, "12% of a small one");

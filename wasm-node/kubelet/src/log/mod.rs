@@ -94,7 +94,7 @@ impl Framer {
         }
     }
 
-    fn take(&mut self, stream: StdStream, bytes: &[u8], at: Timestamp, now: Duration, room: usize, out: &mut Vec<u8>) {
+    fn take(&mut self, stream: StdStream, bytes: &[u8], at: Timestamp, now: Duration, max: usize, out: &mut Vec<u8>) {
         self.refill(now);
         let index = stream as usize;
         for piece in bytes.split_inclusive(|byte| *byte == b'\n') {
@@ -102,7 +102,7 @@ impl Framer {
             let text = if ends { &piece[..piece.len() - 1] } else { piece };
             let size = piece.len() as u64;
             self.cut_off = if self.cut_off { self.budget < RESUME_BYTES } else { size > self.budget };
-            if self.dropping[index] || self.cut_off || size > self.budget || out.len() + piece.len() > room {
+            if self.dropping[index] || self.cut_off || size > self.budget || out.len() + piece.len() > max {
                 if !self.open[index].is_empty() {
                     let open = std::mem::take(&mut self.open[index]);
                     line(out, at, stream, "F", &open);
@@ -355,8 +355,8 @@ impl LogSink for ContainerLog {
         let wake = {
             let mut buffer = self.buffer.lock().unwrap_or_else(PoisonError::into_inner);
             let LogBuffer { framer, lines, queued } = &mut *buffer;
-            let (before, room) = (lines.len(), self.usage.queue_limit(WAITING_BYTES_MAX));
-            framer.take(stream, bytes, self.env.now(), self.env.elapsed(), room, lines);
+            let (before, max) = (lines.len(), self.usage.queue_limit(WAITING_BYTES_MAX));
+            framer.take(stream, bytes, self.env.now(), self.env.elapsed(), max, lines);
             self.usage.add_queued(lines.len() - before);
             !lines.is_empty() && !std::mem::replace(queued, true)
         };

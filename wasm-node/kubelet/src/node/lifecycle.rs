@@ -405,7 +405,7 @@ async fn a_server_is_ready_answers_and_drains() {
         .until("events", |cluster| cluster.events.contains(&"Killing".to_owned()).then(|| cluster.events.clone()));
     let reasons = reasons.await;
     for reason in ["Pulled", "Created", "Started", "Killing"] {
-        assert!(reasons.iter().any(|said| said == reason), "{reasons:?}");
+        assert!(reasons.iter().any(|event| event == reason), "{reasons:?}");
     }
 }
 
@@ -456,15 +456,15 @@ async fn a_pod_has_events_while_its_module_is_compiled_for_long() {
         let about = format!("{} {}", about["name"].as_str().unwrap(), about["fieldPath"].as_str().unwrap_or_default());
         (about, note["message"].as_str().unwrap().rsplit_once(": ").unwrap().1.to_owned())
     };
-    let said = |cluster: &Cluster| {
+    let compiling = |cluster: &Cluster| {
         let notes = cluster.notes.iter().filter(|note| note["reason"] == "Compiling").map(of);
-        Some(notes.collect::<Vec<_>>()).filter(|said| said.len() >= 3)
+        Some(notes.collect::<Vec<_>>()).filter(|notes| notes.len() >= 3)
     };
-    let said = node.api.until("told", said).await;
+    let notes = node.api.until("notes", compiling).await;
     let wanted = [3, 10, 20].map(|so_far| {
         ("slow spec.containers{c}".to_owned(), format!("{so_far} s so far, of at most 120 s once it is its turn"))
     });
-    assert_eq!(said, wanted);
+    assert_eq!(notes, wanted);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -515,8 +515,8 @@ async fn a_pod_with_a_too_large_status_gets_an_event_and_can_be_deleted() {
     node.api.with(|cluster| cluster.statuses = Some(StatusFailure::TooLarge));
     node.run("large", "server status=204", &json!({}));
     let reported = |cluster: &Cluster| {
-        let times = cluster.events.iter().filter(|said| *said == "StatusTooLarge").count();
-        cluster.events.iter().any(|said| said == "Started").then_some(times)
+        let times = cluster.events.iter().filter(|event| *event == "StatusTooLarge").count();
+        cluster.events.iter().any(|event| event == "Started").then_some(times)
     };
     node.api.until("told", |cluster| reported(cluster).filter(|times| *times == 1)).await;
     node.delete("large").await;
@@ -538,7 +538,8 @@ async fn a_pod_that_waits_for_an_address_gets_the_next_one_that_comes_free() {
         node.until(name, "ready", is_ready).await;
     }
     node.run("c", "server status=204", &json!({}));
-    let reported = |cluster: &Cluster| cluster.events.iter().any(|said| said == "FailedCreatePodSandBox").then_some(());
+    let reported =
+        |cluster: &Cluster| cluster.events.iter().any(|event| event == "FailedCreatePodSandBox").then_some(());
     node.api.until("told that it waits", reported).await;
     node.delete("a").await;
     let status = node.until("c", "ready", is_ready).await;
@@ -559,7 +560,7 @@ async fn a_pod_has_an_event_for_each_missing_object() {
         "server status=204",
         &json!({"containers": [{"name": "c", "image": node.image("c", "server status=204"), "ports": ports}]}),
     );
-    let reported = |cluster: &Cluster| cluster.events.iter().filter(|said| *said == "FailedCreatePodSandBox").count();
+    let reported = |cluster: &Cluster| cluster.events.iter().filter(|event| *event == "FailedCreatePodSandBox").count();
     node.api.until("told that it lacks an address", |cluster| (reported(cluster) == 1).then_some(())).await;
     node.delete("a").await;
     node.api.until("told that it lacks its host port", |cluster| (reported(cluster) == 2).then_some(())).await;

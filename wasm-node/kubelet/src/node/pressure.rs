@@ -141,23 +141,23 @@ pub(super) struct MachineReading {
 impl MachineReading {
     /// The shortages by `thresholds`, in upstream's order.
     pub(super) fn shortages(&self, thresholds: &EvictionThresholds) -> Vec<Shortage> {
-        let low = |signal: Signal, room: Option<ResourceAmount>, bound: &dyn Fn(u64, u64) -> u64| {
-            let room = room?;
-            let threshold = bound(thresholds.get(signal)?.of(room.total), room.total);
-            (room.free < threshold).then_some(Shortage { signal, threshold, available: room.free })
+        let low = |signal: Signal, amount: Option<ResourceAmount>, bound: &dyn Fn(u64, u64) -> u64| {
+            let amount = amount?;
+            let threshold = bound(thresholds.get(signal)?.of(amount.total), amount.total);
+            (amount.free < threshold).then_some(Shortage { signal, threshold, available: amount.free })
         };
         let by_default = *thresholds == EvictionThresholds::default();
         let whole = |threshold: u64, _: u64| threshold;
         let guests = |threshold: u64, total: u64| threshold.min(total / GUESTS_PART);
         let descriptors = |threshold: u64, _: u64| if by_default { threshold.max(DESCRIPTORS_LOW) } else { threshold };
         // The total is 0 on a file system without an inode count.
-        let inodes = self.inodes.filter(|room| room.total > 0);
+        let inodes = self.inodes.filter(|amount| amount.total > 0);
         let all = [
             low(Signal::Memory, self.memory_bytes, &whole)
                 .or_else(|| low(Signal::Memory, self.guest_memory_bytes, &guests)),
             low(Signal::Disk, self.disk_bytes, &whole),
             low(Signal::Inodes, inodes, &|threshold, _| threshold.max(1)),
-            low(Signal::Descriptors, self.descriptors.filter(|room| room.total > 0), &descriptors),
+            low(Signal::Descriptors, self.descriptors.filter(|amount| amount.total > 0), &descriptors),
         ];
         all.into_iter().flatten().collect()
     }
@@ -198,7 +198,7 @@ mod tests {
     use super::super::thresholds::{DISK_BYTES_DEFAULT, MEMORY_BYTES_DEFAULT};
     use super::*;
 
-    fn room(total: u64, free: u64) -> Option<ResourceAmount> {
+    fn amount(total: u64, free: u64) -> Option<ResourceAmount> {
         Some(ResourceAmount { total, free })
     }
 
@@ -209,22 +209,22 @@ mod tests {
     #[test]
     fn pressures_are_reported_in_order() {
         let enough = MachineReading {
-            memory_bytes: room(8 << 30, MEMORY_BYTES_DEFAULT),
-            guest_memory_bytes: room(100, 5),
-            disk_bytes: room(1 << 40, DISK_BYTES_DEFAULT),
-            inodes: room(1000, 50),
-            descriptors: room(200, 10),
+            memory_bytes: amount(8 << 30, MEMORY_BYTES_DEFAULT),
+            guest_memory_bytes: amount(100, 5),
+            disk_bytes: amount(1 << 40, DISK_BYTES_DEFAULT),
+            inodes: amount(1000, 50),
+            descriptors: amount(200, 10),
         };
         assert_eq!(shortages(enough), []);
         assert_eq!(shortages(MachineReading::default()), []);
         // A file system without an inode count.
-        assert_eq!(shortages(MachineReading { inodes: room(0, 0), ..enough }), []);
+        assert_eq!(shortages(MachineReading { inodes: amount(0, 0), ..enough }), []);
         let none = MachineReading {
-            memory_bytes: room(8 << 30, 1),
-            guest_memory_bytes: room(100, 0),
-            disk_bytes: room(1 << 40, 2),
-            inodes: room(1000, 49),
-            descriptors: room(20, 7),
+            memory_bytes: amount(8 << 30, 1),
+            guest_memory_bytes: amount(100, 0),
+            disk_bytes: amount(1 << 40, 2),
+            inodes: amount(1000, 49),
+            descriptors: amount(20, 7),
         };
         let reported: Vec<_> =
             shortages(none).iter().map(|s| (s.signal.resource(), s.threshold, s.available)).collect();
@@ -244,7 +244,7 @@ mod tests {
     #[test]
     fn a_small_disk_is_short_by_its_own_size() {
         let disk = |total: u64, free: u64| {
-            shortages(MachineReading { disk_bytes: room(total, free), ..MachineReading::default() })
+            shortages(MachineReading { disk_bytes: amount(total, free), ..MachineReading::default() })
         };
         assert_eq!(disk(700 << 20, 600 << 20), []);
         assert_eq!(disk(700 << 20, 70 << 20), []);
@@ -255,11 +255,11 @@ mod tests {
     #[test]
     fn thresholds_that_were_given_replace_all_others() {
         let nothing = MachineReading {
-            memory_bytes: room(1000, 0),
-            guest_memory_bytes: room(1000, 0),
-            disk_bytes: room(1000, 0),
-            inodes: room(1000, 0),
-            descriptors: room(1000, 0),
+            memory_bytes: amount(1000, 0),
+            guest_memory_bytes: amount(1000, 0),
+            disk_bytes: amount(1000, 0),
+            inodes: amount(1000, 0),
+            descriptors: amount(1000, 0),
         };
         let of = |text: &str, reading: MachineReading| -> Vec<_> {
             let all = reading.shortages(&text.parse().unwrap());
@@ -267,12 +267,12 @@ mod tests {
         };
         assert_eq!(of("", nothing), []);
         assert_eq!(of("nodefs.available<30%", nothing), [(Signal::Disk, 300)]);
-        assert_eq!(of("nodefs.available<30%", MachineReading { disk_bytes: room(1000, 300), ..nothing }), []);
+        assert_eq!(of("nodefs.available<30%", MachineReading { disk_bytes: amount(1000, 300), ..nothing }), []);
         assert_eq!(
             of("pid.available<2,nodefs.inodesFree<1%", nothing),
             [(Signal::Inodes, 10), (Signal::Descriptors, 2)]
         );
-        let of_guests = MachineReading { memory_bytes: room(1000, 900), ..nothing };
+        let of_guests = MachineReading { memory_bytes: amount(1000, 900), ..nothing };
         assert_eq!(of("memory.available<200", of_guests), [(Signal::Memory, 50)]);
         assert_eq!(of("memory.available<1%", of_guests), [(Signal::Memory, 10)]);
     }

@@ -260,7 +260,7 @@ pub(super) fn observe(
     ledger: &Ledger,
     thresholds: &EvictionThresholds,
 ) -> Observation {
-    let room = |(total, free): (u64, u64)| ResourceAmount { total, free };
+    let amount = |(total, free): (u64, u64)| ResourceAmount { total, free };
     let mut images: Vec<(Vec<String>, u64)> =
         images.list().iter().map(|i| (vec![i.image_id.clone(), i.name.clone()], i.size_bytes)).collect();
     images.sort();
@@ -268,9 +268,9 @@ pub(super) fn observe(
     images.truncate(IMAGES_MAX);
     let (open, most) = (ledger.used(Resource::Descriptors), ledger.limit(Resource::Descriptors));
     let reading = MachineReading {
-        memory_bytes: memory().map(room),
+        memory_bytes: memory().map(amount),
         guest_memory_bytes: Some(guest_memory),
-        disk_bytes: disk(data_dir).map(room),
+        disk_bytes: disk(data_dir).map(amount),
         inodes: inodes(data_dir),
         descriptors: Some(ResourceAmount { total: most, free: most.saturating_sub(open) }),
     };

@@ -138,11 +138,11 @@ mod tests {
     #[test]
     fn unfit_pods_are_rejected_in_upstreams_order() {
         let pod = |spec| -> Pod { serde_json::from_value(json!({"metadata": {}, "spec": spec})).unwrap() };
-        let room = BTreeMap::from([("pods".to_owned(), Wire("9".into()))]);
+        let allocatable = BTreeMap::from([("pods".to_owned(), Wire("9".into()))]);
         let gone = json!({"metadata": {"name": "n"}, "spec": {"taints": [{"key": "gone", "effect": "NoExecute"}]}});
         let gone = NodeFacts::of(&serde_json::from_value(gone).unwrap());
         let refused = |node: &NodeFacts, others: &[Pod], pod: &Pod| {
-            reject(&room, node, &others.iter().map(Claim::of).collect::<Vec<_>>(), pod)
+            reject(&allocatable, node, &others.iter().map(Claim::of).collect::<Vec<_>>(), pod)
         };
         let reason = |pod: &Pod| refused(&NodeFacts::default(), &[], pod).map(|refusal| refusal.reason);
         assert_eq!(reason(&pod(json!({"containers": [], "os": {"name": "windows"}}))), Some("PodOSNotSupported"));

@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn watchers_are_bounded_and_make_room_when_they_go() {
+    async fn watchers_are_bounded_until_one_ends() {
         let attached = Attached::new(Arc::new(NoLog));
         let mut all: Vec<_> = std::iter::from_fn(|| attached.watch(true, false)).take(100).collect();
         assert_eq!(all.len(), WATCHERS_MAX);

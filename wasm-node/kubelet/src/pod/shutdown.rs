@@ -82,13 +82,13 @@ mod tests {
         off.run(&Env::real()).await;
         assert!(!off.has_begun());
         let on = Shutdown::new(ShutdownGrace { whole: Duration::from_secs(1), critical: Duration::ZERO });
-        let asked = on.clone();
+        let running = on.clone();
         let agent = async {
             on.started().await;
             on.end();
         };
         let env = Env::real();
-        tokio::join!(asked.run(&env), agent);
-        assert!(asked.has_begun());
+        tokio::join!(running.run(&env), agent);
+        assert!(running.has_begun());
     }
 }

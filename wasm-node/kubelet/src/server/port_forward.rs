@@ -487,8 +487,8 @@ mod tests {
         let refused = "dial tcp4 127.0.0.1:82: connect: connection refused";
         client.open(9, "error", "82", "2").await;
         client.open(11, "data", "82", "2").await;
-        let (said, _) = client.all_of(9).await;
-        assert_eq!(said, format!("error forwarding port 82 to pod p, uid u: {refused}"));
+        let (message, _) = client.all_of(9).await;
+        assert_eq!(message, format!("error forwarding port 82 to pod p, uid u: {refused}"));
         // An old client numbers no pairs.
         client.open(13, "error", "81", "").await;
         client.open(15, "data", "81", "").await;

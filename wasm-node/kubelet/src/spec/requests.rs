@@ -20,8 +20,8 @@ pub fn requested(pod: &Pod, name: &str) -> i64 {
         return 1;
     }
     let overhead = pod.spec.as_ref().and_then(|spec| spec.overhead.as_ref()?.get(name));
-    let asked = total(pod, name, |resources| resources.requests.as_ref()).unwrap_or(0);
-    asked.saturating_add(overhead.map_or(0, |amount| amount_of(amount, name)))
+    let request = total(pod, name, |resources| resources.requests.as_ref()).unwrap_or(0);
+    request.saturating_add(overhead.map_or(0, |amount| amount_of(amount, name)))
 }
 
 /// The limit of a resource for all containers of a pod; `None` if no limit is set.

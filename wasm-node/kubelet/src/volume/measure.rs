@@ -294,7 +294,7 @@ mod tests {
     fn the_thread_reports_excess_until_it_is_received() {
         let root = tempfile::tempdir().unwrap();
         let measurer = Measurer::start(Env::real()).unwrap();
-        let (sender, said) = std::sync::mpsc::channel();
+        let (sender, messages) = std::sync::mpsc::channel();
         let pod: k8s_openapi::api::core::v1::Pod = serde_json::from_value(serde_json::json!({"spec": {
             "volumes": [{"name": "v", "emptyDir": {"sizeLimit": "1"}}], "containers": [{"name": "c"}]}}))
         .unwrap();
@@ -302,7 +302,7 @@ mod tests {
         let folder = crate::volume::paths::folder(root.path(), "v");
         std::fs::create_dir_all(&folder).unwrap();
         std::fs::write(folder.join("f"), [1; 10_000]).unwrap();
-        let heard = std::sync::atomic::AtomicU32::new(0);
+        let calls = std::sync::atomic::AtomicU32::new(0);
         let _watched = measurer.watch(MeasuredPod {
             pod_dir: root.path().to_owned(),
             log_dir: root.path().join("logs"),
@@ -311,11 +311,11 @@ mod tests {
             settle: Box::new(|| ()),
             exceeded: Box::new(move |message| {
                 sender.send(message).unwrap();
-                heard.fetch_add(1, std::sync::atomic::Ordering::Relaxed) > 0
+                calls.fetch_add(1, std::sync::atomic::Ordering::Relaxed) > 0
             }),
         });
         for _ in 0..2 {
-            let message = said.recv_timeout(Duration::from_secs(20)).unwrap();
+            let message = messages.recv_timeout(Duration::from_secs(20)).unwrap();
             assert_eq!(message, "Usage of EmptyDir volume \"v\" exceeds the limit \"1\". ");
         }
     }

@@ -272,12 +272,12 @@ mod tests {
         let pod = pod(json!({"containers": [], "volumes": volume}));
         let files = folder.account(&pod, 1 << 30, &Ledger::pod(&Ledger::node()), &env).unwrap();
         clock.advance(Duration::from_secs(1));
-        let has_room = || files.reserve(1).inspect(|kept| files.wrote(*kept, 0)).is_some();
+        let can_write = || files.reserve(1).inspect(|kept| files.wrote(*kept, 0)).is_some();
         files.wrote(0, 8192);
-        assert!(has_room(), "measured: there is nothing");
+        assert!(can_write(), "measured: there is nothing");
         files.wrote(0, 8192);
-        assert!(!has_room(), "measured a moment ago");
+        assert!(!can_write(), "measured a moment ago");
         clock.advance(MEASURE_AFTER);
-        assert!(has_room());
+        assert!(can_write());
     }
 }

@@ -272,7 +272,7 @@ mod tests {
         std::fs::hard_link(root.path().join("linked"), beside.join("linked")).unwrap();
         assert_eq!(bounds.exceeded(root.path(), root.path()), None, "it is its volume's");
         std::fs::write(beside.join("huge"), huge).unwrap();
-        assert!(bounds.exceeded(root.path(), root.path()).is_some_and(|said| said.contains("single files")));
+        assert!(bounds.exceeded(root.path(), root.path()).is_some_and(|message| message.contains("single files")));
     }
 
     #[test]

@@ -317,7 +317,7 @@ async fn bad_input_has_its_codes() {
 async fn unreferenced_blobs_are_collected() {
     let bench = Bench::new();
     let (config, layer) = (bench.push_blob("app", b"{}").await, bench.push_blob("app", b"\0asm1").await);
-    let (left, asked_for) = (bench.push_blob("app", b"left").await, bench.push_blob("app", b"asked for").await);
+    let (left, requested) = (bench.push_blob("app", b"left").await, bench.push_blob("app", b"asked for").await);
     assert_eq!(bench.push_manifest("app", "v1", &image(&config, &layer)).await.status(), 201);
     let store = Arc::new(BlobStore::open(bench.dir.path()).unwrap());
     let hour = std::time::Duration::from_secs(3600);
@@ -326,11 +326,11 @@ async fn unreferenced_blobs_are_collected() {
     // A push has an hour from the last check that its blob is present.
     names::unlink_unreferenced(&store, Env::real().now(), hour).unwrap();
     assert_eq!(count(), 4);
-    for blob in [&left, &asked_for, &layer] {
+    for blob in [&left, &requested, &layer] {
         let link = std::fs::File::options().write(true).open(links.join(&blob["sha256:".len()..])).unwrap();
         link.set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
     }
-    assert_eq!(bench.ask(Method::HEAD, &format!("/v2/app/blobs/{asked_for}"), &[], Body::empty()).await.status(), 200);
+    assert_eq!(bench.ask(Method::HEAD, &format!("/v2/app/blobs/{requested}"), &[], Body::empty()).await.status(), 200);
     names::unlink_unreferenced(&store, Env::real().now(), hour).unwrap();
     assert_eq!(count(), 3);
     assert_eq!(bench.ask(Method::HEAD, &format!("/v2/app/blobs/{left}"), &[], Body::empty()).await.status(), 404);

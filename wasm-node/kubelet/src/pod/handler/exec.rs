@@ -57,8 +57,8 @@ struct OutputBuffer(Mutex<Vec<u8>>);
 impl OutputBuffer {
     fn add(&self, bytes: &[u8]) {
         let mut buffer = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let room = OUTPUT_BYTES_MAX - buffer.len();
-        buffer.extend_from_slice(&bytes[..bytes.len().min(room)]);
+        let free = OUTPUT_BYTES_MAX - buffer.len();
+        buffer.extend_from_slice(&bytes[..bytes.len().min(free)]);
     }
 
     fn take(&self) -> Vec<u8> {

@@ -104,13 +104,13 @@ fn get(host: Option<&str>, path: &str) -> HttpGet {
     HttpGet { host: host.map(str::to_owned), https: false, port: port(80), path: path.into(), headers: Vec::new() }
 }
 
-fn said(outcome: ProbeOutcome) -> String {
+fn described(outcome: ProbeOutcome) -> String {
     match outcome {
         ProbeOutcome::Result(ProbeResult::Passed) => "passed".into(),
         ProbeOutcome::Result(ProbeResult::Warned(what)) => format!("warned: {what}"),
         ProbeOutcome::Result(ProbeResult::Failed(why)) => format!("failed: {why}"),
         ProbeOutcome::Result(ProbeResult::Errored(why)) => format!("errored: {why}"),
-        ProbeOutcome::NoCapacity => "no room".into(),
+        ProbeOutcome::NoCapacity => "no capacity".into(),
     }
 }
 
@@ -118,7 +118,7 @@ fn said(outcome: ProbeOutcome) -> String {
 async fn a_tcp_probe_finds_a_listener() {
     let (handlers, _, _attached) = handlers();
     let ask = async |host: Option<&str>, port| {
-        said(handlers.probe(&Check::Tcp { host: host.map(str::to_owned), port }, SECOND).await)
+        described(handlers.probe(&Check::Tcp { host: host.map(str::to_owned), port }, SECOND).await)
     };
     assert_eq!(ask(None, port(80)).await, "passed");
     assert_eq!(ask(None, port(81)).await, "failed: dial tcp 127.66.0.9:81: connect: connection refused");
@@ -152,7 +152,7 @@ async fn the_first_probe_waits_for_no_timer_and_the_next_ones_for_the_period() {
 async fn an_http_probe_reads_the_answer_as_upstream() {
     let (handlers, pod, _attached) = handlers();
     for host in [None, Some("127.66.0.9"), Some("web.shop")] {
-        let ask = async |path: &str| said(handlers.probe(&Check::Http(get(host, path)), SECOND).await);
+        let ask = async |path: &str| described(handlers.probe(&Check::Http(get(host, path)), SECOND).await);
         assert_eq!(ask("/").await, "passed");
         assert_eq!(ask("/404").await, "failed: HTTP probe failed with statuscode: 404");
         assert_eq!(ask("/300").await, "warned: Probe terminated redirects, Response body: says");
@@ -166,12 +166,12 @@ async fn an_http_probe_reads_the_answer_as_upstream() {
         ["user-agent", "accept", "host"].map(|name| outcome[name].to_str().unwrap()),
         ["kube-probe/1.36", "*/*", "127.66.0.9:80"]
     );
-    let slow = said(handlers.probe(&Check::Http(get(None, "/hang")), SECOND).await);
+    let slow = described(handlers.probe(&Check::Http(get(None, "/hang")), SECOND).await);
     assert_eq!(
         slow,
         "failed: Get \"http://127.66.0.9:80/hang\": context deadline exceeded (Client.Timeout exceeded while awaiting headers)"
     );
-    let gone = said(handlers.probe(&Check::Http(get(None, "/gone")), SECOND).await);
+    let gone = described(handlers.probe(&Check::Http(get(None, "/gone")), SECOND).await);
     assert_eq!(gone, "failed: Get \"http://127.66.0.9:80/gone\": dial tcp 127.66.0.9:80: connect: connection refused");
 }
 
@@ -180,7 +180,7 @@ async fn tls_to_a_plain_server_fails_a_probe_and_a_hook_falls_back() {
     let (handlers, pod, _attached) = handlers();
     for (host, name) in [(None, "127.66.0.9:80"), (Some("web.shop"), "web.shop:80")] {
         let https = HttpGet { https: true, ..get(host, "/") };
-        let outcome = said(handlers.probe(&Check::Http(https.clone()), 10 * SECOND).await);
+        let outcome = described(handlers.probe(&Check::Http(https.clone()), 10 * SECOND).await);
         assert_eq!(
             outcome,
             format!("failed: Get \"https://{name}/\": http: server gave HTTP response to HTTPS client")
@@ -213,8 +213,9 @@ async fn a_hook_fails_in_upstreams_words() {
 #[tokio::test]
 async fn a_grpc_probe_checks_the_health_of_a_service() {
     let (handlers, _, _attached) = handlers();
-    let ask =
-        async |port, service: &str| said(handlers.probe(&Check::Grpc { port, service: service.into() }, SECOND).await);
+    let ask = async |port, service: &str| {
+        described(handlers.probe(&Check::Grpc { port, service: service.into() }, SECOND).await)
+    };
     assert_eq!(ask(80, "").await, "passed");
     assert_eq!(ask(80, "sick").await, "failed: service unhealthy (responded with \"NOT_SERVING\")");
     assert_eq!(

@@ -14,7 +14,7 @@ const IDLE_MAX: Duration = Duration::from_secs(3600);
 pub(in crate::pod) fn parse(text: &str) -> Result<Reuse, String> {
     let (mut count, mut idle) = (None, None);
     for part in text.split(',').map(str::trim) {
-        let said_before = match part.split_once('=') {
+        let is_duplicate = match part.split_once('=') {
             Some(("count", value)) => match value.parse() {
                 Ok(value) if (1..=COUNT_MAX).contains(&value) => count.replace(value).is_some(),
                 _ => return Err(format!("{part:?}: count is a whole number from 1 to {COUNT_MAX}")),
@@ -25,7 +25,7 @@ pub(in crate::pod) fn parse(text: &str) -> Result<Reuse, String> {
             },
             _ => return Err(format!("{part:?} is neither count=NUMBER nor idle=DURATION, as in count=128,idle=1s")),
         };
-        if said_before {
+        if is_duplicate {
             return Err(format!("{text:?} sets the same key twice"));
         }
     }

@@ -28,8 +28,8 @@ pub(super) struct LastLines(Mutex<Vec<u8>>);
 impl LogSink for LastLines {
     fn write(&self, _: StdStream, bytes: &[u8]) {
         let mut lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let room = LAST_LINES_BYTES_MAX - lines.len();
-        lines.extend_from_slice(&bytes[..bytes.len().min(room)]);
+        let free = LAST_LINES_BYTES_MAX - lines.len();
+        lines.extend_from_slice(&bytes[..bytes.len().min(free)]);
     }
 }
 
