@@ -152,8 +152,8 @@ pub fn modes_differ(claim: &PersistentVolumeClaimSpec, volume: &PersistentVolume
 #[must_use]
 pub fn has_access_modes(volume: &PersistentVolume, claim: &PersistentVolumeClaim) -> bool {
     let offered = volume.spec.as_ref().and_then(|spec| spec.access_modes.as_deref()).unwrap_or_default();
-    let asked = claim.spec.as_ref().and_then(|spec| spec.access_modes.as_deref()).unwrap_or_default();
-    asked.iter().all(|mode| offered.contains(mode))
+    let modes = claim.spec.as_ref().and_then(|spec| spec.access_modes.as_deref()).unwrap_or_default();
+    modes.iter().all(|mode| offered.contains(mode))
 }
 
 /// Whether both name the same VolumeAttributesClass, or none.
@@ -200,7 +200,7 @@ pub fn find<'a>(
     waits: bool,
 ) -> Option<&'a PersistentVolume> {
     let spec = claim.spec.as_ref()?;
-    let (asked, class) = (requested(claim), class_of_claim(claim));
+    let (size, class) = (requested(claim), class_of_claim(claim));
     let mut best: Option<(usize, Quantity, &PersistentVolume)> = None;
     for volume in volumes {
         let Some(of_volume) = volume.spec.as_ref() else { continue };
@@ -216,7 +216,7 @@ pub fn find<'a>(
             continue;
         }
         let has = capacity(volume);
-        if has < asked {
+        if has < size {
             continue;
         }
         let reachable = node.is_none_or(|node| is_reachable(volume, node));

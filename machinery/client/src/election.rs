@@ -317,7 +317,7 @@ mod tests {
         lease: Arc<Mutex<Option<Value>>>,
         /// The fault of a write at a time since the start.
         fault: Option<fn(Duration) -> Fault>,
-        asked: Arc<AtomicUsize>,
+        requests: Arc<AtomicUsize>,
     }
 
     enum Fault {
@@ -332,7 +332,7 @@ mod tests {
             let service = tower::service_fn(move |request: Request<kube::client::Body>| {
                 let (this, clock) = (this.clone(), clock.clone());
                 async move {
-                    this.asked.fetch_add(1, Ordering::Relaxed);
+                    this.requests.fetch_add(1, Ordering::Relaxed);
                     let (head, body) = request.into_parts();
                     match this.fault.map_or(Fault::None, |fault| fault(clock.elapsed())) {
                         Fault::None => {}
@@ -408,9 +408,9 @@ mod tests {
         assert!(!refused().await, "the server answers within the term");
         running.await.unwrap().unwrap_err();
         assert!(term.ended.is_cancelled());
-        let count = server.asked.load(Ordering::Relaxed);
+        let count = server.requests.load(Ordering::Relaxed);
         assert!(refused().await);
-        assert_eq!(server.asked.load(Ordering::Relaxed), count, "nothing was sent");
+        assert_eq!(server.requests.load(Ordering::Relaxed), count, "nothing was sent");
     }
 
     #[tokio::test(start_paused = true)]
@@ -421,7 +421,7 @@ mod tests {
         let stop = CancellationToken::new();
         let work = |_: Term| std::future::pending();
         let task = tokio::spawn(run(server.client(&clock), env.clone(), election, stop.clone(), work));
-        while server.asked.load(Ordering::Relaxed) < 2 {
+        while server.requests.load(Ordering::Relaxed) < 2 {
             env.sleep(Duration::from_secs(1)).await;
         }
         assert!(
@@ -442,7 +442,7 @@ mod tests {
         let task = tokio::spawn(run(server.client(&clock), env.clone(), election, stop.clone(), lead));
         env.sleep(Duration::from_secs(60)).await;
         assert_eq!(server.holder(), "me");
-        assert!(server.asked.load(Ordering::Relaxed) > 25, "renewed every 2 s");
+        assert!(server.requests.load(Ordering::Relaxed) > 25, "renewed every 2 s");
         stop.cancel();
         assert_eq!(task.await.unwrap(), Ok(()));
         assert_eq!(server.holder(), "", "nobody needs to wait for it");

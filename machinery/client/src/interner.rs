@@ -43,8 +43,8 @@ impl<T: Eq + Hash> Interner<T> {
         if values.held.len() >= values.sweep_at {
             values.held.retain(|held| Arc::strong_count(held) > 1);
             values.sweep_at = (2 * values.held.len()).max(SWEPT_FROM);
-            let room = values.sweep_at;
-            values.held.shrink_to(room);
+            let capacity = values.sweep_at;
+            values.held.shrink_to(capacity);
         }
         let value = Arc::new(value);
         values.held.insert(value.clone());

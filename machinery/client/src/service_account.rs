@@ -64,7 +64,7 @@ impl Tokens {
 
     /// A new token; creates the account if it is missing.
     async fn request(&self) -> Result<Token, BoxError> {
-        let (kind, asked_at) = (Kind::of::<ServiceAccount>(), self.env.elapsed());
+        let (kind, requested_at) = (Kind::of::<ServiceAccount>(), self.env.elapsed());
         let wanted = json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {"expirationSeconds": LIFE_S}});
         let ask = async || self.issuer.post::<Value>(&kind, &self.account, "token", &wanted).await;
         let answer = match ask().await {
@@ -87,7 +87,7 @@ impl Tokens {
             answer["status"]["expirationTimestamp"].as_str().and_then(|text| text.parse::<jiff::Timestamp>().ok());
         let left_s = ends.and_then(|end| u64::try_from(end.as_second() - self.env.now().as_second()).ok());
         let life = Duration::from_secs(left_s.unwrap_or(LIFE_S).min(LIFE_S));
-        Ok(Token { header, renewed_at: asked_at + life * RENEWED_AT_PERCENT / 100 })
+        Ok(Token { header, renewed_at: requested_at + life * RENEWED_AT_PERCENT / 100 })
     }
 
     /// Forgets a token that the API server has refused.

@@ -32,7 +32,7 @@ type CannedResponse = Box<dyn FnOnce(&Request<kube::client::Body>) -> Response<B
 #[derive(Clone, Default)]
 struct Script {
     answers: Arc<Mutex<VecDeque<(String, CannedResponse)>>>,
-    asked: Arc<Mutex<Vec<String>>>,
+    requests: Arc<Mutex<Vec<String>>>,
 }
 
 impl Script {
@@ -68,7 +68,7 @@ impl Script {
             let script = script.clone();
             async move {
                 let wanted = format!("{} {}", request.method(), request.uri());
-                script.asked.lock().unwrap().push(wanted.clone());
+                script.requests.lock().unwrap().push(wanted.clone());
                 let answer = {
                     let mut answers = script.answers.lock().unwrap();
                     let at = answers.iter().position(|(part, _)| part.split('*').all(|p| wanted.contains(p)));
@@ -179,22 +179,22 @@ async fn a_404_of_a_kind_is_not_one_of_its_objects() {
     let informer = Informer::new(script.client(), env, &CancellationToken::new());
     informer.watch::<ConfigMap>();
     let synced = |view: &ObjectCache| view.synced(&Kind::of::<ConfigMap>());
-    let asked = |n: usize| {
+    let until_requests = |n: usize| {
         let script = script.clone();
         async move {
-            while script.asked.lock().unwrap().len() < n {
+            while script.requests.lock().unwrap().len() < n {
                 Env::real().sleep(Duration::from_millis(100)).await;
             }
         }
     };
-    within(asked(2)).await;
+    within(until_requests(2)).await;
     assert!(!informer.read(synced), "nothing is known");
     first.send(event("ADDED", &object("x", 3))).unwrap();
     first.send(bookmark(7, true)).unwrap();
     within(informer.synced()).await;
     script.says("configmaps", 404, &unserved);
     drop(first);
-    within(asked(4)).await;
+    within(until_requests(4)).await;
     assert_eq!(informer.read(names), ["x"]);
 }
 
@@ -265,7 +265,7 @@ async fn a_key_waits_until_the_cache_shows_its_writes() {
     maps.send(event("ADDED", &object("x", 3))).unwrap();
     maps.send(bookmark(7, true)).unwrap();
     secrets.send(bookmark(7, true)).unwrap();
-    let posted = || script.asked.lock().unwrap().iter().filter(|a| a.starts_with("POST")).count();
+    let posted = || script.requests.lock().unwrap().iter().filter(|a| a.starts_with("POST")).count();
     within(async {
         while posted() == 0 {
             tokio::task::yield_now().await;
@@ -401,7 +401,8 @@ async fn a_panicking_decision_is_retried_counted_and_reported() {
         let tried = TRIED.lock().unwrap();
         tried.iter().filter(|(tried, _)| tried == name).map(|(_, at)| *at).collect::<Vec<_>>()
     };
-    let posted = || script.asked.lock().unwrap().iter().any(|asked| asked.contains("POST /api/v1/namespaces/a/events"));
+    let posted =
+        || script.requests.lock().unwrap().iter().any(|request| request.contains("POST /api/v1/namespaces/a/events"));
     within(async {
         while tries("x").len() < 4 || tries("y").is_empty() || !posted() {
             Env::real().sleep(Duration::from_millis(1)).await;

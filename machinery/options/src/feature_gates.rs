@@ -51,13 +51,13 @@ mod tests {
 
     #[test]
     fn an_unknown_gate_is_refused_with_the_list() {
-        let said = features(&["--feature-gates=ContainerStopSignals=true"]).unwrap_err();
+        let message = features(&["--feature-gates=ContainerStopSignals=true"]).unwrap_err();
         for part in [
             "--feature-gates",
             "unrecognized feature gate: ContainerStopSignals",
             "MaxUnavailableStatefulSet=true|false",
         ] {
-            assert!(said.contains(part), "{said}");
+            assert!(message.contains(part), "{message}");
         }
         assert!(
             features(&["--feature-gates=HPAScaleToZero"])

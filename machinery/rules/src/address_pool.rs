@@ -159,8 +159,8 @@ mod tests {
             ("0.0.0.0", "reserved"),
             ("223.0.0.0-225.0.0.0", "reserved"),
         ] {
-            let said = pool(text).unwrap_err();
-            assert!(said.contains(why), "{text}: {said}");
+            let message = pool(text).unwrap_err();
+            assert!(message.contains(why), "{text}: {message}");
         }
         assert!(pool(&"10.0.0.1,".repeat(300)).unwrap_err().contains("256"));
     }

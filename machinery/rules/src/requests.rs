@@ -41,17 +41,17 @@ impl Amounts for i64 {
 /// The maximum requested at any time. Init containers and sidecars must be in the spec's order.
 pub fn pod_total<A: Amounts>(containers: impl Iterator<Item = (Share, A)>) -> A {
     let (mut own, mut sidecars, mut starting) = (A::default(), A::default(), A::default());
-    for (share, mut asked) in containers {
+    for (share, mut request) in containers {
         match share {
-            Share::Own => own.add(&asked),
+            Share::Own => own.add(&request),
             Share::Sidecar => {
-                sidecars.add(&asked);
+                sidecars.add(&request);
                 starting.raise_to(&sidecars);
             }
             // An init container runs beside the earlier sidecars only.
             Share::Init => {
-                asked.add(&sidecars);
-                starting.raise_to(&asked);
+                request.add(&sidecars);
+                starting.raise_to(&request);
             }
         }
     }

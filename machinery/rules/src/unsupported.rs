@@ -64,8 +64,8 @@ pub fn fields(spec: &Value, at: &str) -> Vec<Unsupported> {
 #[must_use]
 pub fn ephemeral(spec: &Value, at: &str, name: Option<&str>) -> Vec<Unsupported> {
     let mut found = UnsupportedFields::default();
-    let asked = |container: &Value| name.is_none_or(|name| container["name"] == name);
-    for (index, container) in list(&spec["ephemeralContainers"]).filter(|(_, container)| asked(container)) {
+    let is_selected = |container: &Value| name.is_none_or(|name| container["name"] == name);
+    for (index, container) in list(&spec["ephemeralContainers"]).filter(|(_, container)| is_selected(container)) {
         found.container(container, || format!("{at}.ephemeralContainers[{index}]"));
     }
     found.0

@@ -88,8 +88,8 @@ impl Forwarder {
         if let Some(exchange) = running.get(query).and_then(WeakShared::upgrade) {
             return exchange;
         }
-        let (this, asked) = (self.clone(), query.clone());
-        let exchange = async move { Arc::new(this.ask(&asked).await) }.boxed().shared();
+        let (this, own_query) = (self.clone(), query.clone());
+        let exchange = async move { Arc::new(this.ask(&own_query).await) }.boxed().shared();
         // Exchanges that ended, or whose clients left.
         if running.len() >= 2 * FORWARDS_MAX {
             running.retain(|_, exchange| exchange.upgrade().is_some());
@@ -104,9 +104,9 @@ impl Forwarder {
     async fn ask(&self, query: &Query) -> Forwarded {
         let metrics = &self.state.metrics.dns;
         metrics.forwards.inc();
-        let asked = self.state.env.timeout(FORWARD_TIMEOUT, self.lookup(query)).await;
+        let result = self.state.env.timeout(FORWARD_TIMEOUT, self.lookup(query)).await;
         self.running.lock().unwrap_or_else(PoisonError::into_inner).remove(query);
-        let answer = asked.unwrap_or(Err(NetError::Timeout));
+        let answer = result.unwrap_or(Err(NetError::Timeout));
         if let Err(error) = &answer
             && !matches!(error, NetError::Dns(DnsError::NoRecordsFound(_)))
         {

@@ -80,9 +80,9 @@ mod tests {
             let (head, body) = answer(&PortRoute { via: via.clone(), ..route(ips) }).into_parts();
             assert_eq!((head.status.as_u16(), &head.headers[WEIGHT]), (status, &HeaderValue::from(ips.len())));
             let body = body.collect().await.unwrap().to_bytes();
-            let said = serde_json::json!({"service": {"namespace": "shop", "name": "web"}, "localEndpoints": ips.len(),
+            let expected = serde_json::json!({"service": {"namespace": "shop", "name": "web"}, "localEndpoints": ips.len(),
                 "serviceProxyHealthy": true});
-            assert_eq!(serde_json::from_slice::<serde_json::Value>(&body).unwrap(), said);
+            assert_eq!(serde_json::from_slice::<serde_json::Value>(&body).unwrap(), expected);
         }
     }
 }

@@ -17,7 +17,7 @@ struct Server {
     events: Arc<Mutex<Vec<Value>>>,
     /// Status codes of the first requests; later ones succeed.
     failures: Arc<Mutex<Vec<u16>>>,
-    asked: Arc<Mutex<usize>>,
+    requests: Arc<Mutex<usize>>,
 }
 
 impl Server {
@@ -28,7 +28,7 @@ impl Server {
             async move {
                 let (head, body) = request.into_parts();
                 let body: Value = serde_json::from_slice(&body.collect_bytes().await.unwrap()).unwrap();
-                *this.asked.lock().unwrap() += 1;
+                *this.requests.lock().unwrap() += 1;
                 Env::real().sleep(Duration::from_millis(20)).await;
                 if let Some(code) = this.failures.lock().unwrap().pop() {
                     return Ok(answer(code, &json!({"kind": "Status", "code": code, "reason": "x", "message": "x"})));
@@ -95,13 +95,13 @@ async fn failures_are_retried_and_rejections_are_not() {
     let recorder = Recorder::start(server.client(), env, "x", &CancellationToken::new());
     recorder.record(note("p", "R"));
     server.until(|server| server.counts() == [1]).await;
-    assert_eq!(*server.asked.lock().unwrap(), 4);
+    assert_eq!(*server.requests.lock().unwrap(), 4);
 
     *server.failures.lock().unwrap() = vec![403];
     recorder.record(note("q", "R"));
     recorder.record(note("r", "R"));
     server.until(|server| server.counts() == [1, 1]).await;
-    assert_eq!(*server.asked.lock().unwrap(), 6, "the refused one was tried once");
+    assert_eq!(*server.requests.lock().unwrap(), 6, "the refused one was tried once");
 }
 
 #[tokio::test(start_paused = true)]

@@ -112,8 +112,8 @@ async fn only_a_live_owner_adopts() {
 /// pods would send tens of thousands of creates that can't succeed.
 #[tokio::test]
 async fn only_one_error_means_a_terminating_namespace() {
-    let asked = Arc::<Mutex<Vec<String>>>::default();
-    let seen = asked.clone();
+    let requests = Arc::<Mutex<Vec<String>>>::default();
+    let seen = requests.clone();
     let service = tower::service_fn(move |request: Request<kube::client::Body>| {
         seen.lock().unwrap().push(format!("{} {}", request.method(), request.uri().path()));
         let going = request.uri().path().contains("/namespaces/going/") && request.method() == "POST";
@@ -136,8 +136,8 @@ async fn only_one_error_means_a_terminating_namespace() {
     let (wrote, result) = executor.perform(vec![Action::SlowStart(actions), Action::update(&map("stays"))]).await;
     assert!(result.is_ok(), "{result:?}");
     assert_eq!(wrote.len(), 3, "what is elsewhere or is there already is done as it was to be");
-    let asked = asked.lock().unwrap();
-    assert_eq!(asked.iter().filter(|asked| asked.starts_with("POST")).count(), 2, "{asked:?}");
+    let requests = requests.lock().unwrap();
+    assert_eq!(requests.iter().filter(|request| request.starts_with("POST")).count(), 2, "{requests:?}");
 }
 
 /// A create without a response may have succeeded under an unknown name: the next pass waits until the cache shows

@@ -204,8 +204,8 @@ impl Simulation {
     pub fn kind_of(&self, object: &Value) -> Kind {
         let api_version = object["apiVersion"].as_str().expect("a simulated object has an apiVersion").to_owned();
         let name = object["kind"].as_str().expect("a simulated object has a kind").to_owned();
-        let said = |kind: &&Kind| kind.api_version() == api_version && kind.kind == name;
-        self.held.iter().map(|(kind, _)| kind).find(said).cloned().unwrap_or_else(|| {
+        let is_named = |kind: &&Kind| kind.api_version() == api_version && kind.kind == name;
+        self.held.iter().map(|(kind, _)| kind).find(is_named).cloned().unwrap_or_else(|| {
             let GroupVersion { group, version } = GroupVersion::parse(&api_version);
             Kind {
                 group: group.to_owned().into(),

@@ -61,15 +61,15 @@ fn of<'a>(evaluator: &Evaluator, (at, quota): (usize, &'a Value), object: &Value
 pub fn charge<'a>(
     evaluator: &Evaluator,
     quotas: impl IntoIterator<Item = &'a Value>,
-    asked: QuotaCheck<'_>,
+    check: QuotaCheck<'_>,
 ) -> Result<Vec<Charge>, Refusal> {
     let mut concerned = Vec::new();
-    let mut cover = Coverage::new(asked.limited, asked.resource);
+    let mut cover = Coverage::new(check.limited, check.resource);
     for quota in quotas.into_iter().enumerate() {
-        cover.add_scopes(evaluator, quota.1, asked.new);
-        let Some(quota) = of(evaluator, quota, asked.new) else { continue };
+        cover.add_scopes(evaluator, quota.1, check.new);
+        let Some(quota) = of(evaluator, quota, check.new) else { continue };
         let limited: Vec<&str> = quota.hard.keys().map(String::as_str).filter(|name| evaluator.counts(name)).collect();
-        if let Some(missing) = evaluator.missing(&limited, asked.new) {
+        if let Some(missing) = evaluator.missing(&limited, check.new) {
             return Err(format!("failed quota: {}: {missing}", quota.name));
         }
         if limited.iter().any(|name| !quota.used.contains_key(*name)) {
@@ -81,15 +81,15 @@ pub fn charge<'a>(
     if concerned.is_empty() && !cover.is_needed() {
         return Ok(Vec::new());
     }
-    let usage = evaluator.usage(asked.new, asked.now);
+    let usage = evaluator.usage(check.new, check.now);
     let negative: Vec<&str> = usage.iter().filter(|(_, v)| v.sign() < 0).map(|(name, _)| name.as_str()).collect();
     if !negative.is_empty() {
         return Err(format!("quota usage is negative for resource(s): {}", negative.join(",")));
     }
-    let grown = asked.old.map(|old| more(&usage, &evaluator.usage(old, asked.now)));
+    let grown = check.old.map(|old| more(&usage, &evaluator.usage(old, check.now)));
     // An object that was in no scope of a quota counts fully.
     let delta = |quota: &Quota<'_>| {
-        let was_in = asked.old.is_some_and(|old| of(evaluator, (quota.at, quota.whole), old).is_some());
+        let was_in = check.old.is_some_and(|old| of(evaluator, (quota.at, quota.whole), old).is_some());
         grown.as_ref().filter(|_| was_in).unwrap_or(&usage)
     };
     let adds = |amounts: &Amounts| amounts.values().any(|amount| !amount.is_zero());
@@ -99,14 +99,14 @@ pub fn charge<'a>(
     };
     if cover.is_needed()
         && uses_more
-        && let Some(why) = cover.uncovered(evaluator, asked.new, &usage)
+        && let Some(why) = cover.uncovered(evaluator, check.new, &usage)
     {
         return Err(why);
     }
     let mut charges = Vec::new();
     for quota in concerned {
         let delta = delta(&quota);
-        charges.extend(charge_quota(quota, delta, asked.subresource)?);
+        charges.extend(charge_quota(quota, delta, check.subresource)?);
     }
     Ok(charges)
 }

@@ -78,7 +78,7 @@ mod tests {
     use super::*;
 
     /// The result of a case of upstream's table: `{limited, quotas, kind, new, old, why}`.
-    fn said(case: &Value) -> Option<String> {
+    fn rejection(case: &Value) -> Option<String> {
         let texts = |list: &Value| -> Vec<String> { serde_json::from_value(list.clone()).unwrap_or_default() };
         let limited = |value: &Value| LimitedResource {
             group: String::new(),
@@ -91,16 +91,16 @@ mod tests {
         let old = case["old"].is_object().then_some(&case["old"]);
         let write = if old.is_some() { Write::Update } else { Write::Create };
         let now = "2026-01-01T00:00:00Z".parse().unwrap();
-        let asked =
+        let check =
             QuotaCheck { write, resource: ("", resource), subresource: "", new: &case["new"], old, now, limited: &all };
-        charge(&Evaluator::of("", resource).unwrap(), case["quotas"].as_array().unwrap(), asked).err()
+        charge(&Evaluator::of("", resource).unwrap(), case["quotas"].as_array().unwrap(), check).err()
     }
 
     #[test]
     fn limited_resources_need_a_covering_quota() {
         for line in include_str!("testdata/limited.jsonl").lines() {
             let case: Value = serde_json::from_str(line).unwrap();
-            assert_eq!(said(&case).as_deref(), case["why"].as_str(), "{line}");
+            assert_eq!(rejection(&case).as_deref(), case["why"].as_str(), "{line}");
         }
     }
 

@@ -234,8 +234,8 @@ pub(super) fn missing(limited: &[&str], pod: &Value) -> Option<String> {
     let mut missing: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
     for container in containers(pod, "containers").iter().chain(containers(pod, "initContainers")) {
         let resources = &container["resources"];
-        let said = named(&read(&resources["requests"]), &read(&resources["limits"]));
-        for name in limited.iter().filter(|name| REQUIRED.contains(name) && !said.contains_key(**name)) {
+        let specified = named(&read(&resources["requests"]), &read(&resources["limits"]));
+        for name in limited.iter().filter(|name| REQUIRED.contains(name) && !specified.contains_key(**name)) {
             missing.entry(name).or_default().insert(container["name"].as_str().unwrap_or_default());
         }
     }

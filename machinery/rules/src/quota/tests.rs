@@ -12,13 +12,13 @@ fn quota(hard: Value, used: Value) -> Value {
     json!({"metadata": {"name": "q"}, "spec": {"hard": hard}, "status": {"hard": hard, "used": used}})
 }
 
-fn asked<'a>(new: &'a Value, old: Option<&'a Value>) -> QuotaCheck<'a> {
+fn check<'a>(new: &'a Value, old: Option<&'a Value>) -> QuotaCheck<'a> {
     let write = if old.is_some() { Write::Update } else { Write::Create };
     QuotaCheck { write, resource: ("", "pods"), subresource: "", new, old, now: now(), limited: &[] }
 }
 
 fn charged(evaluator: &Evaluator, quota: &Value, new: &Value, old: Option<&Value>) -> Result<String, String> {
-    let charges = charge(evaluator, [quota], asked(new, old))?;
+    let charges = charge(evaluator, [quota], check(new, old))?;
     Ok(charges.first().map(|charge| pretty(&charge.used)).unwrap_or_default())
 }
 
@@ -52,8 +52,8 @@ fn limited_resources_have_to_be_specified() {
         charged(&Evaluator::Pods, &limits, &pod(json!({})), None),
         Err("failed quota: q: must specify limits.memory for: c; requests.cpu for: c".into())
     );
-    let said = pod(json!({"requests": {"cpu": "100m"}, "limits": {"memory": "64Mi"}}));
-    assert_eq!(charged(&Evaluator::Pods, &limits, &said, None), Ok("limits.memory=64Mi,requests.cpu=100m".into()));
+    let specified = pod(json!({"requests": {"cpu": "100m"}, "limits": {"memory": "64Mi"}}));
+    assert_eq!(charged(&Evaluator::Pods, &limits, &specified, None), Ok("limits.memory=64Mi,requests.cpu=100m".into()));
     let whole = json!({"spec": {"resources": {"requests": {"cpu": "1"}}, "containers": [{"name": "c"}]}});
     assert_eq!(charged(&Evaluator::Pods, &limits, &whole, None), Ok("limits.memory=0,requests.cpu=1".into()));
     let much = pod(json!({"requests": {"cpu": "1100m"}, "limits": {"memory": "2Gi"}}));

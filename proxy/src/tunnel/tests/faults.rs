@@ -31,16 +31,16 @@ async fn a_frozen_peer_is_found_within_three_seconds_on_both_sides() {
         tokio::spawn(async move { serve.http(&origin, request).await })
     };
     let (sender, body) = channel();
-    let (asked, reading) = (spawn(get("/never")), spawn(post("/read", body)));
+    let (getting, reading) = (spawn(get("/never")), spawn(post("/read", body)));
     soon(sender.send(data("half"))).await.unwrap();
     let mut stream = soon(a.find(to).connect(&a.origin(to))).await.unwrap().unwrap();
     // The connections have been up, and idle, for longer than the pings.
     env.sleep(Duration::from_millis(3500)).await;
-    assert!(!asked.is_finished() && !reading.is_finished(), "an idle connection lives");
+    assert!(!getting.is_finished() && !reading.is_finished(), "an idle connection lives");
     wire.freeze(true);
     let frozen_at = env.elapsed();
     // A GET is offered to the next endpoint; a POST may have been seen.
-    assert!(matches!(soon(asked).await.unwrap(), Err(CallRejected::Gone(_))));
+    assert!(matches!(soon(getting).await.unwrap(), Err(CallRejected::Gone(_))));
     let answer = soon(reading).await.unwrap().unwrap();
     assert_eq!((answer.status().as_u16(), &answer.headers()["coracle-reason"]), (502, &"connection".parse().unwrap()));
     assert!(soon(stream.read_u8()).await.is_err(), "not an end");
@@ -52,9 +52,9 @@ async fn a_frozen_peer_is_found_within_three_seconds_on_both_sides() {
     assert!(took < Duration::from_secs(3 * LATE_MAX), "{took:?}");
     // Calls fail at once now, and succeed once the peer is back.
     until(|| is_down(&a)).await;
-    let asked_at = env.elapsed();
+    let called_at = env.elapsed();
     assert!(matches!(a.call(to, get("/")).await, Err(CallRejected::Gone(_))));
-    assert!(env.elapsed() - asked_at < Duration::from_millis(1000 * LATE_MAX));
+    assert!(env.elapsed() - called_at < Duration::from_millis(1000 * LATE_MAX));
     wire.freeze(false);
     until(|| !is_down(&a)).await;
     assert!(a.call(to, get("/")).await.is_ok());
