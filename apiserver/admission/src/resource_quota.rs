@@ -61,8 +61,8 @@ impl Plugin for ResourceQuota {
             let quotas = quotas();
             let (subresource, old, now) = (request.subresource, context.old, context.env.now());
             let resource = (request.group, request.resource);
-            let asked = QuotaCheck { write, resource, subresource, new: object, old, now, limited };
-            let charged = charge(&evaluator, quotas.iter().map(|quota| &**quota), asked);
+            let check = QuotaCheck { write, resource, subresource, new: object, old, now, limited };
+            let charged = charge(&evaluator, quotas.iter().map(|quota| &**quota), check);
             let charges = charged.map_err(|why| request.forbidden(object, why))?;
             if charges.is_empty() || request.options.dry_run() {
                 return Ok(());

@@ -73,10 +73,10 @@ impl Raw {
             }
             Self::Map(entries) => {
                 let mut map = Map::new();
-                let mut room = entries.is_empty() || budget.take(OBJECT_BYTES);
+                let mut fits = entries.is_empty() || budget.take(OBJECT_BYTES);
                 for (key, value) in entries {
-                    room = room && budget.take(ENTRY_BYTES + key.len());
-                    if !room {
+                    fits = fits && budget.take(ENTRY_BYTES + key.len());
+                    if !fits {
                         break;
                     }
                     map.insert(key, value.into_value(budget)?);

@@ -272,8 +272,8 @@ mod tests {
         assert_eq!(asks(json!({"tokenFile": "token"})).await, ["authorization: Bearer of-a-file"]);
         assert_eq!(asks(json!({"username": "u", "password": "p"})).await, ["authorization: Basic dTpw"]);
         let as_another = json!({"as": "jane", "as-uid": "7", "as-groups": ["g", "h"], "as-user-extra": {"a/b": ["c"]}});
-        let said = ["impersonate-user: jane", "impersonate-uid: 7", "impersonate-group: g", "impersonate-group: h"];
-        assert_eq!(asks(as_another).await, [&said[..], &["impersonate-extra-a%2fb: c"]].concat());
+        let headers = ["impersonate-user: jane", "impersonate-uid: 7", "impersonate-group: g", "impersonate-group: h"];
+        assert_eq!(asks(as_another).await, [&headers[..], &["impersonate-extra-a%2fb: c"]].concat());
         for (user, why) in [
             (json!({"exec": {}}), "user \"*\": exec is not supported"),
             (json!({"auth-provider": {}}), "user \"*\": auth-provider is not supported"),

@@ -285,8 +285,8 @@ impl Imports {
             return;
         }
         let (secrets, deadline) = (pull_secrets(context, spec), context.env.deadline(POD_TIME_MAX));
-        let (asked, left) = images.split_at(images.len().min(IMAGES_MAX));
-        for some in asked.chunks(POD_LOOKUPS_MAX) {
+        let (looked_up, left) = images.split_at(images.len().min(IMAGES_MAX));
+        for some in looked_up.chunks(POD_LOOKUPS_MAX) {
             let lookups = some.iter().map(|image| self.read_metadata(image, &secrets, (context.env, deadline)));
             let results = join_all(lookups).await;
             known.extend(some.iter().map(|image| (*image).to_owned()).zip(results));

@@ -20,13 +20,13 @@ use jiff::Timestamp;
 #[derive(Default)]
 struct Registry {
     images: BTreeMap<&'static str, Vec<&'static str>>,
-    asked: Mutex<Vec<(String, usize)>>,
+    lookups: Mutex<Vec<(String, usize)>>,
 }
 
 impl ImageMetadata for Registry {
     fn imports<'a>(&'a self, image: &'a str, secrets: &'a [Arc<Value>]) -> BoxFuture<'a, Result<ImageImports, String>> {
         async move {
-            self.asked.lock().unwrap().push((image.to_owned(), secrets.len()));
+            self.lookups.lock().unwrap().push((image.to_owned(), secrets.len()));
             if image == "slow" {
                 std::future::pending::<()>().await;
             }
@@ -51,7 +51,7 @@ fn world(annotations: Value) -> World {
             ("odd", vec!["a,b"]),
         ]
         .into(),
-        asked: Mutex::default(),
+        lookups: Mutex::default(),
     });
     let map = MemoryObjects::default();
     let namespace = json!({"metadata": {"name": "n", "annotations": annotations}});
@@ -138,16 +138,16 @@ async fn a_pod_is_checked_by_the_imports_of_its_image() {
             "pods \"p\" is forbidden: violates the namespace's imports.coracle.dev/enforce \"*,-wasi:sockets\": ";
         assert!(refused.starts_with(head) && refused.contains(why), "{image}: {refused}");
     }
-    let asked = world.registry.asked.lock().unwrap();
-    assert!(asked.iter().all(|(_, secrets)| *secrets == 1), "{asked:?}");
-    assert_eq!(asked.iter().filter(|(image, _)| image == "pure").count(), 1, "one question for both phases");
+    let lookups = world.registry.lookups.lock().unwrap();
+    assert!(lookups.iter().all(|(_, secrets)| *secrets == 1), "{lookups:?}");
+    assert_eq!(lookups.iter().filter(|(image, _)| image == "pure").count(), 1, "one question for both phases");
 }
 
 #[tokio::test]
 async fn a_namespace_without_rules_costs_nothing() {
     let world = world(json!({"other": "x"}));
     assert_eq!(world.pod("net").await.0.unwrap(), pod("net"));
-    assert!(world.registry.asked.lock().unwrap().is_empty());
+    assert!(world.registry.lookups.lock().unwrap().is_empty());
 }
 
 #[tokio::test]

@@ -69,16 +69,16 @@ fn pods_are_judged_as_upstreams_fixtures_say() {
     for line in FIXTURES.lines() {
         let mut cells = line.split('\t');
         let mut cell = || cells.next().unwrap();
-        let (of, versions, said) = (level(cell()).unwrap(), cell(), cell());
+        let (of, versions, verdict) = (level(cell()).unwrap(), cell(), cell());
         let (first, last) = versions.split_once('-').unwrap();
         let changes: Vec<&str> = cells.collect();
         for minor in first.parse().unwrap()..=last.parse().unwrap() {
             let mut pod = smallest(of, minor);
             changes.iter().for_each(|one| change(&mut pod, one));
             let found = details(&violations(Standard { level: of, version: Version::Minor(minor) }, Pod::of(&pod)));
-            match said {
+            match verdict {
                 "allowed" => assert_eq!(found, "", "v1.{minor} {line}: {pod}"),
-                said => assert!(found.contains(said), "v1.{minor} {line}: {found:?} {pod}"),
+                verdict => assert!(found.contains(verdict), "v1.{minor} {line}: {found:?} {pod}"),
             }
             judged += 1;
         }

@@ -62,12 +62,12 @@ mod tests {
     async fn the_value_is_computed_once_for_all_waiters() {
         let lazy = Arc::new(Lazy::new(Arc::new(json!(7)), make));
         assert_eq!(MADE.load(Ordering::Relaxed), 0, "nobody has asked");
-        let asking = (0..20).map(|_| {
+        let waiters = (0..20).map(|_| {
             let lazy = lazy.clone();
             tokio::spawn(async move { *lazy.get().await.expect("made") })
         });
-        for asked in futures::future::join_all(asking).await {
-            assert_eq!(asked.expect("no panic"), 7);
+        for value in futures::future::join_all(waiters).await {
+            assert_eq!(value.expect("no panic"), 7);
         }
         assert_eq!(MADE.load(Ordering::Relaxed), 1);
         assert!(lazy.source.load().is_none(), "what it was made of is let go");

@@ -170,8 +170,8 @@ mod tests {
             ),
         ] {
             let refused = merge(&mut object, &configuration, pod.get()).expect_err("it doesn't fit");
-            let said = "error applying patch: failed to convert patch object to typed object: ";
-            assert_eq!(refused, format!("{said}{why}"));
+            let prefix = "error applying patch: failed to convert patch object to typed object: ";
+            assert_eq!(refused, format!("{prefix}{why}"));
         }
     }
 }

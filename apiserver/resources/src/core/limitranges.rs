@@ -221,14 +221,14 @@ mod tests {
         let limit = &object["spec"]["limits"][0];
         assert_eq!(limit["default"], json!({"cpu": "1", "memory": "1Gi"}));
         assert_eq!(limit["defaultRequest"], json!({"cpu": "1", "memory": "1Gi", "ephemeral-storage": "1Mi"}));
-        let said = |limit: Value| -> Vec<String> {
+        let errors_of = |limit: Value| -> Vec<String> {
             let mut errors = ErrorList::new();
             validate(&mut errors, &json!({"spec": {"limits": [limit]}}));
             errors.shown().iter().map(|error| format!("{}: {}", error.field, error.message)).collect()
         };
-        assert_eq!(said(limit.clone()), Vec::<String>::new());
+        assert_eq!(errors_of(limit.clone()), Vec::<String>::new());
         assert_eq!(
-            said(json!({"type": "Pod", "min": {"cpu": "2"}, "max": {"cpu": "1"}, "default": {"cpu": "1"}})),
+            errors_of(json!({"type": "Pod", "min": {"cpu": "2"}, "max": {"cpu": "1"}, "default": {"cpu": "1"}})),
             [
                 "spec.limits[0].default: Forbidden: may not be specified when `type` is 'Pod'",
                 "spec.limits[0].min[cpu]: Invalid value: \"2\": min value 2 is greater than max value 1",
@@ -236,17 +236,17 @@ mod tests {
         );
         let ratio = json!({"type": "Container", "min": {"cpu": "1"}, "max": {"cpu": "2"}, "maxLimitRequestRatio": {"cpu": "3"}});
         assert_eq!(
-            said(ratio),
+            errors_of(ratio),
             [
                 "spec.limits[0].maxLimitRequestRatio[cpu]: Invalid value: \"3\": ratio 3 is greater than max/min = 2.000000"
             ]
         );
         assert_eq!(
-            said(json!({"type": "PersistentVolumeClaim"})),
+            errors_of(json!({"type": "PersistentVolumeClaim"})),
             [
                 "spec.limits[0].limits: Required value: either minimum or maximum storage value is required, but neither was provided"
             ]
         );
-        assert_eq!(said(json!({"type": "Tape", "max": {"x": "1"}})).len(), 2);
+        assert_eq!(errors_of(json!({"type": "Tape", "max": {"x": "1"}})).len(), 2);
     }
 }

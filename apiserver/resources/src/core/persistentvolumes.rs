@@ -502,7 +502,7 @@ impl Strategy for PersistentVolume {
 mod tests {
     use super::*;
 
-    fn said(spec: Value) -> Vec<String> {
+    fn invalid_fields(spec: Value) -> Vec<String> {
         let mut errors = ErrorList::new();
         let mut object = json!({"metadata": {"name": "v"}, "spec": spec});
         PersistentVolume.default(&mut object);
@@ -515,7 +515,7 @@ mod tests {
         let with = |source: Value| {
             let mut spec = json!({"accessModes": ["ReadWriteOnce"], "capacity": {"storage": "1Gi"}});
             spec.as_object_mut().unwrap().extend(source.as_object().unwrap().clone());
-            said(spec)
+            invalid_fields(spec)
         };
         assert_eq!(with(json!({})), ["spec"]);
         assert_eq!(with(json!({"hostPath": {"path": "/x"}, "nfs": {"server": "s", "path": "/p"}})), ["spec.nfs"]);
@@ -539,7 +539,7 @@ mod tests {
     #[test]
     fn the_source_of_a_volume_is_immutable() {
         let volume = |source: Value| json!({"metadata": {"name": "v"}, "spec": source});
-        let said = |new: &Value, old: &Value| -> Vec<String> {
+        let changed_fields = |new: &Value, old: &Value| -> Vec<String> {
             let mut errors = ErrorList::new();
             validate_changes(&mut errors, new, old);
             errors.shown().iter().map(|error| error.field.clone()).collect()
@@ -547,13 +547,13 @@ mod tests {
         let old = volume(json!({"csi": {"driver": "d", "volumeHandle": "h"}}));
         let mut new = old.clone();
         new["spec"]["csi"]["controllerExpandSecretRef"] = json!({"name": "s", "namespace": "n"});
-        assert_eq!(said(&new, &old), Vec::<String>::new(), "a Secret for growing may come later");
-        assert_eq!(said(&old, &new), ["spec.persistentvolumesource"]);
+        assert_eq!(changed_fields(&new, &old), Vec::<String>::new(), "a Secret for growing may come later");
+        assert_eq!(changed_fields(&old, &new), ["spec.persistentvolumesource"]);
         let on = |key: &str| {
             volume(json!({"nodeAffinity": {"required": {"nodeSelectorTerms": [{"matchExpressions": [{"key": key}]}]}}}))
         };
         let zone = on("topology.kubernetes.io/zone");
-        assert_eq!(said(&zone, &on("failure-domain.beta.kubernetes.io/zone")), Vec::<String>::new());
-        assert_eq!(said(&on("other"), &zone), ["nodeAffinity"]);
+        assert_eq!(changed_fields(&zone, &on("failure-domain.beta.kubernetes.io/zone")), Vec::<String>::new());
+        assert_eq!(changed_fields(&on("other"), &zone), ["nodeAffinity"]);
     }
 }

@@ -80,7 +80,7 @@ pub(super) fn printed<'v>(field: &Field, value: Option<&'v Value>) -> Option<&'v
     let empty = match (&field.kind, value) {
         _ if field.pointer => false,
         (Kind::String | Kind::Bytes, Value::String(text)) => text.is_empty(),
-        (Kind::Bool, Value::Bool(said)) => !said,
+        (Kind::Bool, Value::Bool(set)) => !set,
         (Kind::Int32 | Kind::Int64 | Kind::Double, Value::Number(n)) => n.as_f64() == Some(0.0),
         (Kind::List(_), Value::Array(items)) => items.is_empty(),
         (Kind::Map(_), Value::Object(map)) => map.is_empty(),

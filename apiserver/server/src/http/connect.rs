@@ -58,9 +58,9 @@ fn options(call: &RequestScope<'_>, query: &Query, below: Option<&str>) -> Value
             options[field] = json!(true);
         }
     }
-    for (field, said) in [("container", query.text("container")), ("path", below.unwrap_or(query.text("path")))] {
-        if !said.is_empty() {
-            options[field] = json!(said);
+    for (field, text) in [("container", query.text("container")), ("path", below.unwrap_or(query.text("path")))] {
+        if !text.is_empty() {
+            options[field] = json!(text);
         }
     }
     let command: Vec<&str> = query.all("command").collect();

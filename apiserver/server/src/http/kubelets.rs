@@ -269,8 +269,8 @@ impl Kubelets {
         if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
             return hyper::upgrade::on(&mut answer).await.map(TokioIo::new).map_err(|e| e.to_string());
         }
-        let said = error_text(answer.into_body()).await;
-        Err(String::from_utf8_lossy(&said).trim_end().to_owned())
+        let message = error_text(answer.into_body()).await;
+        Err(String::from_utf8_lossy(&message).trim_end().to_owned())
     }
 }
 
@@ -306,8 +306,8 @@ where
 
 /// The text of a kubelet's error response; empty if it exceeds the limit.
 pub(super) async fn error_text(body: Incoming) -> Bytes {
-    let said = Limited::new(body, ERROR_BYTES_MAX).collect().await;
-    said.map(|said| said.to_bytes()).unwrap_or_default()
+    let collected = Limited::new(body, ERROR_BYTES_MAX).collect().await;
+    collected.map(|collected| collected.to_bytes()).unwrap_or_default()
 }
 
 impl RequestHandler {

@@ -329,9 +329,9 @@ pub(super) fn apply_patch(
     let (group, version, kind) =
         if scales { scale::KIND } else { (&*call.row.group, &*call.row.version, &*call.row.kind) };
     let text = |field: &str| config[field].as_str().unwrap_or_default();
-    let said = GroupVersion::parse(text("apiVersion")).kind(text("kind"));
-    if said != (GroupVersionKind { group, version, kind }) {
-        return Err(ApiError::BadRequest(format!("invalid object type: {said}")));
+    let declared = GroupVersion::parse(text("apiVersion")).kind(text("kind"));
+    if declared != (GroupVersionKind { group, version, kind }) {
+        return Err(ApiError::BadRequest(format!("invalid object type: {declared}")));
     }
     if config["metadata"]["managedFields"].is_array() {
         return Err(ApiError::BadRequest("metadata.managedFields must be nil".into()));

@@ -24,7 +24,7 @@ pub(super) fn decide(row: &ResourceInfo, old: &Value, options: &DeleteOptions, n
     let own: Vec<String> = object::finalizers(old).into_iter().map(Into::into).collect();
     let wants = |finalizer: &str, policy: Propagation| match (options.orphan_dependents, options.propagation) {
         (Some(orphan), _) => orphan && finalizer == ORPHAN,
-        (None, Some(asked)) => asked == policy,
+        (None, Some(requested)) => requested == policy,
         (None, None) => own.iter().any(|f| f == finalizer),
     };
     let mut wanted: Vec<String> = own.iter().filter(|f| *f != ORPHAN && *f != FOREGROUND).cloned().collect();

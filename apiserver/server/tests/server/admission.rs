@@ -11,7 +11,7 @@ use super::server_with;
 /// Records the requests of validating admission.
 #[derive(Default)]
 struct Recorder {
-    asked: Mutex<Vec<String>>,
+    requests: Mutex<Vec<String>>,
 }
 
 impl Plugin for Recorder {
@@ -20,20 +20,20 @@ impl Plugin for Recorder {
     }
 
     fn validate<'a>(&'a self, context: &'a Context<'_>, object: &'a Value, _: &'a mut Effects) -> MaybeReady<'a> {
-        let asked = context.request;
+        let request = context.request;
         let kind = |object: &Value| match object["kind"].as_str() {
             Some(kind) => format!("{} {kind}", object["apiVersion"].as_str().unwrap_or_default()),
             None => "nothing".to_owned(),
         };
-        let (of, path) = (asked.kind, [asked.resource, asked.subresource].join("/"));
-        self.asked.lock().unwrap().push(format!(
+        let (of, path) = (request.kind, [request.resource, request.subresource].join("/"));
+        self.requests.lock().unwrap().push(format!(
             "{} {} of {}/{} {path} {}/{}: {} from {}, as {} {} {}",
-            asked.operation.as_str(),
-            if asked.options.dry_run() { "dry" } else { "real" },
-            asked.group,
-            asked.version,
-            asked.namespace,
-            asked.name,
+            request.operation.as_str(),
+            if request.options.dry_run() { "dry" } else { "real" },
+            request.group,
+            request.version,
+            request.namespace,
+            request.name,
             kind(object),
             context.old.map_or_else(|| "nothing".to_owned(), kind),
             of.group,
@@ -118,9 +118,9 @@ async fn plugins_receive_upstreams_attributes() {
     let recorder = Arc::new(Recorder::default());
     let server = server_with(ChainExtensions { plugins: vec![recorder.clone()], ..ChainExtensions::default() }).await;
     for (method, path, body, reported) in requests() {
-        recorder.asked.lock().unwrap().clear();
+        recorder.requests.lock().unwrap().clear();
         let (code, answer) = server.ask(method, &path, &body).await;
         assert!(code < 300, "{method} {path}: {answer}");
-        assert_eq!(*recorder.asked.lock().unwrap(), [reported], "{method} {path}");
+        assert_eq!(*recorder.requests.lock().unwrap(), [reported], "{method} {path}");
     }
 }

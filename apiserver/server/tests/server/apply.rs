@@ -157,45 +157,45 @@ async fn a_custom_scale_is_managed_where_its_path_leads_and_a_status_is_nothing_
     // The definition is served once it is established.
     let deadline = Env::real().deadline(WAIT);
     loop {
-        let (code, said) = outside.ask("PATCH", &format!("{one}?fieldManager=a"), APPLY, &body).await;
+        let (code, answer) = outside.ask("PATCH", &format!("{one}?fieldManager=a"), APPLY, &body).await;
         if code == 201 {
             break;
         }
-        assert!(code == 404 && !deadline.passed(&Env::real()), "{code} {said}");
+        assert!(code == 404 && !deadline.passed(&Env::real()), "{code} {answer}");
         tokio::task::yield_now().await;
     }
     let scaled = json!({"spec": {"replicas": 3}});
-    let (code, said) =
+    let (code, answer) =
         outside.ask("PATCH", &format!("{one}/scale?fieldManager=b"), "application/merge-patch+json", &scaled).await;
-    assert_eq!((code, &said["spec"]["replicas"]), (200, &json!(3)), "{said}");
+    assert_eq!((code, &answer["spec"]["replicas"]), (200, &json!(3)), "{answer}");
     let there = outside.get(one).await;
     assert_eq!(there["spec"]["size"]["count"], 3);
     let of_scale = r#"b Update {"f:spec":{"f:size":{"f:count":{}}}}"#;
     assert_eq!(managers(&there), [r#"a Apply {"f:spec":{"f:unit":{}}}"#, of_scale]);
     let reported = json!({"metadata": {"labels": {"a": "b"}}, "spec": {"unit": "n"}, "status": {"running": 2}});
-    let (code, said) =
+    let (code, answer) =
         outside.ask("PATCH", &format!("{one}/status?fieldManager=c"), "application/merge-patch+json", &reported).await;
-    assert_eq!(code, 200, "{said}");
+    assert_eq!(code, 200, "{answer}");
     let mine = r#"c Update {"f:status":{".":{},"f:running":{}}}"#;
-    assert_eq!(managers(&said), [r#"a Apply {"f:spec":{"f:unit":{}}}"#, of_scale, mine]);
-    let (code, said) = outside.ask("PATCH", &format!("{one}?fieldManager=a"), APPLY, &body).await;
+    assert_eq!(managers(&answer), [r#"a Apply {"f:spec":{"f:unit":{}}}"#, of_scale, mine]);
+    let (code, answer) = outside.ask("PATCH", &format!("{one}?fieldManager=a"), APPLY, &body).await;
     let conflict = "Apply failed with 1 conflict: conflict with \"b\" with subresource \"scale\" using example.com/v1: .spec.size.count";
-    assert_eq!((code, said["message"].as_str()), (409, Some(conflict)), "{said}");
-    let (code, said) = outside.ask("PATCH", one, "application/strategic-merge-patch+json", &reported).await;
+    assert_eq!((code, answer["message"].as_str()), (409, Some(conflict)), "{answer}");
+    let (code, answer) = outside.ask("PATCH", one, "application/strategic-merge-patch+json", &reported).await;
     let types = "application/json-patch+json, application/merge-patch+json, application/apply-patch+yaml";
-    assert!(code == 415 && said["message"].as_str().is_some_and(|why| why.ends_with(types)), "{said}");
+    assert!(code == 415 && answer["message"].as_str().is_some_and(|why| why.ends_with(types)), "{answer}");
     let list = outside.get("/apis/example.com/v1/things").await;
     assert_eq!(list["metadata"]["continue"], "", "as upstream prints what is no struct: {list}");
     let version = outside.get(one).await["metadata"]["resourceVersion"].clone();
     // As in kubectl's migration from client-side apply: an empty entry resets the managers, also of custom objects.
     let patch = json!([{"op": "replace", "path": "/metadata/managedFields", "value": [{}]}]);
-    let (code, said) = outside.ask("PATCH", one, "application/json-patch+json", &patch).await;
-    assert_eq!((code, managers(&said)), (200, vec![]), "{said}");
-    assert_ne!(said["metadata"]["resourceVersion"], version);
-    let (code, said) = outside.ask("PATCH", &format!("{one}?fieldManager=a"), APPLY, &body).await;
+    let (code, answer) = outside.ask("PATCH", one, "application/json-patch+json", &patch).await;
+    assert_eq!((code, managers(&answer)), (200, vec![]), "{answer}");
+    assert_ne!(answer["metadata"]["resourceVersion"], version);
+    let (code, answer) = outside.ask("PATCH", &format!("{one}?fieldManager=a"), APPLY, &body).await;
     let conflict =
         "Apply failed with 1 conflict: conflict with \"before-first-apply\" using example.com/v1: .spec.size.count";
-    assert_eq!((code, said["message"].as_str()), (409, Some(conflict)), "the conflict names no manager: {said}");
+    assert_eq!((code, answer["message"].as_str()), (409, Some(conflict)), "the conflict names no manager: {answer}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -209,9 +209,9 @@ async fn a_volume_is_bound_while_a_user_applies_it() {
     let apply = || outside.ask("PATCH", &applied, APPLY, &body);
     assert_eq!(apply().await.0, 201);
     let bound = json!({"spec": {"claimRef": {"kind": "PersistentVolumeClaim", "uid": "u"}}});
-    let (code, said) =
+    let (code, answer) =
         outside.ask("PATCH", &format!("{one}?fieldManager=b"), "application/merge-patch+json", &bound).await;
-    assert_eq!(code, 200, "{said}");
-    let (code, said) = apply().await;
-    assert_eq!((code, &said["spec"]["claimRef"]["uid"]), (200, &json!("u")), "claimRef is granular: {said}");
+    assert_eq!(code, 200, "{answer}");
+    let (code, answer) = apply().await;
+    assert_eq!((code, &answer["spec"]["claimRef"]["uid"]), (200, &json!("u")), "claimRef is granular: {answer}");
 }

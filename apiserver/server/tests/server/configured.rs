@@ -38,8 +38,8 @@ async fn webhooks_are_called_with_the_kubeconfigs_credentials() {
     server.hooked("Mutating", "m", vec![hooks.hook("/first", "configmaps")]).await;
     let (code, answer) = server.ask("POST", MAPS, &json!({"metadata": {"name": "c"}})).await;
     assert_eq!(code, 201, "{answer}");
-    let asked = hooks.reviews.lock().unwrap().clone();
-    let by = |path: &str| asked.iter().find(|review| review["path"] == path).unwrap()["by"].clone();
+    let reviews = hooks.reviews.lock().unwrap().clone();
+    let by = |path: &str| reviews.iter().find(|review| review["path"] == path).unwrap()["by"].clone();
     assert_eq!(by("/name"), json!(["Bearer of-the-address", "asking"]));
     assert_eq!(by("/first"), json!([null, null]), "the other plugin has no configuration");
 }

@@ -100,7 +100,7 @@ impl Server {
 }
 
 /// The paths of the hook's requests, and their numbers of objects.
-fn asked(hooks: &Hooks) -> Vec<(String, usize)> {
+fn take_requests(hooks: &Hooks) -> Vec<(String, usize)> {
     let reviews = std::mem::take(&mut *hooks.reviews.lock().unwrap());
     let count = |review: &Value| review["request"]["objects"].as_array().unwrap().len();
     reviews.iter().map(|review| (review["path"].as_str().unwrap().to_owned(), count(review))).collect()
@@ -147,16 +147,16 @@ async fn objects_are_shown_and_taken_in_every_version() {
     let (server, hooks) = (server().await, hooks().await);
     server.defined(&hooks, "/good", &hooks.ca).await;
     assert_eq!(server.ask("POST", V1, &thing("a", json!({"size": 1}))).await.0, 201);
-    assert_eq!(asked(&hooks), [], "an object in the stored version needs no conversion");
+    assert_eq!(take_requests(&hooks), [], "an object in the stored version needs no conversion");
     let (code, made) = server.ask("POST", V2, &thing("b", json!({"sizes": [2]}))).await;
     assert_eq!((code, &made["spec"]), (201, &json!({"sizes": [2]})), "{made}");
     let (_, shown) = server.ask("GET", &format!("{V1}/b"), &Value::Null).await;
     assert_eq!(shown["spec"], json!({"size": 2, "unit": "m"}), "with defaults of the version that is stored");
     let (_, shown) = server.ask("GET", &format!("{V2}/a"), &Value::Null).await;
     assert_eq!((&shown["spec"], &shown["apiVersion"]), (&json!({"sizes": [1]}), &json!("example.com/v2")));
-    asked(&hooks);
+    take_requests(&hooks);
     assert_eq!(server.ask("GET", &format!("{V2}/a"), &Value::Null).await.0, 200);
-    assert_eq!(asked(&hooks), [], "a revision is converted once");
+    assert_eq!(take_requests(&hooks), [], "a revision is converted once");
     let mut watch = server.watch(&format!("{V2}?watch=1")).await;
     assert_eq!(watch.next().await.unwrap().1, "a");
     assert_eq!(watch.next().await.unwrap().1, "b");
@@ -165,16 +165,16 @@ async fn objects_are_shown_and_taken_in_every_version() {
         assert_eq!(watch.next().await.unwrap().1, format!("c{at}"));
     }
     // Each event was converted once for the watch, and the list uses the same results.
-    assert_eq!(asked(&hooks).iter().map(|(_, count)| count).sum::<usize>(), 251, "with b");
+    assert_eq!(take_requests(&hooks).iter().map(|(_, count)| count).sum::<usize>(), 251, "with b");
     let (code, list) = server.ask("GET", V2, &Value::Null).await;
     let items = list["items"].as_array().unwrap();
     assert_eq!((code, items.len()), (200, 252));
     assert!(items.iter().all(|item| item["spec"]["sizes"].is_array()), "{list}");
-    assert_eq!(asked(&hooks), []);
+    assert_eq!(take_requests(&hooks), []);
     // Another definition: all objects are converted again, a hundred per request.
     server.defined(&hooks, "/again", &hooks.ca).await;
     assert_eq!(server.ask("GET", V2, &Value::Null).await.0, 200);
-    let counts: Vec<usize> = asked(&hooks).into_iter().map(|(_, count)| count).collect();
+    let counts: Vec<usize> = take_requests(&hooks).into_iter().map(|(_, count)| count).collect();
     assert_eq!(counts, [100, 100, 52]);
     let patch = json!({"spec": {"sizes": [7]}});
     let (code, patched) = server.ask("PATCH", &format!("{V2}/a"), &patch).await;

@@ -144,8 +144,9 @@ async fn a_definition_shows_the_list_of_versions_that_it_was_given() {
         let (code, answer) = server.ask("POST", DEFINITIONS, &given).await;
         let causes = answer["details"]["causes"].as_array().cloned().unwrap_or_default();
         let message = format!("Invalid value: {shown}: must have exactly one version marked as storage version");
-        let said = causes.iter().any(|cause| cause["field"] == "spec.versions" && cause["message"] == json!(message));
-        assert!(code == 422 && said, "{answer}");
+        let is_reported =
+            causes.iter().any(|cause| cause["field"] == "spec.versions" && cause["message"] == json!(message));
+        assert!(code == 422 && is_reported, "{answer}");
     }
 }
 

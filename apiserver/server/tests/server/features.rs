@@ -49,8 +49,8 @@ async fn max_unavailable_of_a_stateful_set_is_kept_with_its_gate() {
     ] {
         let (code, answer) = server.ask("POST", SETS, &set("d", json!({"maxUnavailable": given}))).await;
         let causes = answer["details"]["causes"].as_array().cloned().unwrap_or_default();
-        let said = causes.iter().any(|cause| cause["field"] == at && cause["message"] == why);
-        assert!(code == 422 && said, "{given}: {answer}");
+        let is_reported = causes.iter().any(|cause| cause["field"] == at && cause["message"] == why);
+        assert!(code == 422 && is_reported, "{given}: {answer}");
     }
 }
 

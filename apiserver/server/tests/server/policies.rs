@@ -130,9 +130,9 @@ async fn errors_of_a_policy_are_named_and_harm_nothing() {
     let spec = json!({"reinvocationPolicy": "Never", "mutations": [apply("Object{data: object.nothing}")]});
     server.mutating("wrong", spec).await;
     let (code, answer) = server.map("y", json!({})).await;
-    let said = "policy 'wrong' with binding 'wrong' denied request: expression 'Object{data: object.nothing}' resulted in error: no such key: nothing";
+    let message = "policy 'wrong' with binding 'wrong' denied request: expression 'Object{data: object.nothing}' resulted in error: no such key: nothing";
     assert_eq!((code, answer["reason"].as_str()), (403, Some("Invalid")), "{answer}");
-    assert_eq!(answer["message"], said);
+    assert_eq!(answer["message"], message);
     for plural in ["mutatingadmissionpolicies/wrong", "mutatingadmissionpolicies/ignored"] {
         assert_eq!(server.ask("DELETE", &format!("{GROUP}/{plural}"), &Value::Null).await.0, 200);
     }
@@ -190,8 +190,12 @@ async fn a_json_patch_that_does_not_apply_is_refused_with_the_librarys_reason() 
         let mutation = json_patch(&format!("[{operation}]"));
         server.mutating(name, json!({"reinvocationPolicy": "Never", "mutations": [mutation]})).await;
         let (code, answer) = server.map("x", json!({"a": "0"})).await;
-        let said = format!("policy '{name}' with binding '{name}' denied request: JSON Patch: {why}");
-        assert_eq!((code, &answer["message"], &answer["reason"]), (403, &json!(said), &json!("Invalid")), "{answer}");
+        let message = format!("policy '{name}' with binding '{name}' denied request: JSON Patch: {why}");
+        assert_eq!(
+            (code, &answer["message"], &answer["reason"]),
+            (403, &json!(message), &json!("Invalid")),
+            "{answer}"
+        );
         for plural in ["mutatingadmissionpolicies", "mutatingadmissionpolicybindings"] {
             assert_eq!(server.ask("DELETE", &format!("{GROUP}/{plural}/{name}"), &Value::Null).await.0, 200);
         }

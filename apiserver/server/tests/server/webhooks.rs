@@ -32,7 +32,7 @@ fn patch(operations: &Value) -> Value {
 }
 
 /// The response of the hook at a path to a review.
-fn said(path: &str, request: &Value) -> Value {
+fn respond(path: &str, request: &Value) -> Value {
     let labels = |add: Value| patch(&json!([{"op": "add", "path": "/metadata/labels", "value": add}]));
     match path {
         "/first" => labels(json!({"first": "1"})),
@@ -60,8 +60,8 @@ async fn answer(request: Request<machinery_serve::connection::RequestBody>, revi
         _ => None,
     };
     let review: Value = serde_json::from_slice(&request.into_body().collect().await.unwrap().to_bytes()).unwrap();
-    let asked = review["request"].clone();
-    reviews.lock().unwrap().push(json!({"path": path, "request": asked, "by": [token, user]}));
+    let subject = review["request"].clone();
+    reviews.lock().unwrap().push(json!({"path": path, "request": subject, "by": [token, user]}));
     match &*path {
         "/never" => futures::future::pending().await,
         "/endless" => {
@@ -82,9 +82,9 @@ async fn answer(request: Request<machinery_serve::connection::RequestBody>, revi
     if review["kind"] == "ConversionReview" {
         return Response::new(Body::from(conversions::answered(&path, &review).to_string()));
     }
-    let mut response = said(&path, &asked);
+    let mut response = respond(&path, &subject);
     if response["uid"].is_null() {
-        response["uid"] = asked["uid"].clone();
+        response["uid"] = subject["uid"].clone();
     }
     let review = json!({"kind": "AdmissionReview", "apiVersion": "admission.k8s.io/v1", "response": response});
     Response::new(Body::from(review.to_string()))
@@ -115,7 +115,7 @@ impl Hooks {
             "rules": [{"apiGroups": ["", "apps"], "apiVersions": ["v1"], "operations": ["*"], "resources": [resource]}]})
     }
 
-    fn asked(&self) -> Vec<(String, String)> {
+    fn take_reviews(&self) -> Vec<(String, String)> {
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
         let reviews = std::mem::take(&mut *self.reviews.lock().unwrap());
         reviews.iter().map(|review| (text(&review["path"]), text(&review["request"]["operation"]))).collect()
@@ -159,17 +159,17 @@ async fn webhooks_change_and_reject_writes() {
     server.hooked("Validating", "v", vec![warns, hooks.hook("/name", "configmaps")]).await;
     let (code, made) = server.ask("POST", CONFIGS, &named("c")).await;
     assert_eq!((code, &made["metadata"]["labels"]), (201, &json!({"first": "1", "second": "2"})));
-    let mut asked = hooks.asked();
-    asked.sort();
+    let mut requests = hooks.take_reviews();
+    requests.sort();
     let all = [("/first", "CREATE"), ("/name", "CREATE"), ("/second", "CREATE"), ("/warn", "CREATE")];
-    assert_eq!(asked, all.map(|(path, operation)| (path.to_owned(), operation.to_owned())));
+    assert_eq!(requests, all.map(|(path, operation)| (path.to_owned(), operation.to_owned())));
     let (code, refused) = server.ask("POST", CONFIGS, &named("bad")).await;
     let why = "admission webhook \"name.example.com\" denied the request without explanation";
     assert_eq!((code, &refused["message"]), (400, &json!(why)));
-    hooks.asked();
+    hooks.take_reviews();
     assert_eq!(server.ask("DELETE", &format!("{CONFIGS}/c"), &Value::Null).await.0, 500, "it patches what is nothing");
     server.unhooked("Mutating", "a").await;
-    hooks.asked();
+    hooks.take_reviews();
     assert_eq!(server.ask("DELETE", &format!("{CONFIGS}/c"), &Value::Null).await.0, 200);
     let review = hooks.reviews.lock().unwrap()[0]["request"].clone();
     assert_eq!((&review["object"], &review["oldObject"]["metadata"]["name"]), (&Value::Null, &json!("c")));
@@ -182,9 +182,9 @@ async fn deletes_of_existing_objects_call_webhooks() {
     assert_eq!(server.ask("POST", CONFIGS, &named("c")).await.0, 201);
     server.hooked("Mutating", "m", vec![hooks.hook("/deny", "configmaps")]).await;
     assert_eq!(server.ask("DELETE", &format!("{CONFIGS}/missing"), &Value::Null).await.0, 404);
-    assert_eq!(hooks.asked(), [], "deleting an absent object calls no webhook");
+    assert_eq!(hooks.take_reviews(), [], "deleting an absent object calls no webhook");
     assert_eq!(server.ask("DELETE", &format!("{CONFIGS}/c"), &Value::Null).await.0, 403);
-    assert_eq!(hooks.asked(), [("/deny".to_owned(), "DELETE".to_owned())]);
+    assert_eq!(hooks.take_reviews(), [("/deny".to_owned(), "DELETE".to_owned())]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -309,12 +309,12 @@ mod tests {
             errors_of(with(json!({"requests": {"cpu": "2"}, "limits": {"cpu": "2"}})), &old),
             Vec::<String>::new()
         );
-        let said_of = |resources: Value| errors_of(with(resources), &old).join("\n");
-        assert!(said_of(Value::Null).contains("pod-level resources cannot be removed"));
-        assert!(said_of(json!({"requests": {"cpu": "1"}})).contains("pod-level resource limits cannot be removed"));
+        let messages_of = |resources: Value| errors_of(with(resources), &old).join("\n");
+        assert!(messages_of(Value::Null).contains("pod-level resources cannot be removed"));
+        assert!(messages_of(json!({"requests": {"cpu": "1"}})).contains("pod-level resource limits cannot be removed"));
         let huge =
             json!({"requests": {"cpu": "1", "hugepages-2Mi": "2Mi"}, "limits": {"cpu": "2", "hugepages-2Mi": "2Mi"}});
-        assert!(said_of(huge).contains("only cpu and memory resources are mutable at pod-level"));
+        assert!(messages_of(huge).contains("only cpu and memory resources are mutable at pod-level"));
         let mut burstable = pod(json!({"requests": {"cpu": "1"}}));
         let before = burstable.clone();
         burstable["spec"]["resources"] = json!({"requests": {"cpu": "2"}});

@@ -315,8 +315,8 @@ fn ports(warnings: &mut Vec<String>, spec: &Value, at: &Path<'_>) {
                 warnings.push(format!("{here}: hostIP set without hostPort: {shown}"));
             }
             let others = all.entry((number, protocol)).or_default();
-            let room = WARNINGS_MAX.saturating_sub(warnings.len());
-            for (there, what) in others.conflicts(ip, host, room) {
+            let max = WARNINGS_MAX.saturating_sub(warnings.len());
+            for (there, what) in others.conflicts(ip, host, max) {
                 warnings.push(format!("{here}: {what} port definition with {there}"));
             }
             others.add(ip, host, here);
@@ -395,8 +395,8 @@ fn overlapping_paths(warnings: &mut Vec<String>, volumes: &[Value]) {
             let mut before = VolumePaths::default();
             for (path, from) in all {
                 let new = (path.trim_end_matches('/').to_owned(), from);
-                let room = WARNINGS_MAX.saturating_sub(warnings.len());
-                for old in before.collisions(&new, room) {
+                let max = WARNINGS_MAX.saturating_sub(warnings.len());
+                for old in before.collisions(&new, max) {
                     warnings.push(format!(
                         "volume {name} ({what}): overlapping paths: {} with {}",
                         format_path(&new),

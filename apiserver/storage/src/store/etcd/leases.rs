@@ -43,11 +43,11 @@ impl Leases {
         Some(lease.id)
     }
 
-    /// Notes a lease that was requested at `asked` for a key.
-    pub(super) fn granted(&mut self, ttl: Duration, id: i64, asked: Duration) {
-        self.0.retain(|_, lease| asked < lease.until);
-        let until = asked.saturating_add(reuse(ttl));
-        if asked < until {
+    /// Notes a lease that was requested at `requested_at` for a key.
+    pub(super) fn granted(&mut self, ttl: Duration, id: i64, requested_at: Duration) {
+        self.0.retain(|_, lease| requested_at < lease.until);
+        let until = requested_at.saturating_add(reuse(ttl));
+        if requested_at < until {
             self.0.insert(ttl, SharedLease { id, until, keys: 1 });
         }
     }
