@@ -103,9 +103,9 @@ mod tests {
 
     #[test]
     fn flags_of_controllers_reach_them() {
-        let asked =
+        let args =
             ["--horizontal-pod-autoscaler-tolerance=0.5", "--terminated-pod-gc-threshold=7", "--controllers=*,-job"];
-        let config = config(&asked).unwrap();
+        let config = config(&args).unwrap();
         assert_eq!(
             (config.settings.options.autoscaler.tolerance, config.settings.options.pods.terminated_max),
             (0.5, 7)
@@ -116,9 +116,9 @@ mod tests {
     #[test]
     fn nodes_get_addresses_if_the_flag_is_set() {
         assert!(config(&["--cluster-cidr=10.0.0.0/16"]).unwrap().settings.cluster_cidrs.is_empty());
-        let asked = ["--cluster-cidr=10.0.0.0/16", "--allocate-node-cidrs=true"];
-        assert_eq!(config(&asked).unwrap().settings.cluster_cidrs[0].1, 24);
-        let wrong = [asked[0], asked[1], "--node-cidr-mask-size=12"];
+        let args = ["--cluster-cidr=10.0.0.0/16", "--allocate-node-cidrs=true"];
+        assert_eq!(config(&args).unwrap().settings.cluster_cidrs[0].1, 24);
+        let wrong = [args[0], args[1], "--node-cidr-mask-size=12"];
         assert!(matches!(config(&wrong), Err(Failure::Usage(_))));
     }
 

@@ -230,8 +230,8 @@ fn format_table(explanation: &Explanation) -> String {
     if explanation.gated {
         line("it has scheduling gates: it waits for their removal first".into());
     }
-    if !explanation.not_asked.is_empty() {
-        line(format!("these also decide and are not queried here: {}", explanation.not_asked.join(", ")));
+    if !explanation.not_queried.is_empty() {
+        line(format!("these also decide and are not queried here: {}", explanation.not_queried.join(", ")));
     }
     for failed in &explanation.failed {
         line(format!("a plugin failed and is skipped: {failed}"));

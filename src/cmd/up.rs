@@ -102,8 +102,11 @@ mod tests {
         let given = "memory.available<100Mi,nodefs.available<10%";
         assert_eq!(of(&["--eviction-hard", given]), given.parse().unwrap());
         let wrong = super::super::Cli::try_parse_from(["coracle", "up", "--eviction-hard", "imagefs.available<15%"]);
-        let said = wrong.unwrap_err().to_string();
-        assert!(said.contains("--eviction-hard") && said.contains("memory.available, nodefs.available"), "{said}");
+        let message = wrong.unwrap_err().to_string();
+        assert!(
+            message.contains("--eviction-hard") && message.contains("memory.available, nodefs.available"),
+            "{message}"
+        );
     }
 
     #[test]

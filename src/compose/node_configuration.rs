@@ -124,13 +124,13 @@ pub(super) async fn known(
     given: &AddressOptions,
     file: &Path,
 ) -> anyhow::Result<NodeConfiguration> {
-    let asked = async {
+    let request = async {
         let found = resolve(&node.client, given).await?;
         // A cluster of Coracle's whose configuration this user may not read.
         let is_coracle = found.is_coracle || node.is_coracle().await?;
         anyhow::Ok(NodeConfiguration { is_coracle, ..found })
     };
-    let failed = match env.timeout(API_WAIT, asked).await {
+    let failed = match env.timeout(API_WAIT, request).await {
         Ok(Ok(found)) => {
             write_atomically(file, json!(fields(&found)).to_string().as_bytes())?;
             return Ok(found);

@@ -48,8 +48,8 @@ pub struct Explanation {
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub gated: bool,
     /// Extenders and WebAssembly plugins that a decision would call, and that were not called here.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub not_asked: Vec<String>,
+    #[serde(rename = "notAsked", skip_serializing_if = "Vec::is_empty")]
+    pub not_queried: Vec<String>,
     /// Ignorable plugins that failed, with the error.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub failed: Vec<String>,
@@ -132,7 +132,7 @@ pub fn explain_with(snapshot: &Snapshot, pod: &PodInfo, profile: &Profile, answe
         message: None,
         preemption: None,
         gated: !profile.admits_to_queue(pod),
-        not_asked: Vec::new(),
+        not_queried: Vec::new(),
         failed: answers.into_iter().flat_map(|answers| &answers.failed).map(failure_text).collect(),
         plugins: Vec::new(),
         nodes: Vec::new(),

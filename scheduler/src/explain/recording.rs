@@ -118,9 +118,9 @@ impl Recording {
         let DecisionInputs { snapshot, pod, profile, extenders } = self.read()?;
         let mut explanation = explain_with(&snapshot, &pod, &profile, self.plugin_answers.as_ref());
         let called = extenders.into_iter().filter(|extender| extender.scores_or_filters(&pod));
-        explanation.not_asked = called.map(|extender| extender.url_prefix).collect();
+        explanation.not_queried = called.map(|extender| extender.url_prefix).collect();
         if self.plugin_answers.is_none() {
-            explanation.not_asked.extend(profile.wasm.iter().map(|plugin| plugin.name.to_owned()));
+            explanation.not_queried.extend(profile.wasm.iter().map(|plugin| plugin.name.to_owned()));
         }
         Ok(explanation)
     }

@@ -111,7 +111,7 @@ fn a_recording_replays_with_the_pod_as_if_it_had_no_node() {
         explanation.plugins.iter().map(|plugin| (plugin.name, plugin.weight)).collect::<Vec<_>>(),
         [("NodeResourcesFit", 7)]
     );
-    assert_eq!(explanation.not_asked, ["http://127.0.0.1:9"]);
+    assert_eq!(explanation.not_queried, ["http://127.0.0.1:9"]);
     let written = serde_json::to_string(&recording).unwrap();
     assert!(!written.contains("secret"), "what scheduling doesn't read isn't kept: {written}");
     assert_eq!(Recording::parse(&written).unwrap().explain().unwrap(), explanation);

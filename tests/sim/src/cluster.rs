@@ -93,7 +93,7 @@ pub(crate) struct Cluster {
     random: Random,
     seed: u64,
     pace: Pace,
-    room: NodeCapacity,
+    capacity: NodeCapacity,
     state: Mutex<ClusterState>,
 }
 
@@ -113,15 +113,15 @@ fn block(text: &str) -> Ipv4Net {
 
 impl Cluster {
     pub(crate) fn new(seed: u64, world: Arc<World>, pace: Pace) -> Arc<Self> {
-        Self::with_room(seed, world, pace, NodeCapacity::SMALL)
+        Self::with_capacity(seed, world, pace, NodeCapacity::SMALL)
     }
 
     /// A cluster whose nodes have this capacity each.
-    pub(crate) fn with_room(seed: u64, world: Arc<World>, pace: Pace, room: NodeCapacity) -> Arc<Self> {
+    pub(crate) fn with_capacity(seed: u64, world: Arc<World>, pace: Pace, capacity: NodeCapacity) -> Arc<Self> {
         let network = Network::new(world.clone());
         let store = Arc::new(SimStore::new(world.clone()));
         let random = Random::new(seed, "lives");
-        Arc::new(Self { world, network, store, random, seed, pace, room, state: Mutex::default() })
+        Arc::new(Self { world, network, store, random, seed, pace, capacity, state: Mutex::default() })
     }
 
     fn state(&self) -> MutexGuard<'_, ClusterState> {
@@ -276,7 +276,8 @@ impl Cluster {
             let user = UserInfo::component(format!("system:node:{node}"), Some("system:nodes"));
             let client = cluster.network.client(link, user);
             let program = cluster.network.client(link, UserInfo::component("system:apiserver", Some("system:masters")));
-            Node::new(&node, (client, program), &cluster.world, (cluster.pace, cluster.room), random.clone()).run(stop)
+            Node::new(&node, (client, program), &cluster.world, (cluster.pace, cluster.capacity), random.clone())
+                .run(stop)
         });
     }
 

@@ -28,7 +28,7 @@ use crate::world::World;
 use crate::{faults, workload};
 
 /// As many pods as a node's CIDR has addresses for, with some to spare for pods that move.
-const ROOM: NodeCapacity = NodeCapacity { cpu_millis: 100_000, pods: 200 };
+const CAPACITY: NodeCapacity = NodeCapacity { cpu_millis: 100_000, pods: 200 };
 /// Pods of one group with one of each kind of workload: [`group`].
 pub(crate) const GROUP: u64 = 50;
 const NAMESPACES: u64 = 10;
@@ -60,8 +60,8 @@ pub(crate) fn crowd(seed: u64, groups: u64) -> Crowd {
 
 async fn simulate(seed: u64, groups: u64) -> Crowd {
     let (world, begun) = (Arc::new(World::new(seed, Sabotage::None)), clock::now());
-    let cluster = Cluster::with_room(seed, world.clone(), Pace::Usual, ROOM);
-    cluster.start((groups * GROUP * 4 / 3).div_ceil(ROOM.pods).max(3)).await;
+    let cluster = Cluster::with_capacity(seed, world.clone(), Pace::Usual, CAPACITY);
+    cluster.start((groups * GROUP * 4 / 3).div_ceil(CAPACITY.pods).max(3)).await;
     let user = UserInfo::component("kubernetes-admin", Some("system:masters"));
     let api: ApiClient = cluster.network.client(&Link::new("user"), user).into();
     let names: Vec<String> = (0..NAMESPACES.min(groups)).map(|number| format!("crowd-{number}")).collect();

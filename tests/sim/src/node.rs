@@ -70,7 +70,7 @@ pub(crate) struct Node {
     env: Env,
     world: Arc<World>,
     pace: Pace,
-    room: NodeCapacity,
+    capacity: NodeCapacity,
     random: Random,
     pods: Arc<Mutex<BTreeMap<ObjectKey, Arc<Pod>>>>,
     woken: Arc<Notify>,
@@ -94,7 +94,7 @@ impl Node {
         name: &str,
         (client, program): (Client, Client),
         world: &Arc<World>,
-        (pace, room): (Pace, NodeCapacity),
+        (pace, capacity): (Pace, NodeCapacity),
         random: Random,
     ) -> Self {
         Self {
@@ -105,7 +105,7 @@ impl Node {
             env: world.env.clone(),
             world: world.clone(),
             pace,
-            room,
+            capacity,
             random,
             pods: Arc::default(),
             woken: Arc::default(),
@@ -187,10 +187,10 @@ impl Node {
 
     fn status(&self) -> Value {
         let now = time::seconds(self.env.now());
-        let NodeCapacity { cpu_millis, pods } = self.room;
-        let room = json!({"cpu": format!("{cpu_millis}m"), "memory": "4Gi", "pods": pods.to_string(), "ephemeral-storage": "10Gi"});
+        let NodeCapacity { cpu_millis, pods } = self.capacity;
+        let capacity = json!({"cpu": format!("{cpu_millis}m"), "memory": "4Gi", "pods": pods.to_string(), "ephemeral-storage": "10Gi"});
         json!({"status": {
-            "capacity": room, "allocatable": room,
+            "capacity": capacity, "allocatable": capacity,
             "conditions": [
                 {"type": "Ready", "status": "True", "reason": "KubeletReady", "message": "", "lastHeartbeatTime": now,
                  "lastTransitionTime": now},

@@ -30,7 +30,7 @@ const NODES: i64 = 3;
 /// Replicas of a Deployment and a StatefulSet: minimum and maximum.
 const REPLICAS: (u64, u64) = (3, 8);
 /// Capacity for twice the maximum, for a surge of 100 %.
-const ROOM: NodeCapacity = NodeCapacity { cpu_millis: 4000, pods: 20 };
+const CAPACITY: NodeCapacity = NodeCapacity { cpu_millis: 4000, pods: 20 };
 const TICK: Duration = Duration::from_millis(200);
 /// Duration of faults after a new template, and time limit of the whole.
 const FAULTS: Duration = Duration::from_secs(25);
@@ -42,7 +42,7 @@ pub(crate) fn rollout(seed: u64, sabotage: Sabotage) -> (Vec<String>, String) {
         tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().expect("a runtime");
     runtime.block_on(async {
         let world = Arc::new(World::new(seed, sabotage));
-        let cluster = Cluster::with_room(seed, world.clone(), Pace::Lenient, ROOM);
+        let cluster = Cluster::with_capacity(seed, world.clone(), Pace::Lenient, CAPACITY);
         if clock::timeout(TIMEOUT, simulate(seed, &cluster)).await.is_err() {
             world.record_violation(format!("never came to rest: {:?}", unmet(&world.history)));
         }
@@ -392,8 +392,9 @@ impl RolloutState {
             let known = number(set, "/spec/replicas").min(number(set, "/status/availableReplicas"));
             self.of_set(set, ready).min(known)
         };
-        let (serving, asked) = (self.serving("Deployment"), sets.iter().map(|set| number(set, "/spec/replicas")).sum());
-        let all_serve = i64::try_from(self.pods("Deployment").len()) == Ok(serving) && serving >= asked;
+        let (serving, desired) =
+            (self.serving("Deployment"), sets.iter().map(|set| number(set, "/spec/replicas")).sum());
+        let all_serve = i64::try_from(self.pods("Deployment").len()) == Ok(serving) && serving >= desired;
         let reached = sets.iter().map(available).sum();
         ServingTarget { size, pods, reached, meanwhile: if all_serve { pods } else { 0 } }
     }

@@ -18,9 +18,9 @@ use crate::Exchange;
 use crate::message::{Offer, path, signed_bytes};
 
 /// Maximum nodes that are queried for one module.
-const ASKED_MAX: usize = 16;
+const NODES_MAX: usize = 16;
 /// Nodes that are asked at once.
-const ASKED_AT_ONCE: usize = 4;
+const CONCURRENT_REQUESTS: usize = 4;
 /// Time of one node for the head of its answer.
 const ANSWER_MAX: Duration = Duration::from_secs(2);
 /// Time for everything: most modules are compiled within it, too.
@@ -29,7 +29,7 @@ const FETCH_MAX: Duration = Duration::from_secs(30);
 /// The nodes to query, in an order that depends on the module, which spreads the queries over all nodes.
 fn order(mut nodes: Vec<Arc<str>>, name: &CompiledName) -> Vec<Arc<str>> {
     nodes.sort_by_cached_key(|node| blobs::digest(format!("{} {node}", name.digest()).as_bytes()));
-    nodes.truncate(ASKED_MAX);
+    nodes.truncate(NODES_MAX);
     nodes
 }
 
@@ -41,7 +41,7 @@ impl CompiledSource for Exchange {
             return None;
         }
         let ask = |node: Arc<str>| async move { Some((self.ask(&node, name).await?, node)) };
-        let mut answers = stream::iter(nodes).map(ask).buffer_unordered(ASKED_AT_ONCE);
+        let mut answers = stream::iter(nodes).map(ask).buffer_unordered(CONCURRENT_REQUESTS);
         let fetch = async {
             while let Some(answer) = answers.next().await {
                 let Some((response, node)) = answer else { continue };
@@ -158,7 +158,7 @@ mod tests {
         let order_of =
             |digest: &str| order(nodes.clone(), &CompiledName::new(&digest.repeat(32), "0123456789abcdef").unwrap());
         let (first, second) = (order_of("ab"), order_of("cd"));
-        assert_eq!((first.len(), second.len()), (ASKED_MAX, ASKED_MAX));
+        assert_eq!((first.len(), second.len()), (NODES_MAX, NODES_MAX));
         assert_ne!(first, second);
         let mut reversed = nodes.clone();
         reversed.reverse();

@@ -225,16 +225,16 @@ impl LoadedPlugin {
     /// A failed call's message for people.
     fn failure(&self, reason: &str) -> CallError {
         let WasmPlugin { timeout, memory_bytes, fuel, .. } = &self.plugin;
-        let said = |why: &str| match self.log.call_output() {
+        let with_output = |why: &str| match self.log.call_output() {
             words if words.is_empty() => why.to_owned(),
             words => format!("{why}: {words}"),
         };
         match reason {
-            "trap" => failed("trap", said("it trapped")),
+            "trap" => failed("trap", with_output("it trapped")),
             "memory" => failed("memory", format!("it needs more memory than its {memory_bytes} bytes")),
             "fuel" => failed("fuel", format!("a call used more fuel than its {}", fuel.unwrap_or_default())),
             "timeout" => failed("timeout", format!("no answer within {timeout:?}")),
-            "no-response" => failed("exit", said("it exited")),
+            "no-response" => failed("exit", with_output("it exited")),
             "result-too-large" => failed("answer", "its answer is larger than what is taken".to_owned()),
             other => failed("unavailable", format!("it can't be called now: {other}")),
         }
@@ -276,9 +276,9 @@ impl LogSink for PluginLog {
     fn write(&self, stream: StdStream, bytes: &[u8]) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let text = String::from_utf8_lossy(bytes);
-        let room = CALL_OUTPUT_MAX.saturating_sub(state.of_call.len());
+        let free = CALL_OUTPUT_MAX.saturating_sub(state.of_call.len());
         if stream == StdStream::Stderr {
-            state.of_call.extend(text.chars().take(room));
+            state.of_call.extend(text.chars().take(free));
         }
         let now = self.env.elapsed();
         if now.saturating_sub(state.second) >= Duration::from_secs(1) {

@@ -100,12 +100,12 @@ fn answered(review: &Value, allowed: bool, also: Value) -> String {
 }
 
 /// The request of a review; null for an unreadable one, which the caller rejects.
-fn asked(body: &[u8]) -> Value {
+fn parsed(body: &[u8]) -> Value {
     serde_json::from_slice(body).unwrap_or_default()
 }
 
 async fn mutate(body: Bytes) -> String {
-    let review = asked(&body);
+    let review = parsed(&body);
     if !review["request"]["object"]["spec"]["harbour"].is_null() {
         return answered(&review, true, Value::Null);
     }
@@ -115,7 +115,7 @@ async fn mutate(body: Bytes) -> String {
 }
 
 async fn validate(body: Bytes) -> String {
-    let review = asked(&body);
+    let review = parsed(&body);
     let few = review["request"]["object"]["spec"]["boats"].as_i64().is_none_or(|boats| boats <= 5);
     answered(&review, few, json!({"status": {"message": "no more than five boats", "code": 403}}))
 }

@@ -122,9 +122,10 @@ impl Invariants {
         let Some(found) = history.at(&format!("{NODES}{node}"), u64::MAX) else { return };
         let allocatable = &found.value()["status"]["allocatable"];
         let (pods, cpu) = self.borne.get(node).map_or((0, 0), |borne| (borne.len(), borne.values().sum()));
-        let room = (millis(&allocatable["pods"]) / 1000, millis(&allocatable["cpu"]));
-        if i64::try_from(pods).is_ok_and(|pods| pods > room.0) || cpu > room.1 {
-            problems.push(format!("{node} has {pods} pods and {cpu}m, and room for {} and {}m", room.0, room.1));
+        let capacity = (millis(&allocatable["pods"]) / 1000, millis(&allocatable["cpu"]));
+        if i64::try_from(pods).is_ok_and(|pods| pods > capacity.0) || cpu > capacity.1 {
+            problems
+                .push(format!("{node} has {pods} pods and {cpu}m, and room for {} and {}m", capacity.0, capacity.1));
         }
     }
 }

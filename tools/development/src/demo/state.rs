@@ -59,8 +59,8 @@ pub(super) async fn run_stateful_part(story: &mut Story, client: &Client, port: 
 
     story.doing("making the nightly report");
     let log = report(client, &story.env).await?;
-    let said: Value = serde_json::from_str(&log).with_context(|| format!("the report is no JSON: {log:?}"))?;
-    anyhow::ensure!(said["paid"] == 1, "the report says {said}");
+    let report: Value = serde_json::from_str(&log).with_context(|| format!("the report is no JSON: {log:?}"))?;
+    anyhow::ensure!(report["paid"] == 1, "the report says {report}");
     story.report(&format!("The nightly report, run now from its CronJob, says {}.", log.trim_end()));
     Ok(())
 }
