@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use apiserver_auth::held::HeldCertificate;
+use apiserver_auth::own_certificates::OwnCertificate;
 use apiserver_auth::pki::Identity;
 use apiserver_auth::shared_keys::Authority;
 use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
@@ -50,9 +50,9 @@ async fn who_am_i(client: &Client) -> Value {
     answer["status"]["userInfo"]["username"].clone()
 }
 
-fn held(identity: &TlsIdentity) -> HeldCertificate {
+fn held(identity: &TlsIdentity) -> OwnCertificate {
     let TlsIdentity { cert_pem, key_pem } = identity.clone();
-    HeldCertificate::read(&Identity { cert_pem, key_pem }).unwrap()
+    OwnCertificate::read(&Identity { cert_pem, key_pem }).unwrap()
 }
 
 /// Registers the node as its kubelet does: with its addresses.

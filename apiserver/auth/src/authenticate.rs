@@ -170,7 +170,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::held::Validity;
+    use crate::own_certificates::Validity;
     use apiserver_resources::objects::memory::MemoryObjects;
 
     #[test]

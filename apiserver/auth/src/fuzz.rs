@@ -7,8 +7,8 @@ use bolero::check;
 use jiff::Timestamp;
 use serde_json::json;
 
-use super::held::HeldCertificate;
 use super::jwt::SigningKey;
+use super::own_certificates::OwnCertificate;
 use super::pki::Identity;
 use super::shared_keys::Authority;
 use super::{impersonate, tokens};
@@ -108,18 +108,18 @@ fn any_certificate_is_read_or_refused() {
         let cert_pem = pem::encode(&pem::Pem::new("CERTIFICATE", der));
         Identity { cert_pem, key_pem: key_pem.clone() }
     };
-    assert!(HeldCertificate::read(&identity(&certificate)).is_ok());
+    assert!(OwnCertificate::read(&identity(&certificate)).is_ok());
     check!().with_type::<Vec<(u16, u8)>>().for_each(|changes| {
         let mut der = certificate.clone();
         for (at, value) in changes {
             let at = usize::from(*at) % der.len();
             der[at] = *value;
         }
-        let _ = HeldCertificate::read(&identity(&der));
+        let _ = OwnCertificate::read(&identity(&der));
         let _ = Authority::from_der(&der);
         let flat: Vec<u8> = changes.iter().map(|(_, value)| *value).collect();
-        let _ = HeldCertificate::read(&identity(&flat));
+        let _ = OwnCertificate::read(&identity(&flat));
         let text = String::from_utf8_lossy(&flat).into_owned();
-        assert!(HeldCertificate::read(&Identity { cert_pem: text.clone(), key_pem: text }).is_err());
+        assert!(OwnCertificate::read(&Identity { cert_pem: text.clone(), key_pem: text }).is_err());
     });
 }

@@ -6,7 +6,7 @@ use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 use x509_parser::prelude::FromDer;
 
-use super::held::Validity;
+use super::own_certificates::Validity;
 
 /// The parsed fields.
 pub(super) struct Leaf {

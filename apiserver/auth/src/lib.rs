@@ -19,7 +19,6 @@ pub mod escalation;
 pub mod folder;
 #[cfg(test)]
 mod fuzz;
-pub mod held;
 pub mod impersonate;
 pub mod jwks;
 pub mod jwt;
@@ -29,6 +28,7 @@ pub mod node;
 mod node_graph;
 mod node_own;
 mod node_references;
+pub mod own_certificates;
 pub mod pki;
 mod rbac;
 pub mod reviews;

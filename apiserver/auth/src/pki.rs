@@ -19,9 +19,9 @@ use sha2::{Digest as _, Sha256};
 
 use super::certificates::{self, Fingerprint};
 use super::folder::PkiFolder;
-use super::held::{Validity, alternative_names};
 use super::jwt::SigningKey;
 use super::leaf::Leaf;
+use super::own_certificates::{Validity, alternative_names};
 
 /// The lifetime of the authority, as kubeadm's.
 const CA_VALID: Duration = Duration::from_hours(10 * 365 * 24);
@@ -544,7 +544,7 @@ mod tests {
         assert!(mended.serving() != later.serving() && mended.admin() != later.admin(), "at the next start");
         Pki::open_or_create(dir.path(), &ahead, &[]).unwrap();
         let renewed = first.reload_and_renew().unwrap();
-        let valid = crate::held::validity(&renewed.serving.cert_pem).unwrap();
+        let valid = crate::own_certificates::validity(&renewed.serving.cert_pem).unwrap();
         assert!(valid.contains(env.now()), "while the server runs");
         assert_eq!(first.reload_and_renew().unwrap().serving, renewed.serving, "once");
         clock.advance(Duration::from_hours(1));

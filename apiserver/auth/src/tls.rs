@@ -21,7 +21,7 @@ use sha2::{Digest, Sha256};
 use x509_parser::prelude::FromDer;
 
 use super::certificates::{Certificates, Fingerprint, user_entry};
-use super::held::Validity;
+use super::own_certificates::Validity;
 use super::pki::PkiError;
 use super::{CREDENTIAL_ID, UserInfo};
 

@@ -28,7 +28,7 @@ use crate::batched::{Batched, HTTP2_BEGINNING, InTurns, Turns};
 use crate::control_frames;
 use crate::exchange::Exchanges;
 pub use crate::exchange::{BrokenBody, RequestBody};
-use crate::held_body::HeldBody;
+use crate::guarded_body::GuardedBody;
 use crate::hooked::{Hook, Hooked};
 use crate::joined::JoinedBody;
 use crate::last_request::{LastRequest, idle_max};
@@ -93,7 +93,7 @@ where
             // The body holds the guards until it has been sent or dropped.
             answer.map(|answer| {
                 let response = exchange.finish(answer);
-                response.map(|body| HeldBody::new(JoinedBody::new(Box::pin(body)), running))
+                response.map(|body| GuardedBody::new(JoinedBody::new(Box::pin(body)), running))
             })
         }
     });

@@ -29,7 +29,7 @@ use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
 use crate::framing;
-use crate::held_body::HeldBody;
+use crate::guarded_body::GuardedBody;
 use crate::hooked::Hook;
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -187,12 +187,12 @@ impl Exchange {
             }
         }
         let running = self.running.take();
-        response.map(|body| HeldBody::new(body, running))
+        response.map(|body| GuardedBody::new(body, running))
     }
 }
 
 /// A response's body, whose end is the exchange's.
-pub(crate) type ResponseBody<B> = HeldBody<B, Option<RunningExchange>>;
+pub(crate) type ResponseBody<B> = GuardedBody<B, Option<RunningExchange>>;
 
 /// How much of a request's body its handler has read.
 struct BodyProgress {

@@ -8,7 +8,7 @@
 //! - [`descriptors`]: quotas of the process's file descriptors by class.
 //! - [`dial`]: connections that this process opens.
 //! - [`framing`]: rules for forwarding a message's head. Pure.
-//! - [`held_body`]: a body that keeps a guard.
+//! - [`guarded_body`]: a body that keeps a guard.
 //! - [`hooked`]: a stream with a hook on reads and writes.
 //! - [`joined`]: bodies of few, non-empty pieces, for connections.
 //! - [`last_request`]: a connection's end is announced in its last response.
@@ -32,9 +32,9 @@ pub mod descriptors;
 pub mod dial;
 mod exchange;
 pub mod framing;
+pub mod guarded_body;
 #[cfg(unix)]
 pub mod handover;
-pub mod held_body;
 pub mod hooked;
 pub mod joined;
 pub mod last_request;

@@ -9,7 +9,7 @@ use machinery_serve::net::http::plain;
 use machinery_serve::net::{Body, CallRejected, Caller, DialError, Origin, Peer, Protocol, Serve, empty_body};
 use machinery_serve::trace::Span;
 
-use super::held::holding;
+use super::guarded_body::guarded;
 use super::spans;
 use crate::egress::SendError;
 use crate::egress::pod_limit;
@@ -114,7 +114,7 @@ pub(super) async fn attempt(
         match offer(state, route, (at, way), exchange, request).await {
             OfferOutcome::Answered(response) => {
                 spans::describe_endpoint(exchange.span, &endpoint, tried.len());
-                return AttemptOutcome::Answered(response.map(|body| holding(body, open)));
+                return AttemptOutcome::Answered(response.map(|body| guarded(body, open)));
             }
             OfferOutcome::Failed(error) => return AttemptOutcome::Failed(error),
             OfferOutcome::NotTaken(back, why) => {

@@ -4,7 +4,7 @@ pub(crate) mod activator;
 #[cfg(test)]
 mod corpus;
 pub(crate) mod forward;
+mod guarded_body;
 pub(crate) mod health;
-mod held;
 pub(crate) mod server;
 pub(crate) mod spans;

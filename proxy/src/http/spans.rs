@@ -7,7 +7,7 @@ use http::{Request, Response};
 use machinery_serve::net::{Body, Caller};
 use machinery_serve::trace::{Parent, Span, SpanKind, is_enabled, method_name};
 
-use super::held::holding;
+use super::guarded_body::guarded;
 use crate::routing::table::{Endpoint, PortRoute};
 
 /// The span of a host process's request to a Service, by the name that it used.
@@ -70,5 +70,5 @@ pub(super) fn describe_endpoint(span: &Span, endpoint: &Endpoint, failed: usize)
 pub(crate) fn answered(span: Span, response: Response<Body>, failed_from: u16) -> Response<Body> {
     span.set_response(&response, failed_from);
     span.log(|| tracing::debug!(target: "access", status = response.status().as_u16(), "request through a Service"));
-    if span.is_recording() { response.map(|body| holding(body, span)) } else { response }
+    if span.is_recording() { response.map(|body| guarded(body, span)) } else { response }
 }

@@ -23,11 +23,11 @@ use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 
 use super::head::{self, CallHead, CallKind, CallerClaim, Refusal};
-use super::heard::{Heard, LastHeard, PING_INTERVAL};
 use super::identity::{PeerIdentity, PeerUser};
 use super::io::TunnelIo;
 use super::lazy::LazyIo;
 use super::link::tune;
+use super::liveness::{LastReceived, LivenessStream, PING_INTERVAL};
 use super::metrics::Direction;
 use super::receive::Receiver;
 use super::transmit::{begin, transmit};
@@ -88,7 +88,7 @@ impl Drop for PeerSlot {
     }
 }
 
-type Tls = TlsStream<Heard<TcpStream>>;
+type Tls = TlsStream<LivenessStream<TcpStream>>;
 
 /// The authenticated other end of a connection.
 struct ConnectedPeer {
@@ -115,8 +115,8 @@ async fn serve_connection(
     stop: &CancellationToken,
 ) {
     tune(&stream);
-    let heard = LastHeard::new(&tunnel.env);
-    let shakes = handshake(&tunnel, Heard::new(stream, heard.clone()));
+    let last_received = LastReceived::new(&tunnel.env);
+    let shakes = handshake(&tunnel, LivenessStream::new(stream, last_received.clone()));
     let (connection, identity) = match tunnel.env.timeout(HANDSHAKE_TIMEOUT, shakes).await {
         Ok(Ok(ready)) => ready,
         Ok(Err(error)) => return tracing::debug!(%address, error, "a peer could not be authenticated"),
@@ -132,13 +132,13 @@ async fn serve_connection(
     let running = run(&tunnel, connection, &peer, identity.expires_at, stop);
     tokio::select! {
         () = running => {}
-        () = heard.silent() => tracing::debug!(%address, "a peer is silent: its connection is closed"),
+        () = last_received.silent() => tracing::debug!(%address, "a peer is silent: its connection is closed"),
     }
 }
 
 async fn handshake(
     tunnel: &Tunnel,
-    stream: Heard<TcpStream>,
+    stream: LivenessStream<TcpStream>,
 ) -> Result<(Connection<Limited<Tls>, Bytes>, PeerIdentity), machinery_serve::net::BoxError> {
     let stream = TlsAcceptor::from(tunnel.tls.server.clone()).accept(stream).await?;
     let session = stream.get_ref().1;

@@ -19,8 +19,8 @@ use tokio::sync::Semaphore;
 use tokio_rustls::client::TlsStream;
 use tokio_util::sync::CancellationToken;
 
-use super::heard::{Heard, LastHeard, PING_INTERVAL};
 use super::identity::PeerIdentity;
+use super::liveness::{LastReceived, LivenessStream, PING_INTERVAL};
 use super::metrics::{ConnectionGuard, Direction, TunnelMetrics};
 use super::{
     ALPN, CONNECTION_WINDOW_BYTES, DRAIN_MAX, FRAME_OVERHEAD_MAX, HEAD_BYTES_MAX, STREAM_WINDOW_BYTES, STREAMS_MAX,
@@ -120,7 +120,7 @@ impl LinkState {
 pub(super) struct LinkDriver {
     connection: Connection<Limited<Tls>, Bytes>,
     pings: PingPong,
-    heard: LastHeard,
+    last_received: LastReceived,
     expires_at: i64,
     state: Arc<LinkState>,
     env: Env,
@@ -128,7 +128,7 @@ pub(super) struct LinkDriver {
     _held: DescriptorPermit,
 }
 
-type Tls = TlsStream<Heard<TcpStream>>;
+type Tls = TlsStream<LivenessStream<TcpStream>>;
 
 /// Connects to a peer, authenticates it, and waits for its first answer: only that proves that it accepts this node.
 pub(super) async fn connect(
@@ -141,9 +141,9 @@ pub(super) async fn connect(
     let connecting = async {
         let stream = TcpStream::connect(address).await.map_err(DialFailure::of)?;
         tune(&stream);
-        let heard = LastHeard::new(env);
+        let last_received = LastReceived::new(env);
         let name = ServerName::from(address.ip());
-        let stream = Heard::new(stream, heard.clone());
+        let stream = LivenessStream::new(stream, last_received.clone());
         let stream = tls.connect(name, stream).await.map_err(DialFailure::of)?;
         let session = stream.get_ref().1;
         if session.alpn_protocol() != Some(ALPN) {
@@ -163,14 +163,15 @@ pub(super) async fn connect(
                 return Err(DialFailure::Protocol("the peer closed the connection".to_owned()));
             }
         }
-        Ok((requests, connection, pings, heard, expires_at))
+        Ok((requests, connection, pings, last_received, expires_at))
     };
     let connected = env.timeout(CONNECT_TIMEOUT, connecting).await.map_err(|_| DialFailure::Timeout)?;
-    let (requests, connection, pings, heard, expires_at) = connected?;
+    let (requests, connection, pings, last_received, expires_at) = connected?;
     let state = Arc::new(LinkState::default());
     let link = Link { requests, streams: Arc::new(Semaphore::new(STREAMS_MAX as usize)), state: state.clone() };
     let open = metrics.connection(Direction::Out);
-    let driver = LinkDriver { connection, pings, heard, expires_at, state, env: env.clone(), _open: open, _held: held };
+    let driver =
+        LinkDriver { connection, pings, last_received, expires_at, state, env: env.clone(), _open: open, _held: held };
     Ok((link, driver))
 }
 
@@ -207,10 +208,10 @@ impl LinkDriver {
                     break if is_orderly { LinkEnd::Closed } else { LinkEnd::Broken };
                 }
                 () = cut.cancelled() => break LinkEnd::Closed,
-                () = self.heard.silent() => break LinkEnd::Dead,
+                () = self.last_received.silent() => break LinkEnd::Dead,
                 _ = std::future::poll_fn(|context| self.pings.poll_pong(context)) => {}
                 _ = ticks.tick() => {
-                    // Fails while the last ping has no answer yet: `heard` decides.
+                    // Fails while the last ping has no answer yet: `last_received` decides.
                     let _ = self.pings.send_ping(Ping::opaque());
                     if self.env.now().as_second() >= self.expires_at {
                         self.state.retire();

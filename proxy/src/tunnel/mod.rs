@@ -9,11 +9,11 @@
 mod accept;
 mod datagrams;
 mod head;
-mod heard;
 mod identity;
 mod io;
 mod lazy;
 mod link;
+mod liveness;
 mod metrics;
 mod node_calls;
 mod peer;

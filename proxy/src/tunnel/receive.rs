@@ -102,18 +102,18 @@ impl Receiver {
         }
     }
 
-    /// The body of a message with these header fields; `held` lives as long as it.
-    pub(super) fn into_body(self, headers: &HeaderMap, mut held: impl HeldByBody) -> Body {
+    /// The body of a message with these header fields; `guard` lives as long as it.
+    pub(super) fn into_body(self, headers: &HeaderMap, mut guard: impl BodyGuard) -> Body {
         let ended = {
             let received = lock(&self.shared);
             received.pieces.bytes() == 0 && matches!(received.end, Some(ReceiveEnd::Complete(None)))
         };
         if ended {
-            held.complete();
+            guard.complete();
             return empty_body();
         }
         let length = headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
-        ReceivedBody { receiver: self, left: length, held }.boxed_unsync()
+        ReceivedBody { receiver: self, left: length, guard }.boxed_unsync()
     }
 }
 
@@ -146,29 +146,29 @@ fn poll_receive(stream: &mut RecvStream, shared: &SharedReceived, context: &mut 
 }
 
 /// What a body keeps until it is dropped.
-pub(super) trait HeldByBody: Send + Unpin + 'static {
+pub(super) trait BodyGuard: Send + Unpin + 'static {
     /// The body was read to its end.
     fn complete(&mut self) {}
 }
 
-impl HeldByBody for () {}
+impl BodyGuard for () {}
 
-struct ReceivedBody<T: HeldByBody> {
+struct ReceivedBody<T: BodyGuard> {
     receiver: Receiver,
     /// The rest of `Content-Length`, if given; h2 compares it with the received bytes.
     left: Option<u64>,
-    held: T,
+    guard: T,
 }
 
-impl<T: HeldByBody> Drop for ReceivedBody<T> {
+impl<T: BodyGuard> Drop for ReceivedBody<T> {
     fn drop(&mut self) {
         if http_body::Body::is_end_stream(self) {
-            self.held.complete();
+            self.guard.complete();
         }
     }
 }
 
-impl<T: HeldByBody> http_body::Body for ReceivedBody<T> {
+impl<T: BodyGuard> http_body::Body for ReceivedBody<T> {
     type Data = Bytes;
     type Error = BoxError;
 

@@ -19,7 +19,7 @@ use super::head::{self, CallKind, Refusal};
 use super::io::TunnelIo;
 use super::metrics::{Direction, TunnelMetrics};
 use super::peer::{LINKS_MAX, Lease, LinkKind, Peer, Unavailable};
-use super::receive::{HeldByBody, Receiver};
+use super::receive::{BodyGuard, Receiver};
 use super::record::Recorder;
 use super::transmit::transmit;
 
@@ -53,7 +53,7 @@ struct Upload {
     _lease: Arc<Lease>,
 }
 
-impl HeldByBody for Upload {
+impl BodyGuard for Upload {
     fn complete(&mut self) {
         if let Some(sending) = self.sending.take() {
             drop(sending.detach());

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use apiserver_auth::held::CertificateOrder;
+use apiserver_auth::own_certificates::CertificateOrder;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
 use kube::Client;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use apiserver_auth::held::HeldCertificate;
+use apiserver_auth::own_certificates::OwnCertificate;
 use jiff::Timestamp;
 use machinery_env::Env;
 
@@ -12,7 +12,7 @@ const SPAN_PERCENT: i64 = 20;
 const CLOCK_CHECK: Duration = Duration::from_mins(1);
 
 /// The time of renewal.
-pub(crate) fn rotate_at(env: &Env, of: &HeldCertificate) -> Timestamp {
+pub(crate) fn rotate_at(env: &Env, of: &OwnCertificate) -> Timestamp {
     let life = of.not_after.duration_since(of.not_before).as_secs().max(0);
     let span = u64::try_from(life * SPAN_PERCENT / 100).unwrap_or(0);
     let after = life * FIRST_PERCENT / 100 + env.below(span + 1).cast_signed();
@@ -20,12 +20,12 @@ pub(crate) fn rotate_at(env: &Env, of: &HeldCertificate) -> Timestamp {
 }
 
 /// Whether a certificate is to be renewed at `at` or earlier: one that begins later was issued by a clock that was set back.
-pub(crate) fn is_due(at: Timestamp, of: &HeldCertificate, now: Timestamp) -> bool {
+pub(crate) fn is_due(at: Timestamp, of: &OwnCertificate, now: Timestamp) -> bool {
     at <= now || now < of.not_before
 }
 
 /// Waits until a certificate is due by the machine's clock, which may be set meanwhile.
-pub(crate) async fn sleep_until_due(env: &Env, at: Timestamp, of: &HeldCertificate) {
+pub(crate) async fn sleep_until_due(env: &Env, at: Timestamp, of: &OwnCertificate) {
     loop {
         let now = env.now();
         let left = Duration::try_from(at.duration_since(now)).unwrap_or_default();
@@ -44,7 +44,7 @@ mod tests {
     fn renewals_are_spread_over_a_fifth_of_the_life() {
         let (env, _) = Env::seeded(1, "2026-01-01T00:00:00Z".parse().unwrap());
         let start: Timestamp = "2026-01-01T00:00:00Z".parse().unwrap();
-        let held = |seconds: u64| HeldCertificate {
+        let held = |seconds: u64| OwnCertificate {
             user: String::new(),
             groups: Vec::new(),
             names: Vec::new(),
@@ -56,7 +56,7 @@ mod tests {
         assert!(points.iter().all(|point| (700_000..=900_000).contains(point)), "{points:?}");
         assert!(points.iter().any(|point| *point < 750_000) && points.iter().any(|point| *point > 850_000));
         assert_eq!(rotate_at(&env, &held(0)), start);
-        let reversed = HeldCertificate { not_after: start, not_before: held(10).not_after, ..held(10) };
+        let reversed = OwnCertificate { not_after: start, not_before: held(10).not_after, ..held(10) };
         assert_eq!(rotate_at(&env, &reversed), reversed.not_before);
     }
 }

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use apiserver_auth::held::self_signed;
+use apiserver_auth::own_certificates::self_signed;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Node;
 use machinery_client::request::BackOff;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use apiserver_auth::folder::{create_folder, write_private};
-use apiserver_auth::held::HeldCertificate;
+use apiserver_auth::own_certificates::OwnCertificate;
 use apiserver_auth::pki::Identity;
 use apiserver_auth::shared_keys::Authority;
 use jiff::Timestamp;
@@ -47,7 +47,7 @@ impl Authorities {
 #[derive(Debug, Clone)]
 pub(crate) struct NodeCertificate {
     pub(crate) identity: Arc<TlsIdentity>,
-    pub(crate) content: HeldCertificate,
+    pub(crate) content: OwnCertificate,
 }
 
 impl NodeCertificate {
@@ -55,7 +55,7 @@ impl NodeCertificate {
     /// If certificate or key can't be read or don't belong together.
     pub(crate) fn new(cert_pem: String, key_pem: String) -> anyhow::Result<Self> {
         let identity = Identity { cert_pem, key_pem };
-        let content = HeldCertificate::read(&identity)?;
+        let content = OwnCertificate::read(&identity)?;
         let Identity { cert_pem, key_pem } = identity;
         Ok(Self { identity: Arc::new(TlsIdentity { cert_pem, key_pem }), content })
     }

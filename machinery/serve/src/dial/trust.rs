@@ -197,7 +197,7 @@ mod tests {
         );
         assert_eq!(verify(&ours, "hook.example", 2030), Err(CertificateError::Expired.into()));
         assert_eq!(verify(&ours, "hook.example", 2019), Err(CertificateError::NotValidYet.into()));
-        assert!(verify(&other, "hook.example", 2026).is_err(), "of somebody else");
+        assert!(verify(&other, "hook.example", 2026).is_err(), "another key");
         let unlisted = Trust::authorities(roots).unwrap().verifier();
         let host = ServerName::try_from("hook.example").unwrap();
         assert!(unlisted.verify_server_cert(&ours, &[], &host, &[], at(2026)).is_err(), "an authority as the leaf");

@@ -20,7 +20,7 @@ use super::{Body, BoxError, CallRejected, Origin, Serve, Stream, empty_body};
 use crate::control_frames;
 use crate::exchange::{BrokenBody, Exchanges, RequestBody};
 use crate::framing;
-use crate::held_body::HeldBody;
+use crate::guarded_body::GuardedBody;
 use crate::hooked::Hooked;
 use crate::joined::JoinedBody;
 use machinery_api::names::REASON_HEADER;
@@ -87,7 +87,7 @@ where
                 Some(broken) => response.map(|body| broken.watch(body)),
                 None => response,
             };
-            let response = exchange.finish(response.map(|body| HeldBody::new(body, running)));
+            let response = exchange.finish(response.map(|body| GuardedBody::new(body, running)));
             Ok::<_, Infallible>(response.map(JoinedBody::new))
         }
     });

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use apiserver_auth::held::{Validity, validity};
+use apiserver_auth::own_certificates::{Validity, validity};
 use jiff::Timestamp;
 use k8s_openapi::ByteString;
 use serde::Serialize;

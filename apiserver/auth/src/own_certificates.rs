@@ -65,7 +65,7 @@ pub fn self_signed(env: &Env, user: &str, names: &[String]) -> Result<Identity, 
 
 /// The content of a certificate whose key is at hand.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct HeldCertificate {
+pub struct OwnCertificate {
     /// The last common name.
     pub user: String,
     /// The organizations.
@@ -78,7 +78,7 @@ pub struct HeldCertificate {
     pub not_after: Timestamp,
 }
 
-impl HeldCertificate {
+impl OwnCertificate {
     /// Reads the first certificate, and checks that the key is its own.
     ///
     /// # Errors
@@ -161,7 +161,7 @@ mod tests {
         let not_after: Timestamp = "2026-06-01T00:00:00Z".parse().unwrap();
         let template = CertificateTemplate { request: &request, usages: &usages, not_before: env.now(), not_after };
         let cert_pem = pki.sign(&template).unwrap();
-        let held = HeldCertificate::read(&Identity { cert_pem: cert_pem.clone(), key_pem: order.key_pem }).unwrap();
+        let held = OwnCertificate::read(&Identity { cert_pem: cert_pem.clone(), key_pem: order.key_pem }).unwrap();
         assert_eq!((held.user.as_str(), held.names.as_slice()), ("system:node:n1", names.as_slice()));
         assert_eq!((held.not_before, held.not_after), (env.now(), not_after));
         let read = validity(&cert_pem);
@@ -171,7 +171,7 @@ mod tests {
         for (cert_pem, key_pem) in
             [(cert_pem, other.key_pem.clone()), (String::new(), other.key_pem), (other.cert_pem, String::new())]
         {
-            assert!(HeldCertificate::read(&Identity { cert_pem, key_pem }).is_err());
+            assert!(OwnCertificate::read(&Identity { cert_pem, key_pem }).is_err());
         }
     }
 
@@ -179,7 +179,7 @@ mod tests {
     fn a_self_signed_certificate_is_read() {
         let (env, _) = Env::seeded(1, "2026-01-01T00:00:00Z".parse().unwrap());
         let identity = self_signed(&env, "n1", &["n1".to_owned()]).unwrap();
-        let held = HeldCertificate::read(&identity).unwrap();
+        let held = OwnCertificate::read(&identity).unwrap();
         assert_eq!((held.user.as_str(), held.names), ("n1", vec!["n1".to_owned()]));
         assert!(held.not_before < env.now() && held.not_after > env.now());
         assert!(self_signed(&env, "n1", &["ü".to_owned()]).is_err());

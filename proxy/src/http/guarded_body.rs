@@ -2,13 +2,13 @@
 
 use http_body::Body as _;
 use http_body_util::BodyExt as _;
-use machinery_serve::held_body::HeldBody;
+use machinery_serve::guarded_body::GuardedBody;
 use machinery_serve::net::Body;
 
-/// Wraps `body` so that `held` lasts until its end.
-pub(crate) fn holding(body: Body, held: impl Send + 'static) -> Body {
+/// Wraps `body` so that `guard` lasts until its end.
+pub(crate) fn guarded(body: Body, guard: impl Send + 'static) -> Body {
     if body.is_end_stream() {
         return body;
     }
-    HeldBody::new(body, held).boxed_unsync()
+    GuardedBody::new(body, guard).boxed_unsync()
 }

@@ -1,4 +1,4 @@
-//! Detects a dead peer: a stream that remembers when its peer was heard last.
+//! Detects a dead peer: a stream that records the time of the last received byte.
 
 use std::io;
 use std::pin::Pin;
@@ -11,30 +11,30 @@ use machinery_env::Env;
 use machinery_serve::hooked::{Hook, Hooked};
 use tokio::io::{AsyncRead, ReadBuf};
 
-/// Interval of the dialling side's pings: the answer is heard there, the ping on the other side.
+/// Interval of the pings, which only the dialling side sends: it receives the answer, the other side the ping.
 pub(super) const PING_INTERVAL: Duration = Duration::from_millis(900);
 /// Silence after which the peer is dead: three pings, and below the promised 3 s.
 pub(super) const SILENCE_MAX: Duration = Duration::from_millis(2_700);
 
-/// When the peer was heard last.
+/// The time of the last byte from the peer.
 #[derive(Clone)]
-pub(super) struct LastHeard {
+pub(super) struct LastReceived {
     env: Env,
     at_ms: Arc<AtomicU64>,
 }
 
-impl LastHeard {
+impl LastReceived {
     pub(super) fn new(env: &Env) -> Self {
-        let heard = Self { env: env.clone(), at_ms: Arc::default() };
-        heard.now();
-        heard
+        let last_received = Self { env: env.clone(), at_ms: Arc::default() };
+        last_received.record();
+        last_received
     }
 
     fn elapsed_ms(&self) -> u64 {
         u64::try_from(self.env.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
-    fn now(&self) {
+    fn record(&self) {
         self.at_ms.store(self.elapsed_ms(), Ordering::Relaxed);
     }
 
@@ -52,9 +52,9 @@ impl LastHeard {
 }
 
 /// A stream that records when bytes came.
-pub(super) type Heard<S> = Hooked<S, LastHeard>;
+pub(super) type LivenessStream<S> = Hooked<S, LastReceived>;
 
-impl<S: AsyncRead + Unpin> Hook<S> for LastHeard {
+impl<S: AsyncRead + Unpin> Hook<S> for LastReceived {
     fn poll_read(
         &mut self,
         stream: Pin<&mut S>,
@@ -64,7 +64,7 @@ impl<S: AsyncRead + Unpin> Hook<S> for LastHeard {
         let before = into.filled().len();
         let polled = stream.poll_read(context, into);
         if into.filled().len() > before {
-            self.now();
+            self.record();
         }
         polled
     }

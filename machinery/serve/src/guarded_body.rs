@@ -8,21 +8,21 @@ use http_body::{Body, Frame, SizeHint};
 pin_project_lite::pin_project! {
     /// A body with its guard.
     #[derive(Debug)]
-    pub struct HeldBody<B, G> {
+    pub struct GuardedBody<B, G> {
         #[pin]
         body: B,
-        held: G,
+        guard: G,
     }
 }
 
-impl<B, G> HeldBody<B, G> {
-    /// Wraps `body` so that `held` lasts until its end.
-    pub const fn new(body: B, held: G) -> Self {
-        Self { body, held }
+impl<B, G> GuardedBody<B, G> {
+    /// Wraps `body` so that `guard` lasts until its end.
+    pub const fn new(body: B, guard: G) -> Self {
+        Self { body, guard }
     }
 }
 
-impl<B: Body, G> Body for HeldBody<B, G> {
+impl<B: Body, G> Body for GuardedBody<B, G> {
     type Data = B::Data;
     type Error = B::Error;
 
