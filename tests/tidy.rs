@@ -47,7 +47,7 @@ mod unused;
 #[path = "tidy/words.rs"]
 mod words;
 
-const ROOMS: &[&str] =
+const TOP_FOLDERS: &[&str] =
     &["machinery", "apiserver", "scheduler", "controllers", "wasm-node", "proxy", "clients", "dashboard", "tools"];
 
 /// Only these stand at the repository's top level (docs/architecture.md).
@@ -144,8 +144,8 @@ fn rust_files(folder: &Path, into: &mut Vec<PathBuf>) {
 /// Path below the root and text of every source file of ours.
 fn all_rust_files() -> Vec<(String, String)> {
     let mut files = Vec::new();
-    for room in ROOMS.iter().chain(&["src", "tests"]) {
-        rust_files(&root().join(room), &mut files);
+    for top_folder in TOP_FOLDERS.iter().chain(&["src", "tests"]) {
+        rust_files(&root().join(top_folder), &mut files);
     }
     files
         .into_iter()
@@ -156,23 +156,23 @@ fn all_rust_files() -> Vec<(String, String)> {
         .collect()
 }
 
-/// Folders of crates: a room is one, or holds a few.
+/// Folders of crates: a top folder is one, or has a few.
 fn crates() -> Vec<String> {
     let mut found = Vec::new();
-    for room in ROOMS {
-        if root().join(room).join("Cargo.toml").exists() {
-            found.push((*room).to_owned());
+    for top_folder in TOP_FOLDERS {
+        if root().join(top_folder).join("Cargo.toml").exists() {
+            found.push((*top_folder).to_owned());
         }
-        let inside = fs::read_dir(root().join(room)).into_iter().flatten().flatten();
+        let inside = fs::read_dir(root().join(top_folder)).into_iter().flatten().flatten();
         let inside = inside.filter(|entry| entry.path().join("Cargo.toml").exists());
-        found.extend(inside.map(|entry| format!("{room}/{}", entry.file_name().to_string_lossy())));
+        found.extend(inside.map(|entry| format!("{top_folder}/{}", entry.file_name().to_string_lossy())));
     }
     found.sort();
     found
 }
 
-/// The room of a crate's folder.
-fn room(folder: &str) -> &str {
+/// The top folder of a crate's folder.
+fn top_folder(folder: &str) -> &str {
     folder.split('/').next().unwrap_or(folder)
 }
 
@@ -223,9 +223,11 @@ fn libraries_stay_in_their_rooms() {
                 "directories" => "tools",
                 // With options of their own (docs/decisions/0136-options.md).
                 "clap" if dependencies(&folder).contains("machinery-options") => continue,
-                "clap" if folder == "machinery/options" || room(&folder) == "tools" => continue,
+                "clap" if folder == "machinery/options" || top_folder(&folder) == "tools" => continue,
                 "clap" => "src, tools and those with options of their own",
-                "kube" | "machinery-client" if room(&folder) == "apiserver" => "those who are the API server's clients",
+                "kube" | "machinery-client" if top_folder(&folder) == "apiserver" => {
+                    "those who are the API server's clients"
+                }
                 _ => continue,
             };
             if !folder.starts_with(home) {
@@ -349,10 +351,10 @@ fn docs_name_files_that_exist() {
     for page in pages {
         let text = fs::read_to_string(&page).expect("a readable page");
         for quoted in text.split('`').skip(1).step_by(2) {
-            let below = ROOMS
+            let below = TOP_FOLDERS
                 .iter()
                 .chain(&["src", "tests", "docs", "packaging", "sample-workloads"])
-                .any(|room| quoted.starts_with(&format!("{room}/")));
+                .any(|top_folder| quoted.starts_with(&format!("{top_folder}/")));
             let plain = quoted.chars().all(|c| c.is_ascii_alphanumeric() || "/._-".contains(c));
             if below && plain && !root().join(quoted).exists() {
                 problems.push(format!("{} names {quoted}, which does not exist", page.display()));

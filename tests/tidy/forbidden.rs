@@ -1,6 +1,6 @@
 //! What crates may depend on: components don't know each other, and each crate has a reason to be one.
 
-use super::{check, crates, dependencies, packages, room};
+use super::{check, crates, dependencies, packages, top_folder};
 
 /// What a crate must never depend on, of ours and of others: the reason why it is a crate of its own.
 const FORBIDDEN: &[(&str, &[&str], &str)] = &[
@@ -267,9 +267,11 @@ fn components_do_not_know_each_other() {
     let mut problems = Vec::new();
     let packages = packages();
     for folder in crates() {
-        let own = room(&folder);
+        let own = top_folder(&folder);
         for other in dependencies(&folder) {
-            let Some(home) = packages.get(&other).map(|home| room(home)).filter(|home| *home != own) else { continue };
+            let Some(home) = packages.get(&other).map(|home| top_folder(home)).filter(|home| *home != own) else {
+                continue;
+            };
             let down = TOOLS.contains(&own) && !TOOLS.contains(&home);
             if !down && (COMPONENTS.contains(&home) || TOOLS.contains(&home) || own == "machinery") {
                 problems.push(format!("{folder} depends on {other}: dependencies point down only, to machinery"));

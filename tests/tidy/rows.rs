@@ -155,8 +155,8 @@ fn each_verb_has_a_page_and_a_test() {
         if !docs.contains(&format!("coracle {verb}")) {
             problems.push(format!("no page names `coracle {verb}`"));
         }
-        let asked = [format!("$CORACLE\" {verb}"), format!("coracle {verb}"), format!("CORACLE, \"{verb}\"")];
-        if !asked.iter().any(|form| tests.contains(form.as_str())) {
+        let invocations = [format!("$CORACLE\" {verb}"), format!("coracle {verb}"), format!("CORACLE, \"{verb}\"")];
+        if !invocations.iter().any(|form| tests.contains(form.as_str())) {
             problems.push(format!("no end-to-end test runs `coracle {verb}`"));
         }
     }

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::path::Path;
 
 use super::lexer::{Token, TokenKind, tokens};
 use super::shipped::shipped_files;
@@ -23,15 +24,15 @@ const RETIRED_WORDS: &[(&str, &str)] = &[
     ("whoever", "the caller, a client, a user"),
 ];
 
-/// Words that name a value by a conversation or a place, in the folders that have the field's terms instead.
+/// Words that name a value by a conversation or a place, with the terms of the field that take their place.
 const RETIRED_IDENTIFIERS: &[(&str, &str)] = &[
     ("asked", "requested, requests, candidates, subject"),
     ("room", "capacity, free, allowed, folder"),
     ("said", "reported, message, reason, verdict"),
 ];
 
-/// Folders without [`RETIRED_IDENTIFIERS`].
-const PLAIN_FOLDERS: &[&str] = &["controllers/", "scheduler/"];
+/// Words that name a module by a state of what it has: a module's name says what it has.
+const RETIRED_MODULES: &[&str] = &["heard", "held", "special"];
 
 /// Words that are a question or a person in the name of a test. A name is a statement: `a_blob_is_pushed_once`.
 const RETIRED_IN_TESTS: &[&str] = &[
@@ -157,11 +158,11 @@ fn names_of_tests_are_statements() {
 /// The retired word of an identifier.
 fn retired(identifier: &str) -> Option<&(&str, &str)> {
     let words = words(identifier);
-    RETIRED_WORDS.iter().find(|(word, _)| words.iter().any(|found| found == word))
+    RETIRED_WORDS.iter().chain(RETIRED_IDENTIFIERS).find(|(word, _)| words.iter().any(|found| found == word))
 }
 
 #[test]
-fn retired_words_name_nothing() {
+fn identifiers_are_terms_of_the_field() {
     let mut problems = BTreeSet::new();
     for (path, text) in all_rust_files() {
         for token in tokens(&text).into_iter().filter(|token| token.kind == TokenKind::Word) {
@@ -174,20 +175,16 @@ fn retired_words_name_nothing() {
 }
 
 #[test]
-fn identifiers_of_plain_folders_are_terms() {
-    let mut problems = BTreeSet::new();
-    let is_plain = |path: &str| PLAIN_FOLDERS.iter().any(|folder| path.starts_with(folder));
-    for (path, text) in all_rust_files().into_iter().filter(|(path, _)| is_plain(path)) {
-        for token in tokens(&text).into_iter().filter(|token| token.kind == TokenKind::Word) {
-            let words = words(token.text);
-            let retired = RETIRED_IDENTIFIERS.iter().find(|(word, _)| words.iter().any(|found| found == word));
-            // A key of a stored recording.
-            if let Some((word, instead)) = retired.filter(|_| token.text != "not_asked") {
-                problems.insert(format!("{path}: {}: \"{word}\" is retired: {instead}", token.text));
-            }
+fn modules_are_named_by_their_content() {
+    let mut problems = Vec::new();
+    for (path, _) in all_rust_files() {
+        let stem = Path::new(&path).file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
+        if let Some(word) = words(&stem).iter().find(|word| RETIRED_MODULES.contains(&word.as_str())) {
+            problems.push(format!("{path}: name what the module has, without \"{word}\""));
         }
+        problems.extend(retired(&stem).map(|(word, instead)| format!("{path}: \"{word}\" is retired: {instead}")));
     }
-    check(&Vec::from_iter(problems));
+    check(&problems);
 }
 
 /// Messages, help texts and reasons: all that a program that ships can print.
