@@ -28,6 +28,7 @@ use crate::batched::{Batched, HTTP2_BEGINNING, InTurns, Turns};
 use crate::control_frames;
 use crate::exchange::Exchanges;
 pub use crate::exchange::{BrokenBody, RequestBody};
+use crate::framing::HEADERS_MAX;
 use crate::guarded_body::GuardedBody;
 use crate::hooked::{Hook, Hooked};
 use crate::joined::JoinedBody;
@@ -50,9 +51,6 @@ const IDLE_CHECK: Duration = Duration::from_secs(60);
 const STREAMS_MAX: u32 = 250;
 /// Maximum bytes of a request's header fields: tokens are long, and impersonation adds more.
 const HEADER_BYTES_MAX: u32 = 64 * 1024;
-/// Maximum number of header fields over HTTP/1.1, where hyper counts them: impersonation needs one for each group. Clients
-/// that pass on responses of pods and nodes accept as many.
-pub const HEADERS_MAX: usize = 1024;
 
 /// Serves HTTP/1.1 and HTTP/2, upgrades included, until the connection ends, is idle for long, or `stop`; running
 /// requests are completed first, and an idle connection has [`idle_max`] for one more. The discarding of unread bodies ends then.

@@ -11,6 +11,10 @@ use http::header::{
 };
 use http::{Method, StatusCode, Uri, Version, request, response};
 
+/// Maximum number of header fields over HTTP/1.1, where hyper counts them: impersonation needs one for each group. Clients
+/// that pass on responses of pods and nodes accept as many.
+pub const HEADERS_MAX: usize = 1024;
+
 /// Connection-specific fields, whether or not `Connection` names them (RFC 9110 §7.6.1), and fields between a client
 /// and its proxy (RFC 9110 §11.7): none of them is meant for a pod or a client behind this gateway.
 static HOP_BY_HOP: [HeaderName; 8] = [

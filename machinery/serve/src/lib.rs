@@ -15,6 +15,7 @@
 //! - [`log_limit`]: a limit for log lines that a peer can cause.
 //! - [`net`]: `Dial` and `Serve`, the interface between guests' calls, the data plane and pods.
 //! - [`plain`]: a plain HTTP server of the process itself.
+//! - [`request_head`]: the head of a request that this process sends. Pure.
 //! - [`sockets`]: the listening sockets of the process, which the next process may take over.
 //! - [`handover`]: the exchange of the two processes.
 //! - [`trace`]: spans of requests, and their context in headers.
@@ -41,6 +42,7 @@ pub mod last_request;
 pub mod log_limit;
 pub mod net;
 pub mod plain;
+pub mod request_head;
 mod seats;
 pub mod sockets;
 pub mod trace;

@@ -14,8 +14,8 @@ use std::time::Duration;
 
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
-use http::header::{CONNECTION, CONTENT_LENGTH, HOST, TE, TRANSFER_ENCODING, UPGRADE};
-use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
+use http::header::{CONNECTION, UPGRADE};
+use http::{HeaderValue, Request, Response, StatusCode, Version};
 use http_body::Body as _;
 use http_body_util::BodyExt as _;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -29,6 +29,7 @@ use machinery_serve::dial::trust::Trust;
 use machinery_serve::framing::{self, WantsUpgrade};
 use machinery_serve::joined::JoinedBody;
 use machinery_serve::net::{Body, BoxError, Caller, DialError, Io, Peer, Stream, empty_body};
+use machinery_serve::request_head::{to_http1, to_http2};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, ServerName};
 use tokio::net::TcpStream;
@@ -476,50 +477,6 @@ fn replay(request: &Request<Body>) -> Option<Request<Body>> {
     Some(again)
 }
 
-/// Rewrites a request for HTTP/1.1: path in the request line, authority in `Host` (RFC 9112 §3.2), framing by us.
-fn to_http1(request: &mut Request<Body>, upgrade: Option<WantsUpgrade>) -> Result<(), http::Error> {
-    framing::strip_hop_by_hop(request.headers_mut());
-    if let Some(authority) = request.uri().authority().cloned()
-        && !request.headers().contains_key(HOST)
-    {
-        request.headers_mut().insert(HOST, HeaderValue::try_from(authority.as_str())?);
-    }
-    let path = request.uri().path_and_query().map_or("/", |path| path.as_str());
-    *request.uri_mut() = Uri::try_from(path)?;
-    *request.version_mut() = Version::HTTP_11;
-    if !request.body().is_end_stream()
-        && request.body().size_hint().exact().is_none()
-        && matches!(*request.method(), Method::GET | Method::HEAD)
-        && !request.headers().contains_key(CONTENT_LENGTH)
-    {
-        // hyper assumes no body for such methods and would drop it.
-        request.headers_mut().insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
-    }
-    let headers = request.headers_mut();
-    if let Some(WantsUpgrade(protocol)) = upgrade {
-        headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
-        headers.insert(UPGRADE, protocol);
-    } else if headers.contains_key(TE) {
-        headers.insert(CONNECTION, HeaderValue::from_static("te"));
-    }
-    Ok(())
-}
-
-/// Rewrites a request for HTTP/2: authority in the target, no `Host`.
-fn to_http2(request: &mut Request<Body>) -> Result<(), http::Error> {
-    framing::strip_hop_by_hop(request.headers_mut());
-    let host = request.headers_mut().remove(HOST);
-    let authority = match (host, request.uri().authority()) {
-        (Some(host), _) => host.as_bytes().to_vec(),
-        (None, Some(authority)) => authority.as_str().as_bytes().to_vec(),
-        (None, None) => Vec::new(),
-    };
-    let path = request.uri().path_and_query().map_or("/", |path| path.as_str());
-    *request.uri_mut() = Uri::builder().scheme("http").authority(authority.as_slice()).path_and_query(path).build()?;
-    *request.version_mut() = Version::HTTP_2;
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -562,16 +519,5 @@ mod tests {
             assert!(egress.is_forbidden(ip.parse().unwrap()), "{ip}");
         }
         assert!(!egress.is_forbidden("192.0.2.1".parse().unwrap()));
-    }
-
-    #[test]
-    fn requests_take_the_origin_form() {
-        let body = || http_body_util::Empty::new().map_err(|never| match never {}).boxed_unsync();
-        let mut request = Request::get("http://api.example:8080/a?b=c").body(body()).unwrap();
-        to_http1(&mut request, None).unwrap();
-        assert_eq!(
-            (request.uri().to_string().as_str(), request.headers()[HOST].to_str().unwrap()),
-            ("/a?b=c", "api.example:8080")
-        );
     }
 }

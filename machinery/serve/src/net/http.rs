@@ -1,5 +1,9 @@
 //! HTTP/1.1 and HTTP/2 (prior knowledge) over a stream: limits, framing and rejections for all listeners of the pod
 //! network.
+//!
+//! - [`request_over_stream`]: the client's side, for one request.
+
+mod client;
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -14,6 +18,8 @@ use hyper::body::{Body as _, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
+
+pub use client::{request_over_pipe, request_over_stream};
 
 use super::reset::ResetOnBrokenBody;
 use super::{Body, BoxError, CallRejected, Origin, Serve, Stream, empty_body};

@@ -8,6 +8,7 @@
 
 pub mod http;
 mod names;
+mod pipe;
 mod pods;
 mod reset;
 mod stream;
@@ -22,6 +23,7 @@ use http_body_util::{BodyExt as _, Empty};
 
 use machinery_api::ObjectKey;
 pub use names::{NamePolicy, PodNames};
+pub use pipe::open_pipe;
 pub use pods::{AddrInUse, Attached, Listen, PodNetwork, RemotePods, Scope};
 pub use stream::{DATAGRAMS_WAITING_MAX, DatagramPipe, Io, PIPE_BYTES, Stream};
 
@@ -141,6 +143,16 @@ impl<T> CallRejected<T> {
     pub fn busy(offered: T) -> Self {
         Self::Busy(Box::new(offered))
     }
+
+    /// The same rejection with another value in place of the offered one.
+    pub fn map<U>(self, f: impl FnOnce(T) -> U) -> CallRejected<U> {
+        match self {
+            Self::Gone(offered) => CallRejected::gone(f(*offered)),
+            Self::Busy(offered) => CallRejected::busy(f(*offered)),
+            Self::Denied(policy) => CallRejected::Denied(policy),
+            Self::Closed => CallRejected::Closed,
+        }
+    }
 }
 
 /// The destination of a stream or of datagrams.
@@ -191,16 +203,29 @@ pub trait Dial: Send + Sync {
 /// A server on an address of a pod.
 #[async_trait::async_trait]
 pub trait Serve: Send + Sync + 'static {
+    /// Whether it understands requests itself. A server of bytes doesn't: its connections are passed on as they are
+    /// ([`Serve::stream`]), and a request reaches it over a connection of its own ([`http::request_over_pipe`]).
+    fn speaks_http(&self) -> bool {
+        true
+    }
+
+    /// What [`Serve::speaks_http`] returns for the server at `at`: a server of another process is asked there. `None` if it
+    /// isn't known.
+    async fn find_out_http(&self, _at: SocketAddr) -> Option<bool> {
+        Some(self.speaks_http())
+    }
+
     /// Serves one HTTP request. Failures of the guest are responses (502, 503, 504 with `coracle-reason`).
     ///
     /// # Errors
     /// If the request was rejected.
     async fn http(&self, from: &Origin, request: Request<Body>) -> Result<Response<Body>, CallRejected<Request<Body>>>;
 
-    /// Serves a stream of bytes to its end: as HTTP by default.
+    /// Serves a stream of bytes to its end: as HTTP by default. Dropping the future closes the stream.
     ///
     /// # Errors
-    /// If the stream was rejected.
+    /// If the stream was rejected. A server that accepts connections later rejects before it waits for anything, so that
+    /// callers can go to another one.
     async fn stream(self: Arc<Self>, from: Origin, stream: Stream) -> Result<(), CallRejected<Stream>> {
         http::serve_stream(self, from, stream).await;
         Ok(())

@@ -4,8 +4,8 @@
 use http::{HeaderValue, Request, Response, Uri};
 use http_body_util::BodyExt as _;
 use hyper_util::rt::TokioIo;
-use machinery_serve::connection::HEADERS_MAX;
 use machinery_serve::dial::unverified;
+use machinery_serve::framing::HEADERS_MAX;
 use machinery_serve::net::{Body, Io, Stream};
 
 /// The read buffer of a response, including its head.
