@@ -267,19 +267,28 @@ async fn run(
             if clients == ListenerClients::Sources && !now.admits(Some(peer.ip())) {
                 return;
             }
-            if state.is_http(&now) {
+            if state.is_http(&now).await {
                 server::serve(state, route, stream, peer, ConnectionLifetime { stop, permit }, ending).await;
             } else {
                 // The requests of a stream of bytes are unknown: it is in use from its start.
                 let _in_use = permit.begin();
+                let carried = async {
+                    tokio::select! {
+                        () = l4::serve(&state, &now, stream, peer, stop) => {}
+                        () = accept::end_of_stream(&state.env, &ending) => {}
+                    }
+                };
+                // A connection to a pod takes no second descriptor.
+                if !state.leads_outside(&now) {
+                    return carried.await;
+                }
                 let Some(endpoint_seat) = spliced.take(peer).await.map(Arc::new) else {
                     return tracing::debug!(%peer, "too many connections are open to endpoints outside the cluster");
                 };
                 let _endpoint_in_use = endpoint_seat.begin();
                 tokio::select! {
                     () = endpoint_seat.displaced() => tracing::debug!(%peer, "a connection was displaced by another one"),
-                    () = l4::serve(&state, &now, stream, peer, stop) => {}
-                    () = accept::end_of_stream(&state.env, &ending) => {}
+                    () = carried => {}
                 }
             }
         }

@@ -6,13 +6,13 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use ::http::{Request, Response};
+use ::http::{Request, Response, Version};
 use machinery_api::ObjectKey;
 use machinery_env::Env;
 use machinery_serve::framing;
 use machinery_serve::net::{
     Body, CallRejected, Caller, DatagramPipe, Dial, DialError, Peer, PodNetwork, Protocol, ResolvedName, Serve,
-    ServicePort, Stream,
+    ServicePort, Stream, open_pipe,
 };
 use machinery_serve::trace::{self, Span};
 
@@ -25,7 +25,7 @@ use crate::routing::table::{Endpoint, PortRoute, ServiceRoutes};
 pub use crate::state::Config;
 use crate::state::ProxyState;
 use crate::state::metrics::Metrics;
-use crate::streams::open::{not_opened, open_stream, origin_of, pipe_to};
+use crate::streams::open::{not_opened, open_stream, origin_of};
 
 /// Maximum chained `ExternalName` Services: a longer chain is likely a loop.
 const ALIASES_MAX: usize = 8;
@@ -181,7 +181,10 @@ impl Dial for DataPlane {
             Resolved::Unknown => Err(DialError::NameNotFound(to.host.clone())),
             Resolved::Refused => Err(refused(named())),
             Resolved::Own => match state.own_listener(caller, (Protocol::Tcp, to.port)) {
-                Some((serve, at)) => Ok(pipe_to(serve, origin_of(caller, at, None))),
+                Some((serve, at)) => {
+                    let opened = open_pipe(serve, origin_of(caller, at, None));
+                    opened.map_err(|rejected| not_opened(&rejected, at))
+                }
                 None => Err(refused(named())),
             },
             Resolved::Address(ip) => {
@@ -272,9 +275,10 @@ impl ProxyState {
         serve: &Arc<dyn Serve>,
         caller: &Caller,
         at: SocketAddr,
-        request: Request<Body>,
+        mut request: Request<Body>,
     ) -> Result<Response<Body>, DialError> {
         let origin = origin_of(caller, at, None);
+        *request.version_mut() = Version::HTTP_11;
         match hand_over(serve, &origin, request, &self.read_ahead).await {
             Ok(response) => Ok(response),
             Err(CallRejected::Denied(policy)) => Err(DialError::Denied(format!("{at} (policy {policy})"))),

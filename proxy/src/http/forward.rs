@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, PoisonError};
 
-use http::{Method, Request, Response, StatusCode};
+use http::{Method, Request, Response, StatusCode, Version};
 use machinery_serve::framing::{self, WantsUpgrade};
 use machinery_serve::net::http::plain;
 use machinery_serve::net::{Body, CallRejected, Caller, DialError, Origin, Peer, Protocol, Serve, empty_body};
@@ -14,7 +14,7 @@ use super::spans;
 use crate::egress::SendError;
 use crate::egress::pod_limit;
 use crate::routing::balance;
-use crate::routing::table::{Endpoint, PortRoute};
+use crate::routing::table::{AppProtocol, Endpoint, PortRoute};
 use crate::state::ProxyState;
 use crate::state::read_ahead::{self, ReadAheadBudget};
 
@@ -143,9 +143,14 @@ async fn offer(
     route: &PortRoute,
     (at, way): (SocketAddr, Way),
     exchange: &Exchange<'_>,
-    request: Request<Body>,
+    mut request: Request<Body>,
 ) -> OfferOutcome {
     if let Way::Pod(serve) = way {
+        // A server of bytes gets the request so, whatever the client speaks.
+        *request.version_mut() = match route.app_protocol {
+            AppProtocol::H2c => Version::HTTP_2,
+            AppProtocol::Http | AppProtocol::Unknown => Version::HTTP_11,
+        };
         let origin = Origin { peer: exchange.from.clone(), local: at, via: route.via.clone() };
         return match hand_over(&serve, &origin, request, &state.read_ahead).await {
             Ok(response) => OfferOutcome::Answered(response),

@@ -10,7 +10,7 @@ use machinery_serve::net::{Attached, Listen as At, Origin};
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
-struct FixedReply(&'static str);
+pub(crate) struct FixedReply(pub(crate) &'static str);
 
 #[async_trait::async_trait]
 impl Serve for FixedReply {

@@ -5,6 +5,7 @@ pub mod balance;
 pub(crate) mod destination;
 pub mod endpoint;
 pub mod in_flight;
+pub mod learned;
 pub(crate) mod snapshot;
 pub mod table;
 pub mod unsupported;

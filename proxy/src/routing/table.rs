@@ -19,6 +19,7 @@ use crate::names::published::{Published, Readiness, dashed, readiness};
 use crate::routing::balance::Affinity;
 pub use crate::routing::endpoint::{Endpoint, Hints};
 use crate::routing::in_flight::InFlightCount;
+use crate::routing::learned::LearnedProtocol;
 use crate::routing::table::claims::Claims;
 use crate::routing::table::listeners::listeners;
 pub use crate::routing::table::listeners::{Entrance, Listen};
@@ -62,6 +63,8 @@ pub struct PortRoute {
     pub node_port: Option<u16>,
     /// The endpoints' protocol.
     pub app_protocol: AppProtocol,
+    /// What the endpoints were last seen to understand, where `app_protocol` doesn't tell.
+    pub learned: Arc<LearnedProtocol>,
     /// Session affinity, where the Service has it.
     pub sticky: Option<Sticky>,
     /// Only endpoints of the caller's node (`internalTrafficPolicy: Local`).
@@ -503,6 +506,7 @@ fn routes(
             name: name.clone(),
             node_port: port.node_port.and_then(|port| u16::try_from(port).ok()).filter(|port| *port != 0),
             app_protocol: app_protocol(port.app_protocol.as_deref()),
+            learned: before.ports.get(&place).map(|route| route.learned.clone()).unwrap_or_default(),
             sticky,
             sources: sources.clone(),
             local_only: spec.internal_traffic_policy.as_deref() == Some("Local"),

@@ -27,7 +27,7 @@ use tokio::task::JoinHandle;
 
 use crate::egress::{BadCertificate, Egress};
 use crate::routing::snapshot::RouteSnapshot;
-use crate::routing::table::{AppProtocol, Change, PortRoute};
+use crate::routing::table::{Change, PortRoute};
 use crate::state::activation::ActivationQueues;
 use crate::state::flow_target::Flows;
 use crate::state::flows::FLOWS_MAX;
@@ -178,14 +178,6 @@ impl ProxyState {
     /// Whether an address belongs to the cluster; such an address is never dialled on the host or outside.
     pub(crate) fn is_cluster(&self, ip: IpAddr) -> bool {
         self.config.cluster_cidrs.iter().any(|cidr| cidr.contains(&ip))
-    }
-
-    /// Whether requests, not connections, are balanced (docs/contract.md §4).
-    pub(crate) fn is_http(&self, route: &PortRoute) -> bool {
-        let endpoints = route.usable();
-        route.app_protocol != AppProtocol::Unknown
-            || endpoints.is_empty()
-            || endpoints.iter().any(|endpoint| self.is_cluster(endpoint.ip))
     }
 
     /// Whether the data plane may open a socket to an endpoint. An address of the cluster is reached through its pod

@@ -4,9 +4,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use machinery_serve::net::{
-    CallRejected, Caller, DialError, Origin, Peer, Protocol, Serve, ServicePort, Stream, Target,
+    CallRejected, Caller, DialError, Origin, Peer, Protocol, Serve, ServicePort, Stream, Target, open_pipe,
 };
-use tokio_util::sync::CancellationToken;
 
 use crate::http::forward::{Way, pick_endpoint, refused};
 use crate::routing::table::{Endpoint, PortRoute};
@@ -50,20 +49,8 @@ pub(crate) fn origin_of(caller: &Caller, at: SocketAddr, via: Option<Arc<Service
 pub(crate) async fn open_stream(serve: Arc<dyn Serve>, origin: Origin) -> Result<Stream, CallRejected<()>> {
     match serve.connect(&origin).await {
         Some(opened) => opened,
-        None => Ok(pipe_to(serve, origin)),
+        None => open_pipe(serve, origin),
     }
-}
-
-/// Opens a pipe to a pod of this process, which serves the other end like a socket.
-pub(crate) fn pipe_to(serve: Arc<dyn Serve>, origin: Origin) -> Stream {
-    let (near, far) = Stream::pipe();
-    let gone = CancellationToken::new();
-    let near = near.holding(gone.clone().drop_guard());
-    // A rejected pipe is dropped: the caller sees the connection close.
-    tokio::spawn(
-        async move { gone.run_until_cancelled(serve.stream(origin, far)).await.map(|done| done.map_err(drop)) },
-    );
-    near
 }
 
 /// The error of a stream or of datagrams that no pod took.

@@ -15,7 +15,7 @@ use http_body::Body as _;
 use machinery_serve::accept::{self, ConnectionPermit, Limit, Listener};
 use machinery_serve::control_frames::Limited;
 use machinery_serve::descriptors::Descriptors;
-use machinery_serve::net::{Body, CallRejected, Caller, Origin, Peer, Serve, Stream};
+use machinery_serve::net::{Body, CallRejected, Caller, Origin, Peer, Protocol, Serve, Stream};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
@@ -312,6 +312,13 @@ async fn serve_node(tunnel: &Tunnel, peer: &ConnectedPeer, request: Request<()>,
         PeerUser::Node(node) if tunnel.peers.load().table.knows(node) => node,
         _ => return refuse(respond, &Refusal::Denied(POLICY.into())),
     };
+    if let Some(at) = head::decode_speaks(&request) {
+        return match tunnel.network.find_local(at.ip(), Protocol::Tcp, at.port()) {
+            // Fails if the caller is gone.
+            Some(serve) => drop(respond.send_response(head::speaks(serve.speaks_http()), true)),
+            None => refuse(respond, &Refusal::Gone),
+        };
+    }
     let Some(service) = tunnel.node_service.get() else { return refuse(respond, &Refusal::Gone) };
     let response = tokio::select! {
         response = service.call(node, request) => response,

@@ -7,9 +7,11 @@
 //! | `coracle-tunnel-from` | `pod NAMESPACE NAME IP`, `host IP:PORT`, or `node` |
 //! | `coracle-tunnel-via` | `NAMESPACE/SERVICE:PORT`, if a Service was called |
 //! | `coracle-tunnel-kind` | `datagrams` at a CONNECT for datagrams |
+//! | `coracle-tunnel-version` | `2` at a request that a server of bytes gets over HTTP/2 |
 //! | `coracle-tunnel-host` | the request's own `Host`, if any |
 //! | `coracle-tunnel-authority` | the authority of the request's own URI, if any |
 //! | `coracle-tunnel-refused` | in a response: why the call was rejected |
+//! | `coracle-tunnel-speaks` | in a response: `http` or `bytes`, what the server at the asked address understands |
 //!
 //! Both sides remove these fields from what a caller or a callee sends, so that only a tunnel can set them.
 
@@ -27,12 +29,17 @@ const PREFIX: &str = "coracle-tunnel-";
 const FROM: HeaderName = HeaderName::from_static("coracle-tunnel-from");
 const VIA: HeaderName = HeaderName::from_static("coracle-tunnel-via");
 const KIND: HeaderName = HeaderName::from_static("coracle-tunnel-kind");
+const VERSION: HeaderName = HeaderName::from_static("coracle-tunnel-version");
+const HTTP_2: HeaderValue = HeaderValue::from_static("2");
+const SPEAKS: HeaderName = HeaderName::from_static("coracle-tunnel-speaks");
 const HOST_FIELD: HeaderName = HeaderName::from_static("coracle-tunnel-host");
 const AUTHORITY: HeaderName = HeaderName::from_static("coracle-tunnel-authority");
 const REFUSED: HeaderName = HeaderName::from_static("coracle-tunnel-refused");
 const DATAGRAMS: HeaderValue = HeaderValue::from_static("datagrams");
 /// The authority of calls to the node itself. No pod has it: theirs are addresses with ports.
 const NODE_AUTHORITY: &str = "node";
+/// The path of the node's answer about a server, whose address follows.
+const SPEAKS_PATH: &str = "/speaks/";
 /// Maximum length of a name of an object (RFC 1123 subdomain).
 const NAME_BYTES_MAX: usize = 253;
 
@@ -147,6 +154,9 @@ pub(super) fn encode_http(origin: &Origin, parts: &request::Parts) -> Result<Req
         headers.insert(AUTHORITY, value(authority.as_str())?);
     }
     write_origin(&mut headers, origin)?;
+    if parts.version == Version::HTTP_2 {
+        headers.insert(VERSION, HTTP_2);
+    }
     if parts.method == Method::CONNECT {
         return Err(BadHead("method"));
     }
@@ -181,6 +191,39 @@ pub(super) fn encode_node(parts: &request::Parts) -> Result<Request<()>, BadHead
 pub(super) fn is_to_node(parts: &request::Parts) -> bool {
     parts.method != Method::CONNECT
         && parts.uri.authority().is_some_and(|authority| authority.as_str() == NODE_AUTHORITY)
+}
+
+/// The head of the question to a node what the server at `at` understands.
+///
+/// # Errors
+/// If it can't be expressed.
+pub(super) fn encode_speaks(at: SocketAddr) -> Result<Request<()>, BadHead> {
+    let uri = format!("http://{NODE_AUTHORITY}{SPEAKS_PATH}{at}");
+    let request = Request::get(uri).version(Version::HTTP_2);
+    request.body(()).map_err(|_| BadHead("address"))
+}
+
+/// The address of such a question; `None` if the call is another one.
+pub(super) fn decode_speaks(request: &Request<()>) -> Option<SocketAddr> {
+    let address = request.uri().path().strip_prefix(SPEAKS_PATH)?;
+    if request.method() == Method::GET { address.parse().ok() } else { None }
+}
+
+/// The answer to such a question.
+pub(super) fn speaks(is_http: bool) -> Response<()> {
+    let mut response = Response::new(());
+    let value = HeaderValue::from_static(if is_http { "http" } else { "bytes" });
+    response.headers_mut().insert(SPEAKS, value);
+    response
+}
+
+/// What such an answer says; `None` if it isn't one.
+pub(super) fn read_speaks(headers: &HeaderMap) -> Option<bool> {
+    match headers.get(SPEAKS)?.as_bytes() {
+        b"http" => Some(true),
+        b"bytes" => Some(false),
+        _ => None,
+    }
 }
 
 /// The head of a stream or of datagrams.
@@ -262,8 +305,12 @@ pub(super) fn decode(parts: &mut request::Parts) -> Result<CallHead, BadHead> {
     Ok(CallHead { kind, from, local, via })
 }
 
-/// Restores the caller's own URI and `Host`.
+/// Restores the caller's own version, URI and `Host`.
 fn restore(parts: &mut request::Parts) -> Result<(), BadHead> {
+    parts.version = match field(&parts.headers, &VERSION, "version")? {
+        Some("2") => Version::HTTP_2,
+        _ => Version::HTTP_11,
+    };
     let authority = match field(&parts.headers, &AUTHORITY, "authority")? {
         Some(text) => Some(Authority::try_from(text).map_err(|_| BadHead("authority"))?),
         None => None,

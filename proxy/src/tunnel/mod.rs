@@ -19,6 +19,7 @@ mod node_calls;
 mod peer;
 pub mod peers;
 mod pieces;
+mod protocols;
 mod receive;
 mod record;
 mod remote;
@@ -172,7 +173,7 @@ impl Tunnel {
             Ok(tls) => {
                 let peer = Peer::new(&self.env, (node.name.clone(), address), tls, &self.metrics);
                 let (env, metrics) = (self.env.clone(), self.metrics.clone());
-                Some(Arc::new(RemotePod { peer: Arc::new(peer), env, metrics }))
+                Some(Arc::new(RemotePod { peer: Arc::new(peer), env, metrics, protocols: Arc::default() }))
             }
             Err(error) => {
                 tracing::error!(node = %node.name, %error, "no connection to the node is possible");

@@ -3,7 +3,8 @@
 //! A rejected call comes back unread: a request's body is rebuilt from what was sent (`record`), a stream has sent
 //! nothing before the peer accepted it.
 
-use std::sync::Arc;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use h2::{Reason, SendStream};
@@ -19,6 +20,7 @@ use super::head::{self, CallKind, Refusal};
 use super::io::TunnelIo;
 use super::metrics::{Direction, TunnelMetrics};
 use super::peer::{LINKS_MAX, Lease, LinkKind, Peer, Unavailable};
+use super::protocols::ProtocolCache;
 use super::receive::{BodyGuard, Receiver};
 use super::record::Recorder;
 use super::transmit::transmit;
@@ -31,10 +33,12 @@ const POLICY: &str = "tunnel";
 const COPY_BYTES: usize = 64 << 10;
 
 /// All pods of a peer: the called address is in the call's `Origin`.
+#[derive(Clone)]
 pub(super) struct RemotePod {
     pub(super) peer: Arc<Peer>,
     pub(super) env: Env,
     pub(super) metrics: TunnelMetrics,
+    pub(super) protocols: Arc<Mutex<ProtocolCache>>,
 }
 
 /// Result of offering a request once.
@@ -228,6 +232,19 @@ impl Serve for RemotePod {
         true
     }
 
+    /// `Some` once the peer has answered lately. An older peer has no answer.
+    async fn find_out_http(&self, at: SocketAddr) -> Option<bool> {
+        let protocols = || self.protocols.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = protocols().find(at, self.env.elapsed());
+        if known.is_some() {
+            return known;
+        }
+        let answer = self.call_node(&head::encode_speaks(at).ok()?).await?;
+        let is_http = head::read_speaks(answer.headers())?;
+        protocols().keep(at, is_http, self.env.elapsed());
+        Some(is_http)
+    }
+
     async fn http(&self, from: &Origin, request: Request<Body>) -> Result<Response<Body>, CallRejected<Request<Body>>> {
         self.metrics.call(Direction::Out);
         let (parts, mut body) = request.into_parts();
@@ -268,7 +285,7 @@ impl Serve for RemotePod {
 
     fn datagrams(&self, from: &Origin) -> Result<DatagramPipe, CallRejected<()>> {
         let (near, far) = DatagramPipe::pair();
-        let remote = Self { peer: self.peer.clone(), env: self.env.clone(), metrics: self.metrics.clone() };
+        let remote = self.clone();
         let from = from.clone();
         tokio::spawn(async move {
             // A rejected pipe is dropped, as one to a pod that is gone.

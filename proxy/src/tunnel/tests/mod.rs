@@ -1,5 +1,6 @@
 //! Tests of the tunnel over loopback sockets.
 
+mod byte_servers;
 mod calls;
 mod faults;
 mod hostile;
