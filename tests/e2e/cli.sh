@@ -3,7 +3,9 @@
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 exits 0 "$CORACLE" --help
-for verb in demo up server apiserver controllers scheduler explain-scheduling explain-reconcile run push pull inspect image call backup restore completion man config-schema version status new bind doctor dashboard; do
+verbs=$(sed -n 's/^## `coracle \([a-z-]*\)[ `].*/\1/p' docs/reference/flags.md | sort -u)
+[ "$(wc -w <<< "$verbs")" -ge 28 ] || fail "the page of flags names only $verbs"
+for verb in $verbs; do
   has "\\b$verb\\b" "$CORACLE" --help || fail "--help does not name $verb"
   exits 0 "$CORACLE" "$verb" --help
   grep -q 'Example' "$WORK/out" || fail "$verb --help shows no example"

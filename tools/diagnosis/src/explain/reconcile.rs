@@ -1,10 +1,8 @@
 //! `coracle explain-reconcile`: prints what an object's controllers would do now, and does nothing. It runs the
 //! controllers' own decisions on the user's view of the cluster or on a recording.
 
-use std::path::PathBuf;
-
 use anyhow::{Context as _, anyhow};
-use clap::Args;
+use clap::{ArgGroup, Args};
 use controllers::explain::{Explanation, Recording, Response, find_kind, of_controllers};
 use http::{Request, header::ACCEPT};
 use kube::Client;
@@ -13,14 +11,13 @@ use machinery_client::discovery::discover_kinds;
 use machinery_client::{Kind, request::query_string};
 use machinery_env::Env;
 use serde_json::Value;
-
-use super::explain_scheduling::{RECORDING_BYTES_MAX, client_of, of_file, text_of, write_recording};
 use tools_cluster::api_error::api_message;
 use tools_command::failure::Failure;
 use tools_command::flags::Common;
-use tools_command::format::Format;
-use tools_command::output::{plain, print_stdout, result};
+use tools_command::output::plain;
 use tools_command::runtime;
+
+use super::{ExplainFlags, read_recording};
 
 /// Objects in a page of a list.
 const PAGE: usize = 500;
@@ -31,36 +28,17 @@ const METADATA_LIST: &str = "application/json;as=PartialObjectMetadataList;g=met
 
 /// Arguments of `coracle explain-reconcile`.
 #[derive(Debug, Clone, Args)]
-pub(crate) struct ExplainReconcile {
-    #[command(flatten)]
-    subject: Subject,
-    /// The namespace
-    #[arg(short, long, env = "CORACLE_NAMESPACE", default_value = "default", value_name = "NS")]
-    namespace: String,
-    /// The only controller to run [default: those that reconcile the object by its name]
-    #[arg(long, env = "CORACLE_CONTROLLER", value_name = "NAME", conflicts_with = "replay")]
-    controller: Option<String>,
-    /// Kubeconfig of the API server [default: the one of --data-dir]
-    #[arg(long, env = "CORACLE_KUBECONFIG", value_name = "FILE")]
-    kubeconfig: Option<PathBuf>,
-    /// File for a recording of all that the decisions read, for --replay
-    #[arg(long, env = "CORACLE_RECORD", value_name = "FILE", conflicts_with = "replay")]
-    record: Option<PathBuf>,
-    /// Output format
-    #[arg(short = 'o', long, alias = "output", env = "CORACLE_FORMAT", default_value = "table", value_name = "FORMAT")]
-    format: Format,
-}
-
-/// What is explained.
-#[derive(Debug, Clone, Args)]
-#[group(required = true, multiple = false)]
-struct Subject {
+#[group(skip)]
+#[command(group(ArgGroup::new("subject").required(true).args(["object", "replay"])))]
+pub struct ExplainReconcile {
     /// An existing object, as deployment/web
     #[arg(value_name = "KIND/NAME")]
     object: Option<String>,
-    /// A recording of --record, used without a cluster
-    #[arg(long, env = "CORACLE_REPLAY", value_name = "FILE")]
-    replay: Option<PathBuf>,
+    #[command(flatten)]
+    explain: ExplainFlags,
+    /// The only controller to run [default: those that reconcile the object by its name]
+    #[arg(long, env = "CORACLE_CONTROLLER", value_name = "NAME", conflicts_with = "replay")]
+    controller: Option<String>,
 }
 
 /// Prints the explanation.
@@ -68,30 +46,24 @@ struct Subject {
 /// # Errors
 /// If there is no such object or no controller for it, the user may not read what the controllers read, or a file is
 /// invalid.
-pub(crate) fn run(flags: &ExplainReconcile, common: &Common) -> Result<(), Failure> {
-    let recording = match &flags.subject.replay {
-        Some(file) => Recording::parse(&text_of(file, RECORDING_BYTES_MAX)?).map_err(|why| of_file(file, why))?,
+pub fn run(flags: &ExplainReconcile, common: &Common) -> Result<(), Failure> {
+    let recording = match &flags.explain.replay {
+        Some(file) => read_recording(file, Recording::parse)?,
         None => runtime::single_threaded()?.block_on(record_cluster(flags, common))?,
     };
-    if let Some(file) = &flags.record {
-        write_recording(file, &recording)?;
-    }
+    flags.explain.write_recording(&recording)?;
     let explained: Explanation = recording.explain().map_err(anyhow::Error::new)?;
-    match flags.format {
-        Format::Json => print_stdout!("{}", serde_json::to_string_pretty(&explained).context("cannot print it")?)?,
-        // Names and messages are untrusted: control characters must not reach a terminal.
-        Format::Table => result(format_args!("{}", plain(explained.to_string().trim_end())))?,
-    }
-    Ok(())
+    // Names and messages are untrusted: control characters must not reach a terminal.
+    flags.explain.print(&explained, || plain(explained.to_string().trim_end()))
 }
 
 /// The object and all that its controllers read, as far as the user may.
 async fn record_cluster(flags: &ExplainReconcile, common: &Common) -> anyhow::Result<Recording> {
     let env = Env::real();
-    let client = client_of(&env, flags.kubeconfig.as_deref(), common).await?;
-    let (kind, name) = split(flags.subject.object.as_deref().unwrap_or_default())?;
+    let client = flags.explain.client(&env, common).await?;
+    let (kind, name) = split(flags.object.as_deref().unwrap_or_default())?;
     let kind = resolve(&client, kind).await?;
-    let namespace = if kind.namespaced { flags.namespace.as_str() } else { "" };
+    let namespace = if kind.namespaced { flags.explain.namespace.as_str() } else { "" };
     let object = get(&client, &kind.path(&ObjectKey::new(namespace, name))).await.map_err(api_message)?;
     let mut recording = Recording::new(env.now(), &kind, object, flags.controller.as_deref());
     let inputs = recording.inputs()?;

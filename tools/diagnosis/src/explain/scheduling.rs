@@ -1,137 +1,75 @@
 //! `coracle explain-scheduling`: prints the node that a pod would get, and each plugin's verdict on each node. It runs
 //! the scheduler's own core on the user's view of the cluster or on a recording.
 
-use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context as _, anyhow};
-use clap::Args;
+use clap::{ArgGroup, Args};
 use kube::Client;
 use machinery_client::{Api, ListOptions, Pod, Typed};
 use machinery_env::Env;
 use scheduler::Metrics;
 use scheduler::explain::{Explanation, NodeExplanation, Recording};
 use scheduler::wasm::{self, Answers, Guest, WasmPlugin};
-use serde::Serialize;
 use serde_json::Value;
-use wasm_runtime::options::guests::GuestOptions;
-
 use tools_cluster::api_error::api_message;
-use tools_command::data_dir::DataDir;
 use tools_command::failure::Failure;
 use tools_command::flags::Common;
-use tools_command::format::Format;
-use tools_command::output::{columns, plain, print_stdout, result};
-use tools_command::output_file;
+use tools_command::output::{columns, plain};
 use tools_command::runtime;
 use tools_scheduler_plugins::Plugins;
+use wasm_runtime::options::guests::GuestOptions;
+
+use super::{ExplainFlags, file_error, read_recording, read_text};
 
 /// Page size of lists.
 const PAGE: usize = 500;
-/// Maximum size of a recording: some hundred thousand pods.
-pub(super) const RECORDING_BYTES_MAX: u64 = 512 << 20;
 /// Maximum size of a manifest or a scheduler's file.
 const FILE_BYTES_MAX: u64 = 4 << 20;
 
 /// Arguments of `coracle explain-scheduling`.
 #[derive(Debug, Clone, Args)]
-pub(crate) struct ExplainScheduling {
-    #[command(flatten)]
-    subject: Subject,
-    /// The namespace
-    #[arg(short, long, env = "CORACLE_NAMESPACE", default_value = "default", value_name = "NS")]
-    namespace: String,
-    /// Kubeconfig of the API server [default: the one of --data-dir]
-    #[arg(long, env = "CORACLE_KUBECONFIG", value_name = "FILE")]
-    kubeconfig: Option<PathBuf>,
-    /// The scheduler's KubeSchedulerConfiguration [default: upstream's default profile]
-    #[arg(long, env = "CORACLE_SCHEDULER_CONFIG", value_name = "FILE", conflicts_with = "replay")]
-    scheduler_config: Option<PathBuf>,
-    /// File for a recording of pod, cluster and configuration, for --replay
-    #[arg(long, env = "CORACLE_RECORD", value_name = "FILE", conflicts_with = "replay")]
-    record: Option<PathBuf>,
-    #[command(flatten)]
-    plugins: GuestOptions,
-    /// Output format
-    #[arg(short = 'o', long, alias = "output", env = "CORACLE_FORMAT", default_value = "table", value_name = "FORMAT")]
-    format: Format,
-}
-
-/// What is explained.
-#[derive(Debug, Clone, Args)]
-#[group(required = true, multiple = false)]
-struct Subject {
+#[group(skip)]
+#[command(group(ArgGroup::new("subject").required(true).args(["pod", "filename", "replay"])))]
+pub struct ExplainScheduling {
     /// An existing pod, as if it were unscheduled
     #[arg(value_name = "POD")]
     pod: Option<String>,
     /// Manifest of a new pod, which the API server completes and doesn't store
     #[arg(short, long, env = "CORACLE_FILENAME", value_name = "FILE")]
     filename: Option<PathBuf>,
-    /// A recording of --record, used without a cluster
-    #[arg(long, env = "CORACLE_REPLAY", value_name = "FILE")]
-    replay: Option<PathBuf>,
+    #[command(flatten)]
+    explain: ExplainFlags,
+    /// The scheduler's KubeSchedulerConfiguration [default: upstream's default profile]
+    #[arg(long, env = "CORACLE_SCHEDULER_CONFIG", value_name = "FILE", conflicts_with = "replay")]
+    scheduler_config: Option<PathBuf>,
+    #[command(flatten)]
+    plugins: GuestOptions,
 }
 
 /// Prints the explanation.
 ///
 /// # Errors
 /// If there is no such pod, the user may not read the cluster, or a file is invalid.
-pub(crate) fn run(flags: &ExplainScheduling, common: &Common) -> Result<(), Failure> {
-    let recording = match &flags.subject.replay {
-        Some(file) => Recording::parse(&text_of(file, RECORDING_BYTES_MAX)?).map_err(|why| of_file(file, why))?,
+pub fn run(flags: &ExplainScheduling, common: &Common) -> Result<(), Failure> {
+    let recording = match &flags.explain.replay {
+        Some(file) => read_recording(file, Recording::parse)?,
         None => runtime::single_threaded()?.block_on(record_cluster(flags, common))?,
     };
     let explained = recording.explain();
-    if let Some(file) = &flags.record {
-        write_recording(file, &recording)?;
-    }
+    flags.explain.write_recording(&recording)?;
     let explained = explained.map_err(anyhow::Error::new)?;
-    match flags.format {
-        Format::Json => print_stdout!("{}", serde_json::to_string_pretty(&explained).context("cannot print it")?)?,
-        Format::Table => result(format_args!("{}", format_table(&explained)))?,
-    }
-    Ok(())
-}
-
-pub(super) fn of_file(file: &Path, why: impl std::fmt::Display) -> anyhow::Error {
-    anyhow!("{}: {why}", file.display())
-}
-
-/// Reads a file up to a maximum size.
-pub(super) fn text_of(file: &Path, bytes_max: u64) -> anyhow::Result<String> {
-    let open = std::fs::File::open(file).with_context(|| format!("cannot read {}", file.display()))?;
-    let mut text = String::new();
-    let read = open.take(bytes_max + 1).read_to_string(&mut text);
-    if read.with_context(|| format!("cannot read {}", file.display()))? as u64 > bytes_max {
-        return Err(of_file(file, format_args!("it is larger than {bytes_max} bytes")));
-    }
-    Ok(text)
-}
-
-/// Writes a recording of either verb.
-pub(super) fn write_recording(file: &Path, recording: &impl Serialize) -> anyhow::Result<()> {
-    let text = serde_json::to_vec(recording).context("cannot write the recording")?;
-    output_file::write(file, |mut beside| Ok(beside.write_all(&text)?))
-}
-
-/// A client of the kubeconfig, by default that of `--data-dir`.
-pub(super) async fn client_of(env: &Env, kubeconfig: Option<&Path>, common: &Common) -> anyhow::Result<Client> {
-    let data = DataDir::of(common)?;
-    let kubeconfig = kubeconfig.map_or_else(|| data.kubeconfig(), Path::to_owned);
-    let client = machinery_client::from_kubeconfig(env, &kubeconfig).await;
-    client.with_context(|| {
-        format!("{}: name a kubeconfig with --kubeconfig, or a cluster's folder with --data-dir", kubeconfig.display())
-    })
+    flags.explain.print(&explained, || format_table(&explained))
 }
 
 fn yaml_of(file: &Path) -> anyhow::Result<Value> {
-    machinery_api::yaml::read(&text_of(file, FILE_BYTES_MAX)?).map_err(|why| of_file(file, why))
+    machinery_api::yaml::read(&read_text(file, FILE_BYTES_MAX)?).map_err(|why| file_error(file, why))
 }
 
 /// The pod and the cluster, as far as the user may read them.
 async fn record_cluster(flags: &ExplainScheduling, common: &Common) -> anyhow::Result<Recording> {
-    let client = client_of(&Env::real(), flags.kubeconfig.as_deref(), common).await?;
+    let client = flags.explain.client(&Env::real(), common).await?;
     let configuration = flags.scheduler_config.as_deref().map(yaml_of).transpose()?;
     let whole = subject(flags, &client).await?;
     let pod: Pod = machinery_client::read(whole.clone()).context("cannot read the pod")?;
@@ -166,17 +104,17 @@ async fn plugin_verdicts(recording: &Recording, pod: Value, guests: &GuestOption
 
 /// The whole pod to explain.
 async fn subject(flags: &ExplainScheduling, client: &Client) -> anyhow::Result<Value> {
-    let Some(file) = &flags.subject.filename else {
-        let name = name_of(flags.subject.pod.as_deref().unwrap_or_default())?;
-        let pods = Api::<Pod>::namespaced(client.clone(), &flags.namespace);
+    let Some(file) = &flags.filename else {
+        let name = name_of(flags.pod.as_deref().unwrap_or_default())?;
+        let pods = Api::<Pod>::namespaced(client.clone(), &flags.explain.namespace);
         return pods.get_value(name).await.map_err(api_message);
     };
     let mut manifest = yaml_of(file)?;
     if manifest["kind"] != "Pod" {
-        return Err(of_file(file, "it is no Pod"));
+        return Err(file_error(file, "it is no Pod"));
     }
     if manifest["metadata"]["namespace"].is_null() {
-        manifest["metadata"]["namespace"] = flags.namespace.clone().into();
+        manifest["metadata"]["namespace"] = flags.explain.namespace.clone().into();
     }
     let namespace = manifest["metadata"]["namespace"].as_str().unwrap_or_default();
     let pods = Api::<Pod>::namespaced(client.clone(), namespace).dry_run();
