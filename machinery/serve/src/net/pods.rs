@@ -62,6 +62,8 @@ struct ListenerEntry {
     scope: Scope,
     /// Distinguishes the entry from others at the same address.
     id: u64,
+    /// A reserved address is found by no caller.
+    is_open: bool,
     serve: Arc<dyn Serve>,
 }
 
@@ -115,12 +117,33 @@ impl Drop for Attached {
     }
 }
 
+impl Attached {
+    /// Opens a reserved address.
+    pub fn open(&self) {
+        let mut pods = self.network.inner.pods.write().unwrap_or_else(PoisonError::into_inner);
+        let entries = pods.get_mut(&self.at.key()).into_iter().flatten();
+        for entry in entries.filter(|entry| entry.id == self.id) {
+            entry.is_open = true;
+        }
+    }
+}
+
 impl PodNetwork {
     /// Registers `serve` for `at` until the guard is dropped.
     ///
     /// # Errors
     /// If the address is in use.
     pub fn attach(&self, at: Listen, serve: Arc<dyn Serve>) -> Result<Attached, AddrInUse> {
+        let attached = self.reserve(at, serve)?;
+        attached.open();
+        Ok(attached)
+    }
+
+    /// As [`PodNetwork::attach`], but no caller finds `serve` until [`Attached::open`]: a socket that is bound and doesn't listen.
+    ///
+    /// # Errors
+    /// If the address is in use.
+    pub fn reserve(&self, at: Listen, serve: Arc<dyn Serve>) -> Result<Attached, AddrInUse> {
         let mut pods = self.inner.pods.write().unwrap_or_else(PoisonError::into_inner);
         let entries = pods.entry(at.key()).or_default();
         let clashes =
@@ -131,7 +154,7 @@ impl PodNetwork {
         let id = self.inner.next.fetch_add(1, Ordering::Relaxed);
         // Nearly always the only entry.
         entries.reserve_exact(1);
-        entries.push(ListenerEntry { scope: at.scope, id, serve });
+        entries.push(ListenerEntry { scope: at.scope, id, is_open: false, serve });
         Ok(Attached { network: self.clone(), at, id })
     }
 
@@ -157,7 +180,8 @@ impl PodNetwork {
     fn local(&self, key: ListenKey, scope: Scope) -> Option<Arc<dyn Serve>> {
         let pods = self.inner.pods.read().unwrap_or_else(PoisonError::into_inner);
         let entries = pods.get(&key)?;
-        let entry = entries.iter().find(|entry| entry.scope == scope || entry.scope == Scope::Any)?;
+        let fits = |entry: &&ListenerEntry| entry.is_open && (entry.scope == scope || entry.scope == Scope::Any);
+        let entry = entries.iter().find(fits)?;
         Some(entry.serve.clone())
     }
 
@@ -216,6 +240,16 @@ mod tests {
 
     fn at(scope: Scope, protocol: Protocol) -> Listen {
         Listen { ip: ip(), scope, protocol, port: 80 }
+    }
+
+    #[test]
+    fn a_reserved_address_is_in_use_and_not_found() {
+        let network = PodNetwork::default();
+        let reserved = network.reserve(at(Scope::Any, Protocol::Tcp), Arc::new(Silent)).unwrap();
+        assert!(network.attach(at(Scope::Pod, Protocol::Tcp), Arc::new(Silent)).is_err());
+        assert!(network.find(ip(), Protocol::Tcp, 80).is_none());
+        reserved.open();
+        assert!(network.find(ip(), Protocol::Tcp, 80).is_some());
     }
 
     #[test]
