@@ -137,6 +137,11 @@ const FORBIDDEN: &[(&str, &[&str], &str)] = &[
         "stores of guests' data: no guests, no engine, no cluster",
     ),
     (
+        "wasm-node/sockets",
+        &["kube", "k8s-openapi", "machinery-client", "hyper", "wasmtime", "wasm-runtime", "kubelet", "images", "proxy"],
+        "sockets over the pod network: no engine, no guests, no socket of the host",
+    ),
+    (
         "wasm-node/images",
         &["kube", "k8s-openapi", "machinery-client", "machinery-serve", "machinery-streaming", "kubelet", "hyper"],
         "images by name: no Kubernetes objects, no client, no pods",

@@ -20,6 +20,12 @@ pub enum Resource {
     BlockingThreads,
     /// Outgoing requests and connections.
     Connections,
+    /// Open sockets of guests: listeners, UDP sockets, and connections, also those that wait to be accepted.
+    Sockets,
+    /// Bound ports of guests.
+    Listeners,
+    /// Datagrams that wait for a guest or for a flow to open.
+    Datagrams,
     /// Bytes of logs on the disk.
     LogBytes,
     /// Bytes of writable volumes on the disk.
@@ -28,8 +34,17 @@ pub enum Resource {
 
 impl Resource {
     /// All resources, in the order of a ledger's rows.
-    pub const ALL: [Self; 6] =
-        [Self::Memory, Self::Descriptors, Self::BlockingThreads, Self::Connections, Self::LogBytes, Self::DiskBytes];
+    pub const ALL: [Self; 9] = [
+        Self::Memory,
+        Self::Descriptors,
+        Self::BlockingThreads,
+        Self::Connections,
+        Self::Sockets,
+        Self::Listeners,
+        Self::Datagrams,
+        Self::LogBytes,
+        Self::DiskBytes,
+    ];
 
     fn words(self) -> (&'static str, &'static str) {
         match self {
@@ -37,6 +52,9 @@ impl Resource {
             Self::Descriptors => ("file descriptors", "descriptors"),
             Self::BlockingThreads => ("threads for file operations", "threads"),
             Self::Connections => ("connections", "connections"),
+            Self::Sockets => ("sockets", "sockets"),
+            Self::Listeners => ("ports", "ports"),
+            Self::Datagrams => ("queued datagrams", "datagrams"),
             Self::LogBytes => ("log space", "bytes"),
             Self::DiskBytes => ("disk space", "bytes"),
         }

@@ -1,0 +1,161 @@
+//! A bound port: a server of the pod network that queues connections for the guest.
+
+use std::collections::VecDeque;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+
+use futures::task::AtomicWaker;
+use http::{Request, Response};
+use machinery_serve::net::{Attached, Body, CallRejected, Listen, Origin, Peer, Protocol, Serve, Stream};
+use runtime_api::ledger::{Resource, ResourceGuard};
+use tokio::sync::oneshot;
+
+use super::Bind;
+use super::connection::{Connection, ConnectionState};
+use crate::context::SocketGuard;
+use crate::{SocketContext, SocketError};
+
+/// A bound port; dropping it frees the port and closes the connections of the backlog.
+pub(super) struct Listener {
+    address: SocketAddr,
+    backlog: Arc<Backlog>,
+    attached: Attached,
+    _held: ResourceGuard,
+}
+
+/// A connection that waits for the guest.
+struct Incoming {
+    stream: Stream,
+    peer: Peer,
+    local: SocketAddr,
+    guard: Arc<SocketGuard>,
+}
+
+/// The queue of a listener: the pod network's end of it.
+struct Backlog {
+    context: SocketContext,
+    queue: Mutex<Queue>,
+    waker: AtomicWaker,
+}
+
+/// `max` connections may wait.
+#[derive(Default)]
+struct Queue {
+    max: usize,
+    incoming: VecDeque<Incoming>,
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        let queue = std::mem::take(&mut *self.backlog.queue());
+        drop(queue);
+    }
+}
+
+impl Listener {
+    /// Reserves a port.
+    pub(super) fn bind(context: &SocketContext, (ip, scope): Bind, port: u16) -> Result<Self, SocketError> {
+        let held = context.ledger.hold(Resource::Listeners, 1)?;
+        let pod = context.ip()?;
+        let queue = Mutex::default();
+        let backlog = Arc::new(Backlog { context: context.clone(), queue, waker: AtomicWaker::new() });
+        let attach = |port: u16| {
+            let at = Listen { ip: pod, scope, protocol: Protocol::Tcp, port };
+            context.network.reserve(at, backlog.clone()).map_err(|_| SocketError::AddressInUse)
+        };
+        let (port, attached) = if port == 0 {
+            let mut attached = None;
+            let port = context.free_port(|port| {
+                attached = attach(port).ok();
+                attached.is_some()
+            });
+            port.zip(attached).ok_or(SocketError::AddressInUse)?
+        } else {
+            (port, attach(port)?)
+        };
+        Ok(Self { address: SocketAddr::new(ip, port), backlog, attached, _held: held })
+    }
+
+    /// The bound address.
+    pub(super) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Begins to queue connections.
+    pub(super) fn listen(&self, max: usize) {
+        self.set_backlog(max);
+        self.attached.open();
+    }
+
+    /// Changes the maximum of waiting connections.
+    pub(super) fn set_backlog(&self, max: usize) {
+        self.backlog.queue().max = max;
+    }
+
+    /// The next connection.
+    pub(super) fn poll_accept(
+        &self,
+        context: &SocketContext,
+        cx: &mut Context<'_>,
+    ) -> Poll<(Connection, Arc<SocketGuard>)> {
+        self.backlog.waker.register(cx.waker());
+        let Some(incoming) = self.backlog.queue().incoming.pop_front() else { return Poll::Pending };
+        let Incoming { stream, peer, local, guard } = incoming;
+        let remote = remote_of(context, &peer, local);
+        let state = ConnectionState { context, guard: guard.clone(), local, remote };
+        Poll::Ready((Connection::new(stream, state), guard))
+    }
+
+    /// Waits for a connection.
+    pub(super) fn poll_acceptable(&self, cx: &mut Context<'_>) -> Poll<()> {
+        self.backlog.waker.register(cx.waker());
+        if self.backlog.queue().incoming.is_empty() { Poll::Pending } else { Poll::Ready(()) }
+    }
+}
+
+/// The address of a peer as the guest sees it. The port of a pod's call isn't known here, so it is one of this pod's choice.
+pub(crate) fn remote_of(context: &SocketContext, peer: &Peer, local: SocketAddr) -> SocketAddr {
+    let ip = |ip: Option<IpAddr>| SocketAddr::new(ip.unwrap_or(local.ip()), context.next_port());
+    match peer {
+        Peer::Host(address) => *address,
+        Peer::Pod(caller) => ip(caller.ip),
+        Peer::Node => ip(None),
+    }
+}
+
+impl Backlog {
+    fn queue(&self) -> std::sync::MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Queues a connection; returns the receiver of its end.
+    fn push(&self, from: Origin, stream: Stream) -> Result<oneshot::Receiver<()>, CallRejected<Stream>> {
+        let mut queue = self.queue();
+        if queue.incoming.len() >= queue.max {
+            return Err(CallRejected::busy(stream));
+        }
+        let Ok(guard) = self.context.socket() else { return Err(CallRejected::busy(stream)) };
+        let (ended, end) = oneshot::channel();
+        let stream = stream.holding(ended);
+        queue.incoming.push_back(Incoming { stream, peer: from.peer, local: from.local, guard });
+        drop(queue);
+        self.waker.wake();
+        Ok(end)
+    }
+}
+
+#[async_trait::async_trait]
+impl Serve for Backlog {
+    async fn http(&self, _: &Origin, _: Request<Body>) -> Result<Response<Body>, CallRejected<Request<Body>>> {
+        Err(CallRejected::Closed)
+    }
+
+    /// Returns when the guest has closed the connection.
+    async fn stream(self: Arc<Self>, from: Origin, stream: Stream) -> Result<(), CallRejected<Stream>> {
+        let end = self.push(from, stream)?;
+        // The guest's end holds the sender, which sends nothing.
+        let _ = end.await;
+        Ok(())
+    }
+}
