@@ -139,6 +139,7 @@ impl Plugins {
                 names: Arc::new(PodNames::default()),
             },
             dial: None,
+            network: None,
         }
     }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use machinery_api::imports::ImportRules;
-use machinery_serve::net::{Caller, Dial};
+use machinery_serve::net::{Caller, Dial, PodNetwork};
 
 use super::ledger::Ledger;
 use super::pipe::PipeReader;
@@ -89,6 +89,8 @@ pub struct ContainerSpec {
     pub caller: Caller,
     /// Dials outgoing requests; `None`: every one is denied.
     pub dial: Option<Arc<dyn Dial>>,
+    /// The network in which its sockets listen; `None`: it has no sockets.
+    pub network: Option<PodNetwork>,
 }
 
 /// Statistics of one container, for `kubectl top`, the HPA and metrics.

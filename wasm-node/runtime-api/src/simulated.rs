@@ -426,6 +426,7 @@ mod tests {
                 names: Arc::default(),
             },
             dial: None,
+            network: None,
         })
     }
 

@@ -39,7 +39,7 @@ use crate::volume::mounts::{self, MountError};
 use crate::volume::paths::message_folder;
 use runtime_api::disk::advice;
 use runtime_api::ledger::Ledger;
-use runtime_api::pipe::pipe;
+use runtime_api::pipe::{PipeReader, PipeWriter, pipe};
 use runtime_api::{
     Admitted, Container, ContainerSpec, CpuQuota, Grants, KeyvalueOwner, Kind, LoadError, MemoryFiles, Metering,
     Module, Preopen,
@@ -311,9 +311,7 @@ async fn assemble(
     let tmp = SessionTmp::new(node, &uid, (&wire.name, attempt), &preopens);
     let log = open_log(node, &uid, (&wire.name, attempt))?;
     let attached = Arc::new(Attached::new(log.clone()));
-    // A server creates an instance per request, and those read no input.
-    let reads = wire.stdin == Some(true) && loaded.kind() == Kind::Command;
-    let (to_stdin, stdin) = if reads { Some(pipe()).unzip() } else { (None, None) };
+    let (to_stdin, stdin) = input(wire, loaded.kind());
     let spec = ContainerSpec {
         name: format!("{namespace}/{pod_name}/{}", wire.name),
         argv: argv(wire, image, &variables),
@@ -334,6 +332,7 @@ async fn assemble(
         quotas: node.volumes.local.quotas(&uid),
         caller: caller(node, pod, ip),
         dial: Some(node.parts.dial.clone()),
+        network: Some(node.parts.network.clone()),
     };
     let container = loaded.container(spec).map_err(|error| load_error(&error))?;
     // A command that waits for admission is not running yet.
@@ -357,6 +356,12 @@ async fn assemble(
     let _lease = node.pods.sandboxes.register(&uid, &wire.name, sandbox);
     let (resources, responses) = (wire.resources.clone(), meter(node, &*container));
     Ok(CreatedContainer { container, admitted, responses, log, id, settings, resources, termination, _lease })
+}
+
+/// The two ends of a container's input, if it reads any. A server creates an instance per request, and those read none.
+fn input(wire: &ContainerSpecWire, kind: Kind) -> (Option<PipeWriter>, Option<PipeReader>) {
+    let reads = wire.stdin == Some(true) && kind == Kind::Command;
+    if reads { Some(pipe()).unzip() } else { (None, None) }
 }
 
 /// The meter of a container that serves.

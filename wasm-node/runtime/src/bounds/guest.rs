@@ -4,6 +4,7 @@
 use std::fmt;
 use std::ops::RangeInclusive;
 
+use guest_sockets::SocketLimits;
 use wasmtime::Trap;
 use wasmtime::component::ResourceTableError;
 
@@ -25,11 +26,13 @@ pub struct GuestBounds {
     /// Maximum WASI handles (resources): one more traps. Each counts as 256 bytes plus its content in the container's
     /// memory. Within [`HANDLES`].
     pub handles: usize,
+    /// Quotas of the sockets of a pod.
+    pub sockets: SocketLimits,
 }
 
 impl Default for GuestBounds {
     fn default() -> Self {
-        Self { stack_bytes: WASM_STACK_BYTES, handles: RESOURCE_TABLE_ENTRIES_MAX }
+        Self { stack_bytes: WASM_STACK_BYTES, handles: RESOURCE_TABLE_ENTRIES_MAX, sockets: SocketLimits::default() }
     }
 }
 
@@ -77,7 +80,7 @@ mod tests {
 
     #[test]
     fn errors_at_a_limit_name_its_flag() {
-        let bounds = GuestBounds { stack_bytes: 2 << 20, handles: 64 };
+        let bounds = GuestBounds { stack_bytes: 2 << 20, handles: 64, ..GuestBounds::default() };
         let of = |error: wasmtime::Error| bounds.advice(&error, None).unwrap_or_default();
         let stack = "the guest is at its bound of 2Mi of stack, which the node's --guest-stack-size raises";
         let handles = "the guest is at its bound of 64 handles, which the node's --guest-handles raises";

@@ -13,6 +13,7 @@ use crate::bounds::limits::OUTGOING_REQUESTS_MAX;
 use crate::bounds::slots::Share;
 use crate::host::disk::Disk;
 use crate::host::guest::Guest;
+use guest_sockets::SocketContext;
 use machinery_api::imports::ImportRules;
 use runtime_api::keyvalue::KeyvalueStore;
 use runtime_api::ledger::{Ledger, Resource};
@@ -94,6 +95,8 @@ impl Engine {
         for preopen in &spec.preopens {
             preopen.open().map_err(LoadError::io("looking for a volume"))?;
         }
+        let ledger = self.open_ledger(&spec);
+        let sockets = self.sockets(&spec, &ledger);
         let cwd_dir = spec.cwd.as_deref().and_then(|cwd| working_folder(&spec.preopens, cwd));
         let env = with_working_directory(last_values(spec.env), spec.cwd.as_deref().filter(|_| cwd_dir.is_some()));
         let container = spec.name.rsplit('/').next().unwrap_or_default();
@@ -106,9 +109,6 @@ impl Engine {
         };
         let namespace = spec.caller.namespace.clone();
         let admission = AdmissionQueue::new(share.share(&namespace), node_calls.share(&namespace), loaded.start_bytes);
-        let ledger = Ledger::container(&spec.pod);
-        ledger.set_limit(Resource::Memory, spec.limits.memory_bytes.unwrap_or(u64::MAX));
-        ledger.set_limit(Resource::Connections, OUTGOING_REQUESTS_MAX);
         let disk = Disk::new(self.disk(), &ledger, &namespace, spec.preopens);
         let disk = disk.with_accounts(spec.memory_files, spec.quotas).with_cwd(spec.cwd.clone().zip(cwd_dir.clone()));
         let disk = Arc::new(disk);
@@ -127,6 +127,7 @@ impl Engine {
             bounds: self.guest_bounds(),
             caller: spec.caller,
             dial: spec.dial,
+            sockets,
             ledger: ledger.clone(),
             growth: self.growth().clone(),
             growth_wait_max: match loaded.kind() {
@@ -155,6 +156,21 @@ impl Engine {
             broken: Mutex::default(),
         };
         Ok(Container { shared: Arc::new(shared) })
+    }
+
+    /// The account of a container, with its limits and those of its pod's sockets.
+    fn open_ledger(&self, spec: &ContainerSpec) -> Arc<Ledger> {
+        let ledger = Ledger::container(&spec.pod);
+        ledger.set_limit(Resource::Memory, spec.limits.memory_bytes.unwrap_or(u64::MAX));
+        ledger.set_limit(Resource::Connections, OUTGOING_REQUESTS_MAX);
+        self.guest_bounds().sockets.apply(&ledger);
+        ledger
+    }
+
+    /// The sockets of a container that has a network.
+    fn sockets(&self, spec: &ContainerSpec, ledger: &Arc<Ledger>) -> Option<SocketContext> {
+        let (network, dial) = spec.network.clone().zip(spec.dial.clone())?;
+        Some(SocketContext::new(network, spec.caller.clone(), dial, ledger.clone(), self.env().clone()))
     }
 
     fn meter(&self, namespace: &Arc<str>, limits: &Limits, pod: Option<Arc<CpuQuota>>) -> Arc<CpuMeter> {

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use guest_sockets::SocketContext;
 use machinery_env::Env;
 use machinery_serve::net::{Caller, Dial};
 use runtime_api::keyvalue::KeyvalueStore;
@@ -43,6 +44,8 @@ pub(crate) struct Guest {
     pub(crate) bounds: GuestBounds,
     pub(crate) caller: Caller,
     pub(crate) dial: Option<Arc<dyn Dial>>,
+    /// Its sockets' network; `None`: it has no sockets.
+    pub(crate) sockets: Option<SocketContext>,
     /// Resources held by its instances together.
     pub(crate) ledger: Arc<Ledger>,
     pub(crate) growth: Arc<Growth>,

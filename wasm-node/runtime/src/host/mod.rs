@@ -178,7 +178,7 @@ pub static HOST_INTERFACES: &[HostInterface] = &[
         version: "0.2",
         granted: GrantCondition::Always,
         link: sockets::link,
-        held_bytes: handles_only,
+        held_bytes: sockets::held_bytes,
     },
     HostInterface {
         name: "http",

@@ -5,6 +5,7 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use clap::Args;
+use guest_sockets::SocketLimits;
 use machinery_api::quantity::Quantity;
 use machinery_options::duration::duration;
 
@@ -30,6 +31,15 @@ pub struct GuestOptions {
     /// Maximum WASI handles of a guest instance: 64 to 1048576
     #[arg(long, env = "CORACLE_GUEST_HANDLES", default_value_t = GuestBounds::default().handles as u32, value_name = "N", value_parser = clap::value_parser!(u32).range(*HANDLES.start() as i64..=*HANDLES.end() as i64))]
     guest_handles: u32,
+    /// Maximum open sockets of a pod's guests: connections in and out, those that wait to be accepted, listeners
+    #[arg(long, env = "CORACLE_GUEST_CONNECTIONS", default_value_t = SocketLimits::default().connections, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    guest_connections: u32,
+    /// Maximum ports that a pod's guests bind by sockets
+    #[arg(long, env = "CORACLE_GUEST_LISTENERS", default_value_t = SocketLimits::default().listeners, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
+    guest_listeners: u32,
+    /// Maximum datagrams that wait for a pod's guests; more are lost
+    #[arg(long, env = "CORACLE_GUEST_DATAGRAMS", default_value_t = SocketLimits::default().datagrams, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    guest_datagrams: u32,
 }
 
 impl Default for GuestOptions {
@@ -52,7 +62,15 @@ impl GuestOptions {
     /// The limits of each guest instance.
     #[must_use]
     pub fn instance(&self) -> GuestBounds {
-        GuestBounds { stack_bytes: self.guest_stack_size, handles: self.guest_handles as usize }
+        GuestBounds {
+            stack_bytes: self.guest_stack_size,
+            handles: self.guest_handles as usize,
+            sockets: SocketLimits {
+                connections: self.guest_connections,
+                listeners: self.guest_listeners,
+                datagrams: self.guest_datagrams,
+            },
+        }
     }
 }
 
@@ -109,7 +127,7 @@ mod tests {
         let (compile, instance) = read(&all.concat()).unwrap();
         assert_eq!((compile.time, compile.memory_bytes), (Duration::from_secs(600), 8 << 30));
         assert_eq!(compile.slice, CompileBounds::default().slice);
-        assert_eq!(instance, GuestBounds { stack_bytes: 4 << 20, handles: 5000 });
+        assert_eq!(instance, GuestBounds { stack_bytes: 4 << 20, handles: 5000, ..GuestBounds::default() });
     }
 
     #[test]

@@ -167,6 +167,7 @@ impl Bench {
                 names: Arc::default(),
             },
             dial: None,
+            network: None,
         }
     }
 }
