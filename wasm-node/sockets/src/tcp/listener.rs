@@ -2,11 +2,12 @@
 
 use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::task::{Context, Poll};
 
 use futures::task::AtomicWaker;
 use http::{Request, Response};
+use machinery_serve::net::http::request_over_pipe;
 use machinery_serve::net::{Attached, Body, CallRejected, Listen, Origin, Peer, Protocol, Serve, Stream};
 use runtime_api::ledger::{Resource, ResourceGuard};
 use tokio::sync::oneshot;
@@ -34,6 +35,7 @@ struct Incoming {
 
 /// The queue of a listener: the pod network's end of it.
 struct Backlog {
+    this: Weak<Backlog>,
     context: SocketContext,
     queue: Mutex<Queue>,
     waker: AtomicWaker,
@@ -58,8 +60,10 @@ impl Listener {
     pub(super) fn bind(context: &SocketContext, (ip, scope): Bind, port: u16) -> Result<Self, SocketError> {
         let held = context.ledger.hold(Resource::Listeners, 1)?;
         let pod = context.ip()?;
-        let queue = Mutex::default();
-        let backlog = Arc::new(Backlog { context: context.clone(), queue, waker: AtomicWaker::new() });
+        let backlog = Arc::new_cyclic(|this| {
+            let (this, queue, waker) = (this.clone(), Mutex::default(), AtomicWaker::new());
+            Backlog { this, context: context.clone(), queue, waker }
+        });
         let attach = |port: u16| {
             let at = Listen { ip: pod, scope, protocol: Protocol::Tcp, port };
             context.network.reserve(at, backlog.clone()).map_err(|_| SocketError::AddressInUse)
@@ -147,8 +151,15 @@ impl Backlog {
 
 #[async_trait::async_trait]
 impl Serve for Backlog {
-    async fn http(&self, _: &Origin, _: Request<Body>) -> Result<Response<Body>, CallRejected<Request<Body>>> {
-        Err(CallRejected::Closed)
+    fn speaks_http(&self) -> bool {
+        false
+    }
+
+    async fn http(&self, from: &Origin, request: Request<Body>) -> Result<Response<Body>, CallRejected<Request<Body>>> {
+        match self.this.upgrade() {
+            Some(this) => request_over_pipe(this, from, request).await,
+            None => Err(CallRejected::gone(request)),
+        }
     }
 
     /// Returns when the guest has closed the connection.

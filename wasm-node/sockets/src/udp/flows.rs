@@ -196,6 +196,10 @@ impl FlowTable {
 
 #[async_trait::async_trait]
 impl Serve for Flows {
+    fn speaks_http(&self) -> bool {
+        false
+    }
+
     async fn http(&self, _: &Origin, _: Request<Body>) -> Result<Response<Body>, CallRejected<Request<Body>>> {
         Err(CallRejected::Closed)
     }
