@@ -84,6 +84,7 @@ impl NodeHost {
         let parts = SharedNodeParts {
             runtime: Arc::new(self.engine.clone()),
             images: self.images.clone(),
+            imports: wasm_runtime::engine::imports,
             network: self.pods.clone(),
             dial: Arc::new(self.data_plane.clone()),
             env: self.env.clone(),

@@ -277,6 +277,7 @@ impl Fetch<'_> {
             argv: run.argv,
             env: run.env,
             working_dir: run.working_dir,
+            exposed_tcp_ports: run.exposed_tcp_ports,
         }
     }
 

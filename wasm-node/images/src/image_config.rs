@@ -1,8 +1,14 @@
-//! Parses a container image's config: the module's file, its arguments, environment and working directory. Pure.
+//! Parses a container image's config: the module's file, its arguments, environment, working directory and ports. Pure.
+
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 
 use super::manifest::{Refusal, is_wasm, short};
+
+/// Maximum ports that are taken of an image; the lowest ones count.
+const EXPOSED_PORTS_MAX: usize = 64;
 
 /// The parameters for running an image.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -12,6 +18,8 @@ pub(crate) struct ImageConfig {
     pub(crate) argv: Vec<String>,
     pub(crate) env: Vec<(String, String)>,
     pub(crate) working_dir: Option<String>,
+    /// The TCP ports of `ExposedPorts`, ascending.
+    pub(crate) exposed_tcp_ports: Vec<u16>,
 }
 
 #[derive(Deserialize, Default)]
@@ -35,6 +43,8 @@ struct RawRun {
     env: Option<Vec<String>>,
     #[serde(default)]
     working_dir: Option<String>,
+    #[serde(default)]
+    exposed_ports: Option<BTreeMap<String, IgnoredAny>>,
 }
 
 impl RawRun {
@@ -45,8 +55,22 @@ impl RawRun {
     fn into_config(self, module: String, argv: Vec<String>) -> ImageConfig {
         let env = self.env.into_iter().flatten();
         let env = env.filter_map(|pair| pair.split_once('=').map(|(k, v)| (k.to_owned(), v.to_owned()))).collect();
-        ImageConfig { module, argv, env, working_dir: self.working_dir.filter(|dir| !dir.is_empty()) }
+        let ports = self.exposed_ports.iter().flat_map(BTreeMap::keys);
+        let ports: BTreeSet<u16> = ports.filter_map(|port| tcp_port(port)).collect();
+        let exposed_tcp_ports = ports.into_iter().take(EXPOSED_PORTS_MAX).collect();
+        let working_dir = self.working_dir.filter(|dir| !dir.is_empty());
+        ImageConfig { module, argv, env, working_dir, exposed_tcp_ports }
     }
+}
+
+/// The port of a key of `ExposedPorts` (`8080/tcp`, `8080`); `None` for another protocol, or what isn't a port.
+fn tcp_port(key: &str) -> Option<u16> {
+    let number = match key.split_once('/') {
+        Some((number, "tcp")) => number,
+        Some(_) => return None,
+        None => key,
+    };
+    number.parse().ok().filter(|port| *port > 0)
 }
 
 fn raw(bytes: &[u8]) -> Result<RawConfig, Refusal> {
@@ -111,6 +135,9 @@ mod tests {
         let bare = module_image_config(json!({"config": run}).to_string().as_bytes(), "app").unwrap();
         assert_eq!((bare.argv.len(), bare.working_dir.as_deref()), (2, Some("/w")));
         assert_eq!(module_image_config(b"{}", "app").unwrap().argv, ["app"]);
+        let ports = json!({"8080/tcp": {}, "443": {}, "53/udp": {}, "0/tcp": {}, "9000-9009/tcp": {}, "x": null, "443/tcp": {}});
+        let exposing = json!({"config": {"ExposedPorts": ports}}).to_string();
+        assert_eq!(module_image_config(exposing.as_bytes(), "app").unwrap().exposed_tcp_ports, [443, 8080]);
     }
 
     proptest! {

@@ -52,6 +52,9 @@ pub struct Image {
     pub env: Vec<(String, String)>,
     /// The image's working directory.
     pub working_dir: Option<String>,
+    /// The TCP ports that the image exposes, ascending: those of a container that declares none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub exposed_tcp_ports: Vec<u16>,
 }
 
 impl Image {

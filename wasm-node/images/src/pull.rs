@@ -431,6 +431,21 @@ impl Images {
         self.runtime.load_command(module, &path, metering, namespace).await
     }
 
+    /// Reads the imports of an image's module from its bytes by `imports`, a function of the runtime.
+    ///
+    /// # Errors
+    /// Returns the reason as text if the module isn't stored any more or can't be read.
+    pub async fn imports(
+        &self,
+        image: &Image,
+        imports: fn(&[u8]) -> Result<Vec<String>, LoadError>,
+    ) -> Result<Vec<String>, String> {
+        let (blobs, digest) = (self.blobs.clone(), image.module.clone());
+        let bytes = on_disk(move || blobs.read(&digest, MODULE_BYTES_MAX)).await.map_err(|error| error.to_string())?;
+        let read = tokio::task::spawn_blocking(move || imports(&bytes)).await.map_err(|error| error.to_string())?;
+        read.map_err(|error| error.to_string())
+    }
+
     /// Loads an image's module from the cache of compiled modules; all its containers share it.
     pub async fn load(&self, image: &Image, metering: Metering, namespace: &str) -> Result<Arc<dyn Module>, LoadError> {
         let path = self.blobs.path(&image.module).map_err(|error| LoadError::NotWasm(error.to_string()))?;
@@ -529,6 +544,7 @@ impl Images {
             argv: vec![basename(&path.display().to_string())],
             env: Vec::new(),
             working_dir: None,
+            exposed_tcp_ports: Vec::new(),
         })
     }
 }

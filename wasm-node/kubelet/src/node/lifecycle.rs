@@ -270,6 +270,7 @@ impl Node {
         let parts = SharedNodeParts {
             runtime,
             images: Arc::new(images),
+            imports: |_| Ok(vec!["wasi_snapshot_preview1/sock_accept".into()]),
             network: network.clone(),
             dial: Arc::new(NoDial),
             env: env.clone(),

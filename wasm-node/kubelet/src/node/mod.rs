@@ -20,6 +20,8 @@ mod lease;
 #[cfg(test)]
 mod lifecycle;
 #[cfg(test)]
+mod listening;
+#[cfg(test)]
 mod multi_container;
 #[cfg(test)]
 mod outage_restart;

@@ -12,11 +12,11 @@ use machinery_serve::descriptors::Descriptors;
 use machinery_serve::net::{Origin, Peer, Serve, Stream};
 use tokio_util::sync::CancellationToken;
 
-/// Accepts connections until the future is dropped.
+/// Accepts connections at a pod's address on the host until the future is dropped, and passes each to what `answers` returns.
 pub(crate) async fn listen(
     env: Env,
     address: SocketAddr,
-    pod: Arc<dyn Serve>,
+    answers: impl Fn() -> Option<Arc<dyn Serve>>,
     recorder: Recorder,
     about: ObjectReference,
 ) {
@@ -28,7 +28,7 @@ pub(crate) async fn listen(
             return;
         }
     };
-    serve(&env, (listener, address), address.ip(), || Some(pod.clone())).await;
+    serve(&env, (listener, address), address.ip(), answers).await;
 }
 
 /// Passes each connection to the current handler of the pod with the address `pod`; without one, the connection is closed.
@@ -55,4 +55,53 @@ pub(super) async fn serve(
         }
     };
     accept::serve(listener, limit, None, env, &never, each).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use http::{Request, Response};
+    use machinery_serve::net::{Body, CallRejected, Listen, PodNetwork, Protocol};
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    use super::*;
+
+    struct Echo;
+
+    #[async_trait::async_trait]
+    impl Serve for Echo {
+        async fn http(&self, _: &Origin, _: Request<Body>) -> Result<Response<Body>, CallRejected<Request<Body>>> {
+            Err(CallRejected::Closed)
+        }
+
+        async fn stream(self: Arc<Self>, _: Origin, mut stream: Stream) -> Result<(), CallRejected<Stream>> {
+            let mut received = Vec::new();
+            let _ = stream.read_to_end(&mut received).await;
+            let _ = stream.write_all(&received).await;
+            Ok(())
+        }
+    }
+
+    #[tokio::test]
+    async fn each_connection_finds_the_listener_of_its_time() {
+        let (network, ip) = (PodNetwork::default(), IpAddr::from([127, 66, 0, 2]));
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let found = network.clone();
+        let answers = move || found.find_local(ip, Protocol::Tcp, 6379);
+        let serving = tokio::spawn(async move { serve(&Env::real(), (listener.into(), address), ip, answers).await });
+        let ask = async || {
+            let mut client = tokio::net::TcpStream::connect(address).await.unwrap();
+            let _ = client.write_all(b"boats").await;
+            let _ = client.shutdown().await;
+            let mut received = String::new();
+            let _ = client.read_to_string(&mut received).await;
+            received
+        };
+        assert_eq!(ask().await, "");
+        let attached = network.attach(Listen::tcp(ip, 6379), Arc::new(Echo)).unwrap();
+        assert_eq!(ask().await, "boats");
+        drop(attached);
+        assert_eq!(ask().await, "");
+        serving.abort();
+    }
 }

@@ -14,6 +14,7 @@ mod listen;
 mod message;
 mod names;
 pub mod node_facts;
+mod not_listening;
 mod probe;
 pub(crate) mod program;
 mod runner;

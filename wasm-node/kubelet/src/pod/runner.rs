@@ -87,7 +87,7 @@ impl RunContext {
         ObjectReference { field_path: Some(field_path.to_string()), ..ObjectReference::clone(pod) }
     }
 
-    fn warn(&self, reason: &'static str, message: String) {
+    pub(super) fn warn(&self, reason: &'static str, message: String) {
         self.node.recorder.record(EventRecord { about: self.about(), warning: true, reason, message, source: None });
     }
 

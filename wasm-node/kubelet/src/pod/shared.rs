@@ -29,7 +29,7 @@ use crate::log;
 use crate::volume::manager::VolumeManager;
 use crate::volume::measure::Measurer;
 use crate::volume::paths::plain;
-use runtime_api::Runtime;
+use runtime_api::{LoadError, Runtime};
 
 /// The parts that the node agents of a process share.
 #[derive(Clone)]
@@ -38,6 +38,8 @@ pub struct SharedNodeParts {
     pub runtime: Arc<dyn Runtime>,
     /// The image store of this machine.
     pub images: Arc<Images>,
+    /// Reads the imports of a module's bytes; see the runtime.
+    pub imports: fn(&[u8]) -> Result<Vec<String>, LoadError>,
     /// The network in which pods listen.
     pub network: PodNetwork,
     /// The dialer for outgoing calls of guests.

@@ -60,6 +60,7 @@ pub(crate) struct CreatedContainer {
     pub(crate) log: Arc<ContainerLog>,
     pub(crate) id: String,
     pub(crate) settings: Settings,
+    pub(crate) image: Arc<Image>,
     /// Its CPU and memory resources.
     pub(crate) resources: Option<ResourceRequirements>,
     /// The file of the guest's termination message.
@@ -354,8 +355,8 @@ async fn assemble(
         places: Arc::new(Semaphore::new(SESSIONS_MAX)),
     };
     let _lease = node.pods.sandboxes.register(&uid, &wire.name, sandbox);
-    let (resources, responses) = (wire.resources.clone(), meter(node, &*container));
-    Ok(CreatedContainer { container, admitted, responses, log, id, settings, resources, termination, _lease })
+    let (resources, responses, image) = (wire.resources.clone(), meter(node, &*container), image.clone());
+    Ok(CreatedContainer { container, admitted, responses, log, id, settings, image, resources, termination, _lease })
 }
 
 /// The two ends of a container's input, if it reads any. A server creates an instance per request, and those read none.

@@ -239,9 +239,8 @@ impl ForwardedPod {
     async fn serve_pair(&self, port: u16, mut data: Output, mut errors: Output, incoming: mpsc::Receiver<Bytes>) {
         let done = match self.connect(port) {
             Err(why) => errors.send(why.into()).await,
-            Ok(serve) => {
+            Ok((serve, local)) => {
                 let (own, other) = Stream::pipe();
-                let local = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port);
                 let serving = serve.stream(Origin { peer: Peer::Node, local, via: None }, other);
                 let copying = copy(own, incoming, &data);
                 tokio::pin!(copying);
@@ -262,12 +261,14 @@ impl ForwardedPod {
         }
     }
 
-    /// Returns the listener on a port, as a process of the pod itself would find it.
-    fn connect(&self, port: u16) -> Result<Arc<dyn Serve>, String> {
+    /// Returns the listener on a port of the pod's loopback with its address there, as upstream; else that on the pod's own
+    /// address.
+    fn connect(&self, port: u16) -> Result<(Arc<dyn Serve>, SocketAddr), String> {
         let refused = || self.refused(port);
         let ip = self.ip.ok_or_else(refused)?;
-        let own = self.network.loopback(ip, Protocol::Tcp, port);
-        own.or_else(|| self.network.find(ip, Protocol::Tcp, port)).ok_or_else(refused)
+        let own = self.network.loopback(ip, Protocol::Tcp, port).map(|serve| (serve, Ipv4Addr::LOCALHOST.into()));
+        let found = own.or_else(|| Some((self.network.find_local(ip, Protocol::Tcp, port)?, ip)));
+        found.map(|(serve, ip)| (serve, SocketAddr::new(ip, port))).ok_or_else(refused)
     }
 
     fn refused(&self, port: u16) -> String {
@@ -361,7 +362,7 @@ mod tests {
     use axum::http::HeaderValue;
     use http::Response;
     use http_body_util::{BodyExt as _, Full};
-    use machinery_serve::net::{self, CallRejected, Listen};
+    use machinery_serve::net::{self, CallRejected, Listen, Scope};
     use machinery_streaming::spdy::{Decoder, Encoder, Frame};
     use tokio::io::DuplexStream;
 
@@ -397,6 +398,27 @@ mod tests {
 
         async fn stream(self: Arc<Self>, _: Origin, stream: Stream) -> Result<(), CallRejected<Stream>> {
             Err(CallRejected::gone(stream))
+        }
+    }
+
+    /// Reads all, and sends it back with its own address before it.
+    struct Echo;
+
+    #[async_trait::async_trait]
+    impl Serve for Echo {
+        async fn http(
+            &self,
+            _: &Origin,
+            _: http::Request<net::Body>,
+        ) -> Result<Response<net::Body>, CallRejected<http::Request<net::Body>>> {
+            Err(CallRejected::Closed)
+        }
+
+        async fn stream(self: Arc<Self>, from: Origin, mut stream: Stream) -> Result<(), CallRejected<Stream>> {
+            let mut received = Vec::new();
+            let _ = stream.read_to_end(&mut received).await;
+            let _ = stream.write_all(&[from.local.to_string().as_bytes(), b" ", &received].concat()).await;
+            Ok(())
         }
     }
 
@@ -444,8 +466,9 @@ mod tests {
         }
     }
 
-    /// Starts a client of a pod that serves on ports 80 and 81, as long as the guards live.
-    fn start() -> (Client, [net::Attached; 2]) {
+    /// Starts a client of a pod that serves on ports 80 and 81, 90 of its loopback, and 91 of its address, as long as the
+    /// guards live.
+    fn start() -> (Client, Vec<net::Attached>) {
         let network = PodNetwork::default();
         let ip: IpAddr = "127.66.0.9".parse().unwrap();
         let pod = ForwardedPod {
@@ -457,7 +480,13 @@ mod tests {
             env: Env::real(),
         };
         let ports = [(80, Arc::new(Hello) as Arc<dyn Serve>), (81, Arc::new(Gone))];
-        let attached = ports.map(|(port, serve)| network.attach(Listen::tcp(ip, port), serve).unwrap());
+        let mut attached: Vec<_> =
+            ports.into_iter().map(|(port, serve)| network.attach(Listen::tcp(ip, port), serve).unwrap()).collect();
+        attached.extend(
+            [(Scope::Loopback, 90), (Scope::Pod, 91)].map(|(scope, port)| {
+                network.attach(Listen { scope, ..Listen::tcp(ip, port) }, Arc::new(Echo)).unwrap()
+            }),
+        );
         let (own, other) = tokio::io::duplex(1 << 16);
         tokio::spawn(pod.serve_pairs(other));
         let client = Client {
@@ -498,6 +527,17 @@ mod tests {
         assert_eq!(client.all_of(17).await, (String::new(), true));
         client.open(19, "input", "80", "3").await;
         assert_eq!(client.all_of(19).await, (String::new(), true));
+    }
+
+    #[tokio::test]
+    async fn streams_reach_listeners_of_the_loopback_and_of_the_pods_address_with_their_half_close() {
+        let (mut client, _ports) = start();
+        for (n, (port, own)) in (0u32..).zip([("90", "127.0.0.1:90"), ("91", "127.66.0.9:91")]) {
+            client.open(4 * n + 1, "error", port, &n.to_string()).await;
+            client.open(4 * n + 3, "data", port, &n.to_string()).await;
+            client.send(Frame::Data { id: 4 * n + 3, fin: true, bytes: "boats".into() }).await;
+            assert_eq!(client.all_of(4 * n + 3).await, (format!("{own} boats"), false));
+        }
     }
 
     #[tokio::test(start_paused = true)]

@@ -7,7 +7,7 @@ use bytes::BytesMut;
 use http::header::{HOST, LOCATION};
 use http::{Request, Response};
 use http_body_util::BodyExt as _;
-use machinery_serve::net::{Body, CallRejected, Origin, Peer, Protocol, Target, empty_body};
+use machinery_serve::net::{Body, CallRejected, Origin, Peer, Protocol, Target, empty_body, open_pipe};
 use reqwest::Url;
 use runtime_api::NodeCall;
 
@@ -165,11 +165,15 @@ impl HandlerRunner {
     async fn send_to_pod(&self, hop: &Hop, request: Request<Body>) -> Result<Response<Body>, String> {
         let refused = || format!("dial tcp {}: connect: connection refused", hop.authority());
         let serve = self.network.find(self.ip, Protocol::Tcp, hop.port).ok_or_else(refused)?;
+        let origin = Origin { peer: Peer::Node, local: SocketAddr::new(self.ip, hop.port), via: None };
+        if !serve.speaks_http() {
+            let stream = open_pipe(serve, origin).map_err(|_| refused())?;
+            return send(stream, (&hop.host, hop.https), request).await;
+        }
         if hop.https {
             // The listener is a guest's server, whose HTTP is terminated by the node: it has no TLS.
             return Err(NOT_TLS.to_owned());
         }
-        let origin = Origin { peer: Peer::Node, local: SocketAddr::new(self.ip, hop.port), via: None };
         match serve.http(&origin, request).await {
             Ok(response) => Ok(response),
             Err(busy @ CallRejected::Busy(_)) => Ok(machinery_serve::net::http::refusal(&busy)),

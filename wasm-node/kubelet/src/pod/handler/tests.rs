@@ -6,6 +6,7 @@ use std::sync::Mutex;
 use ::http::{HeaderMap, Request, Response};
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
+use machinery_serve::net::http::request_over_pipe;
 use machinery_serve::net::{Attached, Body, CallRejected, Listen, Origin, Serve, Stream};
 
 use jiff::Timestamp;
@@ -50,6 +51,38 @@ impl Serve for Pod {
             response.headers_mut().insert("content-type", "application/grpc+proto".parse().unwrap());
         }
         Ok(response)
+    }
+}
+
+/// The same pod as a server of bytes.
+struct ByteServer {
+    pod: Arc<Pod>,
+    /// Whether it ever accepts a connection.
+    accepts: bool,
+    this: std::sync::Weak<Self>,
+}
+
+impl ByteServer {
+    fn new(pod: Arc<Pod>, accepts: bool) -> Arc<Self> {
+        Arc::new_cyclic(|this| Self { pod, accepts, this: this.clone() })
+    }
+}
+
+#[async_trait::async_trait]
+impl Serve for ByteServer {
+    fn speaks_http(&self) -> bool {
+        false
+    }
+
+    async fn http(&self, from: &Origin, request: Request<Body>) -> Result<Response<Body>, CallRejected<Request<Body>>> {
+        request_over_pipe(self.this.upgrade().unwrap(), from, request).await
+    }
+
+    async fn stream(self: Arc<Self>, from: Origin, stream: Stream) -> Result<(), CallRejected<Stream>> {
+        if !self.accepts {
+            std::future::pending::<()>().await;
+        }
+        self.pod.clone().stream(from, stream).await
     }
 }
 
@@ -222,4 +255,39 @@ async fn a_grpc_probe_checks_the_health_of_a_service() {
         ask(81, "").await,
         "failed: timeout: failed to connect service \"127.66.0.9:81\" within 1s: context deadline exceeded"
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn probes_and_hooks_reach_a_server_of_bytes() {
+    let (handlers, pod, _attached) = handlers();
+    let attach = |port, accepts| {
+        handlers.network.attach(Listen::tcp(handlers.ip, port), ByteServer::new(pod.clone(), accepts)).unwrap()
+    };
+    let _attached = [attach(90, true), attach(91, false)];
+    let http = async |number, path: &str| {
+        described(handlers.probe(&Check::Http(HttpGet { port: port(number), ..get(None, path) }), SECOND).await)
+    };
+    assert_eq!(http(90, "/").await, "passed");
+    assert_eq!(http(90, "/404").await, "failed: HTTP probe failed with statuscode: 404");
+    assert_eq!(http(90, "/to//200").await, "passed");
+    assert_eq!(pod.0.lock().unwrap()[0]["host"], "127.66.0.9:90");
+    assert_eq!(
+        http(91, "/").await,
+        "failed: Get \"http://127.66.0.9:91/\": context deadline exceeded (Client.Timeout exceeded while awaiting headers)"
+    );
+    let grpc = async |port, service: &str| {
+        described(handlers.probe(&Check::Grpc { port, service: service.into() }, SECOND).await)
+    };
+    assert_eq!(grpc(90, "").await, "passed");
+    assert_eq!(grpc(90, "sick").await, "failed: service unhealthy (responded with \"NOT_SERVING\")");
+    assert_eq!(grpc(91, "").await, "failed: timeout: health rpc did not complete within 1s");
+    for number in [90, 91] {
+        let tcp = Check::Tcp { host: None, port: port(number) };
+        assert_eq!(described(handlers.probe(&tcp, SECOND).await), "passed");
+    }
+    let https = HttpGet { https: true, port: port(90), ..get(None, "/") };
+    let outcome = described(handlers.probe(&Check::Http(https.clone()), SECOND).await);
+    assert_eq!(outcome, "failed: Get \"https://127.66.0.9:90/\": http: server gave HTTP response to HTTPS client");
+    let outcome = handlers.hook(&HookSpec::Http(https)).await;
+    assert_eq!(outcome, HookOutcome { fell_back: Some("127.66.0.9:90".into()), failure: None });
 }

@@ -119,11 +119,24 @@ fn thresholds(probe: &Probe) -> Thresholds {
     }
 }
 
-/// The port of a server: the container's first TCP port.
+/// The TCP ports of a container, in order and each once: those that it declares, else those that its image exposes.
 #[must_use]
-pub fn server_port(container: &Container) -> u16 {
-    let first = container.ports.iter().flatten().find(|port| port.protocol.as_deref().is_none_or(|of| of == "TCP"));
-    first.and_then(|port| u16::try_from(port.container_port).ok()).unwrap_or(PORT_DEFAULT)
+pub fn tcp_ports(container: &Container, exposed: &[u16]) -> Vec<u16> {
+    let declared = container.ports.as_deref().unwrap_or_default();
+    if declared.is_empty() {
+        return exposed.to_vec();
+    }
+    let mut ports = Vec::new();
+    for port in declared.iter().filter(|port| port.protocol.as_deref().is_none_or(|of| of == "TCP")) {
+        ports.extend(u16::try_from(port.container_port).ok().filter(|port| !ports.contains(port)));
+    }
+    ports
+}
+
+/// The port of a server: the first one of its TCP ports.
+#[must_use]
+pub fn server_port(tcp_ports: &[u16]) -> u16 {
+    tcp_ports.first().copied().unwrap_or(PORT_DEFAULT)
 }
 
 /// A container's settings from its annotations and resources.
@@ -310,6 +323,26 @@ mod tests {
         assert_eq!([of("Job", true), of("Job", false), of("ReplicaSet", true)], [true, false, false]);
     }
     use serde_json::json;
+
+    #[test]
+    fn the_ports_are_declared_or_else_exposed() {
+        for (ports, exposed, wanted, server) in [
+            (json!([]), &[][..], &[][..], 80),
+            (json!([]), &[443, 8080], &[443, 8080], 443),
+            (
+                json!([{"containerPort": 9000}, {"containerPort": 53, "protocol": "UDP"}, {"containerPort": 81},
+                {"containerPort": 9000, "protocol": "TCP"}]),
+                &[443],
+                &[9000, 81],
+                9000,
+            ),
+            (json!([{"containerPort": 53, "protocol": "UDP"}]), &[443], &[], 80),
+        ] {
+            let container = serde_json::from_value(json!({"name": "c", "ports": ports})).unwrap();
+            let found = tcp_ports(&container, exposed);
+            assert_eq!((&found[..], server_port(&found)), (wanted, server), "{container:?}");
+        }
+    }
 
     #[test]
     fn annotations_are_read_or_named() {

@@ -1,13 +1,18 @@
 //! The runner of commands: runs the module once, sends the stop signal, and kills it at the end of the grace period.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use machinery_env::Deadline;
+use machinery_serve::net::Protocol;
 use runtime_api::{Kind, StopSignal};
 use tokio::sync::{oneshot, watch};
 
 use super::{RunContext, Runner, RunnerClass};
+use crate::pod::lifecycle::settings;
 use crate::pod::lifecycle::state::ContainerEvent;
+use crate::pod::listen::listen;
+use crate::pod::not_listening;
 use crate::pod::start::{CreatedContainer, StartError};
 use crate::pod::stop::{grace_period_end, pre_stop};
 use crate::pod::worker::{Task, container_message};
@@ -25,6 +30,9 @@ struct Command {
     /// Sends the stop signal.
     signal: Option<oneshot::Sender<StopSignal>>,
     run: Option<Task>,
+    /// Warns if it doesn't listen.
+    warning: Option<Task>,
+    _listeners: Vec<Task>,
 }
 
 fn start(context: RunContext, created: &mut CreatedContainer) -> Result<Box<dyn Runner>, StartError> {
@@ -53,12 +61,29 @@ fn start(context: RunContext, created: &mut CreatedContainer) -> Result<Box<dyn 
         let _ = messages.send(container_message(index, exited)).await;
     }));
     let at_grace = created.settings.stop_at_grace;
-    Ok(Box::new(Command { context, at_grace, signal: Some(signal), run: Some(run) }))
+    let ports = settings::tcp_ports(&context.container.get(), &created.image.exposed_tcp_ports);
+    let warning = not_listening::watch(&context, &created.image, &ports);
+    let listeners = host_listeners(&context, &ports);
+    Ok(Box::new(Command { context, at_grace, signal: Some(signal), run: Some(run), warning, _listeners: listeners }))
+}
+
+/// The host's listeners at the pod's address, if the node has such: for each port, whatever the command listens on then.
+fn host_listeners(context: &RunContext, ports: &[u16]) -> Vec<Task> {
+    let ip = context.ip.filter(|_| context.node.identity.host_pod_listeners);
+    let ports = ip.into_iter().flat_map(|ip| ports.iter().map(move |port| SocketAddr::new(ip, *port)));
+    let open = |at: SocketAddr| {
+        let (parts, recorder) = (&context.node.parts, context.node.recorder.clone());
+        let network = parts.network.clone();
+        let answers = move || network.find_local(at.ip(), Protocol::Tcp, at.port());
+        Task(tokio::spawn(listen(parts.env.clone(), at, answers, recorder, context.about())))
+    };
+    ports.map(open).collect()
 }
 
 impl Runner for Command {
     fn stop(&mut self, _: bool, ends: watch::Receiver<Deadline>) -> Option<Task> {
         let signal = self.signal.take()?;
+        self.warning = None;
         Some(Task(tokio::spawn(interrupt(self.context.clone(), signal, self.at_grace, ends))))
     }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{HTTPGetAction, Probe};
 use machinery_env::Deadline;
-use machinery_serve::net::{AddrInUse, Listen};
+use machinery_serve::net::{AddrInUse, Listen, Serve};
 use runtime_api::{Kind, LogSink as _, Server, StdStream};
 use tokio::sync::watch;
 
@@ -45,7 +45,7 @@ fn start(context: RunContext, created: &mut CreatedContainer) -> Result<Box<dyn 
     if context.attempt == 0 && context.class == Class::Main && settings::of_job(&context.view.snapshot().pod.get()) {
         context.warn("NeverCompletes", settings::server_in_job(&container.name));
     }
-    let port = settings::server_port(&container);
+    let port = settings::server_port(&settings::tcp_ports(&container, &created.image.exposed_tcp_ports));
     let of = (context.index, context.attempt);
     let env = context.node.parts.env.clone();
     let handle =
@@ -59,7 +59,8 @@ fn start(context: RunContext, created: &mut CreatedContainer) -> Result<Box<dyn 
         if context.node.identity.host_pod_listeners {
             let (recorder, about) = (context.node.recorder.clone(), context.about());
             let address = SocketAddr::new(ip, port);
-            listener = Some(Task(tokio::spawn(listen(env, address, handle.clone(), recorder, about))));
+            let serve: Arc<dyn Serve> = handle.clone();
+            listener = Some(Task(tokio::spawn(listen(env, address, move || Some(serve.clone()), recorder, about))));
         }
     }
     // Probes by request detect themselves whether an instance can be created.
