@@ -16,6 +16,7 @@ use machinery_serve::net::{
 };
 use machinery_serve::trace::{self, Span};
 
+use crate::connection::open::open_stream;
 use crate::http::activator;
 use crate::http::forward::{Exchange, hand_over, refused};
 use crate::http::spans;
@@ -25,7 +26,7 @@ use crate::routing::table::{Endpoint, PortRoute, ServiceRoutes};
 pub use crate::state::Config;
 use crate::state::ProxyState;
 use crate::state::metrics::Metrics;
-use crate::streams::open::{not_opened, open_stream, origin_of};
+use crate::streams::open::{not_opened, origin_of};
 
 /// Maximum chained `ExternalName` Services: a longer chain is likely a loop.
 const ALIASES_MAX: usize = 8;

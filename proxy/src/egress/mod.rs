@@ -194,6 +194,22 @@ impl Egress {
         .await
     }
 
+    /// Sends a request over a stream to a pod's server of bytes, which may switch protocols.
+    pub(crate) async fn over_stream(
+        &self,
+        from: &Peer,
+        stream: Stream,
+        address: SocketAddr,
+        request: Request<Body>,
+    ) -> Result<Response<Body>, SendError> {
+        let to = EgressTarget { share: pod_limit::peer(from), address, name: "", https: false, keep: false };
+        let permit = self.permit(to.share.clone()).await;
+        match self.http1(&to, stream).await {
+            Ok(connection) => self.send_http1(&to, connection, false, request, permit).await,
+            Err(error) => Err(SendError::NotSent(Box::new(request), error)),
+        }
+    }
+
     /// Opens a byte stream to the first address that accepts. The caller has checked the addresses.
     pub(crate) async fn stream(
         &self,

@@ -11,6 +11,7 @@ use machinery_serve::trace::Span;
 
 use super::guarded_body::guarded;
 use super::spans;
+use crate::connection::open::open_stream;
 use crate::egress::SendError;
 use crate::egress::pod_limit;
 use crate::routing::balance;
@@ -152,22 +153,34 @@ async fn offer(
             AppProtocol::Http | AppProtocol::Unknown => Version::HTTP_11,
         };
         let origin = Origin { peer: exchange.from.clone(), local: at, via: route.via.clone() };
+        let wants_upgrade = request.extensions().get::<WantsUpgrade>().is_some();
+        if wants_upgrade && serve.find_out_http(at).await == Some(false) {
+            return match open_stream(serve, origin).await {
+                Ok(stream) => sent(state.egress.over_stream(&exchange.from, stream, at, request).await),
+                Err(rejected) => not_taken(rejected.map(|()| request), at),
+            };
+        }
         return match hand_over(&serve, &origin, request, &state.read_ahead).await {
             Ok(response) => OfferOutcome::Answered(response),
-            Err(CallRejected::Gone(request)) => OfferOutcome::NotTaken(*request, NotTakenReason::Gone),
-            Err(CallRejected::Busy(request)) => OfferOutcome::NotTaken(*request, NotTakenReason::Busy),
-            Err(CallRejected::Denied(policy)) => {
-                OfferOutcome::Failed(DialError::Denied(format!("{at} (policy {policy})")))
-            }
-            Err(CallRejected::Closed) => OfferOutcome::Failed(refused(at)),
+            Err(rejected) => not_taken(rejected, at),
         };
     }
     state.metrics.socket_hops.inc();
-    match state
-        .egress
-        .to_endpoint(&exchange.from, (exchange.name, exchange.https), at, route.app_protocol, request)
-        .await
-    {
+    let name = (exchange.name, exchange.https);
+    sent(state.egress.to_endpoint(&exchange.from, name, at, route.app_protocol, request).await)
+}
+
+fn not_taken(rejected: CallRejected<Request<Body>>, at: SocketAddr) -> OfferOutcome {
+    match rejected {
+        CallRejected::Gone(request) => OfferOutcome::NotTaken(*request, NotTakenReason::Gone),
+        CallRejected::Busy(request) => OfferOutcome::NotTaken(*request, NotTakenReason::Busy),
+        CallRejected::Denied(policy) => OfferOutcome::Failed(DialError::Denied(format!("{at} (policy {policy})"))),
+        CallRejected::Closed => OfferOutcome::Failed(refused(at)),
+    }
+}
+
+fn sent(result: Result<Response<Body>, SendError>) -> OfferOutcome {
+    match result {
         Ok(response) => OfferOutcome::Answered(response),
         Err(SendError::NotSent(request, error)) => OfferOutcome::NotTaken(*request, NotTakenReason::Unreachable(error)),
         Err(SendError::Lost(error)) => OfferOutcome::Failed(error),
@@ -180,7 +193,7 @@ pub(crate) fn refused(address: impl ToString) -> DialError {
     DialError::Connection { address: address.to_string(), source: source.into() }
 }
 
-/// Hands a request to a pod. Rejects upgrades with 501: a guest never gets a connection of its own.
+/// Hands a request to a pod. Rejects upgrades with 501: a handler of requests never gets a connection of its own.
 pub(crate) async fn hand_over(
     serve: &Arc<dyn Serve>,
     origin: &Origin,

@@ -3,10 +3,9 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use machinery_serve::net::{
-    CallRejected, Caller, DialError, Origin, Peer, Protocol, Serve, ServicePort, Stream, Target, open_pipe,
-};
+use machinery_serve::net::{CallRejected, Caller, DialError, Origin, Peer, Protocol, ServicePort, Stream, Target};
 
+use crate::connection::open::open_stream;
 use crate::http::forward::{Way, pick_endpoint, refused};
 use crate::routing::table::{Endpoint, PortRoute};
 use crate::state::ProxyState;
@@ -45,14 +44,6 @@ pub(crate) fn origin_of(caller: &Caller, at: SocketAddr, via: Option<Arc<Service
     Origin { peer: Peer::Pod(caller.clone()), local: at, via }
 }
 
-/// Opens a stream to a pod: over the tunnel to another node, else through a pipe.
-pub(crate) async fn open_stream(serve: Arc<dyn Serve>, origin: Origin) -> Result<Stream, CallRejected<()>> {
-    match serve.connect(&origin).await {
-        Some(opened) => opened,
-        None => open_pipe(serve, origin),
-    }
-}
-
 /// The error of a stream or of datagrams that no pod took.
 pub(crate) fn not_opened(rejected: &CallRejected<()>, address: impl ToString) -> DialError {
     match rejected {
@@ -65,7 +56,7 @@ pub(crate) fn not_opened(rejected: &CallRejected<()>, address: impl ToString) ->
 mod tests {
     use http::{Request, Response};
     use machinery_api::ObjectKey;
-    use machinery_serve::net::{Body, Dial as _, Listen};
+    use machinery_serve::net::{Body, Dial as _, Listen, Serve};
     use serde_json::json;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 

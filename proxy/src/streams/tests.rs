@@ -1,5 +1,6 @@
 //! Servers of bytes behind Services: connections of host processes, calls of guests, over the data plane.
 
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -9,8 +10,8 @@ use machinery_api::ObjectKey;
 use machinery_env::Env;
 use machinery_serve::net::http::{request_over_pipe, serve};
 use machinery_serve::net::{
-    Attached, Body, CallRejected, DatagramPipe, Dial as _, DialError, Listen as At, Origin, Protocol, Serve, Stream,
-    Target,
+    Attached, Body, CallRejected, DatagramPipe, Dial as _, DialError, Listen as At, Origin, Protocol, RemotePods,
+    Serve, Stream, Target,
 };
 use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -28,6 +29,8 @@ pub(crate) enum Does {
     Echo(&'static str),
     /// Serves HTTP by itself: answers with the request's version, its path and its body.
     Http,
+    /// Switches the protocol of its connection, and then echoes.
+    Switch,
     /// Has no place in its backlog.
     Full,
 }
@@ -72,6 +75,14 @@ impl Serve for ByteServer {
             Does::Full => return Err(CallRejected::busy(stream)),
             Does::Http => {
                 let _ = serve(stream, from.local, std::future::pending(), answer, || ()).await;
+            }
+            Does::Switch => {
+                let mut head = Vec::new();
+                while !head.ends_with(b"\r\n\r\n") && stream.read_buf(&mut head).await.unwrap_or(0) > 0 {}
+                let switches = "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n";
+                let _ = stream.write_all(switches.as_bytes()).await;
+                let (mut read, mut write) = tokio::io::split(stream);
+                let _ = tokio::io::copy(&mut read, &mut write).await;
             }
             Does::Echo(name) => {
                 let mut received = Vec::new();
@@ -207,6 +218,33 @@ async fn requests_to_a_server_of_bytes_are_balanced_by_the_app_protocol() {
 }
 
 #[tokio::test]
+async fn an_upgrade_reaches_a_server_of_bytes_and_no_handler_of_requests() {
+    let bench = Bench::new(Some("kubernetes.io/ws"));
+    let upgrade = "GET /chat HTTP/1.1\r\nhost: db\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n";
+    let ask = async || {
+        let mut client = bench.connect().await;
+        client.write_all(upgrade.as_bytes()).await.unwrap();
+        let mut head = Vec::new();
+        while !head.windows(4).any(|end| end == b"\r\n\r\n") && soon(client.read_buf(&mut head)).await.unwrap_or(0) > 0
+        {
+        }
+        (client, String::from_utf8(head).unwrap())
+    };
+    {
+        let _attached = bench.attach(ByteServer::new(Does::Switch));
+        let (mut client, head) = ask().await;
+        assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
+        client.write_all(b"boats").await.unwrap();
+        let mut echoed = [0; 5];
+        soon(client.read_exact(&mut echoed)).await.unwrap();
+        assert_eq!(&echoed, b"boats");
+    }
+    let _attached = attach(&bench.plane, "127.66.0.2", "three boats");
+    let (_client, head) = ask().await;
+    assert!(head.starts_with("HTTP/1.1 501 "), "{head}");
+}
+
+#[tokio::test]
 async fn guests_reach_a_server_of_bytes_by_requests_and_by_streams() {
     let mut bench = Bench::new(None);
     let to = |host: &str, port| Target { host: host.to_owned(), port };
@@ -241,6 +279,46 @@ async fn guests_reach_a_server_of_bytes_by_requests_and_by_streams() {
     for _ in 0..5 {
         assert!(bench.plane.stream(&caller(), &to("db", 80)).await.is_ok());
         assert_eq!(bench.exchange("boats").await, "-boats");
+    }
+}
+
+/// The server of another node, which is known only by its answer.
+struct Remote {
+    server: Arc<ByteServer>,
+    answers: Option<bool>,
+}
+
+#[async_trait::async_trait]
+impl Serve for Remote {
+    async fn find_out_http(&self, _: SocketAddr) -> Option<bool> {
+        self.answers
+    }
+
+    async fn http(&self, from: &Origin, request: Request<Body>) -> Result<Response<Body>, CallRejected<Request<Body>>> {
+        self.server.http(from, request).await
+    }
+
+    async fn stream(self: Arc<Self>, from: Origin, stream: Stream) -> Result<(), CallRejected<Stream>> {
+        self.server.clone().stream(from, stream).await
+    }
+}
+
+struct Elsewhere(Arc<Remote>);
+
+impl RemotePods for Elsewhere {
+    fn find(&self, _: IpAddr, _: Protocol, _: u16) -> Option<Arc<dyn Serve>> {
+        Some(self.0.clone())
+    }
+}
+
+#[tokio::test]
+async fn a_remote_server_has_the_protocol_that_its_node_reports() {
+    for (answers, response) in [(Some(false), "+PING\r\n"), (Some(true), "HTTP/1.1 400 "), (None, "HTTP/1.1 400 ")] {
+        let bench = Bench::new(None);
+        let remote = Remote { server: ByteServer::new(Does::Echo("+")), answers };
+        assert!(bench.plane.state.network.set_remote(Arc::new(Elsewhere(Arc::new(remote)))).is_ok());
+        let received = bench.exchange("PING\r\n").await;
+        assert!(received.starts_with(response), "{answers:?}: {received}");
     }
 }
 
