@@ -11,8 +11,8 @@ use machinery_api::ObjectKey;
 use machinery_env::Env;
 use machinery_serve::framing;
 use machinery_serve::net::{
-    Body, CallRejected, Caller, DatagramPipe, Dial, DialError, Peer, PodNetwork, Protocol, ResolvedName, Serve,
-    ServicePort, Stream, open_pipe,
+    Body, BoxError, CallRejected, Caller, DatagramPipe, Dial, DialError, Peer, PodNetwork, Protocol, ResolvedName,
+    Serve, ServicePort, Stream, open_pipe,
 };
 use machinery_serve::trace::{self, Span};
 
@@ -216,6 +216,10 @@ impl Dial for DataPlane {
 
     async fn resolve(&self, caller: &Caller, name: &str) -> Result<ResolvedName, DialError> {
         self.state.look_up(caller, name).await
+    }
+
+    async fn start_tls(&self, server: &str, stream: Stream) -> Result<Stream, BoxError> {
+        self.state.egress.start_tls(server, stream).await
     }
 
     fn name_server(&self, caller: &Caller) -> Option<IpAddr> {

@@ -222,6 +222,11 @@ impl Egress {
         Ok(Stream::Tcp(stream).holding(permit))
     }
 
+    /// Starts TLS with the authorities of requests.
+    pub(crate) async fn start_tls(&self, server: &str, stream: Stream) -> Result<Stream, BoxError> {
+        Ok(Stream::Tunnel(Box::new(self.tls.connect_to(server, stream).await?)))
+    }
+
     /// The host's name servers.
     pub(crate) fn names(&self) -> &ExternalResolver {
         &self.names
@@ -526,6 +531,40 @@ mod tests {
         assert_eq!(stream.peer_addr().unwrap(), live.1);
         assert!(matches!(egress.connect(vec![dead, dead], "a").await, Err(DialError::Connection { .. })));
         assert!(matches!(egress.connect(Vec::new(), "a").await, Err(DialError::NameNotFound(_))));
+    }
+
+    /// A server of TLS on one end of a pipe, with a certificate for `db.shop`, and the authority of it.
+    fn tls_server() -> (Stream, String) {
+        let signed = rcgen::generate_simple_self_signed(["db.shop".to_owned()]).unwrap();
+        let (pem, chain) = (signed.cert.pem(), vec![signed.cert.der().clone()]);
+        let key = rustls::pki_types::PrivateKeyDer::try_from(signed.signing_key.serialize_der()).unwrap();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = rustls::ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+        let config = config.unwrap().with_no_client_auth().with_single_cert(chain, key).unwrap();
+        let (near, far) = Stream::pipe();
+        tokio::spawn(async move {
+            let mut served = tokio_rustls::TlsAcceptor::from(Arc::new(config)).accept(far).await?;
+            tokio::io::AsyncWriteExt::write_all(&mut served, b"ready").await?;
+            tokio::io::AsyncWriteExt::shutdown(&mut served).await
+        });
+        (near, pem)
+    }
+
+    #[tokio::test]
+    async fn tls_over_a_stream_trusts_the_clusters_authority_and_checks_the_name() {
+        let (stream, pem) = tls_server();
+        let egress = Egress::new(&Env::real(), Some(&pem), Vec::new()).unwrap();
+        let mut received = String::new();
+        let mut stream = egress.start_tls("db.shop", stream).await.unwrap();
+        tokio::io::AsyncReadExt::read_to_string(&mut stream, &mut received).await.unwrap();
+        assert_eq!(received, "ready");
+        // Another authority, another name, no name.
+        assert!(egress.start_tls("db.shop", tls_server().0).await.is_err());
+        for server in ["other.shop", "no name"] {
+            let (stream, pem) = tls_server();
+            let egress = Egress::new(&Env::real(), Some(&pem), Vec::new()).unwrap();
+            assert!(egress.start_tls(server, stream).await.is_err(), "{server}");
+        }
     }
 
     #[test]

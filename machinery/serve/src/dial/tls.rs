@@ -77,6 +77,19 @@ impl ClientTls {
         Ok(Self(TlsConnector::from(Arc::new(config))))
     }
 
+    /// As [`ClientTls::connect`], to a server by its name or address.
+    ///
+    /// # Errors
+    /// If the name is none, or the handshake fails.
+    pub async fn connect_to<S>(&self, server: &str, stream: S) -> io::Result<TlsStream<S>>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let name = ServerName::try_from(server.to_owned());
+        let name = name.map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, "not the name of a server"))?;
+        self.connect(name, stream).await
+    }
+
     /// Starts TLS on `stream`, which leads to `server`. The timeout is the caller's.
     ///
     /// # Errors

@@ -194,6 +194,12 @@ pub trait Dial: Send + Sync {
         Err(DialError::NameNotFound(name.to_owned()))
     }
 
+    /// Starts TLS as a client on `stream`, which leads to the server of this name or address, with the authorities of HTTPS
+    /// requests. The timeout is the caller's.
+    async fn start_tls(&self, server: &str, _: Stream) -> Result<Stream, BoxError> {
+        Err(format!("no TLS to {server}: this network has no authorities").into())
+    }
+
     /// The caller's first name server, if any.
     fn name_server(&self, _: &Caller) -> Option<IpAddr> {
         None

@@ -12,7 +12,7 @@ use crate::bounds::growth::{COMMAND_GROWTH_WAIT_MAX, StoreLimiter};
 use crate::bounds::limits::OUTGOING_REQUESTS_MAX;
 use crate::bounds::slots::Share;
 use crate::host::disk::Disk;
-use crate::host::guest::Guest;
+use crate::host::guest::{Guest, GuestGrowth};
 use guest_sockets::SocketContext;
 use machinery_api::imports::ImportRules;
 use runtime_api::keyvalue::KeyvalueStore;
@@ -112,6 +112,7 @@ impl Engine {
         let disk = Disk::new(self.disk(), &ledger, &namespace, spec.preopens);
         let disk = disk.with_accounts(spec.memory_files, spec.quotas).with_cwd(spec.cwd.clone().zip(cwd_dir.clone()));
         let disk = Arc::new(disk);
+        let cpu = self.meter(&namespace, &spec.limits, spec.pod_cpu);
         let guest = Guest {
             argv: spec.argv.into(),
             env: env.into(),
@@ -128,19 +129,16 @@ impl Engine {
             caller: spec.caller,
             dial: spec.dial,
             sockets,
+            cpu: cpu.clone(),
             ledger: ledger.clone(),
-            growth: self.growth().clone(),
-            growth_wait_max: match loaded.kind() {
-                Kind::HttpServer | Kind::Plugin => spec.limits.timeout,
-                Kind::Command => COMMAND_GROWTH_WAIT_MAX,
-            },
+            growth: self.guest_growth(loaded.kind(), &spec.limits),
             fuel: (loaded.metering == Metering::Fuel).then(|| spec.limits.fuel.unwrap_or(u64::MAX)),
             engine: loaded.linked().wasmtime.clone(),
         };
         let shared = ContainerState {
             guest: Arc::new(guest),
             ledger,
-            cpu: self.meter(&namespace, &spec.limits, spec.pod_cpu),
+            cpu,
             engine: self.clone(),
             loaded,
             pre,
@@ -171,6 +169,14 @@ impl Engine {
     fn sockets(&self, spec: &ContainerSpec, ledger: &Arc<Ledger>) -> Option<SocketContext> {
         let (network, dial) = spec.network.clone().zip(spec.dial.clone())?;
         Some(SocketContext::new(network, spec.caller.clone(), dial, ledger.clone(), self.env().clone()))
+    }
+
+    fn guest_growth(&self, kind: Kind, limits: &Limits) -> GuestGrowth {
+        let wait_max = match kind {
+            Kind::HttpServer | Kind::Plugin => limits.timeout,
+            Kind::Command => COMMAND_GROWTH_WAIT_MAX,
+        };
+        GuestGrowth { growth: self.growth().clone(), wait_max }
     }
 
     fn meter(&self, namespace: &Arc<str>, limits: &Limits, pod: Option<Arc<CpuQuota>>) -> Arc<CpuMeter> {

@@ -12,7 +12,7 @@ use super::container::{Container, ContainerState, Counters, with_working_directo
 use super::load::PreparedModule;
 use crate::bounds::growth::COMMAND_GROWTH_WAIT_MAX;
 use crate::bounds::slots::Slot;
-use crate::host::guest::{Guest, Outputs};
+use crate::host::guest::{Guest, GuestGrowth, Outputs};
 use runtime_api::{LoadError, Metering};
 
 /// A session that has its slot, or that waits for one of the node's.
@@ -71,7 +71,7 @@ impl Container {
             stdin: spec.stdio.stdin,
             terminal: spec.stdio.terminal,
             outputs: Some(Outputs(spec.stdio.stdout, spec.stdio.stderr)),
-            growth_wait_max: COMMAND_GROWTH_WAIT_MAX,
+            growth: GuestGrowth { wait_max: COMMAND_GROWTH_WAIT_MAX, ..of.guest.growth.clone() },
             fuel: (command.metering == Metering::Fuel).then(|| of.limits.fuel.unwrap_or(u64::MAX)),
             engine: command.linked().wasmtime.clone(),
             ..Guest::clone(&of.guest)

@@ -12,12 +12,21 @@ use runtime_api::pipe::{PipeReader, PipeWriter};
 use runtime_api::{ConfigValues, LogSink, Preopen};
 
 use super::disk::Disk;
+use crate::bounds::cpu::CpuMeter;
 use crate::bounds::growth::{Growth, StoreLimiter};
 use crate::bounds::guest::GuestBounds;
 
 /// Stdout and stderr of a session; `None`: discarded.
 #[derive(Clone)]
 pub(crate) struct Outputs(pub(crate) Option<PipeWriter>, pub(crate) Option<PipeWriter>);
+
+/// How its instances grow.
+#[derive(Clone)]
+pub(crate) struct GuestGrowth {
+    pub(crate) growth: Arc<Growth>,
+    /// Maximum wait of a growth for other guests.
+    pub(crate) wait_max: Duration,
+}
 
 /// Configuration shared by a container's instances.
 #[derive(Clone)]
@@ -46,11 +55,11 @@ pub(crate) struct Guest {
     pub(crate) dial: Option<Arc<dyn Dial>>,
     /// Its sockets' network; `None`: it has no sockets.
     pub(crate) sockets: Option<SocketContext>,
+    /// Its CPU time, for work that the host does for it in tasks of its own.
+    pub(crate) cpu: Arc<CpuMeter>,
     /// Resources held by its instances together.
     pub(crate) ledger: Arc<Ledger>,
-    pub(crate) growth: Arc<Growth>,
-    /// Maximum wait of a growth for other guests.
-    pub(crate) growth_wait_max: Duration,
+    pub(crate) growth: GuestGrowth,
     /// Fuel of each instance, if metered.
     pub(crate) fuel: Option<u64>,
     /// The engine of its instances.
@@ -60,10 +69,10 @@ pub(crate) struct Guest {
 impl Guest {
     /// The clock of its timeouts.
     pub(super) fn clock(&self) -> &Env {
-        self.growth.env()
+        self.growth.growth.env()
     }
 
     pub(super) fn limiter(&self) -> StoreLimiter {
-        StoreLimiter::new(self.ledger.clone(), self.growth.clone(), self.growth_wait_max)
+        StoreLimiter::new(self.ledger.clone(), self.growth.growth.clone(), self.growth.wait_max)
     }
 }

@@ -31,6 +31,7 @@ pub(crate) mod sockets;
 pub(crate) mod stat;
 pub(crate) mod state;
 pub(crate) mod stdio;
+mod tls;
 pub(crate) mod volumes;
 mod working_directory;
 
@@ -179,6 +180,15 @@ pub static HOST_INTERFACES: &[HostInterface] = &[
         granted: GrantCondition::Always,
         link: sockets::link,
         held_bytes: sockets::held_bytes,
+    },
+    HostInterface {
+        name: "tls",
+        package: "wasi:tls",
+        interfaces: &["types"],
+        version: tls::VERSION,
+        granted: GrantCondition::Always,
+        link: tls::link,
+        held_bytes: tls::held_bytes,
     },
     HostInterface {
         name: "http",
