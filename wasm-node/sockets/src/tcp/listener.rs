@@ -14,6 +14,7 @@ use tokio::sync::oneshot;
 
 use super::Bind;
 use super::connection::{Connection, ConnectionState};
+use super::revocable::{RevokeOnDrop, revocable};
 use crate::context::SocketGuard;
 use crate::{SocketContext, SocketError};
 
@@ -133,19 +134,22 @@ impl Backlog {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Queues a connection; returns the receiver of its end.
-    fn push(&self, from: Origin, stream: Stream) -> Result<oneshot::Receiver<()>, CallRejected<Stream>> {
+    /// Queues a connection; returns the caller's right to it and the receiver of its end.
+    fn push(
+        &self,
+        from: Origin,
+        stream: Stream,
+    ) -> Result<(RevokeOnDrop, oneshot::Receiver<()>), CallRejected<Stream>> {
         let mut queue = self.queue();
         if queue.incoming.len() >= queue.max {
             return Err(CallRejected::busy(stream));
         }
         let Ok(guard) = self.context.socket() else { return Err(CallRejected::busy(stream)) };
-        let (ended, end) = oneshot::channel();
-        let stream = stream.holding(ended);
+        let (stream, revoke, end) = revocable(stream);
         queue.incoming.push_back(Incoming { stream, peer: from.peer, local: from.local, guard });
         drop(queue);
         self.waker.wake();
-        Ok(end)
+        Ok((revoke, end))
     }
 }
 
@@ -164,7 +168,7 @@ impl Serve for Backlog {
 
     /// Returns when the guest has closed the connection.
     async fn stream(self: Arc<Self>, from: Origin, stream: Stream) -> Result<(), CallRejected<Stream>> {
-        let end = self.push(from, stream)?;
+        let (_revoke, end) = self.push(from, stream)?;
         // The guest's end holds the sender, which sends nothing.
         let _ = end.await;
         Ok(())

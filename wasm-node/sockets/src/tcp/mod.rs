@@ -6,6 +6,7 @@
 pub mod connection;
 mod listener;
 mod outgoing;
+mod revocable;
 
 use std::net::SocketAddr;
 use std::sync::Arc;

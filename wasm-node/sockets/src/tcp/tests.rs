@@ -199,6 +199,29 @@ async fn the_backlog_and_the_quotas_reject_and_are_given_back() {
 }
 
 #[tokio::test]
+async fn a_caller_that_gives_up_its_seat_ends_the_connection() {
+    let network = PodNetwork::default();
+    let context = context(&network, 2, SocketLimits::default());
+    let mut server = listening(&context, "0.0.0.0:80");
+    let serve = network.find(context.ip().unwrap(), Protocol::Tcp, 80).unwrap();
+    let (mut near, far) = Stream::pipe();
+    let origin = Origin { peer: Peer::Node, local: "127.66.0.2:80".parse().unwrap(), via: None };
+    let serving = tokio::spawn(serve.stream(origin, far));
+    let served = accept(&mut server).await;
+    let reading = tokio::spawn({
+        let connection = served.connection().unwrap().clone();
+        async move { poll_fn(|cx| connection.poll_read(cx, 1)).await }
+    });
+    tokio::task::yield_now().await;
+    serving.abort();
+    assert_eq!(reading.await.unwrap(), Err(SocketError::ConnectionReset), "a waiting guest is woken");
+    assert_eq!(tokio::io::AsyncReadExt::read(&mut near, &mut [0]).await.unwrap(), 0, "the stream is closed at once");
+    assert_eq!(context.ledger.used(Resource::Sockets), 2, "the guest still has its socket");
+    drop(served);
+    assert_eq!(context.ledger.used(Resource::Sockets), 1);
+}
+
+#[tokio::test]
 async fn bytes_leave_although_the_guest_waits_for_nothing_and_after_it_has_closed() {
     let network = PodNetwork::default();
     let context = context(&network, 2, SocketLimits::default());
