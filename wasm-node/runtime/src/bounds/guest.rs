@@ -9,7 +9,7 @@ use wasmtime::Trap;
 use wasmtime::component::ResourceTableError;
 
 use super::census::Census;
-use super::limits::{RESOURCE_TABLE_ENTRIES_MAX, WASM_STACK_BYTES};
+use super::limits::{CONCURRENT_ENTRIES_MIN, CONCURRENT_PART, RESOURCE_TABLE_ENTRIES_MAX, WASM_STACK_BYTES};
 
 /// Bytes of a guest's stack: less doesn't suffice for a language's own start, more would make the pool's stacks take tens of
 /// gigabytes of address space.
@@ -37,6 +37,11 @@ impl Default for GuestBounds {
 }
 
 impl GuestBounds {
+    /// Maximum entries of an instance's streams, futures and tasks of WASI 0.3.
+    pub(crate) fn concurrent(&self) -> usize {
+        (self.handles / CONCURRENT_PART).max(CONCURRENT_ENTRIES_MIN)
+    }
+
     /// The flag of the bound that a guest hit, if this error is due to one.
     pub(crate) fn advice(&self, error: &wasmtime::Error, handles: Option<&Census>) -> Option<String> {
         if matches!(cause(error), Some(Trap::StackOverflow)) {
@@ -47,6 +52,13 @@ impl GuestBounds {
         }
         if matches!(cause(error), Some(ResourceTableError::Full)) {
             let bound = self.handles;
+            if handles.is_some_and(|census| census.handles < bound as u64) {
+                // Its table of handles has room, so the full one is that of concurrent state.
+                return Some(format!(
+                    "the guest is at its bound of {} entries for streams, futures and tasks, which the node's --guest-handles raises",
+                    self.concurrent()
+                ));
+            }
             let census = handles.map(|census| format!("; {census}")).unwrap_or_default();
             return Some(format!(
                 "the guest is at its bound of {bound} handles, which the node's --guest-handles raises{census}"

@@ -10,6 +10,13 @@ pub(crate) const WASM_STACK_BYTES: usize = 512 << 10;
 /// of a body that they read, and two for each request that they send: enough for some 400 MB in pieces of 7 kB, or 30,000 requests.
 /// A guest's memory is the limit before, as each handle is charged to it.
 pub(crate) const RESOURCE_TABLE_ENTRIES_MAX: usize = 1 << 16;
+/// Streams, futures and tasks of WASI 0.3 are one part in this many of an instance's handles. By default 8,192 entries: a stream or
+/// a future has three, a task four, a request with its response some 25.
+pub(crate) const CONCURRENT_PART: usize = 8;
+/// Their minimum: ten requests.
+pub(crate) const CONCURRENT_ENTRIES_MIN: usize = 256;
+/// Host memory of such an entry with what belongs to it.
+pub(crate) const CONCURRENT_ENTRY_BYTES: u64 = 512;
 /// Open files and folders of one instance: each is a descriptor of the whole process.
 pub(crate) const OPEN_FILES_MAX: usize = 256;
 /// Bytes that one host call may copy out of a guest (wasmtime's default is 128 MiB). Larger writes arrive in pieces.

@@ -1,14 +1,17 @@
 //! Runs a command to its end and maps the end to an [`Outcome`] for the pod's status.
 
+use std::future::poll_fn;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use wasmtime::component::Accessor;
 use wasmtime::{Store, Trap};
 use wasmtime_wasi::I32Exit;
 
 use super::container::{Container, ContainerState, LiveInstance, with_advice};
 use super::load::Pre;
 use super::metered::MeteredFuture;
+use super::panics;
 use crate::bounds::growth::StoreLimiter;
 use crate::host::state::{ComponentState, CoreState};
 use runtime_api::{Admitted, Metering, Outcome, OutcomeReason, StopSignal};
@@ -78,16 +81,42 @@ async fn run(shared: Arc<ContainerState>, _admitted: Admitted) -> Outcome {
                 command.wasi_cli_run().call_run(&mut store).await
             }
             .await;
-            count_fuel(&shared, &store);
-            if result.is_err() {
-                store.data_mut().count_handles();
-            }
-            settle(&shared, result.map(|ran| i32::from(ran.is_err())), &store.data().limiter)
+            end_component(&shared, store, result)
+        }
+        Pre::ConcurrentCommand(pre) => {
+            let mut store = match ComponentState::store(&shared.guest) {
+                Ok(store) => store,
+                Err(error) => return refused(&shared, &error),
+            };
+            let result = panics::as_errors(async {
+                let command = pre.instantiate_async(&mut store).await?;
+                let run = async move |accessor: &Accessor<ComponentState>| {
+                    let ran = command.wasi_cli_run().call_run(accessor).await?;
+                    // A task may go on after `run` has returned, as a thread of a process may.
+                    poll_fn(|cx| accessor.poll_no_interesting_tasks(cx)).await;
+                    Ok(ran)
+                };
+                store.run_concurrent(run).await?
+            })
+            .await;
+            end_component(&shared, store, result)
         }
         Pre::Server(_) | Pre::Plugin(_) => {
             Outcome::ended(134, OutcomeReason::Error, "a container that serves was run as a command")
         }
     }
+}
+
+fn end_component(
+    shared: &ContainerState,
+    mut store: Store<ComponentState>,
+    result: wasmtime::Result<Result<(), ()>>,
+) -> Outcome {
+    count_fuel(shared, &store);
+    if result.is_err() {
+        store.data_mut().count_handles();
+    }
+    settle(shared, result.map(|ran| i32::from(ran.is_err())), &store.data().limiter)
 }
 
 fn refused(shared: &ContainerState, error: &wasmtime::Error) -> Outcome {

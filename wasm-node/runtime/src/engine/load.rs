@@ -7,15 +7,20 @@ use wasmtime::Module;
 use wasmtime::component::types::ComponentItem;
 use wasmtime::component::{Component, InstancePre};
 use wasmtime_wasi::p2::bindings::CommandPre;
+use wasmtime_wasi::p3::bindings::CommandPre as ConcurrentCommandPre;
 use wasmtime_wasi_http::p2::bindings::ProxyPre;
+use wasmtime_wasi_http::p3::bindings::ServicePre;
 
 use super::inspect::of_module;
 use super::plugin::Plugin;
+use super::request::ServerPre;
+use super::stacks;
 use super::{Engine, LinkedEngine, MeteredEngines, compile};
 use crate::bounds::limits::{MEMORIES_MAX, TABLES_MAX};
 use crate::bounds::slots::Weight;
 use crate::host::GrantCondition;
 use crate::host::state::{ComponentState, CoreState};
+use crate::host::wasi_version::{WasiVersion, is_wasi_0_3};
 use machinery_api::imports::ImportRules;
 use runtime_api::{Grants, Kind, LoadError, Metering};
 
@@ -33,6 +38,12 @@ pub(crate) type ModuleKey = (String, Metering, ModuleUse);
 
 /// A command's export.
 const RUN: &str = "wasi:cli/run@0.2.";
+/// The same of WASI 0.3.
+const CONCURRENT_RUN: &str = "wasi:cli/run@0.3.";
+/// A server's export.
+const HANDLER: &str = "wasi:http/incoming-handler@0.2.";
+/// The same of WASI 0.3, in the worlds `service` and `middleware`.
+const CONCURRENT_HANDLER: &str = "wasi:http/handler@0.3.";
 /// Bytes of a page of linear memory.
 const WASM_PAGE_BYTES: u64 = 64 << 10;
 
@@ -65,7 +76,9 @@ pub(crate) enum Code {
 /// The pre-instantiated form.
 pub(crate) enum Pre {
     Command(CommandPre<ComponentState>),
-    Server(ProxyPre<ComponentState>),
+    /// A command of WASI 0.3.
+    ConcurrentCommand(ConcurrentCommandPre<ComponentState>),
+    Server(ServerPre),
     Core(wasmtime::InstancePre<CoreState>),
     Plugin(InstancePre<ComponentState>),
 }
@@ -195,14 +208,15 @@ impl Engine {
         }
         let kind = compile::code_kind(file).await?;
         self.compile(digest, file, metering, namespace).await?;
-        let engine = self.metered(metering)?.clone();
+        let gone = || "the compiled module is gone again".to_owned();
+        let settings = self.cached_settings(digest, metering)?.ok_or_else(|| LoadError::Unfit(gone()))?;
+        let engine = self.engines(settings)?.clone();
         // The pool's engine maps only what fits its bounds, so it is used for commands too.
         let code = match self.map_artifact(&engine, &engine.pooled, digest, kind).await {
             Ok(Some(code)) => code,
             // A damaged artifact was removed: recompile the module.
             Ok(None) | Err(_) => {
                 self.compile(digest, file, metering, namespace).await?;
-                let gone = || "the compiled module is gone again".to_owned();
                 let mapped = self.map_artifact(&engine, &engine.pooled, digest, kind).await;
                 mapped.and_then(|code| code.ok_or_else(gone)).map_err(LoadError::Unfit)?
             }
@@ -212,7 +226,7 @@ impl Engine {
             Kind::HttpServer | Kind::Plugin => code,
             Kind::Command => {
                 let mapped = self.map_artifact(&engine, &engine.on_demand, digest, kind).await;
-                mapped.ok().flatten().ok_or_else(|| LoadError::Unfit("the compiled module is gone again".into()))?
+                mapped.ok().flatten().ok_or_else(|| LoadError::Unfit(gone()))?
             }
         };
         let plugin = match (&code, kind_of_container) {
@@ -221,7 +235,10 @@ impl Engine {
             }
             _ => None,
         };
-        let (weight, start_bytes) = resource_needs(&code);
+        let (mut weight, start_bytes) = resource_needs(&code);
+        if settings.wasi == WasiVersion::V0_3 {
+            weight.instances = stacks::pool_instances(file).await?;
+        }
         let loaded = Arc::new(PreparedModule {
             digest: digest.to_owned(),
             kind: kind_of_container,
@@ -260,7 +277,7 @@ impl Engine {
             return plugin;
         }
         self.inner.cache.forget(digest, &engine.fingerprint);
-        self.compile(digest, file, engine.metering, namespace).await?;
+        self.compile(digest, file, engine.settings.metering, namespace).await?;
         read().await?.unwrap_or_else(|| Err(LoadError::Unfit("what the plugin offers is gone again".into())))
     }
 
@@ -282,10 +299,17 @@ fn determine_kind(linked: &LinkedEngine, code: &Code, module_use: ModuleUse) -> 
     match code {
         Code::Component(component) => {
             let (imports, exports) = names(&linked.wasmtime, component);
-            let runs = module_use == ModuleUse::Command && exports.iter().any(|export| export.starts_with(RUN));
+            let is_run = |export: &String| export.starts_with(RUN) || export.starts_with(CONCURRENT_RUN);
+            let runs = module_use == ModuleUse::Command && exports.iter().any(is_run);
             let kind = if runs { Kind::Command } else { component_kind(&exports)? };
+            let imports_0_3 = imports.iter().any(|import| is_wasi_0_3(import));
             match imports.into_iter().find(|import| crate::host::offered(import).is_none()) {
-                Some(import) => Err(LoadError::MissingImport { import }),
+                Some(import) => Err(missing(import)),
+                None if kind == Kind::Plugin && imports_0_3 => Err(LoadError::Unsupported(
+                    "the component is a plugin and imports interfaces of WASI 0.3, which only commands (wasi:cli/run@0.3.0) \
+                     and HTTP servers (wasi:http/handler@0.3.0) may: build it against WASI 0.2"
+                        .into(),
+                )),
                 None => Ok(kind),
             }
         }
@@ -340,10 +364,10 @@ fn prepare_component(
     container: &str,
     grants: &Grants,
 ) -> Result<Pre, LoadError> {
-    let (imports, _) = names(&linked.wasmtime, component);
+    let (imports, exports) = names(&linked.wasmtime, component);
     for import in imports {
         match crate::host::offered(&import) {
-            None => return Err(LoadError::MissingImport { import }),
+            None => return Err(missing(import)),
             // Not visible to other guests.
             Some(row) if row.granted == GrantCondition::ToToolbox && !grants.is_toolbox() => {
                 return Err(LoadError::MissingImport { import });
@@ -363,31 +387,53 @@ fn prepare_component(
     let pre: InstancePre<ComponentState> = linker.instantiate_pre(component).map_err(bad)?;
     let unfit =
         |error: wasmtime::Error| LoadError::Unsupported(format!("the component's export does not fit: {error:#}"));
+    let has = |prefix: &str| exports.iter().any(|export| export.starts_with(prefix));
     Ok(match kind {
-        Kind::HttpServer => Pre::Server(ProxyPre::new(pre).map_err(unfit)?),
+        Kind::HttpServer if has(CONCURRENT_HANDLER) => {
+            Pre::Server(ServerPre::Service(ServicePre::new(pre).map_err(unfit)?))
+        }
+        Kind::HttpServer => Pre::Server(ServerPre::Proxy(ProxyPre::new(pre).map_err(unfit)?)),
+        Kind::Command if has(CONCURRENT_RUN) => Pre::ConcurrentCommand(ConcurrentCommandPre::new(pre).map_err(unfit)?),
         Kind::Command => Pre::Command(CommandPre::new(pre).map_err(unfit)?),
         Kind::Plugin => Pre::Plugin(pre),
     })
 }
 
+/// The error of an import that this node lacks, with what to do where that is known.
+fn missing(import: String) -> LoadError {
+    if import.starts_with(CONCURRENT_HANDLER) {
+        return LoadError::Unsupported(format!(
+            "the component imports {import}: a middleware runs composed with its service (wac plug SERVICE --plug MIDDLEWARE)"
+        ));
+    }
+    match is_wasi_0_3(&import) {
+        true => LoadError::Unsupported(format!(
+            "the component imports {import}, which this node does not offer: of WASI 0.3 it offers {}",
+            crate::host::names_of_0_3()
+        )),
+        false => LoadError::MissingImport { import },
+    }
+}
+
 /// Server before command, as the contract says for a component with both exports; with neither it is a plugin.
 pub(crate) fn component_kind(exports: &[String]) -> Result<Kind, LoadError> {
     let has = |prefix: &str| exports.iter().any(|export| export.starts_with(prefix));
-    if has("wasi:http/incoming-handler@0.2.") {
+    if has(CONCURRENT_HANDLER) || has(HANDLER) {
         return Ok(Kind::HttpServer);
     }
-    if has(RUN) {
+    if has(CONCURRENT_RUN) || has(RUN) {
         return Ok(Kind::Command);
     }
     if let Some(newer) = exports.iter().find(|e| e.starts_with("wasi:http/") || e.starts_with("wasi:cli/run@")) {
         return Err(LoadError::Unsupported(format!(
-            "the component exports {newer}; this version serves wasi:http/incoming-handler@0.2 and wasi:cli/run@0.2"
+            "the component exports {newer}; this version serves wasi:http/handler@0.3, wasi:http/incoming-handler@0.2 and \
+             wasi:cli/run of 0.3 and 0.2"
         )));
     }
     if exports.is_empty() {
         return Err(LoadError::Unsupported(
-            "the component exports nothing; a container is a command (wasi:cli/run@0.2), an HTTP server \
-             (wasi:http/incoming-handler@0.2) or a plugin (functions of its own)"
+            "the component exports nothing; a container is a command (wasi:cli/run of 0.2 or 0.3), an HTTP server \
+             (wasi:http/incoming-handler@0.2 or wasi:http/handler@0.3) or a plugin (functions of its own)"
                 .into(),
         ));
     }
@@ -430,6 +476,9 @@ mod tests {
         assert_eq!(kind(&[run]).unwrap(), Kind::Command);
         assert_eq!(kind(&["coracle:samples/greeter"]).unwrap(), Kind::Plugin);
         assert!(kind(&[]).unwrap_err().to_string().contains("exports nothing"));
-        assert!(kind(&["wasi:http/handler@0.3.0"]).unwrap_err().to_string().contains("0.3.0"));
+        let (newer, run_newer) = ("wasi:http/handler@0.3.0", "wasi:cli/run@0.3.2");
+        assert_eq!(kind(&[run_newer, newer]).unwrap(), Kind::HttpServer);
+        assert_eq!(kind(&[run_newer]).unwrap(), Kind::Command);
+        assert!(kind(&["wasi:http/handler@0.4.0"]).unwrap_err().to_string().contains("0.4.0"));
     }
 }

@@ -20,17 +20,21 @@ mod gate;
 mod inspect;
 mod load;
 mod metered;
+mod panics;
 mod plugin;
 mod request;
 mod response;
 mod runtime;
 mod server;
+mod service;
 mod session;
 mod settings;
 mod spans;
+mod stacks;
 #[cfg(test)]
 mod tests;
 mod warm;
+mod wasi;
 mod world;
 
 use std::collections::HashMap;
@@ -60,10 +64,12 @@ use crate::bounds::growth::Growth;
 pub use crate::bounds::guest::{GuestBounds, HANDLES, STACK_BYTES};
 use crate::bounds::shares::CpuScheduler;
 use crate::bounds::slots::Slots;
+use crate::host::wasi_version::WasiVersion;
 use runtime_api::flights::SingleFlight;
 use runtime_api::keyvalue::KeyvalueStores;
 use runtime_api::ledger::{Ledger, Resource};
 use runtime_api::{Grants, LoadError, Metering};
+use wasi::CodeSettings;
 
 use crate::host::disk::NodeDisk;
 use crate::host::state::{ComponentState, CoreState};
@@ -112,6 +118,7 @@ pub struct Engine {
 /// A wasmtime engine with its linkers.
 pub(crate) struct LinkedEngine {
     pub(crate) wasmtime: wasmtime::Engine,
+    wasi: WasiVersion,
     pub(crate) core_linker: wasmtime::Linker<CoreState>,
     /// By grants: a guest finds its pod's granted interfaces only. Few ever differ.
     component_linkers: Mutex<Vec<(Grants, Arc<ComponentLinker>)>>,
@@ -119,9 +126,9 @@ pub(crate) struct LinkedEngine {
 
 type ComponentLinker = wasmtime::component::Linker<ComponentState>;
 
-/// The engines of one metering. They share compiled code.
+/// The engines of one metering and WASI version. They share compiled code.
 pub(crate) struct MeteredEngines {
-    pub(crate) metering: Metering,
+    pub(crate) settings: CodeSettings,
     /// For servers: an instance per request, from a pool.
     pub(crate) pooled: Arc<LinkedEngine>,
     /// For commands: each holds its resources as long as it runs, so it takes none from the pool.
@@ -136,7 +143,10 @@ pub(crate) struct MeteredEngines {
 struct EngineInner {
     env: Env,
     epochs: Arc<MeteredEngines>,
-    fuel: OnceLock<Result<Arc<MeteredEngines>, String>>,
+    /// The engines of other settings, created at their first use, by [`CodeSettings::index`].
+    others: [OnceLock<Result<Arc<MeteredEngines>, String>>; CodeSettings::COUNT],
+    /// Fingerprints of artifacts by the same index, which need no engine with a pool.
+    fingerprints: [OnceLock<String>; CodeSettings::COUNT],
     threads: GuestThreads,
     /// Slots for commands of all engines.
     commands: Arc<Slots>,
@@ -167,8 +177,8 @@ impl Engine {
     /// Creates the engine and its cache folder. Guests run on `threads`; starts nothing.
     pub fn new(config: EngineConfig, threads: GuestThreads, env: Env) -> Result<Self, EngineError> {
         let wrong = |error: wasmtime::Error| EngineError::Wasmtime(format!("{error:#}"));
-        let (epochs, live) =
-            MeteredEngines::new(Metering::Epochs, config.guest_bounds, &threads.ticker).map_err(wrong)?;
+        let settings = CodeSettings::new(Metering::Epochs, WasiVersion::V0_2);
+        let (epochs, live) = MeteredEngines::new(settings, config.guest_bounds, &threads.ticker).map_err(wrong)?;
         let cache = aot::Cache::open(config.cache_dir)
             .map_err(|source| EngineError::Io { what: "making the folder of compiled modules", source })?;
         let ledger = Ledger::node();
@@ -182,7 +192,8 @@ impl Engine {
             growth: Arc::new(Growth::new(env.clone())),
             env,
             epochs: Arc::new(epochs),
-            fuel: OnceLock::new(),
+            others: Default::default(),
+            fingerprints: Default::default(),
             threads,
             commands: Slots::new(settings::commands(live)),
             sessions: Slots::new(settings::sessions(live)),
@@ -276,19 +287,42 @@ impl Engine {
         self.inner.keyvalue.get()
     }
 
-    pub(crate) fn metered(&self, metering: Metering) -> Result<&Arc<MeteredEngines>, LoadError> {
-        match metering {
-            Metering::Epochs => Ok(&self.inner.epochs),
-            Metering::Fuel => self
-                .inner
-                .fuel
-                .get_or_init(|| {
-                    let made = MeteredEngines::new(Metering::Fuel, self.guest_bounds(), &self.inner.threads.ticker);
-                    made.map(|(engine, _)| Arc::new(engine)).map_err(|error| format!("{error:#}"))
-                })
-                .as_ref()
-                .map_err(|error| LoadError::Engine(error.clone())),
+    /// The engines of these settings.
+    pub(crate) fn engines(&self, settings: CodeSettings) -> Result<&Arc<MeteredEngines>, LoadError> {
+        if settings == self.inner.epochs.settings {
+            return Ok(&self.inner.epochs);
         }
+        let make = || {
+            let made = MeteredEngines::new(settings, self.guest_bounds(), &self.inner.threads.ticker);
+            made.map(|(engine, _)| Arc::new(engine)).map_err(|error| format!("{error:#}"))
+        };
+        let made = self.inner.others[settings.index()].get_or_init(make);
+        made.as_ref().map_err(|error| LoadError::Engine(error.clone()))
+    }
+
+    /// The fingerprint of artifacts of these settings.
+    pub(crate) fn fingerprint_of(&self, settings: CodeSettings) -> Result<&str, LoadError> {
+        if settings == self.inner.epochs.settings {
+            return Ok(&self.inner.epochs.fingerprint);
+        }
+        let known = &self.inner.fingerprints[settings.index()];
+        if let Some(known) = known.get() {
+            return Ok(known);
+        }
+        let engine = settings::on_demand(settings, self.guest_bounds());
+        let engine = engine.map_err(|error| LoadError::Engine(format!("{error:#}")))?;
+        Ok(known.get_or_init(|| settings::fingerprint(&engine)))
+    }
+
+    /// The settings with which a module is in the cache, if it is.
+    pub(crate) fn cached_settings(&self, digest: &str, metering: Metering) -> Result<Option<CodeSettings>, LoadError> {
+        for wasi in [WasiVersion::V0_2, WasiVersion::V0_3] {
+            let settings = CodeSettings::new(metering, wasi);
+            if self.inner.cache.contains(digest, self.fingerprint_of(settings)?) {
+                return Ok(Some(settings));
+            }
+        }
+        Ok(None)
     }
 
     /// A loaded module that is still in use.
@@ -311,17 +345,17 @@ impl Engine {
 
 impl MeteredEngines {
     /// Creates the engines; also returns the number of instances of the pool.
-    fn new(metering: Metering, bounds: GuestBounds, ticker: &Ticker) -> wasmtime::Result<(Self, u32)> {
-        let (pooled, live) = settings::engine(metering, bounds)?;
-        let on_demand = settings::on_demand(metering, bounds)?;
+    fn new(settings: CodeSettings, bounds: GuestBounds, ticker: &Ticker) -> wasmtime::Result<(Self, u32)> {
+        let (pooled, live) = settings::engine(settings, bounds)?;
+        let on_demand = settings::on_demand(settings, bounds)?;
         ticker.add(pooled.weak());
         ticker.add(on_demand.weak());
         let (node_calls, requests) = settings::shares(live);
         let metered = Self {
-            metering,
+            settings,
             fingerprint: settings::fingerprint(&pooled),
-            pooled: Arc::new(LinkedEngine::new(pooled)?),
-            on_demand: Arc::new(LinkedEngine::new(on_demand)?),
+            pooled: Arc::new(LinkedEngine::new(pooled, settings.wasi)?),
+            on_demand: Arc::new(LinkedEngine::new(on_demand, settings.wasi)?),
             requests: Slots::new(requests),
             node_calls: Slots::new(node_calls),
         };
@@ -330,9 +364,9 @@ impl MeteredEngines {
 }
 
 impl LinkedEngine {
-    fn new(wasmtime: wasmtime::Engine) -> wasmtime::Result<Self> {
+    fn new(wasmtime: wasmtime::Engine, wasi: WasiVersion) -> wasmtime::Result<Self> {
         let core_linker = crate::host::core_linker(&wasmtime)?;
-        Ok(Self { wasmtime, core_linker, component_linkers: Mutex::default() })
+        Ok(Self { wasmtime, wasi, core_linker, component_linkers: Mutex::default() })
     }
 
     /// The linker of components with these grants.
@@ -341,7 +375,7 @@ impl LinkedEngine {
         if let Some((_, linker)) = known.iter().find(|(of, _)| of == grants) {
             return Ok(linker.clone());
         }
-        let linker = Arc::new(crate::host::component_linker(&self.wasmtime, grants)?);
+        let linker = Arc::new(crate::host::component_linker(&self.wasmtime, grants, self.wasi)?);
         known.push((grants.clone(), linker.clone()));
         Ok(linker)
     }

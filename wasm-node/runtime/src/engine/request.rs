@@ -14,6 +14,7 @@ use wasmtime_wasi_http::WasiHttpView;
 use wasmtime_wasi_http::p2::bindings::http::types::{ErrorCode, Scheme};
 use wasmtime_wasi_http::p2::bindings::{Proxy, ProxyPre};
 use wasmtime_wasi_http::p2::body::{HostOutgoingBody, HyperOutgoingBody};
+use wasmtime_wasi_http::p3::bindings::{Service, ServicePre};
 
 use super::admission::{Admission, fits_alone};
 use super::command::count_fuel;
@@ -100,9 +101,19 @@ pub(crate) struct Instance<B> {
     _admission: Admission,
 }
 
-impl Instance<Proxy> {
-    /// Whether it can be reused: no body in progress, at most this many handles, and no rejected growth.
+/// The export of a server, of either WASI version.
+pub(crate) enum HttpExport {
+    Proxy(Proxy),
+    Service(Service),
+}
+
+impl Instance<HttpExport> {
+    /// Whether it can be reused: no body in progress, at most this many handles and streams, and no rejected growth.
     pub(crate) fn is_reusable(&mut self, handles_max: usize) -> bool {
+        let concurrent = self.store.concurrent_resource_table().map_or(0, |table| table.iter_mut().count());
+        if concurrent > handles_max {
+            return false;
+        }
         let state = self.store.data_mut();
         state.account_now();
         let refused = state.limiter.exceeded().is_some() || state.limiter.has_debt();
@@ -136,11 +147,20 @@ pub(crate) trait Prepared: Send + Sync {
     ) -> impl Future<Output = wasmtime::Result<Self::Bound>> + Send;
 }
 
-impl Prepared for ProxyPre<ComponentState> {
-    type Bound = Proxy;
+/// The pre-instantiated form of a server, of either WASI version.
+pub(crate) enum ServerPre {
+    Proxy(ProxyPre<ComponentState>),
+    Service(ServicePre<ComponentState>),
+}
 
-    async fn instantiate(&self, store: &mut Store<ComponentState>) -> wasmtime::Result<Proxy> {
-        self.instantiate_async(store).await
+impl Prepared for ServerPre {
+    type Bound = HttpExport;
+
+    async fn instantiate(&self, store: &mut Store<ComponentState>) -> wasmtime::Result<HttpExport> {
+        Ok(match self {
+            Self::Proxy(pre) => HttpExport::Proxy(pre.instantiate_async(store).await?),
+            Self::Service(pre) => HttpExport::Service(pre.instantiate_async(store).await?),
+        })
     }
 }
 
@@ -157,7 +177,7 @@ pub(crate) async fn attempt(shared: &Arc<ContainerState>, call: &NodeCall) -> Re
     match &*shared.pre {
         Pre::Server(pre) => instantiate(shared, pre, Some(call)).await.map(drop),
         Pre::Plugin(pre) => instantiate(shared, pre, Some(call)).await.map(drop),
-        Pre::Command(_) | Pre::Core(_) => {
+        Pre::Command(_) | Pre::ConcurrentCommand(_) | Pre::Core(_) => {
             Err(InstantiateError { failure: Failure::Trap, error: wasmtime::Error::msg("not a container that serves") })
         }
     }
@@ -210,7 +230,7 @@ pub(crate) async fn instantiate<P: Prepared>(
 
 async fn handle(
     store: &mut Store<ComponentState>,
-    proxy: &Proxy,
+    export: &HttpExport,
     request: Request<Body>,
     head: oneshot::Sender<ResponseHead>,
 ) -> wasmtime::Result<()> {
@@ -223,6 +243,10 @@ async fn handle(
         parts.headers.insert(header::HOST, HeaderValue::from_static("localhost"));
     }
     let request = Request::from_parts(parts, incoming(body));
+    let proxy = match export {
+        HttpExport::Proxy(proxy) => proxy,
+        HttpExport::Service(service) => return super::service::handle(store, service, request, head).await,
+    };
     let mut view = store.data_mut().http();
     let request = view.new_incoming_request(if https { Scheme::Https } else { Scheme::Http }, request)?;
     let out = view.new_response_outparam(head)?;

@@ -1,6 +1,12 @@
-//! wasmtime's configuration: one set of settings, with and without fuel, with and without the pool, and the pool's
-//! partition. Settings that affect compiled code are the same in all of them, so that the compiler process' artifacts
-//! fit the node's engines.
+//! wasmtime's configuration: one set of settings, with and without fuel, for WASI 0.2 and 0.3, with and without the pool, and
+//! the pool's partition. Settings that affect compiled code depend on [`CodeSettings`] alone, so that the compiler process'
+//! artifacts fit the node's engines.
+//!
+//! WASI 0.3 has engines of its own. It needs the component model's async functions, and with them `concurrency_support`: a
+//! store then has tables of tasks, a call runs in an event loop, and adapters between components switch tasks. A request of a
+//! 0.2 guest would pay for that and gain nothing. The code behind that feature has also had most of wasmtime's faults of
+//! 2026, an escape from the sandbox among them (CVE-2026-115384). Without the feature, a 0.2 guest cannot reach it. Both
+//! settings are part of an artifact's compatibility hash: artifacts of 0.2 keep their fingerprint, and those of 0.3 have another.
 
 use std::hash::{Hash, Hasher};
 
@@ -9,9 +15,11 @@ use wasmtime::{
 };
 
 use super::Metering;
+use super::wasi::CodeSettings;
 use crate::bounds::guest::GuestBounds;
 use crate::bounds::limits::{CORE_INSTANCES_MAX, MEMORIES_MAX, TABLE_ELEMENTS_MAX, TABLES_MAX};
 use crate::bounds::slots::Weight;
+use crate::host::wasi_version::WasiVersion;
 
 /// Maximum live instances of one engine; more requests queue. Each takes a stack and some mappings, and the kernel
 /// allows a process 65,530 mappings.
@@ -24,6 +32,11 @@ const MAPPINGS_PER_INSTANCE: u32 = 12;
 /// tables. They cost address space. Core instances cost the pool nothing, so their number is the maximum.
 const MEMORIES_PER_LIVE: u32 = 2;
 const TABLES_PER_LIVE: u32 = 4;
+/// Stacks per live instance of a pool of WASI 0.3, where each blocked component of a component has one. One more runs the next
+/// task. Each has two mappings as long as the pool exists.
+pub(crate) const CONCURRENT_STACKS_PER_LIVE: u32 = 4;
+/// The settings of most containers.
+const DEFAULT: CodeSettings = CodeSettings::new(Metering::Epochs, WasiVersion::V0_2);
 /// One part in this many of the pool is for the node's own calls: probes and hooks, which never wait for requests.
 const NODE_CALLS_PART: u32 = 10;
 /// Maximum live commands per [`LIVE_INSTANCES_MAX`]: they take no part of the pool, but each has some seven mappings of
@@ -41,11 +54,15 @@ const MEMORY_KEEP_BYTES: usize = 64 << 10;
 const TABLE_KEEP_BYTES: usize = 8 << 10;
 const STACK_KEEP_BYTES: usize = 32 << 10;
 
-fn base(metering: Metering, bounds: GuestBounds) -> Config {
+fn base(settings: CodeSettings, bounds: GuestBounds) -> Config {
+    let is_concurrent = settings.wasi == WasiVersion::V0_3;
     let mut config = Config::new();
     config
         .epoch_interruption(true)
-        .consume_fuel(metering == Metering::Fuel)
+        .consume_fuel(settings.metering == Metering::Fuel)
+        // Both, as the one without the other is rejected or costs time.
+        .concurrency_support(is_concurrent)
+        .wasm_component_model_async(is_concurrent)
         .max_wasm_stack(bounds.stack_bytes)
         .async_stack_size(bounds.stack_bytes + HOST_STACK_BYTES)
         // Tenants reuse stacks.
@@ -64,9 +81,13 @@ fn base(metering: Metering, bounds: GuestBounds) -> Config {
     config
 }
 
-fn pooled(metering: Metering, bounds: GuestBounds, live: u32) -> Config {
+fn pooled(settings: CodeSettings, bounds: GuestBounds, live: u32) -> Config {
+    let stacks = match settings.wasi {
+        WasiVersion::V0_2 => 1,
+        WasiVersion::V0_3 => CONCURRENT_STACKS_PER_LIVE,
+    };
     let mut pool = PoolingAllocationConfig::new();
-    pool.total_stacks(live)
+    pool.total_stacks(live * stacks)
         .total_component_instances(live)
         .total_core_instances(live * CORE_INSTANCES_MAX as u32)
         .total_memories(live * MEMORIES_PER_LIVE)
@@ -81,24 +102,24 @@ fn pooled(metering: Metering, bounds: GuestBounds, live: u32) -> Config {
         .table_keep_resident(TABLE_KEEP_BYTES)
         .async_stack_keep_resident(STACK_KEEP_BYTES)
         .pagemap_scan(Enabled::Auto);
-    let mut config = base(metering, bounds);
+    let mut config = base(settings, bounds);
     config.allocation_strategy(InstanceAllocationStrategy::Pooling(pool));
     config
 }
 
 /// An engine that runs guests: pooled where the system allows it. Also returns its maximum of live instances.
-pub(crate) fn engine(metering: Metering, bounds: GuestBounds) -> wasmtime::Result<(Wasmtime, u32)> {
+pub(crate) fn engine(settings: CodeSettings, bounds: GuestBounds) -> wasmtime::Result<(Wasmtime, u32)> {
     let failed = |live, error: &wasmtime::Error| tracing::warn!(live, "cannot create an instance pool: {error:#}");
-    match largest_pool(metering, bounds, failed) {
+    match largest_pool(settings, bounds, failed) {
         Some(found) => Ok(found),
-        None => Ok((Wasmtime::new(&base(metering, bounds))?, LIVE_INSTANCES_SMALL)),
+        None => Ok((Wasmtime::new(&base(settings, bounds))?, LIVE_INSTANCES_SMALL)),
     }
 }
 
 /// The engine with the largest pool that the system allows, and its maximum of live instances. `failed` is called for each
 /// pool that the system refuses.
 fn largest_pool(
-    metering: Metering,
+    settings: CodeSettings,
     bounds: GuestBounds,
     mut failed: impl FnMut(u32, &wasmtime::Error),
 ) -> Option<(Wasmtime, u32)> {
@@ -107,7 +128,7 @@ fn largest_pool(
         if mappings.is_some_and(|mappings| mappings_needed(live) > mappings) {
             continue;
         }
-        match Wasmtime::new(&pooled(metering, bounds, live)) {
+        match Wasmtime::new(&pooled(settings, bounds, live)) {
             Ok(engine) => return Some((engine, live)),
             Err(error) => failed(live, &error),
         }
@@ -142,7 +163,7 @@ impl PoolCapacity {
     #[must_use]
     pub fn probe(bounds: GuestBounds) -> Self {
         let mut error = None;
-        let found = largest_pool(Metering::Epochs, bounds, |_, why| {
+        let found = largest_pool(DEFAULT, bounds, |_, why| {
             error.get_or_insert_with(|| format!("{why:#}"));
         });
         Self {
@@ -178,8 +199,8 @@ pub(crate) fn sessions(live: u32) -> Weight {
 }
 
 /// An engine without a pool, for compiling and for long-lived instances. Its artifacts fit [`engine`]'s.
-pub(crate) fn on_demand(metering: Metering, bounds: GuestBounds) -> wasmtime::Result<Wasmtime> {
-    Wasmtime::new(&base(metering, bounds))
+pub(crate) fn on_demand(settings: CodeSettings, bounds: GuestBounds) -> wasmtime::Result<Wasmtime> {
+    Wasmtime::new(&base(settings, bounds))
 }
 
 /// The version of plugins' descriptions, which are files beside the artifacts: raised when `plugin/describe.rs` writes another
@@ -208,27 +229,47 @@ mod tests {
 
     #[test]
     fn artifacts_fit_engines_of_every_stack() {
-        let made = |stack_bytes| {
-            let bounds = GuestBounds { stack_bytes, ..GuestBounds::default() };
-            fingerprint(&on_demand(Metering::Epochs, bounds).unwrap())
-        };
-        let default = made(GuestBounds::default().stack_bytes);
-        assert_eq!(made(*STACK_BYTES.start()), default);
-        assert_eq!(made(*STACK_BYTES.end()), default);
-        // The fingerprint does depend on metering.
-        assert_ne!(fingerprint(&on_demand(Metering::Fuel, GuestBounds::default()).unwrap()), default);
+        for settings in CodeSettings::ALL {
+            let made = |stack_bytes| {
+                let bounds = GuestBounds { stack_bytes, ..GuestBounds::default() };
+                fingerprint(&on_demand(settings, bounds).unwrap())
+            };
+            let default = made(GuestBounds::default().stack_bytes);
+            assert_eq!(made(*STACK_BYTES.start()), default);
+            assert_eq!(made(*STACK_BYTES.end()), default);
+        }
+    }
+
+    /// An artifact is code: none may be loaded into an engine of another metering or WASI version.
+    #[test]
+    fn artifacts_of_other_settings_have_other_fingerprints() {
+        let made = |settings| fingerprint(&on_demand(settings, GuestBounds::default()).unwrap());
+        let all: std::collections::BTreeSet<String> = CodeSettings::ALL.into_iter().map(made).collect();
+        assert_eq!(all.len(), CodeSettings::COUNT);
+    }
+
+    #[test]
+    fn only_engines_of_0_3_compile_async_functions() {
+        let text = r#"(component (import "f" (func async)))"#;
+        for settings in CodeSettings::ALL {
+            let engine = on_demand(settings, GuestBounds::default()).unwrap();
+            let compiled = engine.precompile_component(&wat::parse_str(text).unwrap());
+            assert_eq!(compiled.is_ok(), settings.wasi == WasiVersion::V0_3, "{settings:?}");
+        }
     }
 
     #[test]
     fn the_largest_stacks_have_their_pool() {
         let bounds = GuestBounds { stack_bytes: *STACK_BYTES.end(), ..GuestBounds::default() };
-        Wasmtime::new(&pooled(Metering::Epochs, bounds, LIVE_INSTANCES_SMALL)).unwrap();
+        for settings in CodeSettings::ALL {
+            Wasmtime::new(&pooled(settings, bounds, LIVE_INSTANCES_SMALL)).unwrap();
+        }
     }
 
     #[test]
     fn the_probe_measures_an_engines_capacity() {
         let capacity = PoolCapacity::probe(GuestBounds::default());
-        let (_, live) = engine(Metering::Epochs, GuestBounds::default()).unwrap();
+        let (_, live) = engine(DEFAULT, GuestBounds::default()).unwrap();
         assert_eq!(capacity.live, live);
         assert!(capacity.live == capacity.live_max || capacity.error.is_some() || capacity.mappings.is_some());
     }

@@ -10,10 +10,9 @@ use machinery_env::Env;
 use runtime_api::Reuse;
 use runtime_api::ledger::{Ledger, Level, Resource};
 use tokio::time::Instant;
-use wasmtime_wasi_http::p2::bindings::Proxy;
 
 use super::container::ContainerState;
-use super::request::Instance;
+use super::request::{HttpExport, Instance};
 use crate::bounds::growth::Growth;
 use crate::bounds::parked::IdleInstances;
 use crate::bounds::slots::Share;
@@ -23,7 +22,7 @@ const HANDLES_MAX: usize = 64;
 
 /// An instance with its number of served requests.
 pub(crate) struct WarmInstance {
-    pub(crate) instance: Instance<Proxy>,
+    pub(crate) instance: Instance<HttpExport>,
     pub(crate) requests: u32,
 }
 

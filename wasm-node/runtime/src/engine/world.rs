@@ -22,6 +22,23 @@ const PROXY: [&str; 11] = [
     "wasi:io/streams",
     "wasi:random/random",
 ];
+/// Imports of a server of WASI 0.3 (`wasi:http/service`). A middleware also imports a handler.
+const SERVICE: [&str; 12] = [
+    "wasi:cli/stderr",
+    "wasi:cli/stdin",
+    "wasi:cli/stdout",
+    "wasi:cli/types",
+    "wasi:clocks/monotonic-clock",
+    "wasi:clocks/system-clock",
+    "wasi:clocks/types",
+    "wasi:http/client",
+    "wasi:http/types",
+    "wasi:random/insecure",
+    "wasi:random/insecure-seed",
+    "wasi:random/random",
+];
+/// The handler of WASI 0.3.
+const HANDLER: &str = "wasi:http/handler";
 /// Prefix of custom sections with the world of a core module that is to become a component.
 const COMPONENT_TYPE: &str = "component-type:";
 /// Maximum names shown of one module: honest ones have a handful.
@@ -98,7 +115,13 @@ pub(super) fn world(found: &Inspection, declared: Option<String>) -> World {
         };
     }
     let version = |of: &str| found.exports.iter().find_map(|name| name.strip_prefix(of));
-    // A server before a command, the same as when it is run.
+    // A server before a command, and the newer version first, the same as when it is run.
+    if let Some(version) = version("wasi:http/handler@") {
+        let is_middleware =
+            found.imports.iter().any(|import| import.split_once('@').is_some_and(|(name, _)| name == HANDLER));
+        let name = if is_middleware { "wasi:http/middleware" } else { "wasi:http/service" };
+        return known(name, version, &found.imports, |name| SERVICE.contains(&name) || name == HANDLER);
+    }
     if let Some(version) = version("wasi:http/incoming-handler@") {
         return known("wasi:http/proxy", version, &found.imports, |name| PROXY.contains(&name));
     }
@@ -155,6 +178,9 @@ mod tests {
     fn worlds_of_wasi_and_beyond() {
         let (types, handler) = ("wasi:http/types@0.2.3", "wasi:http/incoming-handler@0.2.3");
         assert_eq!(reported(true, &[types], &[handler], ""), "wasi:http/proxy@0.2.3");
+        let (client, service) = ("wasi:http/client@0.3.0", "wasi:http/handler@0.3.0");
+        assert_eq!(reported(true, &[client], &[service, handler], ""), "wasi:http/service@0.3.0");
+        assert_eq!(reported(true, &[client, service], &[service], ""), "wasi:http/middleware@0.3.0");
         let command = ["wasi:cli/environment@0.2.0", "wasi:sockets/tcp@0.2.6"];
         assert_eq!(reported(true, &command, &["wasi:cli/run@0.2.6"], ""), "wasi:cli/command@0.2.6");
         let beyond = "wasi:http/proxy@0.2.3, and beyond it wasi:cli/environment@0.2.0, wasi:io/poll@0.3.0, f";

@@ -10,6 +10,7 @@ use wasmtime_wasi_http::p2::body::{HostIncomingBody, HostOutgoingBody};
 use wasmtime_wasi_http::p2::types::{
     HostFutureIncomingResponse, HostIncomingRequest, HostIncomingResponse, HostOutgoingRequest, HostOutgoingResponse,
 };
+use wasmtime_wasi_http::p3::{Request, Response};
 use wasmtime_wasi_http::{FieldMap, RequestOptions};
 
 use super::listing::Listing;
@@ -29,7 +30,7 @@ impl HandleKind {
 }
 
 /// The kinds of which guests may have many; any other is named `other`.
-static KINDS: [HandleKind; 15] = [
+static KINDS: [HandleKind; 17] = [
     HandleKind::of::<DynPollable>("wasi:io/poll.pollable"),
     HandleKind::of::<DynInputStream>("wasi:io/streams.input-stream"),
     HandleKind::of::<DynOutputStream>("wasi:io/streams.output-stream"),
@@ -45,6 +46,8 @@ static KINDS: [HandleKind; 15] = [
     HandleKind::of::<HostOutgoingResponse>("wasi:http/types.outgoing-response"),
     HandleKind::of::<HostOutgoingBody>("wasi:http/types.outgoing-body"),
     HandleKind::of::<HostFutureIncomingResponse>("wasi:http/types.future-incoming-response"),
+    HandleKind::of::<Request>("wasi:http/types.request"),
+    HandleKind::of::<Response>("wasi:http/types.response"),
 ];
 
 /// Counts the handles of an instance.

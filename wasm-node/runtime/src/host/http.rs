@@ -41,9 +41,9 @@ const REFUSED: [HeaderName; 3] = [header::HOST, header::PROXY_AUTHENTICATE, head
 /// Bytes of one header besides its content.
 const HEADER_BYTES: u64 = 64;
 /// Buffered bytes of an incoming body: one read of the connection.
-const INCOMING_BODY_BYTES: u64 = 16 << 10;
+pub(super) const INCOMING_BODY_BYTES: u64 = 16 << 10;
 /// Buffered bytes of an outgoing body: one chunk in flight and one buffered.
-const OUTGOING_BODY_BYTES: u64 = 2 * BODY_CHUNK_BYTES as u64;
+pub(super) const OUTGOING_BODY_BYTES: u64 = 2 * BODY_CHUNK_BYTES as u64;
 
 /// Outgoing requests of one instance.
 struct Outgoing {
@@ -92,7 +92,7 @@ pub(crate) fn held_bytes(entry: &(dyn Any + Send)) -> Option<u64> {
     }
 }
 
-fn fields_bytes(fields: &FieldMap) -> u64 {
+pub(super) fn fields_bytes(fields: &FieldMap) -> u64 {
     fields.iter().map(|(name, value)| name.as_str().len() as u64 + value.len() as u64 + HEADER_BYTES).sum()
 }
 
@@ -128,6 +128,10 @@ impl WasiHttpHooks for Outgoing {
     }
 
     fn p2_outgoing_body_chunk_size(&mut self) -> usize {
+        BODY_CHUNK_BYTES
+    }
+
+    fn p3_outgoing_body_chunk_size(&mut self) -> usize {
         BODY_CHUNK_BYTES
     }
 }

@@ -33,6 +33,8 @@ pub(crate) mod state;
 pub(crate) mod stdio;
 mod tls;
 pub(crate) mod volumes;
+pub(crate) mod wasi03;
+pub(crate) mod wasi_version;
 mod working_directory;
 
 use std::any::Any;
@@ -41,6 +43,7 @@ use runtime_api::Grants;
 use wasmtime::component::Linker;
 
 use state::{ComponentState, CoreState};
+use wasi_version::WasiVersion;
 
 /// Condition for an interface.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -217,6 +220,70 @@ pub static HOST_INTERFACES: &[HostInterface] = &[
         link: keyvalue::link,
         held_bytes: keyvalue::held_bytes,
     },
+    HostInterface {
+        name: "environment",
+        package: "wasi:cli",
+        interfaces: &["environment", "exit"],
+        version: "0.3",
+        granted: GrantCondition::Always,
+        link: wasi03::environment::link,
+        held_bytes: handles_only,
+    },
+    HostInterface {
+        name: "stdio",
+        package: "wasi:cli",
+        interfaces: &[
+            "types",
+            "stdin",
+            "stdout",
+            "stderr",
+            "terminal-input",
+            "terminal-output",
+            "terminal-stdin",
+            "terminal-stdout",
+            "terminal-stderr",
+        ],
+        version: "0.3",
+        granted: GrantCondition::Always,
+        link: wasi03::link_stdio,
+        held_bytes: handles_only,
+    },
+    HostInterface {
+        name: "clocks",
+        package: "wasi:clocks",
+        interfaces: &["types", "monotonic-clock", "system-clock"],
+        version: "0.3",
+        granted: GrantCondition::Always,
+        link: wasi03::link_clocks,
+        held_bytes: handles_only,
+    },
+    HostInterface {
+        name: "random",
+        package: "wasi:random",
+        interfaces: &["random", "insecure", "insecure-seed"],
+        version: "0.3",
+        granted: GrantCondition::Always,
+        link: wasi03::link_random,
+        held_bytes: handles_only,
+    },
+    HostInterface {
+        name: "sockets",
+        package: "wasi:sockets",
+        interfaces: &["types", "ip-name-lookup"],
+        version: "0.3",
+        granted: GrantCondition::Always,
+        link: wasi03::link_sockets,
+        held_bytes: handles_only,
+    },
+    HostInterface {
+        name: "http",
+        package: "wasi:http",
+        interfaces: &["types", "client"],
+        version: "0.3",
+        granted: GrantCondition::Always,
+        link: wasi03::http::link,
+        held_bytes: wasi03::http::held_bytes,
+    },
 ];
 
 fn rows() -> impl Iterator<Item = &'static HostInterface> {
@@ -226,11 +293,17 @@ fn rows() -> impl Iterator<Item = &'static HostInterface> {
     rows
 }
 
-/// The linker of components with these grants.
-pub(crate) fn component_linker(engine: &wasmtime::Engine, grants: &Grants) -> wasmtime::Result<Linker<ComponentState>> {
+/// The linker of components with these grants. Interfaces of WASI 0.3 need an engine of that version, whose components may
+/// import those of 0.2 too.
+pub(crate) fn component_linker(
+    engine: &wasmtime::Engine,
+    grants: &Grants,
+    wasi: WasiVersion,
+) -> wasmtime::Result<Linker<ComponentState>> {
     let mut linker = Linker::new(engine);
     linker.allow_shadowing(true);
-    for interface in rows().filter(|row| allows(grants, row)) {
+    let fits = |row: &HostInterface| wasi == WasiVersion::V0_3 || row.version != wasi03::VERSION;
+    for interface in rows().filter(|row| allows(grants, row) && fits(row)) {
         (interface.link)(&mut linker)?;
     }
     Ok(linker)
@@ -264,6 +337,13 @@ pub(crate) fn allows(grants: &Grants, row: &HostInterface) -> bool {
     }
 }
 
+/// The interfaces of WASI 0.3, for a message.
+pub(crate) fn names_of_0_3() -> String {
+    let of_0_3 = rows().filter(|row| row.version == wasi03::VERSION);
+    let named = of_0_3.map(|row| format!("{} ({})", row.package, row.interfaces.join(", ")));
+    named.collect::<Vec<_>>().join(", ")
+}
+
 /// Names of the interfaces that need a grant.
 pub(crate) fn optional() -> Vec<&'static str> {
     rows().filter(|row| row.granted == GrantCondition::ByAnnotation).map(|row| row.name).collect()
@@ -295,6 +375,7 @@ mod tests {
             "wasi:io/poll@0.2.99",
             "wasi:config/store@0.2.0-rc.1",
             "wasi:keyvalue/atomics@0.2.0-draft2",
+            "wasi:http/client@0.3.2",
         ] {
             assert!(offered(good).is_some(), "{good}");
         }
@@ -303,7 +384,8 @@ mod tests {
             "wasi:config/store@0.2.0",
             "wasi:config/store@0.2.0-rc.2",
             "wasi:config/store@0.2.0-rc.1.1",
-            "wasi:http/types@0.3.0",
+            "wasi:http/outgoing-handler@0.3.0",
+            "wasi:http/types@0.3.0-rc-2026-03-15",
             "wasi:cli/stdout@0.20.0",
             "wasi:cli/stdout@0.2.0-rc-2023",
             "wasi:http/nonsense@0.2.0",
@@ -317,7 +399,9 @@ mod tests {
     #[test]
     fn every_row_links() {
         let all = Grants::parse("answer,config,keyvalue", &optional()).unwrap().toolbox(true);
-        component_linker(&wasmtime::Engine::default(), &all).unwrap();
+        for wasi in [WasiVersion::V0_2, WasiVersion::V0_3] {
+            component_linker(&wasmtime::Engine::default(), &all, wasi).unwrap();
+        }
         core_linker(&wasmtime::Engine::default()).unwrap();
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use runtime_api::StdStream;
 use wasmtime::component::ResourceTable;
-use wasmtime::{Store, UpdateDeadline};
+use wasmtime::{Store, StoreContextMut, UpdateDeadline};
 use wasmtime_wasi::{FsPerms, WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
 
 use super::guest::Guest;
@@ -15,7 +15,9 @@ use super::stdio::{Input, Output};
 use super::volumes::Anchored;
 use crate::bounds::epoch;
 use crate::bounds::growth::StoreLimiter;
-use crate::bounds::limits::{HOSTCALL_BYTES_MAX, PREVIEW1_HOSTCALL_BYTES_MAX, RANDOM_BYTES_MAX};
+use crate::bounds::limits::{
+    CONCURRENT_ENTRY_BYTES, HOSTCALL_BYTES_MAX, PREVIEW1_HOSTCALL_BYTES_MAX, RANDOM_BYTES_MAX,
+};
 
 /// Host calls between two accountings of host memory. A call adds at most one set of fields or two body chunks, so at
 /// most some 8 MiB temporarily escape the budget.
@@ -48,6 +50,8 @@ pub(crate) struct ComponentState {
     pub(crate) guest: Arc<Guest>,
     pub(crate) states: States,
     calls: u32,
+    /// Streams, futures and tasks at the end of the last epoch.
+    concurrent_entries: u64,
 }
 
 /// State of a core module's store.
@@ -68,10 +72,14 @@ impl ComponentState {
             guest: guest.clone(),
             states: States::default(),
             calls: 0,
+            concurrent_entries: 0,
         };
         let mut store = Store::new(&guest.engine, state);
         store.limiter_async(|state| &mut state.limiter);
-        bound(&mut store, guest, |state| &mut state.limiter)?;
+        bound(&mut store, guest, |state| &mut state.limiter, count_concurrent)?;
+        if let Some(table) = store.concurrent_resource_table() {
+            table.set_max_capacity(guest.bounds.concurrent());
+        }
         Ok(store)
     }
 
@@ -95,12 +103,15 @@ impl ComponentState {
         self.limiter.handles = Some(handles::census(&mut self.table));
     }
 
-    /// Accounts it at once, where much may have been added.
-    pub(crate) fn account_now(&mut self) {
+    /// Accounts it at once, where much may have been added. Returns whether it is within what the guest may have.
+    pub(crate) fn account_now(&mut self) -> bool {
         self.calls = 0;
-        if !account(&mut self.table, 0, &mut self.limiter) {
+        let concurrent_bytes = self.concurrent_entries * CONCURRENT_ENTRY_BYTES;
+        let fits = account(&mut self.table, concurrent_bytes, &mut self.limiter);
+        if !fits {
             self.table.set_max_capacity(0);
         }
+        fits
     }
 }
 
@@ -125,7 +136,7 @@ impl CoreState {
         let state = Self { p1, limiter: guest.limiter(), calls: 0 };
         let mut store = Store::new(&guest.engine, state);
         store.limiter_async(|state| &mut state.limiter);
-        bound(&mut store, guest, |state| &mut state.limiter)?;
+        bound(&mut store, guest, |state| &mut state.limiter, |_| true)?;
         store.set_hostcall_fuel(PREVIEW1_HOSTCALL_BYTES_MAX);
         Ok(store)
     }
@@ -174,9 +185,13 @@ fn bound<T: 'static>(
     store: &mut Store<T>,
     guest: &Guest,
     limiter: fn(&mut T) -> &mut StoreLimiter,
+    count: fn(&mut StoreContextMut<'_, T>) -> bool,
 ) -> wasmtime::Result<()> {
     store.set_epoch_deadline(1);
     store.epoch_deadline_callback(move |mut store| {
+        if !count(&mut store) {
+            return Err(wasmtime::Error::msg("the guest's streams, futures and tasks exceed its memory"));
+        }
         Ok(match limiter(store.data_mut()).debt()? {
             None => {
                 epoch::interrupt();
@@ -190,6 +205,19 @@ fn bound<T: 'static>(
         store.set_fuel(fuel)?;
     }
     Ok(())
+}
+
+/// Charges the streams, futures and tasks of a store of WASI 0.3, which guests make without a call of this node. Called at the
+/// end of each epoch. Returns false if they exceed what the guest may have.
+fn count_concurrent(store: &mut StoreContextMut<'_, ComponentState>) -> bool {
+    let Some(table) = store.concurrent_resource_table() else { return true };
+    let entries = table.iter_mut().count() as u64;
+    let state = store.data_mut();
+    if state.concurrent_entries == entries {
+        return true;
+    }
+    state.concurrent_entries = entries;
+    state.account_now()
 }
 
 fn account(table: &mut ResourceTable, bytes: u64, limiter: &mut StoreLimiter) -> bool {

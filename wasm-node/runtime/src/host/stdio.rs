@@ -3,10 +3,12 @@
 
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use wasmtime::component::Linker;
 use wasmtime_wasi::cli::{IsTerminal, StdinStream, StdoutStream, WasiCli, WasiCliView};
@@ -42,8 +44,7 @@ impl IsTerminal for Input {
 
 impl StdinStream for Input {
     fn async_stream(&self) -> Box<dyn AsyncRead + Send + Sync> {
-        // Used by WASI 0.3 only, which this node doesn't run.
-        Box::new(NoInput)
+        Box::new(AsyncInput { from: self.from.clone(), waiting: Wait::default() })
     }
 
     fn p2_stream(&self) -> Box<dyn InputStream> {
@@ -51,11 +52,47 @@ impl StdinStream for Input {
     }
 }
 
-struct NoInput;
+/// A wait for a pipe, while there is one. The lock makes it `Sync`; nothing else takes it.
+#[derive(Default)]
+struct Wait(Mutex<Option<BoxFuture<'static, ()>>>);
 
-impl AsyncRead for NoInput {
-    fn poll_read(self: Pin<&mut Self>, _: &mut Context<'_>, _: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
+impl Wait {
+    /// Polls the wait; begins it with `ready` if there is none.
+    fn poll(&mut self, cx: &mut Context<'_>, ready: impl FnOnce() -> BoxFuture<'static, ()>) -> Poll<()> {
+        let waiting = self.0.get_mut().unwrap_or_else(PoisonError::into_inner);
+        std::task::ready!(waiting.get_or_insert_with(ready).as_mut().poll(cx));
+        *waiting = None;
+        Poll::Ready(())
+    }
+}
+
+/// The same input as a stream of WASI 0.3.
+struct AsyncInput {
+    from: Option<PipeReader>,
+    waiting: Wait,
+}
+
+impl AsyncRead for AsyncInput {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        let Some(from) = &this.from else { return Poll::Ready(Ok(())) };
+        if into.remaining() == 0 {
+            return Poll::Ready(Ok(()));
+        }
+        loop {
+            match from.take(into.remaining()) {
+                None => return Poll::Ready(Ok(())),
+                Some(bytes) if !bytes.is_empty() => {
+                    into.put_slice(&bytes);
+                    return Poll::Ready(Ok(()));
+                }
+                Some(_) => {
+                    let from = from.clone();
+                    let readable = move || async move { from.readable().await }.boxed();
+                    std::task::ready!(this.waiting.poll(cx, readable));
+                }
+            }
+        }
     }
 }
 
@@ -113,7 +150,7 @@ impl IsTerminal for Output {
 
 impl StdoutStream for Output {
     fn async_stream(&self) -> Box<dyn AsyncWrite + Send + Sync> {
-        Box::new(self.clone())
+        Box::new(AsyncOutput { to: self.to.clone(), waiting: Wait::default() })
     }
 
     fn p2_stream(&self) -> Box<dyn OutputStream> {
@@ -121,11 +158,33 @@ impl StdoutStream for Output {
     }
 }
 
-impl AsyncWrite for Output {
-    fn poll_write(self: Pin<&mut Self>, _cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+/// The same output as a stream of WASI 0.3.
+struct AsyncOutput {
+    to: OutputTarget,
+    waiting: Wait,
+}
+
+impl AsyncWrite for AsyncOutput {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let this = &mut *self;
         let taken = &bytes[..bytes.len().min(WRITE_BYTES_MAX)];
-        if let OutputTarget::Log(log, stream) = &self.to {
-            log.write(*stream, taken);
+        match &this.to {
+            OutputTarget::Log(log, stream) => log.write(*stream, taken),
+            OutputTarget::Pipe(pipe) => loop {
+                match pipe.has_capacity() {
+                    Ok(true) => {
+                        pipe.write(Bytes::copy_from_slice(taken)).map_err(|_| io::ErrorKind::BrokenPipe)?;
+                        break;
+                    }
+                    Ok(false) => {
+                        let pipe = pipe.clone();
+                        let writable = move || async move { pipe.writable().await }.boxed();
+                        std::task::ready!(this.waiting.poll(cx, writable));
+                    }
+                    Err(_) => return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
+                }
+            },
+            OutputTarget::Nowhere => {}
         }
         Poll::Ready(Ok(taken.len()))
     }

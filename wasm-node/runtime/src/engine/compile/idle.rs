@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
+use super::super::wasi::{CodeSettings, ModuleForm};
 use super::Engine;
 use runtime_api::{LoadError, Metering};
 
@@ -20,7 +21,12 @@ impl Engine {
     /// # Errors
     /// As for [`Engine::compile`].
     pub async fn compile_when_idle(&self, digest: &str, file: &Path, metering: Metering) -> Result<(), LoadError> {
-        let key = (digest.to_owned(), self.metered(metering)?.fingerprint.clone());
+        if self.cached_settings(digest, metering)?.is_some() {
+            return Ok(());
+        }
+        let wasi = ModuleForm::of_file(file).await?.wasi;
+        let fingerprint = self.fingerprint_of(CodeSettings::new(metering, wasi))?;
+        let key = (digest.to_owned(), fingerprint.to_owned());
         let (compiler, env) = (&self.inner.compiler, self.env());
         let mut since = env.elapsed();
         while !self.inner.cache.contains(&key.0, &key.1) {

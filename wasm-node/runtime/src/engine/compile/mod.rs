@@ -22,13 +22,13 @@ pub use worker::{COMPILE_WORKER_ARGUMENT, CompileProcess, compile_worker};
 
 use super::aot::CompanionFiles;
 use super::load::CodeKind;
-use super::{Engine, Metering, settings};
+use super::wasi::{CodeSettings, ModuleForm};
+use super::{Engine, Metering};
 use crate::bounds::priority;
 use failures::FailureCache;
 pub(super) use failures::Key;
 use lane::{Lane, Seat};
 use runtime_api::LoadError;
-use runtime_api::MODULE_BYTES_MAX;
 use runtime_api::flights::SingleFlight;
 pub(crate) use worker::Compiled;
 use worker::{CompileFailure, RunBounds, compile_bytes};
@@ -119,16 +119,12 @@ impl Engine {
         metering: Metering,
         namespace: &str,
     ) -> Result<(), LoadError> {
-        let fingerprint = self.metered(metering)?.fingerprint.clone();
-        if self.inner.cache.contains(digest, &fingerprint) {
+        if self.cached_settings(digest, metering)?.is_some() {
             return Ok(());
         }
-        let size = tokio::fs::metadata(file).await.map_err(LoadError::io("reading the module"))?.len();
-        if size > MODULE_BYTES_MAX {
-            return Err(LoadError::TooLarge { bytes: size, max_bytes: MODULE_BYTES_MAX });
-        }
-        let kind = code_kind(file).await?;
-        let key: Key = (digest.to_owned(), fingerprint);
+        let ModuleForm { kind, wasi } = ModuleForm::of_file(file).await?;
+        let settings = CodeSettings::new(metering, wasi);
+        let key: Key = (digest.to_owned(), self.fingerprint_of(settings)?.to_owned());
         let (compiler, env) = (&self.inner.compiler, self.env());
         let known = || compiler.failures().failure(&key, env.elapsed()).map_or(Ok(()), Err);
         known()?;
@@ -152,7 +148,7 @@ impl Engine {
                 continue;
             };
             let bounds = if slow { compiler.background_bounds() } else { compiler.quick_bounds() };
-            match self.compile_now(&key, file, (metering, kind), bounds, (namespace, seat)).await {
+            match self.compile_now(&key, file, (settings, kind), bounds, (namespace, seat)).await {
                 Ok(()) => return Ok(()),
                 Err(CompileFailure::Slice) => compiler.failures().slow(&key, env.elapsed()),
                 Err(CompileFailure::Time) => {
@@ -172,7 +168,7 @@ impl Engine {
         &self,
         key: &Key,
         file: &Path,
-        (metering, kind): (Metering, CodeKind),
+        (settings, kind): (CodeSettings, CodeKind),
         bounds: RunBounds,
         (namespace, mut seat): (&str, Seat),
     ) -> Result<(), CompileFailure> {
@@ -190,7 +186,7 @@ impl Engine {
                     compiler.failures().slow(key, self.env().elapsed());
                     Some(compiler.bounds.time)
                 };
-                worker::run(self.env(), process, bounds, (metering, kind), (file, out.path()), extend).await?;
+                worker::run(self.env(), process, bounds, (settings, kind), (file, out.path()), extend).await?;
                 drop(seat);
                 self.inner.cache.adopt(digest, fingerprint, out).map_err(io("keeping the artifact"))
             }
@@ -204,7 +200,7 @@ impl Engine {
                         // Held to the thread's end, also without a waiter.
                         let _seat = seat;
                         priority::set_nice(worker::COMPILE_NICE);
-                        let _ = sender.send(compile_bytes(metering, kind, &file).and_then(|code| {
+                        let _ = sender.send(compile_bytes(settings, kind, &file).and_then(|code| {
                             let kept = engine.inner.cache.store(&digest, &fingerprint, &code);
                             kept.map_err(LoadError::io("keeping the artifact"))
                         }));
@@ -226,11 +222,10 @@ impl Engine {
     /// Removes compiled modules whose digest is neither in use nor loaded, and those of other engine settings. The
     /// image cache calls it after its own collection.
     pub fn sweep(&self, in_use: &dyn Fn(&str) -> bool) -> std::io::Result<u64> {
-        let mut fingerprints = vec![self.inner.epochs.fingerprint.clone()];
-        // Avoids creating the fuel engine with its pool.
-        let fuel = settings::on_demand(Metering::Fuel, self.guest_bounds());
-        let fuel = fuel.map_err(|error| std::io::Error::other(format!("{error:#}")))?;
-        fingerprints.push(settings::fingerprint(&fuel));
+        let mut fingerprints = Vec::with_capacity(CodeSettings::COUNT);
+        for settings in CodeSettings::ALL {
+            fingerprints.push(self.fingerprint_of(settings).map_err(std::io::Error::other)?.to_owned());
+        }
         self.inner.cache.sweep(&fingerprints, &|digest| in_use(digest) || self.has_loaded(digest))
     }
 

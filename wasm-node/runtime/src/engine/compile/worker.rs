@@ -15,8 +15,10 @@ use super::super::aot;
 use super::super::exchange::COMPILED_BYTES_MAX;
 use super::super::inspect::inspect_valid;
 use super::super::load::CodeKind;
+use super::super::wasi::CodeSettings;
 use super::super::{GuestBounds, Metering, settings};
 use crate::bounds::thread_clock::process_cpu;
+use crate::host::wasi_version::WasiVersion;
 use crate::plugin::describe::describe;
 use crate::plugin::types::Description;
 use runtime_api::{Kind, LoadError};
@@ -106,11 +108,11 @@ pub(super) async fn run(
     env: &Env,
     process: &CompileProcess,
     bounds: RunBounds,
-    (metering, kind): (Metering, CodeKind),
+    (settings, kind): (CodeSettings, CodeKind),
     (file, out): (&Path, &Path),
     extend: impl FnOnce() -> Option<Duration>,
 ) -> Result<(), CompileFailure> {
-    let mut child = spawn(process, bounds, (metering, kind), (file, out))
+    let mut child = spawn(process, bounds, (settings, kind), (file, out))
         .map_err(|error| CompileFailure::Error(LoadError::io("starting the compiler")(error)))?;
     // Taken out, as waiting for the child would close it; held to the end.
     let (_lifeline, mut stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
@@ -145,13 +147,14 @@ pub(super) async fn run(
 fn spawn(
     process: &CompileProcess,
     bounds: RunBounds,
-    (metering, kind): (Metering, CodeKind),
+    (settings, kind): (CodeSettings, CodeKind),
     (file, out): (&Path, &Path),
 ) -> std::io::Result<tokio::process::Child> {
     let slice = bounds.slice.map_or(0, |slice| slice.as_millis().max(1));
     process
         .command()
-        .arg(if metering == Metering::Fuel { "fuel" } else { "epochs" })
+        .arg(if settings.metering == Metering::Fuel { "fuel" } else { "epochs" })
+        .arg(if settings.wasi == WasiVersion::V0_3 { "0.3" } else { "0.2" })
         .arg(if kind == CodeKind::Component { "component" } else { "module" })
         .arg(bounds.memory_bytes.to_string())
         .arg(bounds.cpu.as_secs().max(1).to_string())
@@ -209,10 +212,10 @@ fn failure(status: ExitStatus, output: &str, memory_bytes: u64) -> CompileFailur
 pub fn compile_worker(arguments: impl Iterator<Item = OsString>) -> Result<(), String> {
     let arguments: Vec<OsString> = arguments.collect();
     let usage = || {
-        "the compiler process wants: epochs|fuel component|module MEMORY_BYTES CPU_SECONDS SLICE_MILLISECONDS FILE OUT"
+        "the compiler process wants: epochs|fuel 0.2|0.3 component|module MEMORY_BYTES CPU_SECONDS SLICE_MILLISECONDS FILE OUT"
             .to_owned()
     };
-    let [metering, kind, memory_bytes, cpu_seconds, slice, file, out] = arguments.as_slice() else {
+    let [metering, wasi, kind, memory_bytes, cpu_seconds, slice, file, out] = arguments.as_slice() else {
         return Err(usage());
     };
     let number = |text: &OsString| text.to_str().and_then(|text| text.parse::<u64>().ok()).ok_or_else(usage);
@@ -226,11 +229,13 @@ pub fn compile_worker(arguments: impl Iterator<Item = OsString>) -> Result<(), S
         }
     }
     let metering = if metering == "fuel" { Metering::Fuel } else { Metering::Epochs };
+    let wasi = if wasi == "0.3" { WasiVersion::V0_3 } else { WasiVersion::V0_2 };
     let kind = if kind == "component" { CodeKind::Component } else { CodeKind::Module };
-    let code = compile_bytes(metering, kind, Path::new(file)).map_err(|error| match error {
-        LoadError::Compile(why) => why,
-        other => other.to_string(),
-    })?;
+    let code =
+        compile_bytes(CodeSettings::new(metering, wasi), kind, Path::new(file)).map_err(|error| match error {
+            LoadError::Compile(why) => why,
+            other => other.to_string(),
+        })?;
     let out = Path::new(out);
     code.write(out).map_err(|error| format!("{DISK_ERROR}{error}{}", runtime_api::disk::advice(&error)))
 }
@@ -308,9 +313,9 @@ impl Compiled {
     }
 }
 
-pub(super) fn compile_bytes(metering: Metering, kind: CodeKind, file: &Path) -> Result<Compiled, LoadError> {
+pub(super) fn compile_bytes(settings: CodeSettings, kind: CodeKind, file: &Path) -> Result<Compiled, LoadError> {
     let bytes = std::fs::read(file).map_err(LoadError::io("reading the module"))?;
-    let engine = settings::on_demand(metering, GuestBounds::default()).map_err(LoadError::compile)?;
+    let engine = settings::on_demand(settings, GuestBounds::default()).map_err(LoadError::compile)?;
     let artifact = match kind {
         CodeKind::Component => engine.precompile_component(&bytes),
         CodeKind::Module => engine.precompile_module(&bytes),

@@ -3,6 +3,8 @@
 mod bounds;
 mod commands;
 mod compiler;
+mod concurrent;
+mod concurrent_attacks;
 mod empties;
 mod exchange;
 mod features;
@@ -12,6 +14,7 @@ mod guest;
 mod keyvalue;
 mod plugins;
 mod servers;
+mod service_guest;
 mod sessions;
 mod sharing;
 mod warm;
