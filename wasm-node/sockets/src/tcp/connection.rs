@@ -1,10 +1,12 @@
 //! An open connection. Reads and writes are polls of the guest; bytes that the peer doesn't take at once are sent by a task, so
 //! that they leave although the guest does something else.
 
+use std::io;
+use std::mem::MaybeUninit;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll, Waker, ready};
 
 use bytes::{Bytes, BytesMut};
 use futures::task::AtomicWaker;
@@ -15,6 +17,9 @@ use tokio::io::{AsyncRead as _, AsyncWrite as _, AsyncWriteExt as _, ReadBuf, Re
 use crate::context::SocketGuard;
 use crate::limits::{BUFFER_BYTES_MAX, LINGER_MAX};
 use crate::{SocketContext, SocketError};
+
+/// Bytes that are read from the transport at once, through the stack.
+const READ_PIECE_BYTES: usize = 8 << 10;
 
 /// An open connection; clones are the same one. It closes when the last is dropped.
 #[derive(Clone)]
@@ -101,17 +106,15 @@ impl Connection {
             Reads::Ended(None) => return Poll::Ready(Ok(Bytes::new())),
             Reads::Ended(Some(error)) => return Poll::Ready(Err(*error)),
         };
-        let mut buffer = BytesMut::zeroed(max.clamp(1, BUFFER_BYTES_MAX));
-        let mut into = ReadBuf::new(&mut buffer);
-        match Pin::new(half).poll_read(cx, &mut into) {
+        match poll_read_bytes(Pin::new(half), cx, max.clamp(1, BUFFER_BYTES_MAX)) {
             Poll::Pending => Poll::Pending,
-            Poll::Ready(Ok(())) => {
-                let length = into.filled().len();
-                if length == 0 {
+            Poll::Ready(Ok((bytes, next))) => {
+                if let Some(error) = next {
+                    *reads = Reads::Ended(Some(SocketError::of_io(&error)));
+                } else if bytes.is_empty() {
                     *reads = Reads::Ended(None);
                 }
-                buffer.truncate(length);
-                Poll::Ready(Ok(buffer.freeze()))
+                Poll::Ready(Ok(bytes))
             }
             Poll::Ready(Err(error)) => {
                 let error = SocketError::of_io(&error);
@@ -241,6 +244,33 @@ async fn send(writes: Arc<Writes>, mut half: WriteHalf<Stream>, bytes: Bytes) {
         *lock(&writes.state) = WriteState::Ended(error);
     }
     writes.waker.wake();
+}
+
+/// Reads what has arrived, at most `max` bytes; with an error that came after them. The bytes go through the stack: a poll of an idle
+/// connection allocates nothing.
+fn poll_read_bytes(
+    mut half: Pin<&mut ReadHalf<Stream>>,
+    cx: &mut Context<'_>,
+    max: usize,
+) -> Poll<io::Result<(Bytes, Option<io::Error>)>> {
+    let mut piece = [MaybeUninit::uninit(); READ_PIECE_BYTES];
+    let mut into = ReadBuf::uninit(&mut piece[..max.min(READ_PIECE_BYTES)]);
+    ready!(half.as_mut().poll_read(cx, &mut into))?;
+    if into.remaining() > 0 || max <= READ_PIECE_BYTES {
+        return Poll::Ready(Ok((Bytes::copy_from_slice(into.filled()), None)));
+    }
+    let mut bytes = BytesMut::with_capacity(max);
+    bytes.extend_from_slice(into.filled());
+    while bytes.len() < max {
+        let mut into = ReadBuf::uninit(&mut piece[..(max - bytes.len()).min(READ_PIECE_BYTES)]);
+        match half.as_mut().poll_read(cx, &mut into) {
+            Poll::Ready(Ok(())) if !into.filled().is_empty() => bytes.extend_from_slice(into.filled()),
+            Poll::Ready(Err(error)) => return Poll::Ready(Ok((bytes.freeze(), Some(error)))),
+            // An end is the next read's as well.
+            Poll::Ready(Ok(())) | Poll::Pending => break,
+        }
+    }
+    Poll::Ready(Ok((bytes.freeze(), None)))
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -112,6 +112,29 @@ async fn two_pods_talk_without_a_socket_of_the_host() {
 }
 
 #[tokio::test]
+async fn a_read_returns_what_has_arrived_up_to_its_maximum() {
+    static BYTES: [u8; 30_000] = [7; 30_000];
+    let network = PodNetwork::default();
+    let (server, client) =
+        (context(&network, 1, SocketLimits::default()), context(&network, 2, SocketLimits::default()));
+    let mut listener = listening(&server, "127.66.0.1:80");
+    let caller = connect(&client, "127.66.0.1:80").await.unwrap();
+    let accepted = accept(&mut listener).await;
+    write(&caller, &BYTES).await;
+    let connection = accepted.connection().unwrap();
+    let (mut lengths, mut cx) = (Vec::new(), Context::from_waker(std::task::Waker::noop()));
+    for max in [1, 9_999, 8_192, usize::MAX] {
+        let Poll::Ready(Ok(bytes)) = connection.poll_read(&mut cx, max) else { panic!("nothing to read") };
+        assert!(bytes.iter().all(|byte| *byte == 7));
+        lengths.push(bytes.len());
+    }
+    assert_eq!(lengths, [1, 9_999, 8_192, 11_808]);
+    assert!(connection.poll_read(&mut cx, 1).is_pending());
+    drop(caller);
+    assert!(read(&accepted).await.unwrap().is_empty());
+}
+
+#[tokio::test]
 async fn a_listener_is_reached_by_its_scope() {
     let network = PodNetwork::default();
     let (a, b) = (context(&network, 2, SocketLimits::default()), context(&network, 3, SocketLimits::default()));
