@@ -1,4 +1,4 @@
-//! Code shared by the samples: a router, an HTTP client, files and logging.
+//! Code shared by the samples: a router, an HTTP client, sockets, files and logging.
 //!
 //! Everything is `no_std`: a component without the standard library has some 20 kB instead of 100.
 //! It is a library to read, not a framework: for real work use `wstd` or the standard library on `wasm32-wasip2`.
@@ -15,6 +15,8 @@ pub mod fetch;
 pub mod files;
 #[cfg(target_env = "p2")]
 pub mod http;
+#[cfg(target_env = "p2")]
+pub mod net;
 #[cfg(target_env = "p2")]
 pub mod process;
 #[cfg(target_env = "p2")]
