@@ -88,6 +88,7 @@ async fn run(shared: Arc<ContainerState>, _admitted: Admitted) -> Outcome {
                 Ok(store) => store,
                 Err(error) => return refused(&shared, &error),
             };
+            let end = store.data().end_on_drop();
             let result = panics::as_errors(async {
                 let command = pre.instantiate_async(&mut store).await?;
                 let run = async move |accessor: &Accessor<ComponentState>| {
@@ -99,6 +100,7 @@ async fn run(shared: Arc<ContainerState>, _admitted: Admitted) -> Outcome {
                 store.run_concurrent(run).await?
             })
             .await;
+            drop(end);
             end_component(&shared, store, result)
         }
         Pre::Server(_) | Pre::Plugin(_) => {

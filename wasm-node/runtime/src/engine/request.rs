@@ -25,6 +25,7 @@ use super::warm::{WarmInstance, WarmPool};
 use crate::bounds::growth::StoreLimiter;
 use crate::host::exchange::Exchange;
 use crate::host::http::incoming;
+use crate::host::outgoing_body::EndOnDrop;
 use crate::host::state::ComponentState;
 use runtime_api::NodeCall;
 
@@ -95,6 +96,7 @@ impl std::fmt::Display for InstantiateError {
 
 /// A live instance. Resources are released after it: fields drop in their order.
 pub(crate) struct Instance<B> {
+    _end: Option<EndOnDrop>,
     pub(crate) store: Store<ComponentState>,
     pub(crate) bound: B,
     _live: LiveInstance,
@@ -198,7 +200,13 @@ pub(crate) async fn instantiate<P: Prepared>(
             Ok(bound) => {
                 shared.admission.started(store.data().limiter.held_bytes());
                 shared.record_instantiation();
-                return Ok(Instance { store, bound, _live: live, _admission: admission });
+                return Ok(Instance {
+                    _end: store.data().end_on_drop(),
+                    store,
+                    bound,
+                    _live: live,
+                    _admission: admission,
+                });
             }
             Err(error) => error,
         };

@@ -25,7 +25,7 @@ use wasmtime_wasi_http::{
 
 use super::guest::Guest;
 use super::io::NonEmptyWrites;
-use super::outgoing_body::{CheckedBody, OpenBodies};
+use super::outgoing_body::{CheckedBody, LiveBody, OpenBodies, StoreEnd};
 use super::state::{ComponentState, InterfaceState};
 use crate::bounds::limits::{BODY_CHUNK_BYTES, HTTP_FIELDS_BYTES_MAX};
 use runtime_api::ledger;
@@ -48,6 +48,8 @@ pub(super) const OUTGOING_BODY_BYTES: u64 = 2 * BODY_CHUNK_BYTES as u64;
 /// Outgoing requests of one instance.
 struct Outgoing {
     guest: Arc<Guest>,
+    /// The end of a store of WASI 0.3.
+    store: Option<StoreEnd>,
 }
 
 /// State of one instance.
@@ -62,7 +64,7 @@ impl InterfaceState for Http {
     fn of(guest: &Arc<Guest>) -> Self {
         let mut context = WasiHttpCtx::new();
         context.set_field_size_limit(HTTP_FIELDS_BYTES_MAX);
-        Self { context, outgoing: Outgoing { guest: guest.clone() }, open: OpenBodies::default() }
+        Self { context, outgoing: Outgoing { guest: guest.clone(), store: None }, open: OpenBodies::default() }
     }
 }
 
@@ -70,6 +72,9 @@ impl WasiHttpView for ComponentState {
     fn http(&mut self) -> WasiHttpCtxView<'_> {
         self.account();
         let Http { context, outgoing, .. } = self.states.get(&self.guest);
+        if outgoing.store.is_none() {
+            outgoing.store.clone_from(&self.end);
+        }
         WasiHttpCtxView { ctx: context, table: &mut self.table, hooks: outgoing }
     }
 }
@@ -123,6 +128,9 @@ impl WasiHttpHooks for Outgoing {
     ) -> Box<dyn Future<Output = Result<Sent>> + Send> {
         // The guest is polled within its span here.
         trace::continue_in(request.headers_mut());
+        if let Some(store) = self.store.clone() {
+            request = request.map(|body| LiveBody::of(body, store));
+        }
         let guest = self.guest.clone();
         Box::new(send(guest, request, options.unwrap_or_default()))
     }

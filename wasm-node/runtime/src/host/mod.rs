@@ -22,7 +22,7 @@ pub(crate) mod keyvalue;
 pub(crate) mod listing;
 pub(crate) mod net;
 mod null_device;
-mod outgoing_body;
+pub(crate) mod outgoing_body;
 mod positioned;
 pub(crate) mod preview1;
 mod preview1_names;

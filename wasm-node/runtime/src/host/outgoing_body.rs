@@ -74,6 +74,63 @@ impl Body for CheckedBody {
     }
 }
 
+/// Set when a store ends in any way, before it is dropped.
+#[derive(Clone, Default)]
+pub(crate) struct StoreEnd(Arc<AtomicBool>);
+
+impl StoreEnd {
+    pub(crate) fn set(&self) {
+        self.0.store(true, Ordering::Release);
+    }
+}
+
+/// Ends a store when dropped: declared after it, or a field before it.
+pub(crate) struct EndOnDrop(pub(crate) StoreEnd);
+
+impl Drop for EndOnDrop {
+    fn drop(&mut self) {
+        self.0.set();
+    }
+}
+
+/// A body of a request of WASI 0.3. The end of its channel is that of the body only while the store lives: a store that is
+/// dropped closes the channel as well.
+pub(super) struct LiveBody {
+    body: HyperOutgoingBody,
+    store: StoreEnd,
+}
+
+impl LiveBody {
+    pub(super) fn of(body: HyperOutgoingBody, store: StoreEnd) -> HyperOutgoingBody {
+        Self { body, store }.boxed_unsync()
+    }
+}
+
+impl Body for LiveBody {
+    type Data = Bytes;
+    type Error = Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        loop {
+            match std::task::ready!(Pin::new(&mut self.body).poll_frame(cx)) {
+                Some(Ok(frame)) if frame.data_ref().is_some_and(Bytes::is_empty) => {}
+                None if self.store.0.load(Ordering::Acquire) => {
+                    return Poll::Ready(Some(Err(Error::HttpProtocolError)));
+                }
+                frame => return Poll::Ready(frame),
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use wasmtime_wasi::p2::{OutputStream as _, StreamError};
@@ -101,6 +158,21 @@ mod tests {
         assert!(open.0.is_empty());
         assert!(forgotten.collect().await.is_err());
         assert!(finished.collect().await.is_ok() && again.collect().await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_request_of_an_ended_store_is_broken_off() {
+        let made = |frames: Vec<&'static str>| {
+            let frames = frames.into_iter().map(|text| Ok(Frame::data(Bytes::from(text))));
+            http_body_util::StreamBody::new(futures::stream::iter(frames.collect::<Vec<_>>())).boxed_unsync()
+        };
+        let store = StoreEnd::default();
+        let (whole, cut) = (made(vec!["", "a", "", "b", ""]), made(vec!["a"]));
+        let whole = LiveBody::of(whole, store.clone()).collect().await.unwrap();
+        assert_eq!(whole.to_bytes(), "ab");
+        let cut = LiveBody::of(cut, store.clone());
+        drop(EndOnDrop(store));
+        assert!(cut.collect().await.is_err());
     }
 
     #[tokio::test]

@@ -10,6 +10,7 @@ use wasmtime_wasi::{FsPerms, WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
 
 use super::guest::Guest;
 use super::handles;
+use super::outgoing_body::{EndOnDrop, StoreEnd};
 use super::preview1::Preview1;
 use super::stdio::{Input, Output};
 use super::volumes::Anchored;
@@ -50,6 +51,8 @@ pub(crate) struct ComponentState {
     pub(crate) guest: Arc<Guest>,
     pub(crate) states: States,
     calls: u32,
+    /// The end of a store of WASI 0.3.
+    pub(crate) end: Option<StoreEnd>,
     /// Streams, futures and tasks at the end of the last epoch.
     concurrent_entries: u64,
 }
@@ -72,6 +75,7 @@ impl ComponentState {
             guest: guest.clone(),
             states: States::default(),
             calls: 0,
+            end: None,
             concurrent_entries: 0,
         };
         let mut store = Store::new(&guest.engine, state);
@@ -79,6 +83,7 @@ impl ComponentState {
         bound(&mut store, guest, |state| &mut state.limiter, count_concurrent)?;
         if let Some(table) = store.concurrent_resource_table() {
             table.set_max_capacity(guest.bounds.concurrent());
+            store.data_mut().end = Some(StoreEnd::default());
         }
         Ok(store)
     }
@@ -101,6 +106,11 @@ impl ComponentState {
     /// Counts the handles of a failed guest, for the message.
     pub(crate) fn count_handles(&mut self) {
         self.limiter.handles = Some(handles::census(&mut self.table));
+    }
+
+    /// A guard that marks the store as ended before it is dropped.
+    pub(crate) fn end_on_drop(&self) -> Option<EndOnDrop> {
+        self.end.clone().map(EndOnDrop)
     }
 
     /// Accounts it at once, where much may have been added. Returns whether it is within what the guest may have.
