@@ -25,14 +25,14 @@ pub(crate) struct FileAccess {
 
 impl FileAccess {
     /// Runs the work; `None` if no thread of the container is free.
-    fn now<T>(&self, work: impl FnOnce(&File) -> T) -> Option<T> {
+    pub(super) fn now<T>(&self, work: impl FnOnce(&File) -> T) -> Option<T> {
         match &self.disk {
             Some(disk) => disk.try_work(|| work(&self.file)),
             None => Some(work(&self.file)),
         }
     }
 
-    fn write(&self, file: &File, position: Option<u64>, bytes: &[u8]) -> io::Result<()> {
+    pub(super) fn write(&self, file: &File, position: Option<u64>, bytes: &[u8]) -> io::Result<()> {
         let _growth = match &self.disk {
             Some(disk) => disk.growth(&self.file, bytes.len(), position)?,
             None => None,
@@ -78,7 +78,8 @@ impl FileInput {
     }
 }
 
-fn read(file: &File, position: u64, length: usize) -> io::Result<Vec<u8>> {
+/// Reads at most [`FILE_CHUNK_BYTES`] at a position; empty at the end of the file.
+pub(super) fn read(file: &File, position: u64, length: usize) -> io::Result<Vec<u8>> {
     let mut bytes = vec![0; length.min(FILE_CHUNK_BYTES)];
     loop {
         match positioned::read_at(file, &mut bytes, position) {

@@ -24,7 +24,7 @@ use super::state::{ComponentState, InterfaceState};
 use crate::bounds::limits::OPEN_FILES_MAX;
 use runtime_api::FileAccount;
 use runtime_api::disk::DiskBusy;
-use runtime_api::ledger::ResourceGuard;
+use runtime_api::ledger::{self, ResourceGuard};
 
 /// The version that wasmtime's bindings register; the overrides below must use exactly it.
 const TYPES: &str = "wasi:filesystem/types@0.2.12";
@@ -36,6 +36,14 @@ pub(crate) struct OpenFiles {
     folders: Option<Arc<Folders>>,
     /// Descriptors by handle. Streams hold them too: they outlive the handle.
     held: HashMap<u32, Arc<ResourceGuard>>,
+    /// Shared with the calls of WASI 0.3 that open a file at the moment.
+    opening: Arc<()>,
+}
+
+/// A call that opens a file, with its descriptor.
+pub(crate) struct Opening {
+    held: ResourceGuard,
+    _counted: Arc<()>,
 }
 
 impl InterfaceState for OpenFiles {
@@ -55,7 +63,7 @@ impl HasData for Files {
     type Data<'a> = FilesView<'a>;
 }
 
-pub(crate) struct FilesView<'a>(&'a mut ComponentState);
+pub(crate) struct FilesView<'a>(pub(super) &'a mut ComponentState);
 
 /// The guest's error without free descriptors: `wasi:filesystem` has nothing closer to `EMFILE`.
 fn used_up() -> FsError {
@@ -104,7 +112,11 @@ impl FilesView<'_> {
     }
 
     /// The null device, if `path` below `fd` is the guest's.
-    fn null_device(&mut self, fd: &Resource<Descriptor>, path: &str) -> FsResult<Option<Arc<std::fs::File>>> {
+    pub(super) fn null_device(
+        &mut self,
+        fd: &Resource<Descriptor>,
+        path: &str,
+    ) -> FsResult<Option<Arc<std::fs::File>>> {
         let Some(folder) = self.folder(fd) else { return Ok(None) };
         let Some(folders) = &self.0.of::<OpenFiles>().folders else { return Ok(None) };
         let named = |(dir, name): (&Dir, &str)| Arc::ptr_eq(&dir.dir, &folder) && null_device::is(name, path);
@@ -115,7 +127,7 @@ impl FilesView<'_> {
     }
 
     /// The account of the claim's volume that contains a file or folder.
-    fn claim(&self, fd: &Resource<Descriptor>) -> Option<FileAccount> {
+    pub(super) fn claim(&self, fd: &Resource<Descriptor>) -> Option<FileAccount> {
         match self.0.table.get(fd) {
             Ok(Descriptor::Dir(dir)) => self.0.guest.disk.claim_of(&dir.dir),
             Ok(Descriptor::File(file)) => self.0.guest.disk.claim_of(&file.file),
@@ -124,12 +136,12 @@ impl FilesView<'_> {
     }
 
     /// The account of a new file in a folder.
-    fn check_new_file(&self, fd: &Resource<Descriptor>, takes_block: bool) -> FsResult<Option<FileAccount>> {
+    pub(super) fn check_new_file(&self, fd: &Resource<Descriptor>, takes_block: bool) -> FsResult<Option<FileAccount>> {
         let Some(folder) = self.folder(fd) else { return Ok(None) };
         self.0.guest.disk.check_new_file(&folder, takes_block).map_err(|_| types::ErrorCode::InsufficientSpace.into())
     }
 
-    fn check_same_volume(&self, from: &Resource<Descriptor>, to: &Resource<Descriptor>) -> FsResult<()> {
+    pub(super) fn check_same_volume(&self, from: &Resource<Descriptor>, to: &Resource<Descriptor>) -> FsResult<()> {
         match (self.folder(from), self.folder(to)) {
             (Some(from), Some(to)) if !self.0.guest.disk.is_one_volume(&from, &to) => {
                 Err(types::ErrorCode::CrossDevice.into())
@@ -139,13 +151,78 @@ impl FilesView<'_> {
     }
 
     fn count(&mut self) -> FsResult<ResourceGuard> {
-        if self.0.of::<OpenFiles>().held.len() >= OPEN_FILES_MAX {
+        let files = self.0.of::<OpenFiles>();
+        let opening = Arc::strong_count(&files.opening) - 1;
+        if files.held.len() + opening >= OPEN_FILES_MAX {
             return Err(used_up());
         }
         self.0.guest.disk.descriptor().map_err(|_| used_up())
     }
 
-    fn file(&mut self, fd: &Resource<Descriptor>) -> FsResult<FileAccess> {
+    /// Takes a descriptor for a file that is opened while other calls of the instance run.
+    pub(super) fn begin_opening(&mut self) -> FsResult<Opening> {
+        let held = self.count()?;
+        Ok(Opening { held, _counted: self.0.of::<OpenFiles>().opening.clone() })
+    }
+
+    /// Records an opened file. `null`: the null device, if it is that.
+    pub(super) fn opened(
+        &mut self,
+        opened: &Resource<Descriptor>,
+        Opening { held, .. }: Opening,
+        null: Option<&Arc<std::fs::File>>,
+        truncates: bool,
+    ) {
+        if let Some(device) = null
+            && let Ok(opened) = self.0.table.get_mut(opened)
+        {
+            null_device::replace(opened, device);
+        }
+        if let Ok(Descriptor::File(file)) = self.0.table.get(opened)
+            && let Some(account) = self.0.guest.disk.claim_of(&file.file)
+        {
+            account.opened(&file.file);
+            if truncates {
+                account.removed();
+            }
+        }
+        self.0.of::<OpenFiles>().held.insert(opened.rep(), Arc::new(held));
+    }
+
+    /// Gives back the descriptor of a closed file.
+    pub(super) fn closed(&mut self, handle: u32) {
+        self.0.of::<OpenFiles>().held.remove(&handle);
+    }
+
+    /// A folder that is to be listed, with its descriptor and the memory of a page.
+    pub(super) fn listed_folder(
+        &mut self,
+        fd: &Resource<Descriptor>,
+    ) -> FsResult<(Arc<std::fs::File>, ResourceGuard, ResourceGuard)> {
+        let dir = match self.0.table.get(fd)? {
+            Descriptor::Dir(dir) => dir.dir.clone(),
+            Descriptor::File(_) => return Err(types::ErrorCode::NotDirectory.into()),
+        };
+        let held = self.count()?;
+        let memory = self.0.guest.ledger.hold(ledger::Resource::Memory, LISTING_BYTES);
+        Ok((dir, held, memory.map_err(|_| types::ErrorCode::InsufficientMemory)?))
+    }
+
+    /// The volumes' folders, opened at the first call.
+    pub(super) fn directories(&mut self) -> wasmtime::Result<Vec<(Resource<Descriptor>, String)>> {
+        let folders = match &self.0.of::<OpenFiles>().folders {
+            Some(folders) => folders.clone(),
+            None => self.0.guest.disk.folders().map_err(|error| cannot_open(&error))?,
+        };
+        let mut directories = Vec::with_capacity(folders.iter().count());
+        for (dir, guest) in folders.iter() {
+            directories.push((self.0.table.push(Descriptor::Dir(dir.clone()))?, guest.to_owned()));
+        }
+        self.0.of::<OpenFiles>().folders = Some(folders);
+        Ok(directories)
+    }
+
+    pub(super) fn file(&mut self, fd: &Resource<Descriptor>) -> FsResult<FileAccess> {
         let file = match self.0.table.get(fd)? {
             Descriptor::File(file) => file.clone(),
             Descriptor::Dir(_) => return Err(types::ErrorCode::IsDirectory.into()),
@@ -154,7 +231,7 @@ impl FilesView<'_> {
         Ok(FileAccess { file: file.file, disk: Some(self.0.guest.disk.clone()), _held: held })
     }
 
-    fn writable(&mut self, fd: &Resource<Descriptor>) -> FsResult<FileAccess> {
+    pub(super) fn writable(&mut self, fd: &Resource<Descriptor>) -> FsResult<FileAccess> {
         match self.0.table.get(fd)? {
             Descriptor::Dir(_) => Err(types::ErrorCode::BadDescriptor.into()),
             Descriptor::File(file) if file.perms.write_not_permitted() => Err(types::ErrorCode::NotPermitted.into()),
@@ -169,16 +246,7 @@ impl FilesView<'_> {
 
 impl preopens::Host for FilesView<'_> {
     fn get_directories(&mut self) -> wasmtime::Result<Vec<(Resource<Descriptor>, String)>> {
-        let folders = match &self.0.of::<OpenFiles>().folders {
-            Some(folders) => folders.clone(),
-            None => self.0.guest.disk.folders().map_err(|error| cannot_open(&error))?,
-        };
-        let mut directories = Vec::with_capacity(folders.iter().count());
-        for (dir, guest) in folders.iter() {
-            directories.push((self.0.table.push(Descriptor::Dir(dir.clone()))?, guest.to_owned()));
-        }
-        self.0.of::<OpenFiles>().folders = Some(folders);
-        Ok(directories)
+        self.directories()
     }
 }
 
@@ -360,7 +428,7 @@ impl types::HostDescriptor for FilesView<'_> {
         open_flags: types::OpenFlags,
         flags: types::DescriptorFlags,
     ) -> FsResult<Resource<Descriptor>> {
-        let held = self.count()?;
+        let opening = self.begin_opening()?;
         let null = self.null_device(&fd, &path)?;
         let disk = self.disk(&fd);
         if let Some(disk) = disk.as_ref().filter(|_| open_flags != types::OpenFlags::empty()) {
@@ -370,27 +438,14 @@ impl types::HostDescriptor for FilesView<'_> {
         let made = if creates { self.check_new_file(&fd, false)? } else { None };
         let opened = on(disk, self.wasi().open_at(fd, path_flags, path, open_flags, flags)).await?;
         made_file(made, false);
-        if let Some(device) = &null
-            && let Ok(opened) = self.0.table.get_mut(&opened)
-        {
-            null_device::replace(opened, device);
-        }
-        if let Ok(Descriptor::File(file)) = self.0.table.get(&opened)
-            && let Some(account) = self.0.guest.disk.claim_of(&file.file)
-        {
-            account.opened(&file.file);
-            if open_flags.contains(types::OpenFlags::TRUNCATE) {
-                account.removed();
-            }
-        }
-        self.0.of::<OpenFiles>().held.insert(opened.rep(), Arc::new(held));
+        self.opened(&opened, opening, null.as_ref(), open_flags.contains(types::OpenFlags::TRUNCATE));
         Ok(opened)
     }
 
     fn drop(&mut self, fd: Resource<Descriptor>) -> wasmtime::Result<()> {
         let handle = fd.rep();
         self.wasi().drop(fd)?;
-        self.0.of::<OpenFiles>().held.remove(&handle);
+        self.closed(handle);
         Ok(())
     }
 

@@ -12,7 +12,7 @@ use super::folder::{Folder, ListedEntry};
 use runtime_api::ledger::ResourceGuard;
 
 /// Names read at once.
-const PAGE_ENTRIES: usize = 64;
+pub(super) const PAGE_ENTRIES: usize = 64;
 /// Maximum bytes of a listing: a page of the longest names (255 bytes each) with their records, and the system's buffer
 /// (some 32 KiB).
 pub(crate) const LISTING_BYTES: u64 = 64 << 10;

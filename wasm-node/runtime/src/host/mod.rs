@@ -267,6 +267,15 @@ pub static HOST_INTERFACES: &[HostInterface] = &[
         held_bytes: handles_only,
     },
     HostInterface {
+        name: "filesystem",
+        package: "wasi:filesystem",
+        interfaces: &["types", "preopens"],
+        version: "0.3",
+        granted: GrantCondition::Always,
+        link: wasi03::filesystem::link,
+        held_bytes: handles_only,
+    },
+    HostInterface {
         name: "sockets",
         package: "wasi:sockets",
         interfaces: &["types", "ip-name-lookup"],

@@ -10,6 +10,7 @@ mod exchange;
 mod features;
 mod files;
 mod files_p2;
+mod files_p3;
 mod guest;
 mod keyvalue;
 mod plugins;

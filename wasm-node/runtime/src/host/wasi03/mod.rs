@@ -1,10 +1,12 @@
 //! WASI 0.3: the interfaces with async functions, streams and futures, in engines of their own.
 //!
 //! wasmtime-wasi's implementations are used where they are bounded: standard streams over this node's pipes and logs, clocks,
-//! random bytes, and sockets, which are denied. The environment and HTTP have the changes that they have in 0.2. Streams,
+//! random bytes, and sockets, which are denied. The environment, files and HTTP have the changes that they have in 0.2. Streams,
 //! futures and tasks are entries of a store's table of concurrent state, which [`ComponentState`] limits and charges.
 
 pub(crate) mod environment;
+mod file_streams;
+pub(crate) mod filesystem;
 pub(crate) mod http;
 
 use wasmtime::component::Linker;
