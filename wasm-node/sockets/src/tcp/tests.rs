@@ -112,7 +112,7 @@ async fn two_pods_talk_without_a_socket_of_the_host() {
 }
 
 #[tokio::test]
-async fn a_read_returns_what_has_arrived_up_to_its_maximum() {
+async fn a_read_returns_the_waiting_bytes_up_to_its_maximum() {
     static BYTES: [u8; 30_000] = [7; 30_000];
     let network = PodNetwork::default();
     let (server, client) =
