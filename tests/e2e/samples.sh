@@ -34,6 +34,12 @@ for name in hello hello-c; do
   eventually 10 has 'GET /' kubectl logs "deployment/$name"
 done
 
+# redis and dig are in sockets.sh.
+for name in statefulset/kv deployment/dns; do kubectl rollout status "$name" --timeout=60s >/dev/null; done
+exec 3<> "/dev/tcp/$(address kv)/6379"; printf 'PING\r\nQUIT\r\n' >&3
+expect "+PONG +OK " "$(tr '\r\n' '  ' <&3 | tr -s ' ')" "kv"; exec 3>&-
+has 'ready on port 5353 with 3 names' kubectl logs deployment/dns || fail "dns: $(kubectl logs deployment/dns)"
+
 expect '"hello ada"' "$(curl -fsS "http://$(address greeter)/coracle:samples/greeter/greet" -d '{"name": "ada"}')" "greeter"
 eventually 20 curl -fsS "http://$(address late)/"
 curl -s -m 5 -o /dev/null "http://$(address chatter)/flood" & flood=$!
