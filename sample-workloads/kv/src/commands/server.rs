@@ -273,7 +273,8 @@ pub(super) fn config(call: &mut Call<'_>) -> Outcome {
 }
 
 pub(super) fn info(call: &mut Call<'_>) -> Outcome {
-    let sections: [(&str, fn(&Call<'_>) -> String); 5] = [
+    type Section = fn(&Call<'_>) -> String;
+    let sections: [(&str, Section); 5] = [
         ("Server", server),
         ("Clients", clients),
         ("Memory", memory),
