@@ -51,3 +51,14 @@ async fn a_server_answers() {
     assert_eq!(stats.failures, Default::default());
     assert!(stats.cpu > Duration::ZERO);
 }
+
+/// The modules of `tests/e2e/wasi3.sh`.
+#[test]
+fn modules_of_the_script_are_made_of_text() {
+    let server = service("(call $respond) (call $say) (call $close) (call $finish)");
+    for (name, text) in [("service", server), ("command", command("(call $print) (call $return (i32.const 0))"))] {
+        let path = format!("{}/../../tests/e2e/wasi3/{name}.wasm", env!("CARGO_MANIFEST_DIR"));
+        let made = wat::parse_str(&text).unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), made, "{path}");
+    }
+}
