@@ -49,6 +49,8 @@ pub(crate) const LINGER_MAX: Duration = Duration::from_secs(30);
 pub const DATAGRAM_BYTES_MAX: usize = 65_507;
 /// Maximum flows (remote addresses) of a UDP socket. One more ends the flow that was used least recently.
 pub(crate) const FLOWS_MAX: usize = 512;
+/// Host memory of a flow: its task and its queues without datagrams.
+pub(crate) const FLOW_BYTES: u64 = 2 << 10;
 /// Time after which an unused flow ends: the interval of common NAT devices (RFC 4787 §4.3 wants two minutes).
 pub(crate) const FLOW_IDLE: Duration = Duration::from_secs(120);
 /// Datagrams that wait for their flow to open.

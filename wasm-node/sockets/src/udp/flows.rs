@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 
 use super::inbox::{Datagram, Inbox};
-use crate::limits::{CONNECT_TIMEOUT, FLOW_IDLE, FLOWS_MAX, OPENING_DATAGRAMS_MAX};
+use crate::limits::{CONNECT_TIMEOUT, FLOW_BYTES, FLOW_IDLE, FLOWS_MAX, OPENING_DATAGRAMS_MAX};
 use crate::tcp::remote_of;
 use crate::{SocketContext, SocketError};
 
@@ -40,6 +40,7 @@ struct Flow {
     used: Duration,
     to: FlowEnd,
     task: AbortHandle,
+    _memory: ResourceGuard,
 }
 
 enum FlowEnd {
@@ -98,11 +99,12 @@ impl Flows {
             }
             return Ok(());
         }
+        let memory = self.memory()?;
         let waiting = VecDeque::from([(data, self.context.ledger.hold(Resource::Datagrams, 1)?)]);
         let id = table.next_id();
         let opened = self.clone().open(to, id);
         let task = tokio::spawn(opened).abort_handle();
-        table.insert(to, Flow { id, used: now, to: FlowEnd::Opening(waiting), task });
+        table.insert(to, Flow { id, used: now, to: FlowEnd::Opening(waiting), task, _memory: memory });
         Ok(())
     }
 
@@ -155,6 +157,10 @@ impl Flows {
         self.remove(from, id);
     }
 
+    fn memory(&self) -> Result<ResourceGuard, SocketError> {
+        self.context.ledger.hold(Resource::Memory, FLOW_BYTES).map_err(|_| SocketError::OutOfMemory)
+    }
+
     fn remove(&self, remote: SocketAddr, id: u64) {
         let mut table = self.table();
         if table.flows.get(&remote).is_some_and(|flow| flow.id == id) {
@@ -165,6 +171,7 @@ impl Flows {
     /// Takes a caller's flow.
     fn take(self: &Arc<Self>, origin: &Origin) -> Result<DatagramPipe, CallRejected<()>> {
         let from = remote_of(&self.context, &origin.peer, origin.local);
+        let memory = self.memory().map_err(|_| CallRejected::busy(()))?;
         let (ours, theirs) = DatagramPipe::pair();
         let mut table = self.table();
         if table.is_closed {
@@ -173,7 +180,8 @@ impl Flows {
         let (id, flows) = (table.next_id(), self.clone());
         let DatagramPipe { send, receive } = ours;
         let task = tokio::spawn(async move { flows.receive(from, id, receive).await }).abort_handle();
-        table.insert(from, Flow { id, used: self.context.env.elapsed(), to: FlowEnd::Open(send), task });
+        let (used, to) = (self.context.env.elapsed(), FlowEnd::Open(send));
+        table.insert(from, Flow { id, used, to, task, _memory: memory });
         Ok(theirs)
     }
 }

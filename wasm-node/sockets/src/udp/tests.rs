@@ -94,6 +94,7 @@ async fn flows_are_bounded_and_the_oldest_ends() {
     let mut first = call(1);
     let all: Vec<_> = (2..=1000).map(call).collect();
     assert!(first.receive.recv().await.is_none(), "the oldest flow was closed");
+    assert_eq!(context.ledger.used(Resource::Memory), crate::limits::SOCKET_BYTES + 512 * crate::limits::FLOW_BYTES);
     all[998].send.try_send("x".into()).unwrap();
     assert_eq!(receive(&server).await.unwrap().from.port(), 1000);
     drop(server);
