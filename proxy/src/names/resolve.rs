@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use machinery_api::ObjectKey;
 use machinery_api::names::CLUSTER_DOMAIN;
-use machinery_serve::net::{NamePolicy, PodNames};
+use machinery_serve::net::{NamePolicy, PodNames, is_pod_loopback};
 
 use crate::names::cluster_name::ClusterName;
 
@@ -77,7 +77,7 @@ impl NameQuery<'_> {
 /// most one cluster destination or address. `exists` returns whether a Service, or a named endpoint of it, exists. Never empty.
 #[must_use]
 pub fn targets(host: &str, query: NameQuery<'_>, exists: impl Fn(&ObjectKey, Option<&str>) -> bool) -> Vec<Target> {
-    let address = |ip: IpAddr| if is_own_loopback(ip) { Target::Own } else { Target::Ip(ip) };
+    let address = |ip: IpAddr| if is_pod_loopback(ip) { Target::Own } else { Target::Ip(ip) };
     let bare = host.trim_start_matches('[').trim_end_matches(']');
     if let Ok(ip) = bare.parse::<IpAddr>() {
         return vec![address(ip)];
@@ -111,14 +111,6 @@ pub fn targets(host: &str, query: NameQuery<'_>, exists: impl Fn(&ObjectKey, Opt
 #[must_use]
 pub fn absolute(name: &str, exists: impl Fn(&ObjectKey, Option<&str>) -> bool) -> Target {
     in_cluster(&format!("{}.", name.trim_end_matches('.').to_ascii_lowercase()), &exists)
-}
-
-/// A pod's own loopback is 127.0.0.0/16 and ::1 (docs/contract.md §3); the rest of 127.0.0.0/8 holds cluster addresses.
-fn is_own_loopback(ip: IpAddr) -> bool {
-    match ip {
-        IpAddr::V4(ip) => ip.octets()[..2] == [127, 0],
-        IpAddr::V6(ip) => ip.is_loopback(),
-    }
 }
 
 fn in_cluster(candidate: &str, exists: &impl Fn(&ObjectKey, Option<&str>) -> bool) -> Target {

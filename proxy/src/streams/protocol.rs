@@ -11,7 +11,7 @@ use crate::state::ProxyState;
 
 /// Endpoints of this process that are looked at for a connection: those of a Service are nearly always alike.
 const LOCAL_ENDPOINTS_MAX: usize = 8;
-/// Endpoints of other nodes that are asked for a connection, until one answers.
+/// Endpoints of other nodes that are queried for one connection, until one answers.
 const REMOTE_ENDPOINTS_MAX: usize = 2;
 /// Timeout of asking another node: a client's connection waits meanwhile.
 const REMOTE_TIMEOUT: Duration = Duration::from_secs(2);

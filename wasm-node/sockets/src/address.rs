@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use machinery_serve::net::Scope;
+use machinery_serve::net::{Scope, is_pod_loopback};
 
 use crate::SocketError;
 
@@ -28,15 +28,6 @@ impl Family {
     }
 }
 
-/// A pod's own loopback is 127.0.0.0/16 and ::1 (docs/contract.md §3); the rest of 127.0.0.0/8 holds cluster addresses.
-#[must_use]
-pub fn is_loopback(ip: IpAddr) -> bool {
-    match ip {
-        IpAddr::V4(ip) => matches!(ip.octets(), [127, 0, ..]),
-        IpAddr::V6(ip) => ip.is_loopback(),
-    }
-}
-
 /// The scope of a socket that is bound to `ip` in a pod with the address `pod`.
 ///
 /// # Errors
@@ -47,7 +38,7 @@ pub fn bind_scope(family: Family, ip: IpAddr, pod: IpAddr) -> Result<Scope, Sock
     match ip {
         ip if ip.is_multicast() => Err(SocketError::InvalidArgument),
         ip if ip.is_unspecified() && Family::of(pod) == family => Ok(Scope::Any),
-        ip if ip.is_unspecified() || is_loopback(ip) => Ok(Scope::Loopback),
+        ip if ip.is_unspecified() || is_pod_loopback(ip) => Ok(Scope::Loopback),
         ip if ip == pod => Ok(Scope::Pod),
         _ => Err(SocketError::AddressNotBindable),
     }

@@ -24,7 +24,7 @@ use http_body_util::{BodyExt as _, Empty};
 use machinery_api::ObjectKey;
 pub use names::{NamePolicy, PodNames};
 pub use pipe::open_pipe;
-pub use pods::{AddrInUse, Attached, Listen, PodNetwork, RemotePods, Scope};
+pub use pods::{AddrInUse, Attached, Listen, PodNetwork, RemotePods, Scope, is_pod_loopback};
 pub use stream::{DATAGRAMS_WAITING_MAX, DatagramPipe, Io, PIPE_BYTES, Stream};
 
 /// Why a body or an exchange broke.

@@ -9,6 +9,16 @@ use tokio::sync::watch;
 
 use super::{Protocol, Serve};
 
+/// Whether an address is a pod's own loopback: 127.0.0.0/16 or ::1 (docs/contract.md §3). The rest of 127.0.0.0/8 holds cluster
+/// addresses.
+#[must_use]
+pub fn is_pod_loopback(ip: IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(ip) => matches!(ip.octets(), [127, 0, ..]),
+        IpAddr::V6(ip) => ip.is_loopback(),
+    }
+}
+
 /// The scope of a pod's listener, as given by a socket's bind address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Scope {

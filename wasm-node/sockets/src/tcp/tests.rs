@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use machinery_env::Env;
 use machinery_serve::net::{
-    Body, Caller, Dial, DialError, Origin, Peer, PodNetwork, Protocol, ResolvedName, Stream, Target,
+    Body, Caller, Dial, DialError, Origin, Peer, PodNetwork, Protocol, ResolvedName, Stream, Target, is_pod_loopback,
 };
 use runtime_api::ledger::{Ledger, Resource};
 
@@ -25,12 +25,12 @@ impl Dial for Plane {
     async fn stream(&self, caller: &Caller, to: &Target) -> Result<Stream, DialError> {
         let ip: std::net::IpAddr = to.host.parse().unwrap();
         let own = caller.ip.unwrap();
-        let serve = match crate::address::is_loopback(ip) {
+        let serve = match is_pod_loopback(ip) {
             true => self.0.loopback(own, Protocol::Tcp, to.port),
             false => self.0.find(ip, Protocol::Tcp, to.port),
         };
         let serve = serve.ok_or_else(|| DialError::NoEndpoint(to.host.clone()))?;
-        let local = SocketAddr::new(if crate::address::is_loopback(ip) { own } else { ip }, to.port);
+        let local = SocketAddr::new(if is_pod_loopback(ip) { own } else { ip }, to.port);
         let (near, far) = Stream::pipe();
         tokio::spawn(serve.stream(Origin { peer: Peer::Pod(caller.clone()), local, via: None }, far));
         Ok(near)

@@ -149,7 +149,7 @@ async fn a_request_that_is_given_up_closes_its_connection() {
     let (never, mut closes) = server(Does::Nothing);
     let origin_of = origin();
     let request = request_over_pipe(never, &origin_of, post("/", Version::HTTP_11, empty_body()));
-    assert!(Env::real().timeout(Duration::from_millis(50), request).await.is_err(), "nobody accepts");
+    assert!(Env::real().timeout(Duration::from_millis(50), request).await.is_err(), "the server accepts nothing");
     assert!(soon(closes.recv()).await.unwrap().starts_with(b"POST / HTTP/1.1\r\n"));
     // The head of a response, and half of its body.
     let (near, mut far) = Stream::pipe();
