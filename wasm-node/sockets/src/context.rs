@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 
 use machinery_env::Env;
-use machinery_serve::net::{Caller, Dial, PodNetwork};
+use machinery_serve::net::{Attached, Caller, Dial, Listen, PodNetwork, Protocol, Scope, Serve};
 use runtime_api::ledger::{Ledger, Resource, ResourceGuard};
 
 use crate::SocketError;
@@ -53,9 +53,24 @@ impl SocketContext {
         own.unwrap_or(if is_ipv4 { [127, 0, 0, 1].into() } else { Ipv6Addr::LOCALHOST.into() })
     }
 
-    /// A port that no listener of the pod uses by this test; `None` if all are used.
-    pub(crate) fn free_port(&self, is_free: impl FnMut(u16) -> bool) -> Option<u16> {
-        self.ports.pick(is_free)
+    /// Reserves a port of the pod for a server; 0 is replaced by a free one.
+    ///
+    /// # Errors
+    /// If the pod has no address, or the port or all ports are used.
+    pub(crate) fn reserve_port(
+        &self,
+        scope: Scope,
+        protocol: Protocol,
+        port: u16,
+        serve: &Arc<dyn Serve>,
+    ) -> Result<(u16, Attached), SocketError> {
+        let ip = self.ip()?;
+        let reserve = |port| self.network.reserve(Listen { ip, scope, protocol, port }, serve.clone()).ok();
+        let reserved = match port {
+            0 => self.ports.find(|port| Some((port, reserve(port)?))),
+            port => reserve(port).map(|attached| (port, attached)),
+        };
+        reserved.ok_or(SocketError::AddressInUse)
     }
 
     /// The port of a connection or flow, whose address is unique by its remote end: it need not be free.

@@ -17,9 +17,9 @@ impl Ports {
         FIRST + self.0.fetch_add(1, Ordering::Relaxed) % COUNT
     }
 
-    /// The next port that passes the test; `None` if none does.
-    pub(crate) fn pick(&self, mut is_free: impl FnMut(u16) -> bool) -> Option<u16> {
-        (0..COUNT).map(|_| self.next()).find(|port| is_free(*port))
+    /// What `take` makes of the next port that it takes; `None` if it takes none.
+    pub(crate) fn find<T>(&self, take: impl FnMut(u16) -> Option<T>) -> Option<T> {
+        (0..COUNT).map(|_| self.next()).find_map(take)
     }
 }
 
@@ -31,7 +31,7 @@ mod tests {
     fn ports_are_taken_in_turn_and_all_are_tried() {
         let ports = Ports::default();
         assert_eq!((ports.next(), ports.next()), (32_768, 32_769));
-        assert_eq!(ports.pick(|port| port == 60_999), Some(60_999));
-        assert_eq!(ports.pick(|_| false), None);
+        assert_eq!(ports.find(|port| (port == 60_999).then_some(port)), Some(60_999));
+        assert_eq!(ports.find(|_| None::<u16>), None);
     }
 }

@@ -8,7 +8,7 @@ use std::task::{Context, Poll};
 use futures::task::AtomicWaker;
 use http::{Request, Response};
 use machinery_serve::net::http::request_over_pipe;
-use machinery_serve::net::{Attached, Body, CallRejected, Listen, Origin, Peer, Protocol, Serve, Stream};
+use machinery_serve::net::{Attached, Body, CallRejected, Origin, Peer, Protocol, Serve, Stream};
 use runtime_api::ledger::{Resource, ResourceGuard};
 use tokio::sync::oneshot;
 
@@ -60,25 +60,12 @@ impl Listener {
     /// Reserves a port.
     pub(super) fn bind(context: &SocketContext, (ip, scope): Bind, port: u16) -> Result<Self, SocketError> {
         let held = context.ledger.hold(Resource::Listeners, 1)?;
-        let pod = context.ip()?;
         let backlog = Arc::new_cyclic(|this| {
             let (this, queue, waker) = (this.clone(), Mutex::default(), AtomicWaker::new());
             Backlog { this, context: context.clone(), queue, waker }
         });
-        let attach = |port: u16| {
-            let at = Listen { ip: pod, scope, protocol: Protocol::Tcp, port };
-            context.network.reserve(at, backlog.clone()).map_err(|_| SocketError::AddressInUse)
-        };
-        let (port, attached) = if port == 0 {
-            let mut attached = None;
-            let port = context.free_port(|port| {
-                attached = attach(port).ok();
-                attached.is_some()
-            });
-            port.zip(attached).ok_or(SocketError::AddressInUse)?
-        } else {
-            (port, attach(port)?)
-        };
+        let serve: Arc<dyn Serve> = backlog.clone();
+        let (port, attached) = context.reserve_port(scope, Protocol::Tcp, port, &serve)?;
         Ok(Self { address: SocketAddr::new(ip, port), backlog, attached, _held: held })
     }
 

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use machinery_serve::net::{Attached, Listen, Protocol};
+use machinery_serve::net::{Attached, Protocol, Serve};
 use runtime_api::ledger::{Resource, ResourceGuard};
 
 use self::flows::Flows;
@@ -77,20 +77,9 @@ impl UdpSocket {
         let pod = self.context.ip()?;
         let scope = bind_scope(self.family, local.ip(), pod)?;
         let held = self.context.ledger.hold(Resource::Listeners, 1)?;
-        let attach = |port: u16| {
-            let at = Listen { ip: pod, scope, protocol: Protocol::Udp, port };
-            self.context.network.attach(at, self.flows.clone()).map_err(|_| SocketError::AddressInUse)
-        };
-        let (port, attached) = if local.port() == 0 {
-            let mut attached = None;
-            let port = self.context.free_port(|port| {
-                attached = attach(port).ok();
-                attached.is_some()
-            });
-            port.zip(attached).ok_or(SocketError::AddressInUse)?
-        } else {
-            (local.port(), attach(local.port())?)
-        };
+        let serve: Arc<dyn Serve> = self.flows.clone();
+        let (port, attached) = self.context.reserve_port(scope, Protocol::Udp, local.port(), &serve)?;
+        attached.open();
         self.bound = Some(Bound { local: SocketAddr::new(local.ip(), port), _attached: attached, _held: held });
         Ok(())
     }

@@ -6,8 +6,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use guest_sockets::SocketError;
-use tokio::sync::oneshot;
-use tokio::task::AbortHandle;
+use tokio_util::task::AbortOnDropHandle;
 use wasmtime::component::Resource;
 use wasmtime_wasi::p2::bindings::sockets::ip_name_lookup::{Host, HostResolveAddressStream, ResolveAddressStream};
 use wasmtime_wasi::p2::bindings::sockets::network::{ErrorCode, IpAddress, Network};
@@ -18,23 +17,17 @@ use super::{NetworkHandle, Sockets, foreign, handle, no_waker};
 
 /// A lookup; dropping it ends it.
 struct Lookup {
-    receiver: oneshot::Receiver<Result<Vec<IpAddr>, SocketError>>,
+    task: AbortOnDropHandle<Result<Vec<IpAddr>, SocketError>>,
     result: Option<Result<std::vec::IntoIter<IpAddr>, SocketError>>,
-    task: AbortHandle,
-}
-
-impl Drop for Lookup {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
 }
 
 impl Lookup {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if self.result.is_none() {
-            let received = std::task::ready!(Pin::new(&mut self.receiver).poll(cx));
-            let received = received.unwrap_or(Err(SocketError::TemporaryResolverFailure));
-            self.result = Some(received.map(Vec::into_iter));
+            let found = std::task::ready!(Pin::new(&mut self.task).poll(cx));
+            // Without a result, the node is stopping.
+            let found = found.unwrap_or(Err(SocketError::TemporaryResolverFailure));
+            self.result = Some(found.map(Vec::into_iter));
         }
         Poll::Ready(())
     }
@@ -55,11 +48,8 @@ impl Host for Sockets<'_> {
     ) -> SocketResult<Resource<ResolveAddressStream>> {
         self.0.table.get(&handle::<NetworkHandle, _>(&network))?;
         let context = self.context()?;
-        let (sender, receiver) = oneshot::channel();
-        let task = tokio::spawn(async move {
-            let _ = sender.send(guest_sockets::lookup::lookup(context, name).await);
-        });
-        let lookup = Lookup { receiver, result: None, task: task.abort_handle() };
+        let task = AbortOnDropHandle::new(tokio::spawn(guest_sockets::lookup::lookup(context, name)));
+        let lookup = Lookup { task, result: None };
         Ok(foreign(self.0.table.push(lookup)?))
     }
 }
