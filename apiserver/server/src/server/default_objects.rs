@@ -17,6 +17,11 @@ use crate::{live_servers, revocations};
 
 /// The maximum number of bootstrap plans at a start: several servers may write to a shared store.
 const BOOTSTRAP_TRIES_MAX: usize = 3;
+/// The time for this server's lines in the record of API servers. Each conflict is another server's success, so the number of
+/// tries grows with the number of servers that start at once.
+const RECORD_MAX: Duration = Duration::from_secs(20);
+/// The longest random pause after a conflict, so that servers which start at once don't keep the same pace.
+const RECORD_PAUSE_MAX_MS: u64 = 50;
 /// The interval at which vital default objects are reconciled (upstream: 10 s).
 const RECONCILE_INTERVAL: Duration = Duration::from_secs(10);
 
@@ -55,15 +60,22 @@ impl Apiserver {
     async fn record_servers(&self, cluster: &Cluster, live: &BTreeSet<SocketAddr>) -> Result<(), ApiError> {
         let registry = &self.handler.deps.registry;
         let record = [bootstrap::api_servers(cluster, live)];
-        for _ in 0..BOOTSTRAP_TRIES_MAX {
+        let until = registry.env.elapsed() + RECORD_MAX;
+        loop {
             let writes = bootstrap::plan(&*registry.objects, &record);
             if writes.is_empty() {
                 return Ok(());
             }
+            if registry.env.elapsed() >= until {
+                let message = "the record of API servers is changed by others at each try";
+                return Err(ApiError::Internal(message.into()));
+            }
             registry.install(writes).await?;
             registry.sync_cache().await?;
+            if !bootstrap::plan(&*registry.objects, &record).is_empty() {
+                registry.env.sleep(Duration::from_millis(registry.env.below(RECORD_PAUSE_MAX_MS))).await;
+            }
         }
-        Err(ApiError::Internal("the record of API servers is changed by others at each try".into()))
     }
 
     /// Migrates Services and nodes to changed address blocks. Call it before [`bootstrap`](Self::bootstrap).
