@@ -7,7 +7,12 @@ UP_PID=
 export KUBECACHEDIR=$WORK/kube-cache PYTHONDONTWRITEBYTECODE=1
 unset KUBECONFIG
 
-fail() { echo "FAIL: $*" >&2; [ ! -f "$WORK/up.log" ] || tail -n 30 "$WORK/up.log" >&2; exit 1; }
+fail() {
+  local log
+  echo "FAIL: $*" >&2
+  for log in "$WORK"/*.log; do [ ! -s "$log" ] || { echo "last lines of ${log##*/}:"; tail -n 30 "$log"; } >&2; done
+  exit 1
+}
 expect() { [ "$1" = "$2" ] || fail "$3: wanted '$1', got '$2'"; }
 # A deadline bounds a hang and says nothing about speed: the machine may be busy with other things.
 HANG_S=240

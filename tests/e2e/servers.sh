@@ -21,7 +21,8 @@ start_server() {
   "$CORACLE" server --data-dir "$WORK/data$1" --bind "$(address "$1")" --port "${PORT[0]}" --store "etcd:$ETCD_URLS" "${ETCD_TLS[@]}" \
     --etcd-prefix "$PREFIX" > "$WORK/$1.ready" 2>> "$WORK/$1.log" & SERVER_PID[$1]=$!
 }
-await_server() { eventually 60 grep '^ready ' "$WORK/$1.ready"; }
+await_server() { eventually 60 ready_or_ended "$1"; grep -q '^ready ' "$WORK/$1.ready" || fail "server $1 ended: $(tail -n 5 "$WORK/$1.log")"; }
+ready_or_ended() { grep '^ready ' "$WORK/$1.ready" || ! kill -0 "${SERVER_PID[$1]}"; }
 kill_server() { { kill -KILL "${SERVER_PID[$1]}" && wait "${SERVER_PID[$1]}"; } 2>/dev/null || true; unset "SERVER_PID[$1]"; }
 stop_server() {
   local rc=0
