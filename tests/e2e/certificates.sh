@@ -2,7 +2,7 @@
 # Certificates change while the server runs: revoked client certificates, the server's own, the administrator's.
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 "$CORACLE" apiserver --data-dir "$WORK/data" --port 0 --tls-san api.example,203.0.113.7 > "$WORK/ready" 2> "$WORK/up.log" & UP_PID=$!
-eventually 30 grep '^ready ' "$WORK/ready"
+await_ready "coracle apiserver" "$UP_PID" "$WORK/ready"
 cp "$WORK/data/kubeconfig" "$WORK/lost"; export KUBECONFIG=$WORK/data/kubeconfig
 address=$(sed -n 's|^ready server=https://\([^ ]*\).*|\1|p' "$WORK/ready")
 

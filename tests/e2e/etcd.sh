@@ -141,7 +141,7 @@ read -ra line < "$WORK/out"
 : > "$WORK/two.ready"
 "$CORACLE" "${line[@]:1}" --data-dir "$WORK/two" --bind 127.0.0.2 --port "${line[3]##*:}" --store "etcd:$at" "${tls[@]}" --etcd-prefix /again \
   > "$WORK/two.ready" 2> "$WORK/two.log" & two=$!
-eventually 60 grep '^ready ' "$WORK/two.ready"
+await_ready "the second server" "$two" "$WORK/two.ready"
 expect "$uid" "$(kubectl --kubeconfig "$WORK/two/kubeconfig" get deployment/web -o jsonpath='{.metadata.uid}')" "uid at the second machine"
 kubectl --kubeconfig "$WORK/two/kubeconfig" scale deployment/web --replicas=3 >/dev/null
 kubectl rollout status deployment/web --timeout=60s >/dev/null

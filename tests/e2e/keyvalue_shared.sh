@@ -79,7 +79,7 @@ visits=$(url default visits)
 for n in 1 2 3; do curl -fsS -m 20 "$visits/" >/dev/null; done
 cp "${SAMPLES_BIN:-sample-workloads/bin}/visits.wasm" "$WORK/redis/visits.wasm"
 "$CORACLE" node --kubeconfig "$KUBECONFIG" --data-dir "$WORK/two" --node-name two --node-ip 127.0.0.1 --kubelet-port 0 --tunnel-port 0 --allow-file-images "$WORK/redis" "${shared[@]:2}" > "$WORK/two.out" 2> "$WORK/two.log" & NODE_PID=$!
-eventually 30 grep -q '^ready ' "$WORK/two.out"
+await_ready "node two" "$NODE_PID" "$WORK/two.out"
 kubectl apply -f - > /dev/null << YAML
 apiVersion: v1
 kind: Pod

@@ -33,17 +33,21 @@ exits() {
   [ "$want" = "$got" ] || tail -n 20 "$WORK/out" "$WORK/err" >&2
   expect "$want" "$got" "exit code of: $*"
 }
+# await_ready NAME PID FILE [SECONDS]: until the process has written its `ready` line to the file, and no longer than it lives
+await_ready() {
+  local deadline=$((SECONDS + ${4:-$HANG_S}))
+  until grep -qs '^ready ' "$3"; do
+    kill -0 "$2" 2>/dev/null || fail "$1 ended before it was ready"
+    [ $SECONDS -lt $deadline ] || fail "$1 was not ready in time"
+    sleep 0.05
+  done
+}
 # up [flags…]: a cluster in $WORK/data; sets KUBECONFIG, REGISTRY. E2E_BLOCK is the block of addresses that a new folder prefers.
 up() {
   [ -z "${E2E_BLOCK:-}" ] || [ -e "$WORK/data" ] || { mkdir -m 700 "$WORK/data"; echo "$E2E_BLOCK" > "$WORK/data/network"; }
   : > "$WORK/ready"
   "$CORACLE" up --data-dir "$WORK/data" --port 0 "$@" > "$WORK/ready" 2> "$WORK/up.log" & UP_PID=$!
-  local deadline=$((SECONDS + HANG_S))
-  until grep -q '^ready ' "$WORK/ready"; do
-    kill -0 "$UP_PID" 2>/dev/null || fail "coracle up ended before it was ready"
-    [ $SECONDS -lt $deadline ] || fail "coracle up was not ready in time"
-    sleep 0.05
-  done
+  await_ready "coracle up" "$UP_PID" "$WORK/ready"
   KUBECONFIG=$(sed -n 's/^ready .*kubeconfig=\([^ ]*\).*/\1/p' "$WORK/ready"); export KUBECONFIG
   REGISTRY=$(cat "$WORK/data/registry-address"); export REGISTRY
 }

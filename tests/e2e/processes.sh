@@ -12,7 +12,7 @@ leave() {
 }
 trap leave EXIT
 "$CORACLE" apiserver --data-dir "$WORK/data" --port 0 > "$WORK/ready" 2> "$WORK/up.log" & UP_PID=$!
-eventually 60 grep '^ready ' "$WORK/ready"
+await_ready "coracle apiserver" "$UP_PID" "$WORK/ready"
 KUBECONFIG=$WORK/data/kubeconfig; export KUBECONFIG
 
 exits 2 "$CORACLE" controllers

@@ -41,7 +41,7 @@ here() { while IFS= read -r line; do [ -z "$line" ] || elsewhere "$line" >/dev/n
 # The first terminal. Its last line stays in the foreground; port 0 because several tests run at once.
 terminal=$(here <<< "$first" | sed 's/^coracle up/exec &/')
 (cd "$WORK/checkout" && CORACLE_PORT=0 exec bash -euo pipefail -c "$terminal") > "$WORK/ready" 2> "$WORK/up.log" & UP_PID=$!
-eventually 30 grep -q '^ready ' "$WORK/ready"
+await_ready "the README's cluster" "$UP_PID" "$WORK/ready"
 
 # The second one. A request or a metric may need a moment after the command before it.
 cat > "$WORK/second" << 'SHELL'

@@ -21,8 +21,7 @@ start_server() {
   "$CORACLE" server --data-dir "$WORK/data$1" --bind "$(address "$1")" --port "${PORT[0]}" --store "etcd:$ETCD_URLS" "${ETCD_TLS[@]}" \
     --etcd-prefix "$PREFIX" > "$WORK/$1.ready" 2>> "$WORK/$1.log" & SERVER_PID[$1]=$!
 }
-await_server() { eventually 60 ready_or_ended "$1"; grep -q '^ready ' "$WORK/$1.ready" || fail "server $1 ended: $(tail -n 5 "$WORK/$1.log")"; }
-ready_or_ended() { grep '^ready ' "$WORK/$1.ready" || ! kill -0 "${SERVER_PID[$1]}"; }
+await_server() { await_ready "server $1" "${SERVER_PID[$1]}" "$WORK/$1.ready"; }
 kill_server() { { kill -KILL "${SERVER_PID[$1]}" && wait "${SERVER_PID[$1]}"; } 2>/dev/null || true; unset "SERVER_PID[$1]"; }
 stop_server() {
   local rc=0
@@ -44,7 +43,7 @@ exits 1 "$CORACLE" server --data-dir "$WORK/data2" --bind "$(address 2)" --port 
 has 'there is a cluster in this store.*copy the folder pki' cat "$WORK/err" || fail "no keys: $(cat "$WORK/err")"
 [ ! -e "$WORK/data2/pki/ca.key" ] || fail "a refused start made an authority"
 "$CORACLE" server --data-dir "$WORK/other" --port 0 > "$WORK/other.ready" 2> "$WORK/other.log" & SERVER_PID[9]=$!
-eventually 60 grep '^ready ' "$WORK/other.ready"
+await_ready "the server of another store" "${SERVER_PID[9]}" "$WORK/other.ready"
 stop_server 9
 exits 1 "$CORACLE" server --data-dir "$WORK/other" --bind "$(address 2)" --port "${PORT[0]}" --store "etcd:$ETCD_URLS" "${ETCD_TLS[@]}"
 has 'has another authority' cat "$WORK/err" || fail "other keys: $(cat "$WORK/err")"

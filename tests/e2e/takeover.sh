@@ -6,14 +6,10 @@ TIMES=3
 
 # taken NAME VERB [flags…]: a process that takes over; sets TAKEN to its id when it is ready. Its log is $WORK/NAME.log.
 taken() {
-  local name=$1 deadline=$((SECONDS + 60)); shift
+  local name=$1; shift
   : > "$WORK/$name.ready"
   "$CORACLE" "$@" --takeover > "$WORK/$name.ready" 2> "$WORK/$name.log" & TAKEN=$!
-  until grep -q '^ready ' "$WORK/$name.ready"; do
-    kill -0 "$TAKEN" 2>/dev/null || { tail -n 20 "$WORK/$name.log" "$WORK/up.log" >&2; fail "$name ended before it was ready"; }
-    [ $SECONDS -lt $deadline ] || { tail -n 20 "$WORK/$name.log" >&2; fail "$name was not ready in time"; }
-    sleep 0.05
-  done
+  await_ready "$name" "$TAKEN" "$WORK/$name.ready" 60
 }
 # ended PID: the process that was taken over ends by itself, with success.
 ended() { local rc=0; wait "$1" || rc=$?; expect 0 "$rc" "exit code of the process before"; }
