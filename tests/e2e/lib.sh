@@ -30,8 +30,7 @@ has() { local pattern=$1 out; shift; out=$("$@" 2>&1) || return 1; grep -E -- "$
 exits() {
   local want=$1 got=0; shift
   "$@" > "$WORK/out" 2> "$WORK/err" || got=$?
-  [ "$want" = "$got" ] || tail -n 20 "$WORK/out" "$WORK/err" >&2
-  expect "$want" "$got" "exit code of: $*"
+  [ "$want" = "$got" ] || fail "exit code of: $*: wanted $want, got $got. Its last lines: $(tail -n 5 "$WORK/err" "$WORK/out")"
 }
 # await_ready NAME PID FILE [SECONDS]: until the process has written its `ready` line to the file, and no longer than it lives
 await_ready() {

@@ -14,8 +14,8 @@ use serde_json::{Value, json};
 
 use crate::rollout::is_rolled_out;
 
-/// Timeout of each step.
-pub(super) const STEP_TIMEOUT: Duration = Duration::from_secs(60);
+/// Timeout of each step: seconds on a quiet machine, minutes while a disk writes gigabytes for others.
+pub(super) const STEP_TIMEOUT: Duration = Duration::from_secs(240);
 
 /// Creates every object of a YAML stream.
 pub(super) async fn create_all(client: &Client, yaml: &str) -> anyhow::Result<()> {
