@@ -17,6 +17,8 @@ IMAGES = [
     ("e2e-test-images/agnhost", ["2.55", "2.63.0"], "conformance-agnhost", ["/agnhost"], ["pause"]),
     ("e2e-test-images/busybox", ["1.37.0-1"], "conformance", [], ["sh"]),
     ("e2e-test-images/nginx", ["1.15-4", "1.27-0"], "conformance-web", [], ["nginx"]),
+    ("e2e-test-images/nautilus", ["1.8"], "conformance", ["/nautilus"], []),
+    ("e2e-test-images/glibc-dns-testing", ["2.0.0"], "conformance", [], ["/pause"]),
     ("pause", ["3.10.2"], "conformance", ["/pause"], []),
 ]
 

@@ -1,66 +1,33 @@
 //! Upstream's test programs as one command of many names, for pods of upstream's conformance tests, by the names of its
-//! images. `agnhost` has the subcommands without sockets, beside the shell and the small Unix tools, as in upstream's image.
-//! The output of each subcommand is what those tests expect.
-#![no_std]
+//! images. `agnhost` has the subcommands of those tests, beside the shell and the tools of upstream's image. The output of each
+//! subcommand is what the tests expect.
+//!
+//! - [`duration`], [`http`]: messages and texts, without WASI.
+//! - `task`, `net`: tasks and sockets. `web`, `client`: HTTP over them.
+//! - `servers`: the subcommands that listen.
+#![cfg_attr(target_env = "p2", no_std)]
+// Without the programs, on the machine of a test, some items have no user.
+#![cfg_attr(not(target_env = "p2"), allow(dead_code, reason = "their callers are of the component"))]
 extern crate alloc;
 
+mod duration;
+mod http;
+
+#[cfg(target_env = "p2")]
+mod client;
+#[cfg(target_env = "p2")]
 mod flags;
+#[cfg(target_env = "p2")]
 mod logs;
+#[cfg(target_env = "p2")]
 mod mounttest;
-
-use guest::wasip2::{cli, clocks::monotonic_clock};
-use guest::{String, format};
-use unix::{Context, Ended, Tool};
-
-const PROGRAMS: [(&str, Tool); 3] = [("/agnhost", agnhost), ("/agnhost-2", agnhost), ("/pause", pause)];
-
-const SUBCOMMANDS: [(&str, Tool); 5] = [
-    ("entrypoint-tester", arguments),
-    ("etc-hosts", hosts),
-    ("logs-generator", logs::generate),
-    ("mounttest", mounttest::mounttest),
-    ("pause", pause_aloud),
-];
-
-struct Programs;
-guest::wasip2::cli::command::export!(Programs);
-
-impl guest::wasip2::exports::cli::run::Guest for Programs {
-    fn run() -> Result<(), ()> {
-        unix::main(&PROGRAMS)
-    }
-}
-
-fn agnhost(context: &mut Context, args: &[String]) -> Ended {
-    let name = args.get(1).map_or("", String::as_str);
-    match SUBCOMMANDS.iter().find(|(known, _)| *known == name) {
-        Some((_, run)) => run(context, &args[1..]),
-        None => context.fail("agnhost", &format!("unknown command {name:?} for \"app\"")),
-    }
-}
-
-/// Prints the arguments, with the program's name first.
-fn arguments(context: &mut Context, _: &[String]) -> Ended {
-    context.out.line(&format!("[{}]", cli::environment::get_arguments().join(" ")))?;
-    Ok(0)
-}
-
-/// Prints the pod's hosts file.
-fn hosts(context: &mut Context, _: &[String]) -> Ended {
-    match context.tool("cat") {
-        Some(cat) => cat(context, &["cat".into(), "/etc/hosts".into()]),
-        None => context.fail("agnhost", "no cat"),
-    }
-}
-
-/// A module receives no signal: the node ends it.
-fn pause(_: &mut Context, _: &[String]) -> Ended {
-    loop {
-        monotonic_clock::subscribe_duration(u64::MAX / 2).block();
-    }
-}
-
-fn pause_aloud(context: &mut Context, args: &[String]) -> Ended {
-    context.out.line("Paused")?;
-    pause(context, args)
-}
+#[cfg(target_env = "p2")]
+mod net;
+#[cfg(target_env = "p2")]
+mod programs;
+#[cfg(target_env = "p2")]
+mod servers;
+#[cfg(target_env = "p2")]
+mod task;
+#[cfg(target_env = "p2")]
+mod web;

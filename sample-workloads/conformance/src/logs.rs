@@ -1,4 +1,5 @@
 //! `agnhost logs-generator`: a number of log lines, evenly over a time, in klog's form.
+use crate::duration::nanoseconds;
 use crate::flags::Flags;
 use guest::wasip2::clocks::{monotonic_clock, wall_clock};
 use guest::wasip2::random::random;
@@ -8,18 +9,6 @@ use unix::{Context, Ended, process};
 const FLAGS: [&str; 2] = ["log-lines-total", "run-duration"];
 const METHODS: [&str; 3] = ["GET", "POST", "PUT"];
 const NAMESPACES: [&str; 3] = ["kube-system", "default", "ns"];
-
-/// A duration in Go's form with one unit: `30s`, `100ms`.
-fn nanoseconds(text: &str) -> Option<u64> {
-    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-    let unit = match &text[digits..] {
-        "ms" => 1_000_000,
-        "s" => 1_000_000_000,
-        "m" => 60_000_000_000,
-        _ => return None,
-    };
-    text[..digits].parse::<u64>().ok()?.checked_mul(unit)
-}
 
 fn below(bound: u64) -> u64 {
     random::get_random_u64() % bound

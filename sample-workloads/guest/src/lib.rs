@@ -20,7 +20,7 @@ pub mod net;
 #[cfg(target_env = "p2")]
 pub mod process;
 #[cfg(target_env = "p2")]
-mod text;
+pub mod text;
 
 pub use alloc::{borrow::ToOwned, boxed::Box, format, string::String, string::ToString, vec, vec::Vec};
 

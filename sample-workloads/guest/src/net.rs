@@ -34,11 +34,14 @@ fn socket_address(ip: IpAddress, port: u16) -> IpSocketAddress {
     }
 }
 
-/// Binds to all addresses of the first family that the pod has.
-fn bind_any<T>(bind: impl Fn(IpAddressFamily, IpAddress) -> Result<T, ErrorCode>) -> Result<T, ErrorCode> {
+/// Binds a port of all addresses of the first family that the pod has.
+pub fn bind_any<T>(
+    port: u16,
+    bind: impl Fn(IpAddressFamily, IpSocketAddress) -> Result<T, ErrorCode>,
+) -> Result<T, ErrorCode> {
     let [first, second] = ANY;
-    match bind(first.0, first.1) {
-        Err(ErrorCode::AddressNotBindable | ErrorCode::NotSupported) => bind(second.0, second.1),
+    match bind(first.0, socket_address(first.1, port)) {
+        Err(ErrorCode::AddressNotBindable | ErrorCode::NotSupported) => bind(second.0, socket_address(second.1, port)),
         bound => bound,
     }
 }
@@ -53,9 +56,9 @@ impl Listener {
     /// Listens on a port of the pod's address and of its loopback. `backlog` connections may wait for [`Listener::accept`].
     pub fn bind(port: u16, backlog: u64) -> Result<Self, ErrorCode> {
         let network = instance_network();
-        let socket = bind_any(|family, ip| {
+        let socket = bind_any(port, |family, address| {
             let socket = create_tcp_socket(family)?;
-            socket.start_bind(&network, socket_address(ip, port))?;
+            socket.start_bind(&network, address)?;
             socket.finish_bind()?;
             Ok(socket)
         })?;
@@ -198,9 +201,9 @@ impl Datagrams {
     /// Binds a port of the pod's address and of its loopback.
     pub fn bind(port: u16) -> Result<Self, ErrorCode> {
         let network = instance_network();
-        let socket = bind_any(|family, ip| {
+        let socket = bind_any(port, |family, address| {
             let socket = create_udp_socket(family)?;
-            socket.start_bind(&network, socket_address(ip, port))?;
+            socket.start_bind(&network, address)?;
             socket.finish_bind()?;
             Ok(socket)
         })?;

@@ -2,7 +2,7 @@
 use crate::{String, Vec};
 
 /// `%41+b` → `A b`. `+` means a space in queries, not in paths.
-pub(crate) fn decode(text: &str, plus_is_space: bool) -> String {
+pub fn decode(text: &str, plus_is_space: bool) -> String {
     let bytes = text.as_bytes();
     let mut out = Vec::with_capacity(bytes.len());
     let mut at = 0;
@@ -23,7 +23,7 @@ pub(crate) fn decode(text: &str, plus_is_space: bool) -> String {
 }
 
 /// `A b/c` → `A%20b%2Fc`: one segment of a path.
-pub(crate) fn encode(segment: &str) -> String {
+pub fn encode(segment: &str) -> String {
     let mut out = String::new();
     for byte in segment.bytes() {
         match byte {
