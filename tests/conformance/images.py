@@ -12,9 +12,11 @@ import urllib.request
 REGISTRY, PASSWORD, FOLDER = sys.argv[1:]
 LOGIN = "Basic " + base64.b64encode(f"coracle:{open(PASSWORD).read().strip()}".encode()).decode()
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
-# Repository, tags, module, entrypoint, arguments: as in upstream's test/utils/image/manifest.go and Dockerfiles.
+LAYER = "application/vnd.oci.image.layer.v1.tar"
+# Repository, tags, module, entrypoint, arguments: as in upstream's test/utils/image/manifest.go and Dockerfiles,
+# except the extension of agnhost: the entrypoint of an image with layers is a .wasm file.
 IMAGES = [
-    ("e2e-test-images/agnhost", ["2.55", "2.63.0"], "conformance-agnhost", ["/agnhost"], ["pause"]),
+    ("e2e-test-images/agnhost", ["2.55", "2.63.0"], "conformance-agnhost", ["/agnhost.wasm"], ["pause"]),
     ("e2e-test-images/busybox", ["1.37.0-1"], "conformance", [], ["sh"]),
     ("e2e-test-images/nginx", ["1.15-4", "1.27-0"], "conformance-web", [], ["nginx"]),
     ("e2e-test-images/nautilus", ["1.8"], "conformance", ["/nautilus"], []),
@@ -35,9 +37,36 @@ def blob(repository, kind, data):
     return {"mediaType": kind, "digest": digest, "size": len(data)}
 
 
-for repository, tags, module, entrypoint, arguments in IMAGES:
+# Programs of agnhost's image that tests start by exec: links to a module that is a command alone.
+TOOLS = ["cat", "curl", "dig", "getent", "grep", "hostname", "ls", "nc", "nslookup", "sh", "wget"]
+
+
+def module_bytes(module):
     with open(f"{FOLDER}/{module}.wasm", "rb") as file:
-        layer = blob(repository, "application/wasm", file.read())
+        return file.read()
+
+
+def archive(files, links=()):
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as tar:
+        for name, data in files.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(data)
+            tar.addfile(entry, io.BytesIO(data))
+        for name, target in links:
+            entry = tarfile.TarInfo(name)
+            entry.type, entry.linkname = tarfile.SYMTYPE, target
+            tar.addfile(entry)
+    return packed.getvalue()
+
+
+for repository, tags, module, entrypoint, arguments in IMAGES:
+    if module == "conformance-agnhost":
+        files = {"agnhost.wasm": module_bytes(module), "tools.wasm": module_bytes("conformance")}
+        links = [("agnhost", "/agnhost.wasm"), *((f"bin/{tool}", "/tools.wasm") for tool in TOOLS)]
+        layer = blob(repository, LAYER, archive(files, links))
+    else:
+        layer = blob(repository, "application/wasm", module_bytes(module))
     config = {"os": "wasi", "architecture": "wasm", "config": {"Entrypoint": entrypoint, "Cmd": arguments}}
     config = blob(repository, "application/vnd.oci.image.config.v1+json", json.dumps(config).encode())
     manifest = json.dumps({"schemaVersion": 2, "mediaType": MANIFEST, "config": config, "layers": [layer]}).encode()
@@ -45,13 +74,7 @@ for repository, tags, module, entrypoint, arguments in IMAGES:
         put("PUT", f"{repository}/manifests/{tag}", manifest, MANIFEST)
 # The mounted content of a test: the files of upstream's image that it reads.
 FILES = {"data.json": '{"image": "kitten.jpg"}\n', "etc/os-release": 'NAME="Alpine Linux"\n'}
-archive = io.BytesIO()
-with tarfile.open(fileobj=archive, mode="w") as tar:
-    for name, text in FILES.items():
-        entry = tarfile.TarInfo(name)
-        entry.size = len(text)
-        tar.addfile(entry, io.BytesIO(text.encode()))
-layer = blob("e2e-test-images/kitten", "application/vnd.oci.image.layer.v1.tar", archive.getvalue())
+layer = blob("e2e-test-images/kitten", LAYER, archive({name: text.encode() for name, text in FILES.items()}))
 config = {"os": "linux", "architecture": "amd64", "config": {}, "rootfs": {"type": "layers", "diff_ids": [layer["digest"]]}}
 config = blob("e2e-test-images/kitten", "application/vnd.oci.image.config.v1+json", json.dumps(config).encode())
 manifest = {"schemaVersion": 2, "mediaType": MANIFEST, "config": config, "layers": [layer]}

@@ -2,14 +2,15 @@
 //! images. `agnhost` has the subcommands of those tests, beside the shell and the tools of upstream's image. The output of each
 //! subcommand is what the tests expect.
 //!
-//! - [`duration`], [`http`]: messages and texts, without WASI.
+//! - [`dns`], [`duration`], [`http`]: messages and texts, without WASI.
 //! - `task`, `net`: tasks and sockets. `web`, `client`: HTTP over them.
-//! - `servers`: the subcommands that listen.
+//! - `servers`: the subcommands that listen. `tools`: the network tools.
 #![cfg_attr(target_env = "p2", no_std)]
 // Without the programs, on the machine of a test, some items have no user.
 #![cfg_attr(not(target_env = "p2"), allow(dead_code, reason = "their callers are of the component"))]
 extern crate alloc;
 
+mod dns;
 mod duration;
 mod http;
 
@@ -29,5 +30,7 @@ mod programs;
 mod servers;
 #[cfg(target_env = "p2")]
 mod task;
+#[cfg(target_env = "p2")]
+mod tools;
 #[cfg(target_env = "p2")]
 mod web;

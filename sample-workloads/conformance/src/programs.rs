@@ -1,17 +1,26 @@
 //! The programs and subcommands by name.
-use crate::{logs, mounttest, servers};
+use crate::{logs, mounttest, servers, tools};
 use guest::wasip2::{cli, clocks::monotonic_clock};
 use guest::{String, format};
 use unix::{Context, Ended, Tool};
 
-const PROGRAMS: [(&str, Tool); 4] = [
+const PROGRAMS: [(&str, Tool); 10] = [
     ("/agnhost", agnhost),
     ("/agnhost-2", agnhost),
+    ("/agnhost.wasm", agnhost),
     ("/nautilus", servers::pages::nautilus),
     ("/pause", pause),
+    ("curl", tools::curl::curl),
+    ("dig", tools::resolver::dig),
+    ("getent", tools::resolver::getent),
+    ("nc", tools::nc::nc),
+    ("nslookup", tools::resolver::nslookup),
 ];
 
-const SUBCOMMANDS: [(&str, Tool); 12] = [
+const SUBCOMMANDS: [(&str, Tool); 15] = [
+    ("connect", tools::connect::connect),
+    ("dns-server-list", tools::resolver::servers),
+    ("dns-suffix", tools::resolver::suffixes),
     ("entrypoint-tester", arguments),
     ("etc-hosts", hosts),
     ("guestbook", servers::guestbook::guestbook),
@@ -43,9 +52,13 @@ fn agnhost(context: &mut Context, args: &[String]) -> Ended {
     }
 }
 
-/// Prints the arguments, with the program's name first.
+/// Prints the arguments, with the program's name first: its file has an extension in this image.
 fn arguments(context: &mut Context, _: &[String]) -> Ended {
-    context.out.line(&format!("[{}]", cli::environment::get_arguments().join(" ")))?;
+    let mut all = cli::environment::get_arguments();
+    if let Some(program) = all.first_mut() {
+        program.truncate(program.trim_end_matches(".wasm").len());
+    }
+    context.out.line(&format!("[{}]", all.join(" ")))?;
     Ok(0)
 }
 
