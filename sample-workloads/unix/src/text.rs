@@ -294,6 +294,7 @@ mod expression {
 
     fn fits(element: &[u8], byte: u8) -> bool {
         match element {
+            [b'\\', b's'] => byte.is_ascii_whitespace(),
             [b'\\', other] => *other == byte,
             [b'.'] => true,
             [b'[', set @ .., b']'] if !set.is_empty() => {
