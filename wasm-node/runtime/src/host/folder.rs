@@ -27,14 +27,17 @@ impl Folder {
 mod system {
     use std::ffi::CStr;
 
-    use rustix::fs::{AtFlags, Dir, FileType, Stat};
+    use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat};
 
     use super::*;
 
     pub(super) type Entries = Dir;
 
+    /// For reading: `dir` may be open as a path only (`O_PATH`), as volumes below another folder are, and `Dir::read_from` takes
+    /// its flags.
     pub(super) fn open(dir: &File) -> io::Result<Dir> {
-        Ok(Dir::read_from(dir)?)
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        Ok(Dir::new(rustix::fs::openat(dir, c".", flags, Mode::empty())?)?)
     }
 
     pub(super) fn next(dir: &mut Dir) -> io::Result<Option<ListedEntry>> {
@@ -101,6 +104,26 @@ mod system {
             kind if kind.is_dir() => DescriptorType::Directory,
             kind if kind.is_symlink() => DescriptorType::SymbolicLink,
             _ => DescriptorType::Unknown,
+        }
+    }
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use std::os::unix::fs::OpenOptionsExt as _;
+
+    use super::*;
+
+    #[test]
+    fn a_folder_that_is_open_as_a_path_is_listed() {
+        let root = tempfile::tempdir().unwrap();
+        std::fs::write(root.path().join("a"), "").unwrap();
+        let path_only = i32::try_from(rustix::fs::OFlags::PATH.bits()).unwrap();
+        for flags in [0, path_only] {
+            let dir = File::options().read(true).custom_flags(flags).open(root.path()).unwrap();
+            let mut folder = Folder::open(&dir).unwrap();
+            assert_eq!(folder.next().unwrap().unwrap().unwrap().name, "a", "{flags:#x}");
+            assert!(folder.next().unwrap().is_none());
         }
     }
 }
