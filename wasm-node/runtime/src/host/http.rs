@@ -20,7 +20,8 @@ use wasmtime_wasi_http::p2::types::{
     HostIncomingRequest, HostIncomingResponse, HostOutgoingRequest, HostOutgoingResponse,
 };
 use wasmtime_wasi_http::{
-    Error, FieldMap, RequestOptions, Result, WasiBody, WasiHttpCtx, WasiHttpCtxView, WasiHttpHooks, WasiHttpView,
+    DEFAULT_FORBIDDEN_HEADERS, Error, FieldMap, ForbiddenHeaderFilter, RequestOptions, Result, WasiBody, WasiHttpCtx,
+    WasiHttpCtxView, WasiHttpHooks, WasiHttpView,
 };
 
 use super::guest::Guest;
@@ -35,8 +36,10 @@ const TYPES: &str = "wasi:http/types@0.2.12";
 /// Wall clock of an outgoing request to its head, unless the guest sets a shorter one.
 pub(super) const OUTGOING_TIMEOUT_MAX: Duration = Duration::from_secs(60);
 
-/// Headers that a guest can neither set nor read: a request's authority, and a proxy's own.
-const REFUSED: [HeaderName; 3] = [header::HOST, header::PROXY_AUTHENTICATE, header::PROXY_AUTHORIZATION];
+/// A request's authority, and a proxy's own headers. Libraries of 0.2 set hop-by-hop fields, which are removed on their way.
+static REFUSED_BY_0_2: [HeaderName; 3] = [header::HOST, header::PROXY_AUTHENTICATE, header::PROXY_AUTHORIZATION];
+/// The same and the hop-by-hop fields: a guest of 0.3 learns that it cannot set them.
+static REFUSED_BY_0_3: [HeaderName; 9] = DEFAULT_FORBIDDEN_HEADERS;
 
 /// Bytes of one header besides its content.
 const HEADER_BYTES: u64 = 64;
@@ -115,9 +118,19 @@ pub(crate) fn incoming(body: machinery_serve::net::Body) -> WasiBody {
 
 type Sent = (http::Response<WasiBody>, Box<dyn Future<Output = Result<(), Error>> + Send>);
 
+/// Headers that a guest can neither set nor read, in its headers and its trailers.
+fn forbidden_headers(is_0_3: bool) -> &'static [HeaderName] {
+    if is_0_3 { &REFUSED_BY_0_3 } else { &REFUSED_BY_0_2 }
+}
+
 impl WasiHttpHooks for Outgoing {
     fn is_forbidden_header(&mut self, name: &HeaderName) -> bool {
-        REFUSED.contains(name)
+        forbidden_headers(self.store.is_some()).contains(name)
+    }
+
+    fn forbidden_header_filter(&mut self) -> ForbiddenHeaderFilter {
+        let forbidden = forbidden_headers(self.store.is_some());
+        Arc::new(move |name: &HeaderName| forbidden.contains(name))
     }
 
     fn send_request(
@@ -260,6 +273,18 @@ pub(crate) fn link(linker: &mut Linker<ComponentState>) -> wasmtime::Result<()> 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn hop_by_hop_fields_are_forbidden_in_0_3() {
+        let refuses = |is_0_3, name: &str| forbidden_headers(is_0_3).contains(&HeaderName::try_from(name).unwrap());
+        for name in ["connection", "keep-alive", "proxy-connection", "transfer-encoding", "upgrade", "http2-settings"] {
+            assert!(refuses(true, name) && !refuses(false, name), "{name}");
+        }
+        for is_0_3 in [false, true] {
+            assert!(refuses(is_0_3, "host") && refuses(is_0_3, "proxy-authorization"));
+            assert!(!refuses(is_0_3, "te") && !refuses(is_0_3, "content-length") && !refuses(is_0_3, "x-own"));
+        }
+    }
 
     #[test]
     fn each_dial_error_has_its_code() {
