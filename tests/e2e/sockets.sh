@@ -88,6 +88,10 @@ eventually 60 redis ping
 expect node-port "$(redis get way)" "a value after a kill"
 echo "· $acknowledged acknowledged writes, and then a kill"
 driver over "$kv:6379" 40
+node_metrics() { kubectl get --raw "/api/v1/nodes/$(kubectl get nodes -o 'jsonpath={.items[0].metadata.name}')/proxy/metrics"; }
+counted() { has '^coracle_guest_rejections_total\{container="kv",level="pod",namespace="default",pod="kv-0",resource="sockets"\} [1-9]' node_metrics; }
+eventually 10 counted
+has '^coracle_guest_resources\{container="kv",namespace="default",pod="kv-0",resource="listeners"\} 1$' node_metrics || fail "the ports of a server"
 uid=$(kubectl get pod kv-0 -o jsonpath='{.metadata.uid}')
 kubectl delete pod kv-0 --timeout=60s >/dev/null
 replaced() { [ "$(kubectl get pod kv-0 -o jsonpath='{.metadata.uid}')" != "$uid" ] && redis ping; }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use machinery_api::imports::ImportRules;
 use machinery_serve::net::{Caller, Dial, PodNetwork};
 
-use super::ledger::Ledger;
+use super::ledger::{Ledger, Resource, ResourceUse};
 use super::pipe::PipeReader;
 use super::{CpuQuota, Grants, Limits, MemoryFiles, Preopen, VolumeQuota};
 
@@ -122,6 +122,8 @@ pub struct Stats {
     pub cut: u64,
     /// Of the requests, failures by cause.
     pub failures: Failures,
+    /// Use of host resources and rejections by their limits, in the order of [`Resource::ALL`].
+    pub resources: [ResourceUse; Resource::ALL.len()],
 }
 
 /// Failed requests or runs by cause.

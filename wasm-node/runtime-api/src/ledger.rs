@@ -46,6 +46,22 @@ impl Resource {
         Self::DiskBytes,
     ];
 
+    /// The value of the label `resource` of metrics.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Memory => "memory",
+            Self::Descriptors => "descriptors",
+            Self::BlockingThreads => "blocking_threads",
+            Self::Connections => "connections",
+            Self::Sockets => "sockets",
+            Self::Listeners => "listeners",
+            Self::Datagrams => "datagrams",
+            Self::LogBytes => "log_bytes",
+            Self::DiskBytes => "disk_bytes",
+        }
+    }
+
     fn words(self) -> (&'static str, &'static str) {
         match self {
             Self::Memory => ("memory", "bytes"),
@@ -93,12 +109,48 @@ pub struct Exceeded {
     pub limit: u64,
 }
 
+/// Use of a resource at one level, and the rejections of those who asked there, by whose limit rejected them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ResourceUse {
+    /// The charged amount.
+    pub used: u64,
+    /// Rejections by the node's limit.
+    pub rejected_by_node: u64,
+    /// Rejections by the pod's limit.
+    pub rejected_by_pod: u64,
+    /// Rejections by the container's limit.
+    pub rejected_by_container: u64,
+    /// Rejections by a bound of one socket: its backlog, its queue.
+    pub rejected_by_socket: u64,
+}
+
+/// Counters of [`ResourceUse`].
+#[derive(Debug, Default)]
+struct Rejections {
+    node: AtomicU64,
+    pod: AtomicU64,
+    container: AtomicU64,
+    socket: AtomicU64,
+}
+
+impl Rejections {
+    fn count(&self, level: Level) {
+        let counter = match level {
+            Level::Node => &self.node,
+            Level::Pod => &self.pod,
+            Level::Container => &self.container,
+        };
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
 #[derive(Debug)]
 struct LedgerRow {
     limit: AtomicU64,
     used: AtomicU64,
     peak: AtomicU64,
     waiting: AtomicUsize,
+    rejections: Rejections,
 }
 
 impl LedgerRow {
@@ -108,6 +160,7 @@ impl LedgerRow {
             used: AtomicU64::new(0),
             peak: AtomicU64::new(0),
             waiting: AtomicUsize::new(0),
+            rejections: Rejections::default(),
         }
     }
 
@@ -209,16 +262,41 @@ impl Ledger {
         }
     }
 
-    /// Charges `amount` and releases it when the guard is dropped.
+    /// Charges `amount` and releases it when the guard is dropped. A rejection is counted: the caller fails by it.
     pub fn hold(self: &Arc<Self>, resource: Resource, amount: u64) -> Result<ResourceGuard, Exceeded> {
+        let held = self.try_hold(resource, amount);
+        held.inspect_err(|exceeded| self.row(resource).rejections.count(exceeded.level))
+    }
+
+    /// As [`Ledger::hold`], for a caller that frees something or waits and tries again: a rejection isn't counted.
+    pub fn try_hold(self: &Arc<Self>, resource: Resource, amount: u64) -> Result<ResourceGuard, Exceeded> {
         self.take(resource, amount)?;
         Ok(ResourceGuard { ledger: self.clone(), resource, amount })
+    }
+
+    /// Counts a rejection by a bound of one socket, which is below this ledger's limits.
+    pub fn count_rejection_by_socket(&self, resource: Resource) {
+        self.row(resource).rejections.socket.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The use of a resource, and the rejections of [`Ledger::hold`] of this ledger.
+    #[must_use]
+    pub fn resource_use(&self, resource: Resource) -> ResourceUse {
+        let row = self.row(resource);
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        ResourceUse {
+            used: read(&row.used),
+            rejected_by_node: read(&row.rejections.node),
+            rejected_by_pod: read(&row.rejections.pod),
+            rejected_by_container: read(&row.rejections.container),
+            rejected_by_socket: read(&row.rejections.socket),
+        }
     }
 
     /// As [`Ledger::hold`], but waits while others hold too much. An amount over a limit waits for a raise.
     pub async fn acquire(self: &Arc<Self>, resource: Resource, amount: u64) -> ResourceGuard {
         loop {
-            let exceeded = match self.hold(resource, amount) {
+            let exceeded = match self.try_hold(resource, amount) {
                 Ok(held) => return held,
                 Err(exceeded) => exceeded,
             };
@@ -387,6 +465,30 @@ mod tests {
         drop(held);
         let _held = container.hold(Resource::Descriptors, 3).unwrap();
         assert_eq!(container.hold(Resource::Descriptors, 1).unwrap_err().level, Level::Node);
+    }
+
+    #[test]
+    fn rejections_are_counted_where_they_were_asked_by_whose_limit_it_was() {
+        let (node, pod, container) = levels();
+        container.set_limit(Resource::Sockets, 3);
+        pod.set_limit(Resource::Sockets, 2);
+        assert!(container.hold(Resource::Sockets, 4).is_err());
+        assert!(container.hold(Resource::Sockets, 3).is_err());
+        node.set_limit(Resource::Sockets, 1);
+        assert!(container.hold(Resource::Sockets, 2).is_err());
+        assert!(container.try_hold(Resource::Sockets, 2).is_err(), "the caller tries again");
+        let _held = container.hold(Resource::Sockets, 1).unwrap();
+        container.count_rejection_by_socket(Resource::Sockets);
+        let once = ResourceUse {
+            used: 1,
+            rejected_by_node: 1,
+            rejected_by_pod: 1,
+            rejected_by_container: 1,
+            rejected_by_socket: 1,
+        };
+        assert_eq!(container.resource_use(Resource::Sockets), once);
+        assert_eq!(pod.resource_use(Resource::Sockets), ResourceUse { used: 1, ..ResourceUse::default() });
+        assert_eq!(container.resource_use(Resource::Datagrams), ResourceUse::default(), "rows are apart");
     }
 
     #[tokio::test]

@@ -280,6 +280,38 @@ fn images(text: &mut MetricsText, kubelet: &Kubelet) {
     }
 }
 
+/// Writes the use of the network's resources, and what limits rejected. Bytes and failures by `limits.memory` have metrics of
+/// their own; a container without a rejection has no row.
+fn resources(text: &mut MetricsText, all: &[RunningPod]) {
+    let network = [Resource::Connections, Resource::Sockets, Resource::Listeners, Resource::Datagrams];
+    text.head("coracle_guest_resources", "gauge", "Connections, sockets, ports, and queued datagrams in use");
+    for (one, resource) in each(all).flat_map(|one| network.map(|resource| (one, resource))) {
+        let [container, namespace, pod] = one.labels();
+        let labels = [container, namespace, pod, ("resource", resource.label())];
+        text.sample("coracle_guest_resources", &labels, one.stats.resources[resource as usize].used);
+    }
+    text.head(
+        "coracle_guest_rejections_total",
+        "counter",
+        "Rejections by a limit of the socket, container, pod or node",
+    );
+    for (one, resource) in each(all).flat_map(|one| Resource::ALL.map(|resource| (one, resource))) {
+        let of = one.stats.resources[resource as usize];
+        let [container, namespace, pod] = one.labels();
+        for (level, count) in [
+            ("node", of.rejected_by_node),
+            ("pod", of.rejected_by_pod),
+            ("container", of.rejected_by_container),
+            ("socket", of.rejected_by_socket),
+        ] {
+            if count > 0 {
+                let labels = [container, ("level", level), namespace, pod, ("resource", resource.label())];
+                text.sample("coracle_guest_rejections_total", &labels, count);
+            }
+        }
+    }
+}
+
 pub(super) async fn metrics(State(kubelet): State<Kubelet>) -> Response {
     let all = running(&kubelet);
     let mut text = MetricsText::default();
@@ -333,6 +365,7 @@ pub(super) async fn metrics(State(kubelet): State<Kubelet>) -> Response {
             text.sample("coracle_failures_total", &[container, namespace, pod, ("reason", reason)], value);
         }
     }
+    resources(&mut text, &all);
     super::responses::write(&mut text, &all);
     text.into_response()
 }

@@ -231,6 +231,7 @@ impl Container {
                 timeout: read(&counters.timeout),
                 no_response: read(&counters.no_response),
             },
+            resources: Resource::ALL.map(|resource| shared.ledger.resource_use(resource)),
         }
     }
 

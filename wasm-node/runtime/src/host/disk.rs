@@ -278,11 +278,11 @@ impl Disk {
     /// The container, or all guests together, have none left.
     pub(crate) fn descriptor(&self) -> io::Result<ResourceGuard> {
         loop {
-            match self.ledger.hold(Resource::Descriptors, 1) {
+            match self.ledger.try_hold(Resource::Descriptors, 1) {
                 Ok(held) => return Ok(held),
                 // Cached folders are closed before a request for a descriptor fails.
                 Err(exceeded) if exceeded.level == Level::Node && self.node.close_idle_folders() => {}
-                Err(_) => return Err(exhausted()),
+                Err(_) => return self.ledger.hold(Resource::Descriptors, 1).map_err(|_| exhausted()),
             }
         }
     }

@@ -129,6 +129,7 @@ impl Backlog {
     ) -> Result<(RevokeOnDrop, oneshot::Receiver<()>), CallRejected<Stream>> {
         let mut queue = self.queue();
         if queue.incoming.len() >= queue.max {
+            self.context.ledger.count_rejection_by_socket(Resource::Sockets);
             return Err(CallRejected::busy(stream));
         }
         let Ok(guard) = self.context.socket() else { return Err(CallRejected::busy(stream)) };

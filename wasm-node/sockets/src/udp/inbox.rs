@@ -54,7 +54,11 @@ impl Inbox {
     pub(super) fn push(&self, datagram: Datagram) {
         let bytes = datagram.data.len() + DATAGRAM_BYTES;
         let mut queue = self.queue();
-        if queue.only.is_some_and(|only| only != datagram.from) || queue.bytes + bytes > INBOX_BYTES_MAX {
+        if queue.only.is_some_and(|only| only != datagram.from) {
+            return;
+        }
+        if queue.bytes + bytes > INBOX_BYTES_MAX {
+            self.ledger.count_rejection_by_socket(Resource::Datagrams);
             return;
         }
         let hold = |resource, amount| self.ledger.hold(resource, amount).ok();
