@@ -9,6 +9,7 @@ use runtime_api::ledger::{Ledger, Resource, ResourceGuard};
 
 use crate::SocketError;
 use crate::limits::SOCKET_BYTES;
+use crate::memory::BufferMemory;
 use crate::ports::Ports;
 
 /// The network of one container.
@@ -24,6 +25,8 @@ pub struct SocketContext {
     pub ledger: Arc<Ledger>,
     /// The clock of timeouts.
     pub env: Env,
+    /// The part of the account that buffers may use.
+    pub(crate) buffers: Arc<BufferMemory>,
     /// Picks ports.
     ports: Arc<Ports>,
 }
@@ -39,7 +42,8 @@ impl SocketContext {
     /// The network of a container.
     #[must_use]
     pub fn new(network: PodNetwork, caller: Caller, dial: Arc<dyn Dial>, ledger: Arc<Ledger>, env: Env) -> Self {
-        Self { network, caller, dial, ledger, env, ports: Arc::default() }
+        let buffers = BufferMemory::new(&ledger);
+        Self { network, caller, dial, ledger, env, buffers, ports: Arc::default() }
     }
 
     /// The pod's address.

@@ -17,6 +17,7 @@ pub mod context;
 mod error;
 pub mod limits;
 pub mod lookup;
+mod memory;
 mod ports;
 pub mod tcp;
 pub mod udp;

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use machinery_serve::net::PIPE_FREE_BYTES;
 use runtime_api::ledger::{Ledger, Level, Resource};
 
 /// Quotas of a pod. Each is a row of the pod's ledger, so that `--guest-…` flags and metrics mean the same.
@@ -31,10 +32,13 @@ impl SocketLimits {
     }
 }
 
-/// Host memory of a socket: its state, its tasks, and the part of its buffers that is in use on average.
+/// Host memory of a socket: its state, its tasks, and the parts of its buffers that are charged with it ([`SCARCE_BUFFER_BYTES`], and the
+/// same of a pipe's direction). What waits beyond is charged as it grows.
 pub(crate) const SOCKET_BYTES: u64 = 4 << 10;
 /// Maximum bytes of one read, and of the data of a connection that wait for the peer.
 pub const BUFFER_BYTES_MAX: usize = 64 << 10;
+/// The same of a connection while its container has no memory for buffers.
+pub const SCARCE_BUFFER_BYTES: usize = PIPE_FREE_BYTES;
 /// Default backlog of a listener: that of most servers.
 pub(crate) const BACKLOG_DEFAULT: usize = 128;
 /// Maximum backlog of a listener (Linux' `somaxconn`).

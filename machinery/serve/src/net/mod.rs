@@ -6,6 +6,7 @@
 //!
 //! - [`http`]: HTTP over a byte stream, for any server of requests.
 
+mod duplex;
 pub mod http;
 mod names;
 mod pipe;
@@ -21,11 +22,12 @@ use bytes::Bytes;
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt as _, Empty};
 
+pub use duplex::{BufferAccount, PIPE_BYTES, PIPE_FREE_BYTES, PipeEnd};
 use machinery_api::ObjectKey;
 pub use names::{NamePolicy, PodNames};
 pub use pipe::open_pipe;
 pub use pods::{AddrInUse, Attached, Listen, PodNetwork, RemotePods, Scope, is_pod_loopback};
-pub use stream::{DATAGRAMS_WAITING_MAX, DatagramPipe, Io, PIPE_BYTES, Stream};
+pub use stream::{DATAGRAMS_WAITING_MAX, DatagramPipe, Io, Stream};
 
 /// Why a body or an exchange broke.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;

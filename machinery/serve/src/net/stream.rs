@@ -2,17 +2,17 @@
 
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 
+use super::duplex::{BufferAccount, PipeEnd, duplex};
 use crate::hooked::{Hook, Hooked};
 
-/// Buffer of each direction of an in-process pipe: a socket's usual window.
-pub const PIPE_BYTES: usize = 64 << 10;
 /// Buffers of at most this total size are joined for a socket: copying costs less than a vectored write.
 const JOINED_BYTES_MAX: usize = 1 << 10;
 /// Queued datagrams of each direction; further ones are dropped, as by a full socket.
@@ -27,7 +27,7 @@ pub enum Stream {
     /// A socket; two of them can be joined by the kernel.
     Tcp(TcpStream),
     /// A pipe to a pod of this process.
-    Pipe(DuplexStream),
+    Pipe(PipeEnd),
     /// Any other transport: TLS, a tunnel to another node.
     Tunnel(Box<dyn Io>),
 }
@@ -46,14 +46,24 @@ impl Stream {
     /// The two ends of a pipe.
     #[must_use]
     pub fn pipe() -> (Self, Self) {
-        let (a, b) = tokio::io::duplex(PIPE_BYTES);
+        let (a, b) = duplex();
         (Self::Pipe(a), Self::Pipe(b))
     }
 
     /// The same stream, which owns `held` until it is dropped.
     #[must_use]
     pub fn holding(self, held: impl Send + Unpin + 'static) -> Self {
-        Self::Tunnel(Box::new(Hooked::new(self, DropWithStream(held))))
+        match self {
+            Self::Pipe(end) => Self::Pipe(end.holding(held)),
+            other => Self::Tunnel(Box::new(Hooked::new(other, DropWithStream(held)))),
+        }
+    }
+
+    /// Charges what is written and waits to be read to an account, as far as that is in this process: in a pipe.
+    pub fn charge_writes(&mut self, account: Arc<dyn BufferAccount>) {
+        if let Self::Pipe(end) = self {
+            end.charge_writes(account);
+        }
     }
 
     fn io(&mut self) -> Pin<&mut dyn Io> {

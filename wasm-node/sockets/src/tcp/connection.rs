@@ -15,7 +15,8 @@ use machinery_serve::net::Stream;
 use tokio::io::{AsyncRead as _, AsyncWrite as _, AsyncWriteExt as _, ReadBuf, ReadHalf, WriteHalf};
 
 use crate::context::SocketGuard;
-use crate::limits::{BUFFER_BYTES_MAX, LINGER_MAX};
+use crate::limits::{BUFFER_BYTES_MAX, LINGER_MAX, SCARCE_BUFFER_BYTES};
+use crate::memory::BufferMemory;
 use crate::{SocketContext, SocketError};
 
 /// Bytes that are read from the transport at once, through the stack.
@@ -40,6 +41,7 @@ struct Open {
     local: SocketAddr,
     remote: SocketAddr,
     guard: Arc<SocketGuard>,
+    buffers: Arc<BufferMemory>,
     reads: Mutex<Reads>,
     writes: Arc<Writes>,
 }
@@ -79,7 +81,8 @@ impl Connection {
         let ConnectionState { context, guard, local, remote } = state;
         let writes = Writes { state: Mutex::new(WriteState::Idle(writes)), waker: AtomicWaker::new() };
         let reads = Mutex::new(Reads::Open(reads));
-        let state = Open { env: context.env.clone(), local, remote, guard, reads, writes: Arc::new(writes) };
+        let (env, buffers, writes) = (context.env.clone(), context.buffers.clone(), Arc::new(writes));
+        let state = Open { env, local, remote, guard, buffers, reads, writes };
         Self { state: Arc::new(state) }
     }
 
@@ -129,25 +132,27 @@ impl Connection {
         *lock(&self.state.reads) = Reads::Ended(None);
     }
 
-    /// The number of bytes that [`Connection::write`] takes now: 0 while earlier ones are being sent.
+    /// The number of bytes that [`Connection::write`] takes now: 0 while earlier ones are being sent, few while the container has no
+    /// memory for buffers.
     ///
     /// # Errors
     /// If the direction was shut down ([`SocketError::ConnectionAborted`]) or failed.
     pub fn writable(&self) -> Result<usize, SocketError> {
         match &*lock(&self.state.writes.state) {
-            WriteState::Idle(_) => Ok(BUFFER_BYTES_MAX),
+            WriteState::Idle(_) if self.state.buffers.has(BUFFER_BYTES_MAX) => Ok(BUFFER_BYTES_MAX),
+            WriteState::Idle(_) => Ok(SCARCE_BUFFER_BYTES),
             WriteState::Sending { shut: false } => Ok(0),
             WriteState::Sending { shut: true } => Err(SocketError::ConnectionAborted),
             WriteState::Ended(error) => Err(error.unwrap_or(SocketError::ConnectionAborted)),
         }
     }
 
-    /// Sends bytes, as many as [`Connection::writable`] has permitted.
+    /// Sends bytes, as many as [`Connection::writable`] has permitted. Memory that became scarce since then takes no permission back.
     ///
     /// # Errors
-    /// If they are more, or if the direction was shut down or failed.
+    /// If they are more than [`BUFFER_BYTES_MAX`] or earlier ones are being sent, or if the direction was shut down or failed.
     pub fn write(&self, mut bytes: Bytes) -> Result<(), SocketError> {
-        if bytes.len() > self.writable()? {
+        if bytes.len() > BUFFER_BYTES_MAX || self.writable()? == 0 {
             return Err(SocketError::WouldBlock);
         }
         let mut state = lock(&self.state.writes.state);
@@ -205,8 +210,10 @@ impl Connection {
     fn send(&self, half: WriteHalf<Stream>, bytes: Bytes) {
         let (writes, guard, env) = (self.state.writes.clone(), self.state.guard.clone(), self.state.env.clone());
         let open = Arc::downgrade(&self.state);
+        // A small rest is a part of the socket's own bytes.
+        let charged = self.state.buffers.hold(bytes.len());
         tokio::spawn(async move {
-            let _guard = guard;
+            let _held = (guard, charged);
             let mut sending = std::pin::pin!(send(writes, half, bytes));
             // While the guest has the connection open, a peer that doesn't read is the guest's to wait for.
             loop {

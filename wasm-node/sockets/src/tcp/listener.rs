@@ -125,7 +125,7 @@ impl Backlog {
     fn push(
         &self,
         from: Origin,
-        stream: Stream,
+        mut stream: Stream,
     ) -> Result<(RevokeOnDrop, oneshot::Receiver<()>), CallRejected<Stream>> {
         let mut queue = self.queue();
         if queue.incoming.len() >= queue.max {
@@ -133,6 +133,7 @@ impl Backlog {
             return Err(CallRejected::busy(stream));
         }
         let Ok(guard) = self.context.socket() else { return Err(CallRejected::busy(stream)) };
+        stream.charge_writes(self.context.buffers.clone());
         let (stream, revoke, end) = revocable(stream);
         queue.incoming.push_back(Incoming { stream, peer: from.peer, local: from.local, guard });
         drop(queue);

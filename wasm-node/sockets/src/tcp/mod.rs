@@ -210,7 +210,8 @@ impl TcpSocket {
         let opened = ready!(opening.poll(cx));
         let (local, remote) = opening.addresses();
         Poll::Ready(match opened {
-            Ok(stream) => {
+            Ok(mut stream) => {
+                stream.charge_writes(self.context.buffers.clone());
                 let state = ConnectionState { context: &self.context, guard: self.guard.clone(), local, remote };
                 let connection = Connection::new(stream, state);
                 self.state = TcpState::Connected(connection.clone());

@@ -276,3 +276,43 @@ async fn bytes_leave_although_the_guest_waits_for_nothing_and_after_it_has_close
 }
 
 const BUFFER: usize = crate::limits::BUFFER_BYTES_MAX;
+
+#[tokio::test]
+async fn unread_bytes_count_in_the_memory_of_the_container_that_wrote_them() {
+    static BYTES: [u8; 65_536] = [7; 65_536];
+    let network = PodNetwork::default();
+    let (a, b) = (context(&network, 2, SocketLimits::default()), context(&network, 3, SocketLimits::default()));
+    let limit = 1 << 20;
+    b.ledger.set_limit(Resource::Memory, limit);
+    let mut server = listening(&a, "0.0.0.0:80");
+    let mut pairs = Vec::new();
+    for _ in 0..40 {
+        let client = connect(&b, "127.66.0.2:80").await.unwrap();
+        pairs.push((client, accept(&mut server).await));
+    }
+    let sockets = b.ledger.used(Resource::Memory);
+    for (client, _) in &pairs {
+        // The pipe's part and the rest behind it.
+        while client.connection().unwrap().writable().unwrap() > 0 {
+            let most = client.connection().unwrap().writable().unwrap();
+            client.connection().unwrap().write(Bytes::from_static(&BYTES[..most])).unwrap();
+        }
+    }
+    let (used, peak) = (b.ledger.used(Resource::Memory), b.ledger.peak(Resource::Memory));
+    assert!(used > sockets + 200_000 && peak <= limit / 2, "{sockets} {used} {peak}");
+    assert_eq!(a.ledger.used(Resource::Memory), 41 * crate::limits::SOCKET_BYTES, "a reader pays nothing");
+    // Small buffers deliver, too.
+    let (client, served) = pairs.pop().unwrap();
+    client.shutdown(Shutdown::Send).unwrap();
+    let mut seen = 0;
+    while let bytes = read(&served).await.unwrap()
+        && !bytes.is_empty()
+    {
+        seen += bytes.len();
+    }
+    assert!(seen >= crate::limits::SCARCE_BUFFER_BYTES, "{seen}");
+    drop((pairs, client, served, server));
+    while b.ledger.used(Resource::Memory) > 0 {
+        tokio::task::yield_now().await;
+    }
+}
