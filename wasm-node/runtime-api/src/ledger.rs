@@ -468,7 +468,7 @@ mod tests {
     }
 
     #[test]
-    fn rejections_are_counted_where_they_were_asked_by_whose_limit_it_was() {
+    fn rejections_are_counted_at_the_callers_level_by_the_level_of_the_limit() {
         let (node, pod, container) = levels();
         container.set_limit(Resource::Sockets, 3);
         pod.set_limit(Resource::Sockets, 2);

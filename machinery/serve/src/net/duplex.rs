@@ -91,7 +91,7 @@ impl Direction {
 
 impl Waiting {
     /// Bytes that can be written now, of those that are wanted.
-    fn room_for(&mut self, wanted: usize) -> usize {
+    fn allow(&mut self, wanted: usize) -> usize {
         let needed = (self.bytes.len() + wanted).min(PIPE_BYTES);
         if needed > self.granted {
             let target = needed.next_power_of_two();
@@ -122,15 +122,15 @@ impl Waiting {
 
     fn write(&mut self, pieces: &[io::IoSlice<'_>]) -> usize {
         let wanted = pieces.iter().map(|piece| piece.len()).sum();
-        let room = self.room_for(wanted);
-        self.bytes.reserve(room);
-        let mut rest = room;
+        let allowed = self.allow(wanted);
+        self.bytes.reserve(allowed);
+        let mut rest = allowed;
         for piece in pieces {
             let taken = piece.len().min(rest);
             self.bytes.extend(&piece[..taken]);
             rest -= taken;
         }
-        room
+        allowed
     }
 
     fn read(&mut self, into: &mut ReadBuf<'_>) {
@@ -300,7 +300,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_waits_is_charged_to_its_writer_until_it_is_read() {
+    async fn unread_bytes_are_charged_to_their_writer() {
         let (mut near, mut far, account) = charged(usize::MAX);
         near.write_all(&[1; PIPE_FREE_BYTES]).await.unwrap();
         assert_eq!(used(&account), 0, "the free part");
