@@ -55,14 +55,16 @@ def random_command(chance):
     key, other, field = (f"k{chance.randrange(8)}" for _ in range(3))
     value = chance.choice(["", "1", "-3", "9223372036854775807", "x y", "\r\n", "a" * 300, str(chance.randrange(100))])
     number = chance.randrange(-4, 5)
+    # No key expires during the comparison: the two would see it at different commands.
+    seconds = number * 100
     return chance.choice([
         ("SET", key, value), ("SET", key, value, "NX"), ("SET", key, value, "XX", "GET"), ("SET", key, value, "EX", "100"),
-        ("SET", key, value, "KEEPTTL"), ("SET", key, value, "PX"), ("SET", key, value, "EX", number), ("SET", key, value, "nonsense"),
+        ("SET", key, value, "KEEPTTL"), ("SET", key, value, "PX"), ("SET", key, value, "EX", seconds), ("SET", key, value, "nonsense"),
         ("GET", key), ("MGET", key, other), ("MSET", key, value, other, "2"), ("MSET", key), ("MSET", key, "1", other),
         ("DEL", key, other), ("EXISTS", key, key, other), ("INCR", key), ("DECR", key), ("INCRBY", key, number), ("INCRBY", key, value),
         ("DECRBY", key, "-9223372036854775808"), ("APPEND", key, value), ("STRLEN", key), ("GETRANGE", key, number, chance.randrange(-4, 5)),
-        ("SETNX", key, value), ("GETSET", key, value), ("GETDEL", key), ("SETEX", key, number, value),
-        ("EXPIRE", key, 100), ("EXPIRE", key, number), ("EXPIRE", key, 100, "NX"), ("EXPIRE", key, 50, "LT"), ("EXPIRE", key, 200, "GT"),
+        ("SETNX", key, value), ("GETSET", key, value), ("GETDEL", key), ("SETEX", key, seconds, value),
+        ("EXPIRE", key, 100), ("EXPIRE", key, seconds), ("EXPIRE", key, 100, "NX"), ("EXPIRE", key, 50, "LT"), ("EXPIRE", key, 200, "GT"),
         ("EXPIRE", key, 200, "GT", "LT"), ("EXPIRE", key, 200, "NX", "XX"), ("EXPIRE", key, 1, "soon"), ("PEXPIRE", key, "x"),
         ("TTL", key), ("PERSIST", key), ("TYPE", key), ("DBSIZE",), ("KEYS", "k[0-3]"), ("KEYS", "*"), ("RANDOMNONSENSE", key, "a b"),
         ("LPUSH", key, value, "2"), ("RPUSH", key, value), ("LPOP", key), ("RPOP", key), ("LPOP", key, 2), ("RPOP", key, number),
