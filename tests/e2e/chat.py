@@ -232,7 +232,7 @@ def clients(address):
 
 
 def slow(address):
-    """A member that doesn't read is dropped; one that reads gets every message. An echo that nobody reads stops reading."""
+    """A member that doesn't read is dropped; one that reads gets every message. An echo whose client reads nothing stops reading."""
     deaf = Raw(address, "/ws?room=slow&name=deaf", receive_buffer=4096)
     witness = Raw(address, "/ws?room=slow&name=witness")
     has_left, sent = False, 0
@@ -277,7 +277,7 @@ def slow(address):
     for _ in range(sent // len(data)):
         expect((2, b"e" * 50_000), client.received(), "an echo of a client that reads late")
     client.close()
-    print(f"· an echo that nobody reads has taken {sent >> 10} KiB, and returns all")
+    print(f"· an echo whose client reads nothing has taken {sent >> 10} KiB, and returns all")
 
 
 def random_frames(address):

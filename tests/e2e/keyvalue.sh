@@ -96,10 +96,10 @@ def keep(n):
     body = json.dumps({"bucket": f"flood{n % 50}", "key": f"k{n}", "value": value}).encode()
     for _ in range(5):
         with urllib.request.urlopen(sys.argv[1] + "/coracle:samples/counter/keep", body, timeout=120) as answer:
-            told = json.load(answer)
-        if not told.get("err", "").endswith("held the disk for too long"):
+            result = json.load(answer)
+        if not result.get("err", "").endswith("held the disk for too long"):
             break
-    return told
+    return result
 with ThreadPoolExecutor(8) as pool:
     answers = list(pool.map(keep, range(100)))
 print(sum("ok" in a for a in answers), {a["err"] for a in answers if "err" in a})

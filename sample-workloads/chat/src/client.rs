@@ -59,7 +59,7 @@ pub fn call(arguments: &[String]) -> Result<(), String> {
     Ok(())
 }
 
-/// A new mask for each frame, which nobody can predict (RFC 6455, §5.3).
+/// A new mask for each frame, which no peer can predict (RFC 6455, §5.3).
 fn mask() -> [u8; 4] {
     (get_random_u64() as u32).to_ne_bytes()
 }
